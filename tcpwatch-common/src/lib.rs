@@ -1,0 +1,155 @@
+//! The records that the BPF programs write and the daemon reads: their layout, and nothing else.
+//!
+//! All numbers are in the machine's own byte order, ports included. An IPv4 address is written
+//! v4-mapped (`::ffff:a.b.c.d`). Each record of the ring starts with its kind, one of `KIND_*`.
+#![no_std]
+
+/// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
+/// its header.
+pub const ABI: u32 = 1;
+
+/// The BPF object's read-only global that holds the [`ABI`] it was built with.
+pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
+
+/// A [`SocketEvent`]: the socket went from `old_state` to `new_state`.
+pub const KIND_TRANSITION: u8 = 1;
+/// A [`SocketEvent`]: the kernel retransmitted on the socket.
+pub const KIND_RETRANSMIT: u8 = 2;
+/// A [`SocketEvent`]: the application closed its last descriptor of the socket.
+pub const KIND_CLOSE: u8 = 3;
+/// A [`TaskEvent`]: the process that the next records name.
+pub const KIND_TASK: u8 = 4;
+
+/// The socket is an `AF_INET6` one (its addresses may still be v4-mapped).
+pub const FLAG_IPV6: u8 = 1;
+/// The peer's FIN was received (`SOCK_DONE`).
+pub const FLAG_FIN_RECEIVED: u8 = 2;
+/// No process holds the socket any more (`SOCK_DEAD`).
+pub const FLAG_ORPHAN: u8 = 4;
+/// The socket carries an error (`sk_err` is not 0).
+pub const FLAG_ERROR: u8 = 8;
+/// The socket was made by a listener (it inherited a backlog, `sk_max_ack_backlog`): a passive open.
+pub const FLAG_PASSIVE: u8 = 16;
+
+/// The kernel's TCP states (include/net/tcp_states.h), which BPF programs see as they are.
+pub mod state {
+    pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
+    pub const FIN_WAIT1: u8 = 4;
+    pub const FIN_WAIT2: u8 = 5;
+    pub const TIME_WAIT: u8 = 6;
+    pub const CLOSE: u8 = 7;
+    pub const CLOSE_WAIT: u8 = 8;
+    pub const LAST_ACK: u8 = 9;
+    pub const LISTEN: u8 = 10;
+    pub const CLOSING: u8 = 11;
+}
+
+/// What happened to a socket. 64 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct SocketEvent {
+    /// One of `KIND_TRANSITION`, `KIND_RETRANSMIT`, `KIND_CLOSE`.
+    pub kind: u8,
+    pub old_state: u8,
+    pub new_state: u8,
+    /// `FLAG_*`
+    pub flags: u8,
+    /// Inode of the socket's network namespace.
+    pub netns: u32,
+    /// CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// The kernel's own identity of the socket; `ss -e` prints it as `sk:`.
+    pub cookie: u64,
+    /// By kind and `new_state`:
+    /// - a transition only the application can cause (to SYN_SENT, LISTEN, FIN_WAIT1 or LAST_ACK) and
+    ///   `KIND_CLOSE`: the process (tgid) in whose context it happened, 0 when that was a kernel
+    ///   thread or the ring had no room to say which process it is;
+    /// - a transition to CLOSE_WAIT: received bytes the application has not read;
+    /// - a transition to CLOSE and `KIND_RETRANSMIT`: segments retransmitted so far (`total_retrans`);
+    /// - else 0.
+    pub value: u32,
+    pub sport: u16,
+    pub dport: u16,
+    pub saddr: [u8; 16],
+    pub daddr: [u8; 16],
+}
+
+/// A process, written before the first record that names it and again when its name changes. 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct TaskEvent {
+    /// `KIND_TASK`
+    pub kind: u8,
+    pub zero: [u8; 3],
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Start of the process, CLOCK_BOOTTIME; with `tgid` it identifies the process.
+    pub start_ns: u64,
+    /// Name of the thread group's leader, NUL-terminated.
+    pub comm: [u8; 16],
+}
+
+/// One descriptor of one TCP socket, as the socket iterator found it. 112 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct HeldSocket {
+    pub state: u8,
+    /// `FLAG_*`
+    pub flags: u8,
+    pub zero: [u8; 2],
+    pub netns: u32,
+    /// CLOCK_MONOTONIC, when this socket was looked at.
+    pub time_ns: u64,
+    pub cookie: u64,
+    /// Start of the process, CLOCK_BOOTTIME.
+    pub start_ns: u64,
+    pub tgid: u32,
+    pub fd: u32,
+    /// Received bytes that the application has not read.
+    pub unread_bytes: u32,
+    pub total_retrans: u32,
+    /// A listener's connections that wait to be accepted, and their limit.
+    pub queue: u32,
+    pub queue_limit: u32,
+    pub comm: [u8; 16],
+    pub sport: u16,
+    pub dport: u16,
+    pub zero2: u32,
+    pub saddr: [u8; 16],
+    pub daddr: [u8; 16],
+}
+
+/// Indices into the per-CPU `COUNTERS` array: records that found no room in the ring, by the program that
+/// had something to say.
+pub mod counter {
+    pub const LOST_STATE: u32 = 0;
+    pub const LOST_RETRANSMIT: u32 = 1;
+    pub const LOST_CLOSE: u32 = 2;
+    /// Number of counters.
+    pub const COUNT: u32 = 3;
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(size_of::<SocketEvent>() == 64);
+    assert!(offset_of!(SocketEvent, netns) == 4);
+    assert!(offset_of!(SocketEvent, time_ns) == 8);
+    assert!(offset_of!(SocketEvent, cookie) == 16);
+    assert!(offset_of!(SocketEvent, value) == 24);
+    assert!(offset_of!(SocketEvent, sport) == 28);
+    assert!(offset_of!(SocketEvent, saddr) == 32);
+    assert!(offset_of!(SocketEvent, daddr) == 48);
+    assert!(size_of::<TaskEvent>() == 32);
+    assert!(offset_of!(TaskEvent, start_ns) == 8);
+    assert!(offset_of!(TaskEvent, comm) == 16);
+    assert!(size_of::<HeldSocket>() == 112);
+    assert!(offset_of!(HeldSocket, time_ns) == 8);
+    assert!(offset_of!(HeldSocket, tgid) == 32);
+    assert!(offset_of!(HeldSocket, comm) == 56);
+    assert!(offset_of!(HeldSocket, saddr) == 80);
+};

@@ -1,0 +1,40 @@
+//! One record about one socket.
+
+use tcpwatch_common::SocketEvent;
+
+use crate::{field::KernelPtr, fill, ring};
+
+/// What the hook knows; the rest of the record is read from the socket.
+pub struct What {
+    pub kind: u8,
+    pub old_state: u8,
+    pub new_state: u8,
+    pub flags: u8,
+    pub value: u32,
+    /// The calling program's `counter::LOST_*`.
+    pub lost: u32,
+}
+
+#[inline(always)]
+pub fn send(sk: KernelPtr, time_ns: u64, what: What) {
+    let (saddr, daddr) = fill::addresses(sk);
+    let (sport, dport) = fill::ports(sk);
+    let netns = fill::netns(sk);
+    let cookie = fill::cookie(sk);
+    let Some(mut entry) = ring::reserve::<SocketEvent>(what.lost) else { return };
+    entry.write(SocketEvent {
+        kind: what.kind,
+        old_state: what.old_state,
+        new_state: what.new_state,
+        flags: what.flags,
+        netns,
+        time_ns,
+        cookie,
+        value: what.value,
+        sport,
+        dport,
+        saddr: fill::bytes(saddr),
+        daddr: fill::bytes(daddr),
+    });
+    ring::submit(entry);
+}

@@ -1,0 +1,32 @@
+//! The BPF programs: kernel hooks in, records of `tcpwatch-common` out through one ring buffer.
+//!
+//! A file for each hook. Nothing here runs per packet or per send, nothing keeps a table of sockets.
+//! What cannot be written (the ring is full) is counted, never waited for.
+#![no_std]
+#![no_main]
+
+mod event;
+mod field;
+mod fill;
+mod inet_sock_set_state;
+mod ring;
+mod task;
+mod task_file;
+mod tcp_close;
+mod tcp_retransmit_skb;
+
+use tcpwatch_common::ABI;
+
+/// Read by the loader before anything is loaded (`tcpwatch_common::ABI_SYMBOL`).
+#[unsafe(no_mangle)]
+static TCPWATCH_ABI: u32 = ABI;
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+// An endless loop: a program that could reach it does not pass the verifier.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

@@ -1,0 +1,61 @@
+//! The way out: the ring buffer, when its reader is woken, and the count of what did not fit.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    macros::map,
+    maps::{PerCpuArray, RingBuf, ring_buf::RingBufEntry},
+};
+use tcpwatch_common::counter;
+
+/// 4 MiB unless the loader sets another size: some 58,000 records of 64 bytes, more than a second of
+/// what two cores can make. Full: the record is not written, a
+/// `counter::LOST_*` counts it.
+#[map]
+static RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// `counter::*`, one set a CPU so that counting costs no shared cache line.
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
+
+/// Bytes in the ring from which on the reader is woken; the loader sets a share of the ring's size.
+#[unsafe(no_mangle)]
+static WAKEUP_BYTES: u32 = 1 << 19;
+
+/// Past the mark, the reader is woken for this many bytes more and then left alone: it is on its way, and
+/// each wake-up costs more than the record.
+const WAKEUP_BAND_BYTES: u64 = 1024;
+
+/// Room for one record, or `None` and the loss counted under `lost`, the program's own `counter::LOST_*`.
+#[inline(always)]
+pub fn reserve<T: 'static>(lost: u32) -> Option<RingBufEntry<T>> {
+    let entry = RING.reserve::<T>(0);
+    if entry.is_none() {
+        count(lost);
+    }
+    entry
+}
+
+/// Hands the record over; the reader comes for it on its timer, or at once past the fill mark.
+#[inline(always)]
+pub fn submit<T: 'static>(entry: RingBufEntry<T>) {
+    // SAFETY: a live static. Volatile, or the compiler folds its value at build time.
+    let mark = unsafe { core::ptr::read_volatile(&raw const WAKEUP_BYTES) } as u64;
+    let waiting = RING.query(BPF_RB_AVAIL_DATA as u64);
+    let past = waiting.wrapping_sub(mark) < WAKEUP_BAND_BYTES;
+    entry.submit(if past { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP } as u64);
+}
+
+/// Hands the record over and wakes the reader now.
+#[inline(always)]
+pub fn submit_and_wake<T: 'static>(entry: RingBufEntry<T>) {
+    entry.submit(BPF_RB_FORCE_WAKEUP as u64);
+}
+
+#[inline(always)]
+fn count(index: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: a non-null value of a per-CPU map belongs to this CPU. Each program has an index of its
+        // own and the kernel never runs a program inside itself, so nothing comes between load and store.
+        unsafe { *value += 1 };
+    }
+}

@@ -1,0 +1,279 @@
+//! What is counted: opened, closed, retransmitted, and how long each state lasted, by process name, role and
+//! peer.
+//!
+//! The number of label sets is bounded. A connection holds its group while it lives; groups without a
+//! connection are folded into `~other` after ten idle minutes when their place is needed. What finds no
+//! place is counted in `~other`, so sums over all groups are always complete.
+
+use std::{fmt, net::Ipv6Addr, sync::Arc};
+
+use rustc_hash::FxHashMap;
+use serde::{Serialize, Serializer};
+
+use crate::state::TcpState;
+
+/// Which side of the connection this socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    Client,
+    Server,
+    Listener,
+    Unknown,
+}
+
+impl Role {
+    pub const ALL: &[Self] = &[Self::Client, Self::Server, Self::Listener, Self::Unknown];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Listener => "listener",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Role {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// Upper bounds of the state durations' buckets, in seconds: from a loopback round trip to a leak of hours.
+pub const DURATION_BUCKETS: [f64; 8] = [0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0];
+
+const NANOS_PER_SECOND: f64 = 1e9;
+
+/// A Prometheus histogram: counts for each bucket, the last one unbounded.
+#[derive(Clone, Debug, Default)]
+pub struct Histogram {
+    pub buckets: [u64; DURATION_BUCKETS.len() + 1],
+    pub sum_seconds: f64,
+}
+
+impl Histogram {
+    fn observe(&mut self, nanos: u64) {
+        let seconds = nanos as f64 / NANOS_PER_SECOND;
+        let bucket = DURATION_BUCKETS.iter().position(|bound| seconds <= *bound);
+        self.buckets[bucket.unwrap_or(DURATION_BUCKETS.len())] += 1;
+        self.sum_seconds += seconds;
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
+            *mine += theirs;
+        }
+        self.sum_seconds += other.sum_seconds;
+    }
+
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+/// Who talks to whom, without anything that grows with the number of connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GroupKey {
+    /// The process's name; `None` when its owner is not known.
+    pub process: Option<Arc<str>>,
+    pub role: Role,
+    pub peer: Peer,
+}
+
+/// The server's side of the connection: for a client whom it dialled, for a server its own port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    Remote(Ipv6Addr, u16),
+    LocalPort(u16),
+    /// Of [`Groups::OTHER`] only.
+    Other,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remote(addr, port) => {
+                write!(f, "{}", std::net::SocketAddr::new(addr.to_canonical(), *port))
+            }
+            Self::LocalPort(port) => write!(f, ":{port}"),
+            Self::Other => f.write_str("~other"),
+        }
+    }
+}
+
+/// The counts of one group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub key: GroupKey,
+    pub counts: Counts,
+    live: u32,
+    active_ns: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Connections that reached ESTABLISHED.
+    pub opened: u64,
+    /// Connections that had been ESTABLISHED and reached CLOSE.
+    pub closed: u64,
+    /// Segments.
+    pub retransmits: u64,
+    /// By state; allocated with the first observation.
+    pub durations: [Option<Box<Histogram>>; TcpState::COUNT],
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.opened += other.opened;
+        self.closed += other.closed;
+        self.retransmits += other.retransmits;
+        for (mine, theirs) in self.durations.iter_mut().zip(&other.durations) {
+            if let Some(theirs) = theirs {
+                mine.get_or_insert_default().add(theirs);
+            }
+        }
+    }
+}
+
+/// Index of a group; valid while a connection holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GroupId(u32);
+
+/// A group that was idle this long may lose its place.
+const IDLE_NS: u64 = 600_000_000_000;
+
+pub struct Groups {
+    groups: Vec<Group>,
+    by_key: FxHashMap<GroupKey, GroupId>,
+    limit: usize,
+    /// Groups folded into `~other`, and connections counted there for want of a place.
+    pub folded: u64,
+    /// Since when a search for a place would be in vain; spares a scan for each new connection.
+    full_until_ns: u64,
+}
+
+impl Groups {
+    pub const OTHER: GroupId = GroupId(0);
+
+    pub fn new(limit: usize) -> Self {
+        let key = GroupKey { process: Some("~other".into()), role: Role::Unknown, peer: Peer::Other };
+        let other = Group { key, counts: Counts::default(), live: 0, active_ns: 0 };
+        Self { groups: vec![other], by_key: FxHashMap::default(), limit, folded: 0, full_until_ns: 0 }
+    }
+
+    /// The group for `key`, held once more.
+    pub fn hold(&mut self, key: GroupKey, now_ns: u64) -> GroupId {
+        let id = match self.by_key.get(&key) {
+            Some(id) => *id,
+            None => self.place(key, now_ns),
+        };
+        let group = &mut self.groups[id.0 as usize];
+        group.live += 1;
+        group.active_ns = now_ns;
+        id
+    }
+
+    pub fn release(&mut self, id: GroupId, now_ns: u64) {
+        let group = &mut self.groups[id.0 as usize];
+        group.live -= 1;
+        group.active_ns = now_ns;
+    }
+
+    pub fn key(&self, id: GroupId) -> &GroupKey {
+        &self.groups[id.0 as usize].key
+    }
+
+    pub fn counts(&mut self, id: GroupId) -> &mut Counts {
+        &mut self.groups[id.0 as usize].counts
+    }
+
+    pub fn observe(&mut self, id: GroupId, state: TcpState, nanos: u64) {
+        self.counts(id).durations[state.index()].get_or_insert_default().observe(nanos);
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter()
+    }
+
+    fn place(&mut self, key: GroupKey, now_ns: u64) -> GroupId {
+        let group = Group { key: key.clone(), counts: Counts::default(), live: 0, active_ns: now_ns };
+        if self.groups.len() <= self.limit {
+            let id = GroupId(self.groups.len() as u32);
+            self.groups.push(group);
+            self.by_key.insert(key, id);
+            return id;
+        }
+        let idle = |group: &Group| group.live == 0 && group.active_ns.saturating_add(IDLE_NS) <= now_ns;
+        let found = if now_ns < self.full_until_ns {
+            None
+        } else {
+            (1..self.groups.len())
+                .filter(|index| idle(&self.groups[*index]))
+                .min_by_key(|index| self.groups[*index].active_ns)
+        };
+        self.folded += 1;
+        let Some(index) = found else {
+            self.full_until_ns = self.full_until_ns.max(now_ns + 1_000_000_000);
+            return Self::OTHER;
+        };
+        let old = std::mem::replace(&mut self.groups[index], group);
+        self.groups[0].counts.add(&old.counts);
+        self.by_key.remove(&old.key);
+        let id = GroupId(index as u32);
+        self.by_key.insert(key, id);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(port: u16) -> GroupKey {
+        GroupKey { process: Some("p".into()), role: Role::Server, peer: Peer::LocalPort(port) }
+    }
+
+    #[test]
+    fn durations_fall_into_the_bucket_of_their_upper_bound() {
+        let mut histogram = Histogram::default();
+        for nanos in [1_000_000, 1_000_001, 3_600_000_000_000, 3_600_000_000_001] {
+            histogram.observe(nanos);
+        }
+        assert_eq!(histogram.buckets, [1, 1, 0, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(histogram.count(), 4);
+    }
+
+    #[test]
+    fn beyond_the_limit_counts_go_to_other_and_no_count_is_lost() {
+        let mut groups = Groups::new(2);
+        for port in 1..=5 {
+            let id = groups.hold(key(port), 0);
+            groups.counts(id).opened += 1;
+        }
+        let opened: Vec<_> = groups.iter().map(|group| group.counts.opened).collect();
+        assert_eq!(opened, [3, 1, 1]);
+        assert_eq!(groups.folded, 3);
+    }
+
+    #[test]
+    fn an_idle_group_gives_its_place_but_a_held_one_does_not() {
+        let mut groups = Groups::new(2);
+        let held = groups.hold(key(1), 0);
+        let idle = groups.hold(key(2), 0);
+        groups.observe(idle, TcpState::Established, 5);
+        groups.release(idle, 0);
+        assert_eq!(groups.hold(key(3), IDLE_NS - 1), Groups::OTHER);
+        let placed = groups.hold(key(4), IDLE_NS + 1_000_000_000);
+        assert_eq!(groups.key(placed), &key(4));
+        assert_eq!(groups.key(held), &key(1));
+        let other = groups.iter().next().unwrap();
+        assert_eq!(other.counts.durations[TcpState::Established.index()].as_ref().unwrap().count(), 1);
+    }
+}

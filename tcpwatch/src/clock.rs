@@ -1,0 +1,37 @@
+//! One reading of the clocks, passed in wherever a time is needed.
+
+use std::time::{Duration, SystemTime};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The kernel's monotonic clock, which stamps the records, beside the wall clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// CLOCK_MONOTONIC.
+    pub now_ns: u64,
+    pub wall: SystemTime,
+}
+
+impl Clock {
+    pub fn read() -> Self {
+        let now = clock_gettime(ClockId::Monotonic);
+        let now_ns =
+            u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
+        Self { now_ns, wall: SystemTime::now() }
+    }
+
+    /// Seconds from a CLOCK_MONOTONIC time until now; 0 for one that is not yet past.
+    pub fn seconds_since(&self, then_ns: u64) -> f64 {
+        seconds(self.now_ns.saturating_sub(then_ns))
+    }
+
+    /// RFC 3339, in UTC, with milliseconds.
+    pub fn rfc3339(&self) -> String {
+        humantime::format_rfc3339_millis(self.wall).to_string()
+    }
+}
+
+/// Nanoseconds as seconds, to the microsecond: finer digits would be noise.
+pub fn seconds(nanos: u64) -> f64 {
+    Duration::from_micros(nanos / 1000).as_secs_f64()
+}

@@ -1,0 +1,244 @@
+//! Bytes to records.
+//!
+//! In: what the BPF programs wrote, or a recording of it. Out: records whose every field is valid, or an
+//! error that the caller counts. No state, no I/O.
+
+use std::net::Ipv6Addr;
+
+use tcpwatch_common::{
+    FLAG_ERROR, FLAG_FIN_RECEIVED, FLAG_IPV6, FLAG_ORPHAN, FLAG_PASSIVE, HeldSocket, KIND_CLOSE,
+    KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SocketEvent, TaskEvent,
+};
+use thiserror::Error;
+
+use crate::state::TcpState;
+
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DecodeError {
+    #[error("a record of {0} bytes, which no kind has")]
+    Length(usize),
+    #[error("a record of the unknown kind {0}")]
+    Kind(u8),
+    #[error("a record with the unknown TCP state {0}")]
+    State(u8),
+}
+
+/// One record of the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    Socket(SocketRecord),
+    Task(TaskRecord),
+}
+
+/// A socket's identity, ends and flags, as the kernel had them when the record was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    pub cookie: u64,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    pub local: Endpoint,
+    pub remote: Endpoint,
+    /// `FLAG_*` of `tcpwatch_common`.
+    flags: u8,
+}
+
+impl Socket {
+    pub fn new(cookie: u64, netns: u32, local: Endpoint, remote: Endpoint, flags: u8) -> Self {
+        Self { cookie, netns, local, remote, flags }
+    }
+
+    pub fn is_ipv6(&self) -> bool {
+        self.flags & FLAG_IPV6 != 0
+    }
+
+    pub fn fin_received(&self) -> bool {
+        self.flags & FLAG_FIN_RECEIVED != 0
+    }
+
+    /// No process holds it any more.
+    pub fn is_orphan(&self) -> bool {
+        self.flags & FLAG_ORPHAN != 0
+    }
+
+    pub fn has_error(&self) -> bool {
+        self.flags & FLAG_ERROR != 0
+    }
+
+    /// Made by a listener.
+    pub fn is_passive(&self) -> bool {
+        self.flags & FLAG_PASSIVE != 0
+    }
+}
+
+/// An address and port in host order; IPv4 is kept v4-mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub addr: Ipv6Addr,
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// No address of either family.
+    pub fn is_wildcard(&self) -> bool {
+        self.addr.to_canonical().is_unspecified()
+    }
+}
+
+/// What happened to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketRecord {
+    pub socket: Socket,
+    /// CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    pub what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Transition {
+        from: TcpState,
+        to: TcpState,
+        /// See `SocketEvent::value`.
+        value: u32,
+    },
+    Retransmit {
+        state: TcpState,
+        /// Segments retransmitted on this socket so far.
+        total: u32,
+    },
+    /// The application closed its last descriptor.
+    Close { state: TcpState, pid: Option<u32> },
+}
+
+/// A process, told before it is first named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskRecord {
+    pub pid: u32,
+    /// CLOCK_BOOTTIME.
+    pub start_ns: u64,
+    pub comm: String,
+}
+
+/// A descriptor that a process holds on a TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub socket: Socket,
+    pub state: TcpState,
+    /// CLOCK_MONOTONIC, when it was looked at.
+    pub time_ns: u64,
+    pub holder: TaskRecord,
+    pub unread_bytes: u32,
+    pub total_retrans: u32,
+}
+
+/// # Errors
+/// When the bytes are no record of a known kind.
+pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
+    match bytes.first().copied() {
+        Some(KIND_TASK) => task(&read(bytes)?).map(Record::Task),
+        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_CLOSE) => {
+            socket_record(&read(bytes)?).map(Record::Socket)
+        }
+        Some(kind) => Err(DecodeError::Kind(kind)),
+        None => Err(DecodeError::Length(0)),
+    }
+}
+
+/// # Errors
+/// When the bytes are not a `HeldSocket`.
+pub fn held(bytes: &[u8]) -> Result<Held, DecodeError> {
+    let raw: HeldSocket = read(bytes)?;
+    Ok(Held {
+        socket: Socket {
+            cookie: raw.cookie,
+            netns: raw.netns,
+            local: endpoint(raw.saddr, raw.sport),
+            remote: endpoint(raw.daddr, raw.dport),
+            flags: raw.flags,
+        },
+        state: state(raw.state)?,
+        time_ns: raw.time_ns,
+        holder: TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) },
+        unread_bytes: raw.unread_bytes,
+        total_retrans: raw.total_retrans,
+    })
+}
+
+fn socket_record(raw: &SocketEvent) -> Result<SocketRecord, DecodeError> {
+    let socket = Socket {
+        cookie: raw.cookie,
+        netns: raw.netns,
+        local: endpoint(raw.saddr, raw.sport),
+        remote: endpoint(raw.daddr, raw.dport),
+        flags: raw.flags,
+    };
+    let to = state(raw.new_state)?;
+    let what = match raw.kind {
+        KIND_RETRANSMIT => What::Retransmit { state: to, total: raw.value },
+        KIND_CLOSE => What::Close { state: to, pid: (raw.value != 0).then_some(raw.value) },
+        _ => What::Transition { from: state(raw.old_state)?, to, value: raw.value },
+    };
+    Ok(SocketRecord { socket, time_ns: raw.time_ns, what })
+}
+
+fn task(raw: &TaskEvent) -> Result<TaskRecord, DecodeError> {
+    Ok(TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) })
+}
+
+fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Result<T, DecodeError> {
+    bytemuck::try_pod_read_unaligned(bytes).map_err(|_| DecodeError::Length(bytes.len()))
+}
+
+fn state(number: u8) -> Result<TcpState, DecodeError> {
+    TcpState::from_kernel(number).ok_or(DecodeError::State(number))
+}
+
+fn endpoint(addr: [u8; 16], port: u16) -> Endpoint {
+    Endpoint { addr: Ipv6Addr::from(addr), port }
+}
+
+/// A process may call itself anything; bytes that are not UTF-8 are shown as such.
+fn comm(bytes: [u8; 16]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+
+    fn event() -> SocketEvent {
+        SocketEvent { kind: KIND_TRANSITION, old_state: 2, new_state: 1, sport: 80, ..SocketEvent::zeroed() }
+    }
+
+    #[test]
+    fn a_transition_keeps_its_states_and_ports() {
+        let Ok(Record::Socket(record)) = record(bytemuck::bytes_of(&event())) else { panic!() };
+        assert_eq!(record.socket.local.port, 80);
+        let (from, to) = (TcpState::SynSent, TcpState::Established);
+        assert_eq!(record.what, What::Transition { from, to, value: 0 });
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_what_is_wrong() {
+        let bad_state = SocketEvent { old_state: 12, ..event() };
+        let good = event();
+        for (bytes, error) in [
+            (&[][..], DecodeError::Length(0)),
+            (&bytemuck::bytes_of(&good)[..63], DecodeError::Length(63)),
+            (&[9; 64], DecodeError::Kind(9)),
+            (bytemuck::bytes_of(&bad_state), DecodeError::State(12)),
+        ] {
+            assert_eq!(record(bytes), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_name_of_sixteen_bytes_without_end_and_of_no_charset_is_kept() {
+        let raw = TaskEvent { kind: KIND_TASK, comm: [0xff; 16], ..TaskEvent::zeroed() };
+        let Ok(Record::Task(task)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
+        assert_eq!(task.comm, "\u{fffd}".repeat(16));
+    }
+}

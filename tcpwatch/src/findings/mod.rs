@@ -1,0 +1,3 @@
+//! What is wrong, named: a file for each rule.
+
+pub mod lingering;

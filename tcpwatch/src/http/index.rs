@@ -1,0 +1,50 @@
+//! `/`: what can be asked.
+
+use axum::response::Response;
+use serde::Serialize;
+
+use super::{Answer, Asked, respond};
+
+#[derive(Serialize)]
+struct Index {
+    version: &'static str,
+    paths: &'static [Path],
+}
+
+#[derive(Serialize)]
+struct Path {
+    path: &'static str,
+    answers: &'static str,
+}
+
+const PATHS: &[Path] = &[
+    Path {
+        path: "/leaks",
+        answers: "connections that stand too long in a state that should be short, and whose",
+    },
+    Path {
+        path: "/connections",
+        answers: "every connection now; ?state= pid= comm= local_port= remote_port= remote= role= sort= limit=",
+    },
+    Path { path: "/status", answers: "how tcpwatch itself is doing: hooks, records, states, own cost" },
+    Path { path: "/metrics", answers: "the same as numbers for Prometheus" },
+    Path { path: "/healthz", answers: "200 while alive" },
+    Path { path: "/readyz", answers: "200 once everything open is known, else 503" },
+];
+
+pub(super) async fn handle(asked: Asked) -> Response {
+    let answer =
+        asked.params.finish(&[]).map(|()| Index { version: env!("CARGO_PKG_VERSION"), paths: PATHS });
+    respond(asked.format, answer)
+}
+
+impl Answer for Index {
+    fn text(&self) -> String {
+        let mut text = format!("tcpwatch {}\n\n", self.version);
+        for path in self.paths {
+            text += &format!("{:<14}{}\n", path.path, path.answers);
+        }
+        text += "\nAdd ?format=json for JSON.\n";
+        text
+    }
+}

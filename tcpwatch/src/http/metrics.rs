@@ -1,0 +1,192 @@
+//! `/metrics`: everything as numbers, in the Prometheus text format.
+//!
+//! The families that can be large are written here, straight from the counts; the daemon's own go through
+//! the `prometheus` crate.
+
+use std::fmt::Write as _;
+
+use axum::{
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use super::{Api, ApiError, Asked, request::Format};
+use crate::{
+    aggregate::{DURATION_BUCKETS, Group, GroupKey, Histogram},
+    clock::Clock,
+    findings::lingering,
+    node::{Node, RecordCounts},
+    proc,
+    state::TcpState,
+};
+
+pub(super) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
+    let answer = match asked.params.finish(&[]) {
+        Ok(()) => api.ask(false, encode).await,
+        Err(error) => Err(error),
+    };
+    let own = answer.and_then(|(text, records, kernel)| match own_metrics(records, &kernel) {
+        Ok(own) => Ok(text + &own),
+        Err(error) => Err(ApiError::internal(&error)),
+    });
+    match own {
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
+        Err(error) => error.respond(Format::Text),
+    }
+}
+
+fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
+    let mut text = String::with_capacity(1 << 16);
+    let tracker = &node.tracker;
+
+    family(&mut text, "tcpwatch_connections", "gauge", "Connections now, by TCP state.");
+    for state in TcpState::ALL.iter().filter(|state| **state != TcpState::Close) {
+        let _ = writeln!(text, "tcpwatch_connections{{state=\"{state}\"}} {}", tracker.table.count(*state));
+    }
+
+    family(
+        &mut text,
+        "tcpwatch_lingering_connections",
+        "gauge",
+        "Connections that stand longer than their limit in a state that should be short.",
+    );
+    for ((state, group), count) in lingering::counts(tracker, &node.linger, clock.now_ns) {
+        let labels = labels(tracker.groups.key(group));
+        let _ = writeln!(text, "tcpwatch_lingering_connections{{{labels},state=\"{state}\"}} {count}");
+    }
+
+    let groups: Vec<(String, &Group)> =
+        tracker.groups.iter().map(|group| (labels(&group.key), group)).collect();
+    counter(
+        &mut text,
+        &groups,
+        "tcpwatch_connections_opened_total",
+        "Connections that reached ESTABLISHED.",
+        |group| group.counts.opened,
+    );
+    counter(
+        &mut text,
+        &groups,
+        "tcpwatch_connections_closed_total",
+        "Connections that had been ESTABLISHED and reached CLOSE; the kernel may keep their TIME_WAIT.",
+        |group| group.counts.closed,
+    );
+    counter(&mut text, &groups, "tcpwatch_retransmits_total", "Segments retransmitted.", |group| {
+        group.counts.retransmits
+    });
+
+    family(
+        &mut text,
+        "tcpwatch_state_duration_seconds",
+        "histogram",
+        "How long connections stood in a state, counted when they left it; only where both ends were seen.",
+    );
+    for (labels, group) in &groups {
+        for state in TcpState::ALL {
+            if let Some(histogram) = &group.counts.durations[state.index()] {
+                write_histogram(&mut text, labels, *state, histogram);
+            }
+        }
+    }
+    (text, node.records, node.identity.kernel.clone())
+}
+
+fn family(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+}
+
+fn counter(
+    text: &mut String,
+    groups: &[(String, &Group)],
+    name: &str,
+    help: &str,
+    value: impl Fn(&Group) -> u64,
+) {
+    family(text, name, "counter", help);
+    for (labels, group) in groups {
+        let _ = writeln!(text, "{name}{{{labels}}} {}", value(group));
+    }
+}
+
+fn write_histogram(text: &mut String, labels: &str, state: TcpState, histogram: &Histogram) {
+    let name = "tcpwatch_state_duration_seconds";
+    let mut below = 0;
+    for (index, count) in histogram.buckets.iter().enumerate() {
+        below += count;
+        let _ = match DURATION_BUCKETS.get(index) {
+            Some(bound) => {
+                writeln!(text, "{name}_bucket{{{labels},state=\"{state}\",le=\"{bound}\"}} {below}")
+            }
+            None => writeln!(text, "{name}_bucket{{{labels},state=\"{state}\",le=\"+Inf\"}} {below}"),
+        };
+    }
+    let _ = writeln!(text, "{name}_sum{{{labels},state=\"{state}\"}} {}", histogram.sum_seconds);
+    let _ = writeln!(text, "{name}_count{{{labels},state=\"{state}\"}} {below}");
+}
+
+fn labels(key: &GroupKey) -> String {
+    let process = escape(key.process.as_deref().unwrap_or(""));
+    format!("process=\"{process}\",role=\"{}\",peer=\"{}\"", key.role, key.peer)
+}
+
+/// As the text format wants label values.
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// The daemon's own metrics, made from the present counts: the counting itself happens elsewhere.
+fn own_metrics(records: RecordCounts, kernel: &str) -> Result<String, prometheus::Error> {
+    let registry = Registry::new();
+    let counter = |name: &str, help: &str, value: u64| {
+        let counter = IntCounter::new(name, help)?;
+        counter.inc_by(value);
+        registry.register(Box::new(counter))
+    };
+    counter(
+        "tcpwatch_records_received_total",
+        "Records read from the kernel's ring buffer.",
+        records.received,
+    )?;
+    counter("tcpwatch_records_malformed_total", "Records that could not be decoded.", records.malformed)?;
+
+    let lost = IntCounterVec::new(
+        Opts::new("tcpwatch_records_lost_total", "Records lost in the kernel, by cause."),
+        &["cause"],
+    )?;
+    lost.with_label_values(&["ring_full"]).inc_by(records.lost.ring_full);
+    lost.with_label_values(&["run_skipped"]).inc_by(records.lost.run_skipped);
+    registry.register(Box::new(lost))?;
+
+    let build = IntGaugeVec::new(
+        Opts::new("tcpwatch_build_info", "Always 1; the labels say what runs where."),
+        &["version", "kernel"],
+    )?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION"), kernel]).set(1);
+    registry.register(Box::new(build))?;
+
+    if let Ok(usage) = proc::own_usage() {
+        let rss = prometheus::IntGauge::new("process_resident_memory_bytes", "Resident memory of tcpwatch.")?;
+        rss.set(i64::try_from(usage.rss_bytes).unwrap_or(i64::MAX));
+        registry.register(Box::new(rss))?;
+        let cpu = prometheus::Counter::new("process_cpu_seconds_total", "User and system time of tcpwatch.")?;
+        cpu.inc_by(usage.cpu_seconds);
+        registry.register(Box::new(cpu))?;
+    }
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_process_name_cannot_break_the_format() {
+        assert_eq!(escape("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+}

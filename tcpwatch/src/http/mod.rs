@@ -1,0 +1,154 @@
+//! What people and programs ask over HTTP: a file for each answer.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `/` | this list |
+//! | `/leaks` | connections that stand too long in a state that should be short |
+//! | `/connections` | every connection now |
+//! | `/status` | how tcpwatch itself is doing |
+//! | `/metrics` | Prometheus |
+//! | `/healthz`, `/readyz` | for probes |
+//!
+//! Answers are text for people, JSON with `?format=json` or `Accept: application/json`. A question runs on
+//! the task that owns the state and gets a consistent view of it.
+
+mod connections;
+mod index;
+mod leaks;
+mod metrics;
+mod request;
+mod status;
+mod text;
+
+use axum::{
+    Router,
+    extract::{FromRequestParts, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::request::ApiError;
+use self::request::{Format, Params};
+use crate::{clock::Clock, node::Node};
+
+/// A question for the task that owns the state.
+pub struct Question {
+    pub ask: Box<dyn FnOnce(&Node, Clock) + Send>,
+    /// Whether the answer names owners: then who holds which socket is looked up first, where that is cheap.
+    pub about_owners: bool,
+}
+
+/// How HTTP reaches the owner of the state.
+#[derive(Clone, Debug)]
+pub struct Api {
+    questions: mpsc::Sender<Question>,
+}
+
+impl Api {
+    pub fn new(questions: mpsc::Sender<Question>) -> Self {
+        Self { questions }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        about_owners: bool,
+        ask: impl FnOnce(&Node, Clock) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Box::new(move |node: &Node, clock: Clock| {
+            // The asker may have hung up.
+            let _ = reply.send(ask(node, clock));
+        });
+        self.questions.send(Question { ask, about_owners }).await.map_err(|_| ApiError::stopping())?;
+        answer.await.map_err(|_| ApiError::stopping())
+    }
+}
+
+/// All paths.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/", get(index::handle))
+        .route("/leaks", get(leaks::handle))
+        .route("/connections", get(connections::handle))
+        .route("/status", get(status::handle))
+        .route("/metrics", get(metrics::handle))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(only_get)
+        .with_state(api)
+}
+
+/// The parameters of a request and the form its answer should have.
+struct Asked {
+    format: Format,
+    params: Params,
+}
+
+impl<S: Sync> FromRequestParts<S> for Asked {
+    type Rejection = Response;
+
+    async fn from_request_parts(
+        parts: &mut axum::http::request::Parts,
+        _: &S,
+    ) -> Result<Self, Self::Rejection> {
+        let mut params = Params::parse(parts.uri.query().unwrap_or(""));
+        let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        match Format::choose(&mut params, accept) {
+            Ok(format) => Ok(Self { format, params }),
+            Err(error) => Err(error.respond(Format::Text)),
+        }
+    }
+}
+
+/// An answer in both forms.
+trait Answer: serde::Serialize {
+    fn text(&self) -> String;
+}
+
+fn respond<A: Answer>(format: Format, answer: Result<A, ApiError>) -> Response {
+    match (answer, format) {
+        (Err(error), _) => error.respond(format),
+        (Ok(answer), Format::Text) => text_response(StatusCode::OK, answer.text()),
+        (Ok(answer), Format::Json) => json_response(StatusCode::OK, &answer),
+    }
+}
+
+fn text_response(status: StatusCode, text: String) -> Response {
+    (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+}
+
+fn json_response(status: StatusCode, answer: &impl serde::Serialize) -> Response {
+    match serde_json::to_vec_pretty(answer) {
+        Ok(mut json) => {
+            json.push(b'\n');
+            (status, [(header::CONTENT_TYPE, "application/json")], json).into_response()
+        }
+        Err(error) => {
+            tracing::error!(%error, "an answer could not be written as JSON");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+async fn healthz() -> Response {
+    text_response(StatusCode::OK, "ok\n".to_owned())
+}
+
+async fn readyz(State(api): State<Api>, asked: Asked) -> Response {
+    match api.ask(false, |node, _| node.waiting_for).await {
+        Ok(None) => text_response(StatusCode::OK, "ready\n".to_owned()),
+        Ok(Some(what)) => ApiError::not_ready(what).respond(asked.format),
+        Err(error) => error.respond(asked.format),
+    }
+}
+
+async fn unknown_path(uri: axum::http::Uri, asked: Asked) -> Response {
+    ApiError::unknown_path(uri.path()).respond(asked.format)
+}
+
+async fn only_get(asked: Asked) -> Response {
+    ApiError::only_get().respond(asked.format)
+}

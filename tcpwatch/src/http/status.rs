@@ -1,0 +1,147 @@
+//! `/status`: how tcpwatch itself is doing.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use axum::{extract::State, response::Response};
+use serde::Serialize;
+
+use super::{
+    Answer, Api, Asked, respond,
+    text::{bytes, duration, table},
+};
+use crate::{
+    clock::Clock,
+    node::Node,
+    probes::{Lost, Signal},
+    proc::{self, OwnUsage},
+    state::TcpState,
+};
+
+#[derive(Debug, Serialize)]
+struct Status {
+    version: &'static str,
+    node: String,
+    kernel: String,
+    started_at: String,
+    uptime_seconds: f64,
+    ready: bool,
+    signals: Vec<Signal>,
+    records: Records,
+    connections: Connections,
+    processes: Processes,
+    usage: OwnUsage,
+}
+
+#[derive(Debug, Serialize)]
+struct Records {
+    received: u64,
+    lost: u64,
+    lost_by_cause: Lost,
+    malformed: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Connections {
+    /// Every state, also those with none.
+    states: BTreeMap<&'static str, usize>,
+    total: usize,
+    /// Seen when the table was full, and so not kept.
+    untracked: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Processes {
+    known: usize,
+    /// Seen when the table was full, and so not kept.
+    refused: u64,
+}
+
+pub(super) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
+    let answer = match asked.params.finish(&[]) {
+        Ok(()) => api.ask(false, status).await,
+        Err(error) => Err(error),
+    };
+    respond(asked.format, answer)
+}
+
+fn status(node: &Node, clock: Clock) -> Status {
+    let (tracker, records) = (&node.tracker, node.records);
+    Status {
+        version: env!("CARGO_PKG_VERSION"),
+        node: node.identity.node.clone(),
+        kernel: node.identity.kernel.clone(),
+        started_at: humantime::format_rfc3339_millis(node.identity.started).to_string(),
+        uptime_seconds: node.uptime_seconds(clock),
+        ready: node.waiting_for.is_none(),
+        signals: node.signals.clone(),
+        records: Records {
+            received: records.received,
+            lost: records.lost.total(),
+            lost_by_cause: records.lost,
+            malformed: records.malformed,
+        },
+        connections: Connections {
+            states: TcpState::ALL
+                .iter()
+                .filter(|state| **state != TcpState::Close)
+                .map(|state| (state.name(), tracker.table.count(*state)))
+                .collect(),
+            total: tracker.table.len(),
+            untracked: tracker.untracked,
+        },
+        processes: Processes { known: tracker.processes.len(), refused: tracker.processes.refused },
+        usage: proc::own_usage().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read own usage");
+            OwnUsage::default()
+        }),
+    }
+}
+
+impl Answer for Status {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |label: &str, value: String| {
+            let _ = writeln!(text, "{label:<13}{value}");
+        };
+        line("tcpwatch", format!("{} on {}, Linux {}", self.version, self.node, self.kernel));
+        line("up", format!("{} (since {})", duration(self.uptime_seconds), self.started_at));
+        line("ready", if self.ready { "yes".into() } else { "no".into() });
+        line("uses", format!("{} RSS, {:.2} s CPU", bytes(self.usage.rss_bytes), self.usage.cpu_seconds));
+        let records = &self.records;
+        line(
+            "records",
+            format!(
+                "{} received, {} lost ({} ring full, {} run skipped), {} malformed",
+                records.received,
+                records.lost,
+                records.lost_by_cause.ring_full,
+                records.lost_by_cause.run_skipped,
+                records.malformed
+            ),
+        );
+        let (connections, processes) = (&self.connections, &self.processes);
+        line("connections", format!("{}, {} untracked", connections.total, connections.untracked));
+        line("processes", format!("{}, {} refused", processes.known, processes.refused));
+        text.push('\n');
+        let rows: Vec<_> = self.signals.iter().map(signal_row).collect();
+        text += &table(&["SIGNAL", "HOOK"], &rows);
+        for signal in &self.signals {
+            for attempt in &signal.tried {
+                let _ = writeln!(text, "  {}: {}: {}", signal.signal, attempt.hook, attempt.error.trim());
+            }
+            if let Some(lost) = signal.lost {
+                let _ = writeln!(text, "  {}: without it, {lost}", signal.signal);
+            }
+        }
+        text.push('\n');
+        let states = self.connections.states.iter();
+        let rows: Vec<_> =
+            states.map(|(state, count)| vec![(*state).to_owned(), count.to_string()]).collect();
+        text += &table(&["STATE", "CONNECTIONS"], &rows);
+        text
+    }
+}
+
+fn signal_row(signal: &Signal) -> Vec<String> {
+    vec![signal.signal.to_owned(), signal.hook.unwrap_or("none").to_owned()]
+}

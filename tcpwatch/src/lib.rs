@@ -1,0 +1,35 @@
+//! tcpwatch: knows the whole life of every TCP connection on a Linux node and names what is wrong with it.
+//!
+//! The modules stand in the order in which data flows through them; see docs/ARCHITECTURE.md.
+
+pub mod btf;
+pub mod offsets;
+pub mod probes;
+
+pub mod state;
+
+pub mod decode;
+
+pub mod process;
+
+pub mod aggregate;
+pub mod table;
+
+pub mod tracker;
+
+pub mod clock;
+
+pub mod findings;
+
+pub mod proc;
+pub mod recording;
+
+pub mod node;
+
+pub mod http;
+
+pub mod pipeline;
+
+pub mod options;
+
+pub mod replay;

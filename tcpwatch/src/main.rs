@@ -1,0 +1,144 @@
+//! The program: options in, one of `run` and `replay`, and an exit code that says what went wrong.
+
+use std::{io::Write as _, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use tcpwatch::{
+    clock::Clock,
+    findings::lingering::LingerLimits,
+    http::{Api, router},
+    node::{Identity, Node},
+    options::{Cli, Command, Linger, OptionsError, ReplayArgs, RunOptions},
+    pipeline::Pipeline,
+    probes::{LoadOptions, ProbeError, Probes},
+    recording::Recording,
+    replay,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing_subscriber::EnvFilter;
+
+/// sysexits.h
+const EX_USAGE: u8 = 64;
+const EX_NOINPUT: u8 = 66;
+const EX_UNAVAILABLE: u8 = 69;
+const EX_NOPERM: u8 = 77;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { EX_USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Some(Command::Replay(args)) => replay(args),
+        Some(Command::Run(args)) => args.complete().map_err(Into::into).and_then(run),
+        None => cli.run.complete().map_err(Into::into).and_then(run),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tcpwatch: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<OptionsError>() {
+        return EX_USAGE.into();
+    }
+    match error.downcast_ref::<ProbeError>() {
+        Some(ProbeError::Privilege(_)) => EX_NOPERM.into(),
+        Some(_) => EX_UNAVAILABLE.into(),
+        None if error.is::<std::io::Error>() => EX_UNAVAILABLE.into(),
+        None if error.is::<tcpwatch::recording::RecordingError>() => EX_NOINPUT.into(),
+        None => ExitCode::FAILURE,
+    }
+}
+
+fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
+    init_log(options.debug);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(options))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(options: RunOptions) -> anyhow::Result<()> {
+    // Before the kernel is touched: a taken port is the commoner mistake, and quickly told.
+    let listener = TcpListener::bind(options.listen).await.with_context(|| {
+        format!("cannot listen on {}: choose another address with --listen ADDR:PORT", options.listen)
+    })?;
+    let load = LoadOptions { ring_bytes: options.ring_bytes, debug: options.debug };
+    let (probes, ring) = Probes::load(load)?;
+    let node = Node::new(identity(), options.linger, options.limits, probes.signals.clone());
+    let pipeline = Pipeline::new(node, probes, ring, options.record.as_deref())?;
+
+    let (questions, asked) = mpsc::channel(64);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop_http, http_stops) = tokio::sync::oneshot::channel::<()>();
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        let _ = stop_http.send(());
+    };
+    let address = listener.local_addr()?;
+    tracing::info!("watching; curl http://{address}/leaks");
+    let http = axum::serve(listener, router(Api::new(questions))).with_graceful_shutdown(async {
+        let _ = http_stops.await;
+    });
+    let http = tokio::spawn(async move { http.await });
+    pipeline.run(asked, stop).await?;
+    // A client that keeps its connection open does not keep the daemon: its questions are answered with 503.
+    match tokio::time::timeout(std::time::Duration::from_secs(1), http).await {
+        Ok(served) => served?.context("HTTP stopped")?,
+        Err(_) => tracing::debug!("an HTTP connection was still open"),
+    }
+    Ok(())
+}
+
+fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {
+    init_log(false);
+    let mut limits = LingerLimits::default();
+    for Linger(state, limit) in args.linger.linger {
+        limits.set(state, limit).map_err(OptionsError::Linger)?;
+    }
+    let recording = Recording::open(&args.file)?;
+    let replayed = replay::play(recording, limits);
+    if replayed.unread_bytes > 0 {
+        tracing::warn!(
+            bytes = replayed.unread_bytes,
+            "the recording ends in the middle of a frame; what is before it was played"
+        );
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let (status, body) = runtime.block_on(replay::answer(replayed, &args.path))?;
+    std::io::stdout().write_all(&body)?;
+    Ok(if status.is_success() { ExitCode::SUCCESS } else { EX_USAGE.into() })
+}
+
+fn identity() -> Identity {
+    let uname = rustix::system::uname();
+    Identity {
+        node: uname.nodename().to_string_lossy().into_owned(),
+        kernel: uname.release().to_string_lossy().into_owned(),
+        started: Clock::read().wall,
+    }
+}
+
+/// To stderr; `RUST_LOG` overrides.
+fn init_log(debug: bool) {
+    let default = if debug { "tcpwatch=debug,info" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -1,0 +1,121 @@
+//! Everything known about this node, and how it comes to be known: the one owner of all mutable state.
+//!
+//! In: frames, live or from a recording. Out: answers to questions, through shared references.
+
+use std::time::SystemTime;
+
+use crate::{
+    clock::Clock,
+    decode,
+    findings::lingering::{LingerHistory, LingerLimits, SAMPLE_INTERVAL},
+    probes::{Lost, Signal},
+    recording::Frame,
+    tracker::{Limits, Tracker},
+};
+
+/// Which machine this is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub node: String,
+    pub kernel: String,
+    /// When this run began.
+    pub started: SystemTime,
+}
+
+/// What became of the records.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RecordCounts {
+    pub received: u64,
+    pub malformed: u64,
+    pub lost: Lost,
+}
+
+pub struct Node {
+    pub identity: Identity,
+    pub tracker: Tracker,
+    pub linger: LingerLimits,
+    pub history: LingerHistory,
+    pub signals: Vec<Signal>,
+    pub records: RecordCounts,
+    /// What still has to happen before answers are complete.
+    pub waiting_for: Option<&'static str>,
+    next_sample_ns: u64,
+}
+
+impl Node {
+    pub fn new(identity: Identity, linger: LingerLimits, limits: Limits, signals: Vec<Signal>) -> Self {
+        Self {
+            identity,
+            tracker: Tracker::new(limits),
+            linger,
+            history: LingerHistory::default(),
+            signals,
+            records: RecordCounts::default(),
+            waiting_for: Some("the first sweep of open sockets"),
+            next_sample_ns: 0,
+        }
+    }
+
+    pub fn ingest(&mut self, frame: &Frame) {
+        match frame {
+            Frame::Record(bytes) => self.record(bytes),
+            Frame::SweepBegin => self.tracker.begin_sweep(),
+            Frame::Sweep(bytes) => self.sweep(bytes),
+            Frame::Process(process) => {
+                self.tracker.processes.describe(process.pid, process.start_ns, &process.details);
+            }
+            Frame::Tick(now_ns) => self.tick(*now_ns),
+            Frame::Lost(lost) => self.records.lost = *lost,
+        }
+    }
+
+    /// One record of the ring. A malformed one is counted and skipped.
+    pub fn record(&mut self, bytes: &[u8]) {
+        self.records.received += 1;
+        match decode::record(bytes) {
+            Ok(record) => self.tracker.apply(&record),
+            Err(error) => self.malformed(&error),
+        }
+    }
+
+    /// To be called once a second.
+    fn tick(&mut self, now_ns: u64) {
+        self.tracker.expire(now_ns);
+        if now_ns >= self.next_sample_ns {
+            self.history.sample(&self.tracker, &self.linger, now_ns);
+            self.next_sample_ns = now_ns + SAMPLE_INTERVAL.as_nanos() as u64;
+        }
+    }
+
+    fn sweep(&mut self, bytes: &[u8]) {
+        let mut held = Vec::with_capacity(bytes.len() / size_of::<tcpwatch_common::HeldSocket>());
+        for chunk in bytes.chunks(size_of::<tcpwatch_common::HeldSocket>()) {
+            match decode::held(chunk) {
+                Ok(one) => held.push(one),
+                Err(error) => self.malformed(&error),
+            }
+        }
+        self.tracker.apply_sweep(&held);
+        self.waiting_for = None;
+    }
+
+    fn malformed(&mut self, error: &decode::DecodeError) {
+        self.records.malformed += 1;
+        // The first of each power of two: one broken record says it all, a million say no more.
+        if self.records.malformed.is_power_of_two() {
+            tracing::warn!(%error, so_far = self.records.malformed, "malformed record skipped");
+        }
+    }
+
+    /// Whether answers can be taken for the whole truth.
+    pub fn is_complete(&self) -> bool {
+        self.waiting_for.is_none()
+            && self.records.lost.total() == 0
+            && self.records.malformed == 0
+            && self.tracker.untracked == 0
+    }
+
+    pub fn uptime_seconds(&self, clock: Clock) -> f64 {
+        clock.wall.duration_since(self.identity.started).unwrap_or_default().as_secs_f64()
+    }
+}

@@ -1,0 +1,249 @@
+//! A run written down: everything that came from the kernel and /proc, so that all behind it can run again.
+//!
+//! A line of JSON ([`Header`]), then frames: length of the payload (u32), kind (u8), payload. Numbers are
+//! little-endian; payloads of records are the kernel's bytes as they were.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write as _},
+    path::{Path, PathBuf},
+};
+
+use bytes::{Buf as _, Bytes};
+use serde::{Deserialize, Serialize};
+use tcpwatch_common::ABI;
+use thiserror::Error;
+
+use crate::{probes::Lost, process::ProcDetails};
+
+#[derive(Debug, Error)]
+pub enum RecordingError {
+    #[error("cannot write the recording {0}: {1}")]
+    Write(PathBuf, io::Error),
+    #[error("cannot read the recording {0}: {1}")]
+    Read(PathBuf, io::Error),
+    #[error("{0} is not a recording of tcpwatch")]
+    Format(PathBuf),
+    #[error("the recording {0} has records of version {1}; this tcpwatch reads version {ABI}")]
+    Abi(PathBuf, u32),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Header {
+    /// Version of the records; this key also marks the file.
+    pub tcpwatch_records: u32,
+    pub node: String,
+    pub kernel: String,
+    /// Nanoseconds since 1970 minus CLOCK_MONOTONIC.
+    pub wall_offset_ns: u64,
+}
+
+/// One thing that came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A record of the ring.
+    Record(Bytes),
+    /// A sweep of held sockets begins.
+    SweepBegin,
+    /// What the sweep found.
+    Sweep(Bytes),
+    /// What /proc said of a process.
+    Process(ProcessFrame),
+    /// CLOCK_MONOTONIC, once a second and at the end.
+    Tick(u64),
+    /// Records lost since the start.
+    Lost(Lost),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessFrame {
+    pub pid: u32,
+    pub start_ns: u64,
+    #[serde(flatten)]
+    pub details: ProcDetails,
+}
+
+const RECORD: u8 = 1;
+const SWEEP_BEGIN: u8 = 2;
+const SWEEP: u8 = 3;
+const PROCESS: u8 = 4;
+const TICK: u8 = 5;
+const LOST: u8 = 6;
+
+pub struct Recorder {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Recorder {
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn create(path: &Path, header: &Header) -> Result<Self, RecordingError> {
+        let failed = |error| RecordingError::Write(path.to_owned(), error);
+        let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+        serde_json::to_writer(&mut file, header).map_err(|error| failed(error.into()))?;
+        file.write_all(b"\n").map_err(failed)?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// A record of the ring, without the copy that a [`Frame`] would need.
+    ///
+    /// # Errors
+    /// When the file cannot be written, a full disk for one.
+    pub fn record(&mut self, bytes: &[u8]) -> Result<(), RecordingError> {
+        self.frame(RECORD, bytes)
+    }
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&mut self, frame: &Frame) -> Result<(), RecordingError> {
+        match frame {
+            Frame::Record(bytes) => self.frame(RECORD, bytes),
+            Frame::SweepBegin => self.frame(SWEEP_BEGIN, &[]),
+            Frame::Sweep(bytes) => self.frame(SWEEP, bytes),
+            Frame::Process(process) => {
+                let json = serde_json::to_vec(process)
+                    .map_err(|error| RecordingError::Write(self.path.clone(), error.into()))?;
+                self.frame(PROCESS, &json)
+            }
+            Frame::Tick(now_ns) => self.frame(TICK, &now_ns.to_le_bytes()),
+            Frame::Lost(lost) => {
+                let counts = [lost.ring_full.to_le_bytes(), lost.run_skipped.to_le_bytes()];
+                self.frame(LOST, counts.as_flattened())
+            }
+        }
+    }
+
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn flush(&mut self) -> Result<(), RecordingError> {
+        self.file.flush().map_err(|error| RecordingError::Write(self.path.clone(), error))
+    }
+
+    fn frame(&mut self, kind: u8, payload: &[u8]) -> Result<(), RecordingError> {
+        let mut put = || -> io::Result<()> {
+            let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+            self.file.write_all(&length.to_le_bytes())?;
+            self.file.write_all(&[kind])?;
+            self.file.write_all(payload)
+        };
+        put().map_err(|error| RecordingError::Write(self.path.clone(), error))
+    }
+}
+
+/// A recording read back. Iterating ends at the end of the file, or where it is cut short or malformed:
+/// [`Recording::remaining`] is then not 0.
+pub struct Recording {
+    pub header: Header,
+    rest: Bytes,
+}
+
+impl Recording {
+    /// # Errors
+    /// When the file cannot be read or is not a recording of this version.
+    pub fn open(path: &Path) -> Result<Self, RecordingError> {
+        let mut rest: Bytes =
+            std::fs::read(path).map_err(|error| RecordingError::Read(path.to_owned(), error))?.into();
+        let not_one = || RecordingError::Format(path.to_owned());
+        let end = rest.iter().position(|byte| *byte == b'\n').ok_or_else(not_one)?;
+        let header: Header = serde_json::from_slice(&rest.split_to(end)).map_err(|_| not_one())?;
+        if header.tcpwatch_records != ABI {
+            return Err(RecordingError::Abi(path.to_owned(), header.tcpwatch_records));
+        }
+        rest.advance(1);
+        Ok(Self { header, rest })
+    }
+
+    /// Bytes not yet read.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+}
+
+impl Iterator for Recording {
+    type Item = Frame;
+
+    fn next(&mut self) -> Option<Frame> {
+        let mut at = self.rest.clone();
+        let length = at.try_get_u32_le().ok()? as usize;
+        let kind = at.try_get_u8().ok()?;
+        if at.len() < length {
+            return None;
+        }
+        let mut payload = at.split_to(length);
+        let frame = match kind {
+            RECORD => Frame::Record(payload),
+            SWEEP_BEGIN => Frame::SweepBegin,
+            SWEEP => Frame::Sweep(payload),
+            PROCESS => Frame::Process(serde_json::from_slice(&payload).ok()?),
+            TICK => Frame::Tick(payload.try_get_u64_le().ok()?),
+            LOST => Frame::Lost(Lost {
+                ring_full: payload.try_get_u64_le().ok()?,
+                run_skipped: payload.try_get_u64_le().ok()?,
+            }),
+            _ => return None,
+        };
+        self.rest = at;
+        Some(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header { tcpwatch_records: ABI, node: "n".into(), kernel: "k".into(), wall_offset_ns: 1 }
+    }
+
+    struct TempFile(PathBuf);
+
+    impl TempFile {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("tcpwatch-{name}-{}", std::process::id())))
+        }
+    }
+
+    impl Drop for TempFile {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_and_a_cut_file_gives_what_is_whole() {
+        let file = TempFile::new("roundtrip");
+        let details = ProcDetails { exe: Some("/bin/x".into()), cgroup: None };
+        let frames = [
+            Frame::SweepBegin,
+            Frame::Record(Bytes::from_static(b"abc")),
+            Frame::Sweep(Bytes::new()),
+            Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
+            Frame::Lost(Lost { ring_full: 3, run_skipped: 4 }),
+            Frame::Tick(4),
+        ];
+        let mut recorder = Recorder::create(&file.0, &header()).unwrap();
+        for frame in &frames {
+            recorder.write(frame).unwrap();
+        }
+        recorder.flush().unwrap();
+        let mut recording = Recording::open(&file.0).unwrap();
+        assert!(recording.by_ref().eq(frames.iter().cloned()));
+        assert_eq!(recording.remaining(), 0);
+
+        let whole = std::fs::read(&file.0).unwrap();
+        std::fs::write(&file.0, &whole[..whole.len() - 1]).unwrap();
+        let mut recording = Recording::open(&file.0).unwrap();
+        assert_eq!(recording.by_ref().count(), frames.len() - 1);
+        assert_ne!(recording.remaining(), 0);
+    }
+
+    #[test]
+    fn other_files_and_other_versions_are_refused() {
+        let file = TempFile::new("refused");
+        std::fs::write(&file.0, b"#!/bin/sh\nexit\n").unwrap();
+        assert!(matches!(Recording::open(&file.0), Err(RecordingError::Format(_))));
+        Recorder::create(&file.0, &Header { tcpwatch_records: ABI + 1, ..header() }).unwrap();
+        assert!(matches!(Recording::open(&file.0), Err(RecordingError::Abi(_, _))));
+    }
+}

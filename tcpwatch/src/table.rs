@@ -1,0 +1,345 @@
+//! The connections that exist now: a slab, found by socket cookie, listed by state.
+//!
+//! Each list is in the order in which its connections entered the state, so what has stood there too long
+//! is found without looking at the rest. Sockets that live on as the kernel's minisocks (TIME_WAIT, orphaned
+//! FIN_WAIT2) are also found by their ends, because whoever reuses those ends replaces them.
+//! Bounded by `limit`; the caller decides what happens at it.
+
+use std::hash::BuildHasher as _;
+
+use hashbrown::HashTable;
+use rustc_hash::FxBuildHasher;
+use slab::Slab;
+
+use crate::{
+    aggregate::{GroupId, Role},
+    decode::{Endpoint, Socket},
+    process::ProcessId,
+    state::TcpState,
+};
+
+/// One connection, listener or minisock.
+#[derive(Clone, Debug)]
+pub struct Conn {
+    pub cookie: u64,
+    pub netns: u32,
+    pub local: Endpoint,
+    pub remote: Endpoint,
+    /// CLOCK_MONOTONIC times: when it began (or was first seen), entered its state, was last heard of.
+    pub opened_ns: u64,
+    pub since_ns: u64,
+    pub seen_ns: u64,
+    pub process: Option<ProcessId>,
+    pub group: Option<GroupId>,
+    pub state: TcpState,
+    pub role: Role,
+    pub marks: Marks,
+    /// As last told by the kernel; not yet told of a connection that is older than its first sight.
+    pub total_retrans: Option<u32>,
+    /// When last told: at the peer's FIN, or by a sweep.
+    pub unread_bytes: u32,
+    list: u8,
+    previous: u32,
+    next: u32,
+}
+
+/// What is known about what is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Marks {
+    /// It began before it was first seen.
+    pub older: bool,
+    /// It entered its state before that was first seen.
+    pub state_older: bool,
+    /// It was ESTABLISHED at some time.
+    pub established: bool,
+    /// The process was seen acting on the socket or holding it; else it is the listener's.
+    pub owner_seen: bool,
+    /// The kernel keeps only a minisock of it.
+    pub minisock: bool,
+}
+
+/// Where a connection lies in the slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(u32);
+
+const NONE: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct List {
+    first: u32,
+    last: u32,
+    len: usize,
+}
+
+/// A list for each state, and one more: minisocks in FIN_WAIT2, whose clock runs from another moment.
+const ORPHANED_FIN_WAIT2: usize = TcpState::COUNT;
+
+pub struct Table {
+    conns: Slab<Conn>,
+    by_cookie: HashTable<u32>,
+    minisocks: HashTable<u32>,
+    lists: [List; TcpState::COUNT + 1],
+    limit: usize,
+}
+
+impl Table {
+    pub fn new(limit: usize) -> Self {
+        Self {
+            conns: Slab::new(),
+            by_cookie: HashTable::new(),
+            minisocks: HashTable::new(),
+            lists: [List { first: NONE, last: NONE, len: 0 }; TcpState::COUNT + 1],
+            limit,
+        }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.conns.len() >= self.limit
+    }
+
+    pub fn len(&self) -> usize {
+        self.conns.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.conns.is_empty()
+    }
+
+    pub fn get(&self, slot: Slot) -> &Conn {
+        &self.conns[slot.0 as usize]
+    }
+
+    /// For everything but the state, which [`Table::enter`] changes.
+    pub fn get_mut(&mut self, slot: Slot) -> &mut Conn {
+        &mut self.conns[slot.0 as usize]
+    }
+
+    pub fn find(&self, cookie: u64) -> Option<Slot> {
+        let conns = &self.conns;
+        self.by_cookie.find(hash(&cookie), |key| conns[*key as usize].cookie == cookie).map(|key| Slot(*key))
+    }
+
+    /// The minisock with these ends, seen from its own side.
+    pub fn find_minisock(&self, netns: u32, local: Endpoint, remote: Endpoint) -> Option<Slot> {
+        let ends = (netns, local, remote);
+        let conns = &self.conns;
+        self.minisocks.find(hash(&ends), |key| conns[*key as usize].ends() == ends).map(|key| Slot(*key))
+    }
+
+    /// Adds a connection that is not in the table; its owner and group are set afterwards.
+    pub fn insert(
+        &mut self,
+        socket: &Socket,
+        state: TcpState,
+        role: Role,
+        now_ns: u64,
+        marks: Marks,
+    ) -> Slot {
+        let conn = Conn {
+            cookie: socket.cookie,
+            netns: socket.netns,
+            local: socket.local,
+            remote: socket.remote,
+            opened_ns: now_ns,
+            since_ns: now_ns,
+            seen_ns: now_ns,
+            process: None,
+            group: None,
+            state,
+            role,
+            marks,
+            total_retrans: (!marks.older).then_some(0),
+            unread_bytes: 0,
+            list: 0,
+            previous: NONE,
+            next: NONE,
+        };
+        let key = self.conns.insert(conn) as u32;
+        let conns = &self.conns;
+        self.by_cookie.insert_unique(hash(&socket.cookie), key, |key| hash(&conns[*key as usize].cookie));
+        self.link(key);
+        Slot(key)
+    }
+
+    /// Moves the connection to `state` as of `now_ns`.
+    pub fn enter(&mut self, slot: Slot, state: TcpState, now_ns: u64) {
+        self.unlink(slot.0);
+        let conn = self.get_mut(slot);
+        conn.state = state;
+        conn.since_ns = now_ns;
+        conn.seen_ns = now_ns;
+        conn.marks.state_older = false;
+        self.link(slot.0);
+    }
+
+    /// The kernel replaced the socket by a minisock in `state` at `now_ns`.
+    pub fn shrink(&mut self, slot: Slot, state: TcpState, now_ns: u64) {
+        self.unlink(slot.0);
+        let conn = self.get_mut(slot);
+        if conn.state != state {
+            conn.state = state;
+            conn.since_ns = now_ns;
+            conn.marks.state_older = false;
+        }
+        conn.seen_ns = now_ns;
+        conn.marks.minisock = true;
+        let ends = conn.ends();
+        self.link(slot.0);
+        let conns = &self.conns;
+        self.minisocks.insert_unique(hash(&ends), slot.0, |key| hash(&conns[*key as usize].ends()));
+    }
+
+    pub fn remove(&mut self, slot: Slot) -> Conn {
+        self.unlink(slot.0);
+        let conn = self.conns.remove(slot.0 as usize);
+        if let Ok(entry) = self.by_cookie.find_entry(hash(&conn.cookie), |key| *key == slot.0) {
+            entry.remove();
+        }
+        if conn.marks.minisock
+            && let Ok(entry) = self.minisocks.find_entry(hash(&conn.ends()), |key| *key == slot.0)
+        {
+            entry.remove();
+        }
+        conn
+    }
+
+    pub fn count(&self, state: TcpState) -> usize {
+        let orphaned = if state == TcpState::FinWait2 { self.lists[ORPHANED_FIN_WAIT2].len } else { 0 };
+        self.lists[state.index()].len + orphaned
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Conn> {
+        self.conns.iter().map(|(_, conn)| conn)
+    }
+
+    /// The connections in `state`, longest there first (orphaned FIN_WAIT2 after the rest, in their own
+    /// order).
+    pub fn in_state(&self, state: TcpState) -> impl Iterator<Item = &Conn> {
+        let orphaned = (state == TcpState::FinWait2).then(|| self.walk(ORPHANED_FIN_WAIT2));
+        self.walk(state.index()).chain(orphaned.into_iter().flatten())
+    }
+
+    /// The connections that entered `state` at or before `limit_ns`.
+    pub fn lingering(&self, state: TcpState, limit_ns: u64) -> impl Iterator<Item = &Conn> + use<'_> {
+        let orphaned = (state == TcpState::FinWait2).then(|| self.walk(ORPHANED_FIN_WAIT2));
+        self.walk(state.index())
+            .take_while(move |conn| conn.since_ns <= limit_ns)
+            .chain(orphaned.into_iter().flatten().filter(move |conn| conn.since_ns <= limit_ns))
+    }
+
+    /// The minisock, of those in this state, that became one first.
+    pub fn oldest_minisock(&self, state: TcpState) -> Option<(Slot, &Conn)> {
+        let list = if state == TcpState::FinWait2 { ORPHANED_FIN_WAIT2 } else { state.index() };
+        let first = self.lists[list].first;
+        (first != NONE)
+            .then(|| (Slot(first), &self.conns[first as usize]))
+            .filter(|(_, conn)| conn.marks.minisock)
+    }
+
+    fn walk(&self, list: usize) -> impl Iterator<Item = &Conn> {
+        let mut at = self.lists[list].first;
+        std::iter::from_fn(move || {
+            let conn = self.conns.get(at as usize)?;
+            at = conn.next;
+            Some(conn)
+        })
+    }
+
+    fn link(&mut self, key: u32) {
+        let conn = &mut self.conns[key as usize];
+        let list = if conn.marks.minisock && conn.state == TcpState::FinWait2 {
+            ORPHANED_FIN_WAIT2
+        } else {
+            conn.state.index()
+        };
+        let last = self.lists[list].last;
+        (conn.list, conn.previous, conn.next) = (list as u8, last, NONE);
+        match self.conns.get_mut(last as usize) {
+            Some(previous) => previous.next = key,
+            None => self.lists[list].first = key,
+        }
+        self.lists[list].last = key;
+        self.lists[list].len += 1;
+    }
+
+    fn unlink(&mut self, key: u32) {
+        let conn = &self.conns[key as usize];
+        let (list, previous, next) = (conn.list as usize, conn.previous, conn.next);
+        match self.conns.get_mut(previous as usize) {
+            Some(before) => before.next = next,
+            None => self.lists[list].first = next,
+        }
+        match self.conns.get_mut(next as usize) {
+            Some(after) => after.previous = previous,
+            None => self.lists[list].last = previous,
+        }
+        self.lists[list].len -= 1;
+    }
+}
+
+impl Conn {
+    fn ends(&self) -> (u32, Endpoint, Endpoint) {
+        (self.netns, self.local, self.remote)
+    }
+
+    /// Whether its times are lower bounds.
+    pub fn at_least(&self) -> bool {
+        self.marks.older || self.marks.state_older
+    }
+}
+
+fn hash(value: &impl std::hash::Hash) -> u64 {
+    FxBuildHasher.hash_one(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    fn socket(cookie: u64) -> Socket {
+        let end = |port| Endpoint { addr: Ipv6Addr::LOCALHOST, port };
+        Socket::new(cookie, 1, end(cookie as u16), end(80), 0)
+    }
+
+    fn insert(table: &mut Table, cookie: u64, state: TcpState, now_ns: u64) -> Slot {
+        table.insert(&socket(cookie), state, Role::Client, now_ns, Marks::default())
+    }
+
+    fn cookies<'a>(conns: impl Iterator<Item = &'a Conn>) -> Vec<u64> {
+        conns.map(|conn| conn.cookie).collect()
+    }
+
+    #[test]
+    fn lists_keep_the_order_of_entry_through_moves_and_removals() {
+        let mut table = Table::new(10);
+        let slots: Vec<_> =
+            (0..4).map(|cookie| insert(&mut table, cookie, TcpState::Established, cookie)).collect();
+        table.enter(slots[1], TcpState::CloseWait, 10);
+        table.enter(slots[3], TcpState::CloseWait, 11);
+        table.enter(slots[0], TcpState::CloseWait, 12);
+        table.remove(slots[3]);
+        assert_eq!(cookies(table.in_state(TcpState::CloseWait)), [1, 0]);
+        assert_eq!(cookies(table.in_state(TcpState::Established)), [2]);
+        assert_eq!(cookies(table.lingering(TcpState::CloseWait, 11)), [1]);
+        assert_eq!(table.count(TcpState::CloseWait), 2);
+        assert_eq!(table.find(3), None);
+        assert_eq!(table.find(2), Some(slots[2]));
+    }
+
+    #[test]
+    fn a_minisock_is_found_by_its_ends_until_it_is_gone() {
+        let mut table = Table::new(10);
+        let slot = insert(&mut table, 7, TcpState::FinWait2, 0);
+        let ends = table.get(slot).ends();
+        assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), None);
+        table.shrink(slot, TcpState::FinWait2, 5);
+        assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), Some(slot));
+        assert_eq!(table.get(slot).since_ns, 0);
+        assert_eq!(table.oldest_minisock(TcpState::FinWait2).map(|(slot, _)| slot), Some(slot));
+        assert_eq!((table.count(TcpState::FinWait2), table.count(TcpState::TimeWait)), (1, 0));
+        table.remove(slot);
+        assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), None);
+    }
+}

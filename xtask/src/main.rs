@@ -1,0 +1,54 @@
+//! The chores of this repository, as `cargo xtask <command>`: arguments in, a process exit code out.
+//!
+//! What each command does is in the module named after it. Nothing here is part of tcpwatch itself,
+//! and nothing here runs outside this checkout, apart from the packages that a command says it installs.
+
+mod bpf;
+mod btf;
+mod command;
+mod run;
+mod rustc_wrapper;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", about = "The chores of the tcpwatch repository")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+// The help text of each is with its arguments.
+#[derive(Debug, Subcommand)]
+enum Chore {
+    Bpf(bpf::Args),
+    Run(run::Args),
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    // `bpf` names this very program as cargo's RUSTC_WRAPPER.
+    if let Some(root) = std::env::var_os(rustc_wrapper::ROOT) {
+        return rustc_wrapper::main(root.as_ref());
+    }
+    match chore(&Cli::parse().chore) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chore(chore: &Chore) -> Result<()> {
+    match chore {
+        Chore::Bpf(args) => bpf::bpf(args),
+        Chore::Run(args) => run::run(args),
+        Chore::Test(args) => test::test(args),
+    }
+}

@@ -1,0 +1,142 @@
+//! `cargo xtask test`: everything from a fresh Debian machine with stable Rust to a tested tcpwatch.
+//!
+//! The workspace's tests run as the current user. The kernel tests (test target `kernel`, behind the
+//! feature `kernel-tests` so that a plain `cargo test` never builds them) are built as the current
+//! user too, so that `target/` stays theirs, and only run as root.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::command::{self, find_program};
+
+/// Run all tests: the workspace's as you, then the kernel tests as root
+///
+/// Installs what the tests use and this machine lacks (iproute2 and python3 with apt-get; promtool is
+/// only unpacked into target/tools), saying so. The kernel tests load the BPF programs into the running
+/// kernel; they run directly when you are root, through `sudo -E` when not.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Arguments for the kernel test executable, such as a filter or --nocapture
+    #[arg(last = true)]
+    args: Vec<OsString>,
+}
+
+pub(crate) fn test(args: &Args) -> Result<()> {
+    // First, lest a long build end in "no sudo".
+    command::as_root("the kernel test executable")?;
+    install_tools()?;
+    let promtool = promtool()?;
+
+    command::run(command::cargo().args(["test", "--workspace", "--locked"]).env("PROMTOOL", &promtool))
+        .context("the workspace's tests")?;
+
+    let mut build = command::cargo();
+    build.args(["test", "--package", "tcpwatch", "--test", "kernel", "--features", "kernel-tests"]);
+    let kernel = command::build_executable(build.args(["--no-run", "--locked"]), "kernel")?;
+    let mut promtool_variable = OsString::from("PROMTOOL=");
+    promtool_variable.push(&promtool);
+    // `env` because sudo's policy may drop variables in spite of -E. The folder is the one in which
+    // `cargo test` runs a package's tests.
+    command::run(
+        command::as_root("env")?
+            .arg("TCPWATCH_KERNEL_TESTS=1")
+            .arg(promtool_variable)
+            .arg(&kernel)
+            .args(&args.args)
+            .current_dir(command::repository().join("tcpwatch")),
+    )
+    .context("the kernel tests")?;
+
+    let filtered = if args.args.is_empty() { "" } else { ", with the arguments given" };
+    println!("xtask test: passed: the workspace's tests as this user; the kernel tests as root{filtered}");
+    Ok(())
+}
+
+fn install_tools() -> Result<()> {
+    let missing: Vec<(&str, &str)> = [("ip", "iproute2"), ("python3", "python3")]
+        .into_iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (programs, packages): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
+    ensure!(
+        command::has_apt(),
+        "the tests use {}, which this machine lacks and only apt-get could install: install them (on Debian \
+         they are in {})",
+        programs.join(" and "),
+        packages.join(" and ")
+    );
+    command::apt_install(&packages, "the tests")
+}
+
+/// The program that checks tcpwatch's metrics: PROMTOOL, else from PATH, else unpacked from Debian's
+/// package without installing it, for that would start a Prometheus server on this machine.
+fn promtool() -> Result<PathBuf> {
+    if let Some(given) = env::var_os("PROMTOOL").map(PathBuf::from) {
+        ensure!(
+            command::is_executable(&given),
+            "PROMTOOL={} is no executable file: correct or unset it",
+            given.display()
+        );
+        return Ok(given);
+    }
+    if let Some(found) = find_program("promtool") {
+        return Ok(found);
+    }
+    let tools = target_directory()?.join("tools");
+    let unpacked = tools.join("usr/bin/promtool");
+    if command::is_executable(&unpacked) {
+        return Ok(unpacked);
+    }
+    if !command::has_apt() {
+        bail!(
+            "the tests use promtool, which this machine lacks and only apt-get could fetch: install Prometheus, \
+             or set PROMTOOL to its path"
+        );
+    }
+    eprintln!("Fetching promtool for the tests: only unpacked, into {}", tools.display());
+    command::apt_update()?;
+    unpack_package("prometheus", &tools)?;
+    ensure!(
+        command::is_executable(&unpacked),
+        "the Debian package prometheus has no usr/bin/promtool: set PROMTOOL to its path"
+    );
+    Ok(unpacked)
+}
+
+fn unpack_package(package: &str, into: &Path) -> Result<()> {
+    // apt-get downloads into the current folder, under a name with the version in it.
+    let download = into.join("download");
+    if download.exists() {
+        fs::remove_dir_all(&download).with_context(|| format!("removing {}", download.display()))?;
+    }
+    fs::create_dir_all(&download).with_context(|| format!("creating {}", download.display()))?;
+    command::run(std::process::Command::new("apt-get").args(["download", package]).current_dir(&download))?;
+    let deb = fs::read_dir(&download)
+        .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
+        .with_context(|| format!("listing {}", download.display()))?
+        .into_iter()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get download {package} left no .deb in {}", download.display()))?;
+    command::run(std::process::Command::new("dpkg").arg("-x").arg(&deb).arg(into))?;
+    fs::remove_dir_all(&download).with_context(|| format!("removing {}", download.display()))
+}
+
+fn target_directory() -> Result<PathBuf> {
+    let metadata =
+        command::output(command::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo metadata")?;
+    metadata["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .context("cargo metadata names no target_directory")
+}
