@@ -135,7 +135,7 @@ pub struct Held {
 /// When the bytes are no record of a known kind.
 pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
     match bytes.first().copied() {
-        Some(KIND_TASK) => task(&read(bytes)?).map(Record::Task),
+        Some(KIND_TASK) => Ok(Record::Task(task(&read(bytes)?))),
         Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_CLOSE) => {
             socket_record(&read(bytes)?).map(Record::Socket)
         }
@@ -181,8 +181,8 @@ fn socket_record(raw: &SocketEvent) -> Result<SocketRecord, DecodeError> {
     Ok(SocketRecord { socket, time_ns: raw.time_ns, what })
 }
 
-fn task(raw: &TaskEvent) -> Result<TaskRecord, DecodeError> {
-    Ok(TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) })
+fn task(raw: &TaskEvent) -> TaskRecord {
+    TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) }
 }
 
 fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Result<T, DecodeError> {

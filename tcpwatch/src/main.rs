@@ -1,6 +1,9 @@
 //! The program: options in, one of `run` and `replay`, and an exit code that says what went wrong.
 
-use std::{io::Write as _, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -100,9 +103,8 @@ async fn serve(options: RunOptions) -> anyhow::Result<()> {
     let http = tokio::spawn(async move { http.await });
     pipeline.run(asked, stop).await?;
     // A client that keeps its connection open does not keep the daemon: its questions are answered with 503.
-    match tokio::time::timeout(std::time::Duration::from_secs(1), http).await {
-        Ok(served) => served?.context("HTTP stopped")?,
-        Err(_) => tracing::debug!("an HTTP connection was still open"),
+    if let Ok(served) = tokio::time::timeout(std::time::Duration::from_secs(1), http).await {
+        served?.context("HTTP stopped")?;
     }
     Ok(())
 }
@@ -140,5 +142,10 @@ fn identity() -> Identity {
 fn init_log(debug: bool) {
     let default = if debug { "tcpwatch=debug,info" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }

@@ -300,6 +300,7 @@ fn load_error(error: aya::EbpfError) -> ProbeError {
 }
 
 /// The error with the kernel's reason, which aya keeps in the source chain.
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn explain(error: ProgramError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
@@ -310,5 +311,6 @@ fn explain(error: ProgramError) -> String {
         }
         source = inner.source();
     }
-    text
+    // Without `--debug` there is no verifier log to announce.
+    text.trim_end().trim_end_matches("Verifier output:").trim_end().to_owned()
 }

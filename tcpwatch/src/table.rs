@@ -12,7 +12,7 @@ use rustc_hash::FxBuildHasher;
 use slab::Slab;
 
 use crate::{
-    aggregate::{GroupId, Role},
+    aggregate::{GroupId, Peer, Role},
     decode::{Endpoint, Socket},
     process::ProcessId,
     state::TcpState,
@@ -30,6 +30,7 @@ pub struct Conn {
     pub since_ns: u64,
     pub seen_ns: u64,
     pub process: Option<ProcessId>,
+    /// Where it is counted, once there was something to count.
     pub group: Option<GroupId>,
     pub state: TcpState,
     pub role: Role,
@@ -280,6 +281,14 @@ impl Table {
 impl Conn {
     fn ends(&self) -> (u32, Endpoint, Endpoint) {
         (self.netns, self.local, self.remote)
+    }
+
+    /// The server's side of it.
+    pub fn peer(&self) -> Peer {
+        match self.role {
+            Role::Client => Peer::Remote(self.remote.addr, self.remote.port),
+            _ => Peer::LocalPort(self.local.port),
+        }
     }
 
     /// Whether its times are lower bounds.

@@ -6,7 +6,7 @@
 use rustc_hash::FxHashMap;
 
 use crate::{
-    aggregate::{GroupKey, Groups, Peer, Role},
+    aggregate::{GroupId, GroupKey, Groups, Role},
     decode::{Endpoint, Held, Record, Socket, SocketRecord, What},
     process::{ProcessId, ProcessTable},
     state::TcpState,
@@ -65,7 +65,7 @@ impl Tracker {
                 if let Some(slot) = self.find_or_insert(record, state) {
                     // At least the one that this record tells of.
                     self.table.get_mut(slot).total_retrans.get_or_insert(total.saturating_sub(1));
-                    self.count_retransmits(slot, total);
+                    self.count_retransmits(slot, total, record.time_ns);
                 }
             }
             What::Close { state, pid } => {
@@ -97,23 +97,24 @@ impl Tracker {
             TcpState::CloseWait => conn.unread_bytes = value,
             TcpState::Established => {
                 let first = !std::mem::replace(&mut conn.marks.established, true);
-                if let (true, Some(group)) = (first, conn.group) {
+                self.replace_minisock(&record.socket, Some(slot));
+                if first && let Some(group) = self.group(slot, now_ns) {
                     self.groups.counts(group).opened += 1;
                 }
-                self.replace_minisock(&record.socket, Some(slot));
             }
             _ => {}
         }
+        self.group(slot, now_ns);
     }
 
     /// The socket reached CLOSE: its life is over, or goes on as a minisock that no state change tells of.
     fn end(&mut self, record: &SocketRecord, from: TcpState, total_retrans: u32) {
         let now_ns = record.time_ns;
         let Some(slot) = self.find_or_insert(record, from) else { return };
-        self.count_retransmits(slot, total_retrans);
+        self.count_retransmits(slot, total_retrans, now_ns);
         self.leave(slot, from, now_ns);
-        let conn = self.table.get_mut(slot);
-        if let (true, Some(group)) = (conn.marks.established || from.follows_established(), conn.group) {
+        let was_established = self.table.get(slot).marks.established || from.follows_established();
+        if was_established && let Some(group) = self.group(slot, now_ns) {
             self.groups.counts(group).closed += 1;
         }
         match minisock(&record.socket, from) {
@@ -155,7 +156,7 @@ impl Tracker {
         // In the order found, so that the same sweep always gives the same table.
         for held in held {
             if let Some(holders) = by_socket.remove(&held.socket.cookie)
-                && !ended.get(&held.socket.cookie).is_some_and(|ended_ns| *ended_ns >= held.time_ns)
+                && ended.get(&held.socket.cookie).is_none_or(|ended_ns| *ended_ns < held.time_ns)
             {
                 self.apply_held(held, &holders);
             }
@@ -177,7 +178,7 @@ impl Tracker {
         let Some(slot) = known.or_else(|| self.insert(&held.socket, held.state, held.time_ns, marks)) else {
             return;
         };
-        self.count_retransmits(slot, held.total_retrans);
+        self.count_retransmits(slot, held.total_retrans, held.time_ns);
         let conn = self.table.get_mut(slot);
         // What the ring told since is newer than what the sweep saw.
         if conn.seen_ns <= held.time_ns {
@@ -200,6 +201,7 @@ impl Tracker {
             let holder = self.processes.learn(&held.holder);
             self.own(slot, holder, held.time_ns);
         }
+        self.group(slot, held.time_ns);
     }
 
     /// The connection, or one entered now because the record presumes a life before it.
@@ -230,7 +232,7 @@ impl Tracker {
                 let owner = self.listener_of(socket);
                 self.set_process(slot, owner, now_ns);
             }
-            _ => self.set_process(slot, None, now_ns),
+            _ => {}
         }
         Some(slot)
     }
@@ -279,53 +281,55 @@ impl Tracker {
     }
 
     fn set_process(&mut self, slot: Slot, process: Option<ProcessId>, now_ns: u64) {
-        let conn = self.table.get(slot);
-        if conn.process == process && conn.group.is_some() {
+        let conn = self.table.get_mut(slot);
+        if conn.process == process {
             return;
         }
-        let counted = conn.role != Role::Listener;
-        let (old_process, old_group) = (conn.process, conn.group);
         if let Some(id) = process {
             self.processes.add_user(id);
         }
-        if let Some(id) = old_process {
+        if let Some(id) = std::mem::replace(&mut conn.process, process) {
             self.processes.drop_user(id);
         }
-        let key = GroupKey {
-            process: process.map(|id| self.processes.get(id).comm.clone()),
-            role: conn.role,
-            peer: match conn.role {
-                Role::Client => Peer::Remote(conn.remote.addr, conn.remote.port),
-                _ => Peer::LocalPort(conn.local.port),
-            },
-        };
-        let group = counted.then(|| self.groups.hold(key, now_ns));
-        if let Some(old) = old_group {
-            self.groups.release(old, now_ns);
+        if let Some(group) = conn.group.take() {
+            self.groups.release(group, now_ns);
         }
+    }
+
+    /// Where the connection is counted; chosen when there is first something to count, so that an owner
+    /// learned late leaves no empty group behind. Listeners are not counted.
+    fn group(&mut self, slot: Slot, now_ns: u64) -> Option<GroupId> {
         let conn = self.table.get_mut(slot);
-        (conn.process, conn.group) = (process, group);
+        if conn.group.is_some() || conn.role == Role::Listener {
+            return conn.group;
+        }
+        let key = GroupKey {
+            process: conn.process.map(|id| self.processes.get(id).comm.clone()),
+            role: conn.role,
+            peer: conn.peer(),
+        };
+        conn.group = Some(self.groups.hold(key, now_ns));
+        conn.group
     }
 
     /// Notes how long the state lasted that ends now, where that is exactly known.
     fn leave(&mut self, slot: Slot, from: TcpState, now_ns: u64) {
         let conn = self.table.get(slot);
-        if let Some(group) = conn.group
-            && conn.state == from
-            && !conn.marks.state_older
-            && from != TcpState::Listen
-        {
-            self.groups.observe(group, from, now_ns.saturating_sub(conn.since_ns));
+        let (since_ns, exact) = (conn.since_ns, conn.state == from && !conn.marks.state_older);
+        if exact && let Some(group) = self.group(slot, now_ns) {
+            self.groups.observe(group, from, now_ns.saturating_sub(since_ns));
         }
     }
 
     /// The kernel counts for each socket; what is new since the last look is added. Of an older connection
     /// the first look only says where counting starts.
-    fn count_retransmits(&mut self, slot: Slot, total: u32) {
+    fn count_retransmits(&mut self, slot: Slot, total: u32, now_ns: u64) {
         let conn = self.table.get_mut(slot);
         let new = conn.total_retrans.map_or(0, |last| total.saturating_sub(last));
         conn.total_retrans = conn.total_retrans.max(Some(total));
-        if let (true, Some(group)) = (new > 0, conn.group) {
+        if new > 0
+            && let Some(group) = self.group(slot, now_ns)
+        {
             self.groups.counts(group).retransmits += u64::from(new);
         }
     }

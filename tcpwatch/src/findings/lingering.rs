@@ -45,13 +45,11 @@ impl LingerLimits {
     /// # Errors
     /// For a state that may last as long as it likes.
     pub fn set(&mut self, state: TcpState, limit: Duration) -> Result<(), String> {
-        match self.0.get_mut(&state) {
-            Some(known) => *known = limit,
-            None => {
-                let names: Vec<_> = self.0.keys().map(|state| state.name()).collect();
-                return Err(format!("{state} has no limit; the states that have: {}", names.join(", ")));
-            }
-        }
+        let Some(known) = self.0.get_mut(&state) else {
+            let names: Vec<_> = self.0.keys().map(|state| state.name()).collect();
+            return Err(format!("{state} has no limit; the states that have: {}", names.join(", ")));
+        };
+        *known = limit;
         Ok(())
     }
 
@@ -198,12 +196,8 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
     let mut groups: FxHashMap<Key, Group<'a>> = FxHashMap::default();
     for conn in lingering(tracker, limits, now_ns) {
         let process = conn.process.map(|id| tracker.processes.get(id));
-        let peer = match conn.role {
-            Role::Client => Peer::Remote(conn.remote.addr, conn.remote.port),
-            _ => Peer::LocalPort(conn.local.port),
-        };
         let process = process.map(|process| (process.pid, process.start_ns));
-        let key = Key { process, role: conn.role, state: conn.state, peer };
+        let key = Key { process, role: conn.role, state: conn.state, peer: conn.peer() };
         let group = groups.entry(key).or_insert_with(|| Group {
             oldest: conn,
             count: 0,

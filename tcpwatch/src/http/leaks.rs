@@ -42,7 +42,7 @@ pub(super) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
 /// The text form's width.
 const COLUMNS: usize = 100;
 /// Where the text beside the labels begins.
-const INDENT: usize = 11;
+const INDENT: usize = 13;
 
 impl Answer for Leaks {
     fn text(&self) -> String {

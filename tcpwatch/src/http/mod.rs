@@ -33,9 +33,12 @@ pub use self::request::ApiError;
 use self::request::{Format, Params};
 use crate::{clock::Clock, node::Node};
 
+/// Looks at the state and sends what it saw.
+pub type Ask = Box<dyn FnOnce(&Node, Clock) + Send>;
+
 /// A question for the task that owns the state.
 pub struct Question {
-    pub ask: Box<dyn FnOnce(&Node, Clock) + Send>,
+    pub ask: Ask,
     /// Whether the answer names owners: then who holds which socket is looked up first, where that is cheap.
     pub about_owners: bool,
 }
