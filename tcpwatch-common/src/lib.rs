@@ -26,10 +26,14 @@ pub const FLAG_IPV6: u8 = 1;
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).
 pub const FLAG_ORPHAN: u8 = 4;
-/// The socket carries an error (`sk_err` is not 0).
-pub const FLAG_ERROR: u8 = 8;
 /// The socket was made by a listener (it inherited a backlog, `sk_max_ack_backlog`): a passive open.
-pub const FLAG_PASSIVE: u8 = 16;
+pub const FLAG_PASSIVE: u8 = 8;
+/// The socket has a file (`sk_socket` is set): a process opened or accepted it and did not close it yet.
+pub const FLAG_HELD: u8 = 16;
+/// Not a full socket: what the kernel keeps in its place in TIME_WAIT, or in FIN_WAIT2 without an owner.
+pub const FLAG_MINISOCK: u8 = 32;
+/// Not a full socket: a connection request whose handshake is not complete.
+pub const FLAG_REQUEST: u8 = 64;
 
 /// The kernel's TCP states (include/net/tcp_states.h), which BPF programs see as they are.
 pub mod state {
@@ -68,7 +72,9 @@ pub struct SocketEvent {
     ///   `KIND_CLOSE`: the process (tgid) in whose context it happened, 0 when that was a kernel
     ///   thread or the ring had no room to say which process it is;
     /// - a transition to CLOSE_WAIT: received bytes the application has not read;
-    /// - a transition to CLOSE and `KIND_RETRANSMIT`: segments retransmitted so far (`total_retrans`);
+    /// - a transition to CLOSE: the socket's error (`sk_err`) in the upper 8 bits, segments retransmitted so
+    ///   far (`total_retrans`) in the lower 24, as many as fit;
+    /// - `KIND_RETRANSMIT`: segments retransmitted so far;
     /// - else 0.
     pub value: u32,
     pub sport: u16,
@@ -93,11 +99,12 @@ pub struct TaskEvent {
     pub comm: [u8; 16],
 }
 
-/// One descriptor of one TCP socket, as the socket iterator found it. 112 bytes.
+/// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
+/// 136 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
-pub struct HeldSocket {
+pub struct SeenSocket {
     pub state: u8,
     /// `FLAG_*`
     pub flags: u8,
@@ -105,21 +112,28 @@ pub struct HeldSocket {
     pub netns: u32,
     /// CLOCK_MONOTONIC, when this socket was looked at.
     pub time_ns: u64,
+    /// The kernel's 64-bit tick count at that time.
+    pub jiffies: u64,
     pub cookie: u64,
-    /// Start of the process, CLOCK_BOOTTIME.
+    /// The process that holds it: start (CLOCK_BOOTTIME), id, descriptor, name. All 0 from the iterator tcp.
     pub start_ns: u64,
     pub tgid: u32,
     pub fd: u32,
+    pub comm: [u8; 16],
     /// Received bytes that the application has not read.
     pub unread_bytes: u32,
     pub total_retrans: u32,
-    /// A listener's connections that wait to be accepted, and their limit.
+    /// A listener's connections that wait to be accepted, their limit, and connections it dropped.
     pub queue: u32,
     pub queue_limit: u32,
-    pub comm: [u8; 16],
+    pub drops: u32,
+    /// Ticks (the lower 32 bits) when a segment was last received and data last sent.
+    pub received_jiffies: u32,
+    pub sent_jiffies: u32,
     pub sport: u16,
     pub dport: u16,
-    pub zero2: u32,
+    /// Tick at which a minisock's timer is set to end it.
+    pub expires_jiffies: u64,
     pub saddr: [u8; 16],
     pub daddr: [u8; 16],
 }
@@ -147,9 +161,12 @@ const _: () = {
     assert!(size_of::<TaskEvent>() == 32);
     assert!(offset_of!(TaskEvent, start_ns) == 8);
     assert!(offset_of!(TaskEvent, comm) == 16);
-    assert!(size_of::<HeldSocket>() == 112);
-    assert!(offset_of!(HeldSocket, time_ns) == 8);
-    assert!(offset_of!(HeldSocket, tgid) == 32);
-    assert!(offset_of!(HeldSocket, comm) == 56);
-    assert!(offset_of!(HeldSocket, saddr) == 80);
+    assert!(size_of::<SeenSocket>() == 136);
+    assert!(offset_of!(SeenSocket, time_ns) == 8);
+    assert!(offset_of!(SeenSocket, start_ns) == 32);
+    assert!(offset_of!(SeenSocket, comm) == 48);
+    assert!(offset_of!(SeenSocket, unread_bytes) == 64);
+    assert!(offset_of!(SeenSocket, sport) == 92);
+    assert!(offset_of!(SeenSocket, expires_jiffies) == 96);
+    assert!(offset_of!(SeenSocket, saddr) == 104);
 };

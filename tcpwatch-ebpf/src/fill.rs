@@ -2,14 +2,14 @@
 
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
 use tcpwatch_common::{
-    FLAG_ERROR, FLAG_FIN_RECEIVED, FLAG_IPV6, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_IPV6, FLAG_ORPHAN, FLAG_PASSIVE,
     state::{CLOSE_WAIT, ESTABLISHED},
 };
 
 use crate::field::{
     KernelPtr, OFF_COPIED_SEQ, OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SK_ERR, OFF_SK_MAX_ACK_BACKLOG,
-    OFF_SK_TYPE, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS, OFF_SKC_NET, OFF_SKC_RCV_SADDR,
-    OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR,
+    OFF_SK_SOCKET, OFF_SK_TYPE, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS, OFF_SKC_NET,
+    OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_TOTAL_RETRANS,
 };
 
 /// include/linux/socket.h
@@ -101,8 +101,8 @@ pub fn flags(sk: KernelPtr) -> u8 {
     if sk_flags & (1 << SOCK_DEAD) != 0 {
         flags |= FLAG_ORPHAN;
     }
-    if sk.read::<i32>(&OFF_SK_ERR) != 0 {
-        flags |= FLAG_ERROR;
+    if sk.read::<u64>(&OFF_SK_SOCKET) != 0 {
+        flags |= FLAG_HELD;
     }
     if sk.read::<u32>(&OFF_SK_MAX_ACK_BACKLOG) != 0 {
         flags |= FLAG_PASSIVE;
@@ -115,6 +115,15 @@ pub fn flags(sk: KernelPtr) -> u8 {
 pub fn unread_bytes(sk: KernelPtr, flags: u8) -> u32 {
     let waiting = sk.read::<u32>(&OFF_RCV_NXT).wrapping_sub(sk.read::<u32>(&OFF_COPIED_SEQ));
     if flags & FLAG_FIN_RECEIVED != 0 { waiting.saturating_sub(1) } else { waiting }
+}
+
+/// The error that ended the socket and its retransmits, as `SocketEvent::value` carries them.
+#[inline(always)]
+pub fn error_and_retransmits(sk: KernelPtr) -> u32 {
+    const RETRANSMITS: u32 = (1 << 24) - 1;
+    let retransmits = sk.read::<u32>(&OFF_TOTAL_RETRANS);
+    let retransmits = if retransmits > RETRANSMITS { RETRANSMITS } else { retransmits };
+    sk.read::<u32>(&OFF_SK_ERR) << 24 | retransmits
 }
 
 /// Whether tcp_close() will send a FIN, and so change the state to FIN_WAIT1 or LAST_ACK: with nothing

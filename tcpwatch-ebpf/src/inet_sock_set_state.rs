@@ -9,7 +9,7 @@ use tcpwatch_common::{
 
 use crate::{
     event::{self, What},
-    field::{KernelPtr, OFF_TOTAL_RETRANS},
+    field::KernelPtr,
     fill, task,
 };
 
@@ -30,7 +30,7 @@ pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
         // Only the application's own connect, listen, close or shutdown leads to these, in its context.
         SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(LOST_STATE),
         CLOSE_WAIT => fill::unread_bytes(sk, flags),
-        CLOSE => sk.read(&OFF_TOTAL_RETRANS),
+        CLOSE => fill::error_and_retransmits(sk),
         _ => 0,
     };
     event::send(

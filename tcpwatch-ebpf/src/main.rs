@@ -9,9 +9,11 @@ mod event;
 mod field;
 mod fill;
 mod inet_sock_set_state;
+mod iter;
 mod ring;
 mod task;
 mod task_file;
+mod tcp;
 mod tcp_close;
 mod tcp_retransmit_skb;
 

@@ -2,6 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::bpf_get_prandom_u32,
     macros::map,
     maps::{PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
@@ -21,6 +22,11 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT
 #[unsafe(no_mangle)]
 static WAKEUP_BYTES: u32 = 1 << 19;
 
+/// Of 2^32 records so many are dropped as if the ring were full. Set by tests of the repair only; while it
+/// is 0 the verifier removes the code.
+#[unsafe(no_mangle)]
+static DROP_SHARE: u32 = 0;
+
 /// Past the mark, the reader is woken for this many bytes more and then left alone: it is on its way, and
 /// each wake-up costs more than the record.
 const WAKEUP_BAND_BYTES: u64 = 1024;
@@ -28,7 +34,11 @@ const WAKEUP_BAND_BYTES: u64 = 1024;
 /// Room for one record, or `None` and the loss counted under `lost`, the program's own `counter::LOST_*`.
 #[inline(always)]
 pub fn reserve<T: 'static>(lost: u32) -> Option<RingBufEntry<T>> {
-    let entry = RING.reserve::<T>(0);
+    // SAFETY: a live static. Volatile, or the compiler folds its value at build time.
+    let share = unsafe { core::ptr::read_volatile(&raw const DROP_SHARE) };
+    // SAFETY: no arguments.
+    let drop = share != 0 && unsafe { bpf_get_prandom_u32() } < share;
+    let entry = if drop { None } else { RING.reserve::<T>(0) };
     if entry.is_none() {
         count(lost);
     }

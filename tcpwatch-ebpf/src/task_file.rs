@@ -1,21 +1,22 @@
 //! Every TCP socket that a process holds open, in all network namespaces: the iterator task_file
-//! (kernel/bpf/task_iter.c) visits each descriptor of each process; one `HeldSocket` for each that is a TCP
-//! socket. Read by the daemon at start, after a loss, and when somebody asks who holds what.
+//! (kernel/bpf/task_iter.c) visits each descriptor of each process; one record for each that is a TCP socket.
+//! Read by the daemon at start, after a loss, and when somebody asks who holds what.
 //!
-//! Not seen: sockets without a descriptor (not yet accepted, orphaned, TIME_WAIT).
+//! Not seen: sockets without a descriptor (not yet accepted, orphaned, TIME_WAIT); those the iterator tcp has.
 
 use aya_ebpf::{
-    bindings::{file, seq_file, task_struct},
-    helpers::{bpf_ktime_get_ns, bpf_seq_write, bpf_sock_from_file},
+    bindings::{file, task_struct},
+    helpers::bpf_sock_from_file,
 };
-use tcpwatch_common::HeldSocket;
+use tcpwatch_common::SeenSocket;
 
 use crate::{
     field::{
-        KernelPtr, OFF_SK_ACK_BACKLOG, OFF_SK_MAX_ACK_BACKLOG, OFF_SKC_FAMILY, OFF_SKC_STATE, OFF_SOCKET_SK,
-        OFF_TASK_COMM, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME, OFF_TASK_TGID, OFF_TOTAL_RETRANS,
+        KernelPtr, OFF_SKC_FAMILY, OFF_SOCKET_SK, OFF_TASK_COMM, OFF_TASK_GROUP_LEADER,
+        OFF_TASK_START_BOOTTIME, OFF_TASK_TGID,
     },
     fill::{self, AF_INET, AF_INET6},
+    iter::{self, Meta},
 };
 
 /// `struct bpf_iter__task_file` (kernel/bpf/task_iter.c): each member takes eight bytes.
@@ -25,12 +26,6 @@ pub struct Context {
     task: *const task_struct,
     fd: u64,
     file: *const file,
-}
-
-/// `struct bpf_iter_meta` (include/linux/bpf.h), as far as it is used.
-#[repr(C)]
-pub struct Meta {
-    seq: *mut seq_file,
 }
 
 #[unsafe(no_mangle)]
@@ -54,35 +49,13 @@ pub extern "C" fn task_file(ctx: *const Context) -> i32 {
     }
     let Some(sk) = fill::tcp_sock(sk) else { return 0 };
     let Some(leader) = task.follow(&OFF_TASK_GROUP_LEADER) else { return 0 };
-    let flags = fill::flags(sk);
-    let (saddr, daddr) = fill::addresses(sk);
-    let (sport, dport) = fill::ports(sk);
-    let record = HeldSocket {
-        state: sk.read(&OFF_SKC_STATE),
-        flags,
-        zero: [0; 2],
-        netns: fill::netns(sk),
-        // SAFETY: no arguments.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        cookie: fill::cookie(sk),
+    let record = SeenSocket {
         start_ns: leader.read(&OFF_TASK_START_BOOTTIME),
         tgid: task.read(&OFF_TASK_TGID),
         fd,
-        unread_bytes: fill::unread_bytes(sk, flags),
-        total_retrans: sk.read(&OFF_TOTAL_RETRANS),
-        queue: sk.read(&OFF_SK_ACK_BACKLOG),
-        queue_limit: sk.read(&OFF_SK_MAX_ACK_BACKLOG),
         comm: fill::bytes(leader.read_16_bytes(&OFF_TASK_COMM)),
-        sport,
-        dport,
-        zero2: 0,
-        saddr: fill::bytes(saddr),
-        daddr: fill::bytes(daddr),
+        ..iter::full_socket(sk)
     };
-    // SAFETY: the iterator's own seq_file. Where its buffer is full the kernel discards the partial record,
-    // grows the buffer or hands it out, and calls again for the same descriptor.
-    unsafe {
-        bpf_seq_write((*meta).seq, (&raw const record).cast_mut().cast(), size_of::<HeldSocket>() as u32);
-    }
+    iter::write(meta, &record);
     0
 }

@@ -6,8 +6,8 @@
 use std::net::Ipv6Addr;
 
 use tcpwatch_common::{
-    FLAG_ERROR, FLAG_FIN_RECEIVED, FLAG_IPV6, FLAG_ORPHAN, FLAG_PASSIVE, HeldSocket, KIND_CLOSE,
-    KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SocketEvent, TaskEvent,
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_IPV6, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
+    KIND_CLOSE, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket, SocketEvent, TaskEvent,
 };
 use thiserror::Error;
 
@@ -60,8 +60,19 @@ impl Socket {
         self.flags & FLAG_ORPHAN != 0
     }
 
-    pub fn has_error(&self) -> bool {
-        self.flags & FLAG_ERROR != 0
+    /// A process opened or accepted it and did not close it yet.
+    pub fn is_held(&self) -> bool {
+        self.flags & FLAG_HELD != 0
+    }
+
+    /// What the kernel keeps in place of the full socket.
+    pub fn is_minisock(&self) -> bool {
+        self.flags & FLAG_MINISOCK != 0
+    }
+
+    /// A handshake under way, not yet a socket.
+    pub fn is_request(&self) -> bool {
+        self.flags & FLAG_REQUEST != 0
     }
 
     /// Made by a listener.
@@ -101,6 +112,14 @@ pub enum What {
         /// See `SocketEvent::value`.
         value: u32,
     },
+    /// A transition to CLOSE.
+    End {
+        from: TcpState,
+        /// The socket's errno, 0 for none.
+        error: u8,
+        /// Segments retransmitted in its life.
+        total_retrans: u32,
+    },
     Retransmit {
         state: TcpState,
         /// Segments retransmitted on this socket so far.
@@ -119,16 +138,35 @@ pub struct TaskRecord {
     pub comm: String,
 }
 
-/// A descriptor that a process holds on a TCP socket.
+/// A socket that an iterator found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct Seen {
     pub socket: Socket,
     pub state: TcpState,
     /// CLOCK_MONOTONIC, when it was looked at.
     pub time_ns: u64,
-    pub holder: TaskRecord,
+    /// The kernel's tick count then.
+    pub jiffies: u64,
+    /// The process and descriptor through which it was found.
+    pub holder: Option<(TaskRecord, u32)>,
     pub unread_bytes: u32,
     pub total_retrans: u32,
+    /// Of a listener.
+    pub queue: ListenQueue,
+    /// Ticks, the lower 32 bits, of the last segment received and the last data sent.
+    pub received_jiffies: u32,
+    pub sent_jiffies: u32,
+    /// Of a minisock: the tick its timer is set to.
+    pub expires_jiffies: u64,
+}
+
+/// A listener's connections that wait to be accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListenQueue {
+    pub waiting: u32,
+    pub limit: u32,
+    /// Connections it dropped, mostly for want of room in the queue (`sk_drops`).
+    pub drops: u32,
 }
 
 /// # Errors
@@ -145,10 +183,11 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
 }
 
 /// # Errors
-/// When the bytes are not a `HeldSocket`.
-pub fn held(bytes: &[u8]) -> Result<Held, DecodeError> {
-    let raw: HeldSocket = read(bytes)?;
-    Ok(Held {
+/// When the bytes are not a `SeenSocket`.
+pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
+    let raw: SeenSocket = read(bytes)?;
+    let task = TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) };
+    Ok(Seen {
         socket: Socket {
             cookie: raw.cookie,
             netns: raw.netns,
@@ -158,9 +197,14 @@ pub fn held(bytes: &[u8]) -> Result<Held, DecodeError> {
         },
         state: state(raw.state)?,
         time_ns: raw.time_ns,
-        holder: TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) },
+        jiffies: raw.jiffies,
+        holder: (raw.tgid != 0).then_some((task, raw.fd)),
         unread_bytes: raw.unread_bytes,
         total_retrans: raw.total_retrans,
+        queue: ListenQueue { waiting: raw.queue, limit: raw.queue_limit, drops: raw.drops },
+        received_jiffies: raw.received_jiffies,
+        sent_jiffies: raw.sent_jiffies,
+        expires_jiffies: raw.expires_jiffies,
     })
 }
 
@@ -176,6 +220,11 @@ fn socket_record(raw: &SocketEvent) -> Result<SocketRecord, DecodeError> {
     let what = match raw.kind {
         KIND_RETRANSMIT => What::Retransmit { state: to, total: raw.value },
         KIND_CLOSE => What::Close { state: to, pid: (raw.value != 0).then_some(raw.value) },
+        _ if to == TcpState::Close => What::End {
+            from: state(raw.old_state)?,
+            error: (raw.value >> 24) as u8,
+            total_retrans: raw.value & 0x00ff_ffff,
+        },
         _ => What::Transition { from: state(raw.old_state)?, to, value: raw.value },
     };
     Ok(SocketRecord { socket, time_ns: raw.time_ns, what })

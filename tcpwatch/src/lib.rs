@@ -13,8 +13,11 @@ pub mod decode;
 pub mod process;
 
 pub mod aggregate;
+pub mod life;
 pub mod table;
+pub mod ticks;
 
+pub mod sweep;
 pub mod tracker;
 
 pub mod clock;
@@ -27,6 +30,8 @@ pub mod recording;
 pub mod node;
 
 pub mod http;
+
+pub mod sweeper;
 
 pub mod pipeline;
 

@@ -78,10 +78,11 @@ async fn serve(options: RunOptions) -> anyhow::Result<()> {
     let listener = TcpListener::bind(options.listen).await.with_context(|| {
         format!("cannot listen on {}: choose another address with --listen ADDR:PORT", options.listen)
     })?;
-    let load = LoadOptions { ring_bytes: options.ring_bytes, debug: options.debug };
-    let (probes, ring) = Probes::load(load)?;
-    let node = Node::new(identity(), options.linger, options.limits, probes.signals.clone());
-    let pipeline = Pipeline::new(node, probes, ring, options.record.as_deref())?;
+    let load =
+        LoadOptions { ring_bytes: options.ring_bytes, drop_share: options.drop_share, debug: options.debug };
+    let loaded = Probes::load(load)?;
+    let node = Node::new(identity(), options.linger, options.limits, loaded.probes.signals.clone());
+    let pipeline = Pipeline::new(node, loaded, options.record.as_deref())?;
 
     let (questions, asked) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;

@@ -10,6 +10,7 @@ use crate::{
     findings::lingering::{LingerHistory, LingerLimits, SAMPLE_INTERVAL},
     probes::{Lost, Signal},
     recording::Frame,
+    sweep::Coverage,
     tracker::{Limits, Tracker},
 };
 
@@ -39,6 +40,9 @@ pub struct Node {
     pub records: RecordCounts,
     /// What still has to happen before answers are complete.
     pub waiting_for: Option<&'static str>,
+    /// What was lost before the sweep under way began, and before the last complete one.
+    lost_before_sweep: Lost,
+    repaired: Lost,
     next_sample_ns: u64,
 }
 
@@ -52,6 +56,8 @@ impl Node {
             signals,
             records: RecordCounts::default(),
             waiting_for: Some("the first sweep of open sockets"),
+            lost_before_sweep: Lost::default(),
+            repaired: Lost::default(),
             next_sample_ns: 0,
         }
     }
@@ -59,8 +65,11 @@ impl Node {
     pub fn ingest(&mut self, frame: &Frame) {
         match frame {
             Frame::Record(bytes) => self.record(bytes),
-            Frame::SweepBegin => self.tracker.begin_sweep(),
-            Frame::Sweep(bytes) => self.sweep(bytes),
+            Frame::SweepBegin(now_ns) => {
+                self.tracker.begin_sweep(*now_ns);
+                self.lost_before_sweep = self.records.lost;
+            }
+            Frame::Sweep { coverage, records } => self.sweep(coverage, records),
             Frame::Process(process) => {
                 self.tracker.processes.describe(process.pid, process.start_ns, &process.details);
             }
@@ -87,16 +96,25 @@ impl Node {
         }
     }
 
-    fn sweep(&mut self, bytes: &[u8]) {
-        let mut held = Vec::with_capacity(bytes.len() / size_of::<tcpwatch_common::HeldSocket>());
-        for chunk in bytes.chunks(size_of::<tcpwatch_common::HeldSocket>()) {
-            match decode::held(chunk) {
-                Ok(one) => held.push(one),
+    fn sweep(&mut self, coverage: &Coverage, records: &[u8]) {
+        const SIZE: usize = size_of::<tcpwatch_common::SeenSocket>();
+        let mut seen = Vec::with_capacity(records.len() / SIZE);
+        for chunk in records.chunks(SIZE) {
+            match decode::seen(chunk) {
+                Ok(one) => seen.push(one),
                 Err(error) => self.malformed(&error),
             }
         }
-        self.tracker.apply_sweep(&held);
+        self.tracker.apply_sweep(&seen, coverage);
+        if coverage.all {
+            self.repaired = self.lost_before_sweep;
+        }
         self.waiting_for = None;
+    }
+
+    /// Whether records were lost that no sweep has made up for.
+    pub fn needs_repair(&self) -> bool {
+        self.records.lost != self.repaired
     }
 
     fn malformed(&mut self, error: &decode::DecodeError) {
@@ -110,7 +128,7 @@ impl Node {
     /// Whether answers can be taken for the whole truth.
     pub fn is_complete(&self) -> bool {
         self.waiting_for.is_none()
-            && self.records.lost.total() == 0
+            && !self.needs_repair()
             && self.records.malformed == 0
             && self.tracker.untracked == 0
     }

@@ -62,12 +62,19 @@ pub struct RunArgs {
     /// Connections kept at once; more are counted but not kept [default: 1000000]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_CONNECTIONS")]
     pub max_connections: Option<usize>,
+    /// Ended connections kept for /history and /connections/ID; the oldest go first [default: 10000]
+    #[arg(long, value_name = "N", env = "TCPWATCH_MAX_ENDED")]
+    pub max_ended: Option<usize>,
     /// Sets of process, role and peer kept apart in /metrics; more are summed as ~other [default: 1000]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_LABEL_SETS")]
     pub max_label_sets: Option<usize>,
     /// Write every record to FILE, for `tcpwatch replay`
     #[arg(long, value_name = "FILE", env = "TCPWATCH_RECORD")]
     pub record: Option<PathBuf>,
+    /// Drop this share of the kernel's records on purpose (0 to 1): a test of how the table is repaired
+    #[arg(long, value_name = "SHARE", hide = true)]
+    #[serde(skip)]
+    pub drop_records: Option<f64>,
     /// Log more, with the BPF programs' own log and the kernel verifier's
     #[arg(long, env = "TCPWATCH_DEBUG")]
     pub debug: bool,
@@ -149,6 +156,8 @@ pub struct RunOptions {
     pub ring_bytes: u32,
     pub limits: Limits,
     pub record: Option<PathBuf>,
+    /// Of 2^32 records, how many are dropped on purpose.
+    pub drop_share: u32,
     pub debug: bool,
 }
 
@@ -164,7 +173,7 @@ pub enum OptionsError {
     Zero(&'static str),
 }
 
-pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, label_sets: 1000 };
+pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
 
 impl RunArgs {
     /// Fills what was not given from the configuration file and the defaults.
@@ -175,6 +184,7 @@ impl RunArgs {
         let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let limits = Limits {
             connections: self.max_connections.or(file.max_connections).unwrap_or(DEFAULT_LIMITS.connections),
+            ended: self.max_ended.or(file.max_ended).unwrap_or(DEFAULT_LIMITS.ended),
             label_sets: self.max_label_sets.or(file.max_label_sets).unwrap_or(DEFAULT_LIMITS.label_sets),
         };
         if limits.connections == 0 {
@@ -193,6 +203,7 @@ impl RunArgs {
             ring_bytes: self.ring_size.or(file.ring_size).map_or(4 << 20, |size| size.0),
             limits,
             record: self.record.or(file.record),
+            drop_share: (self.drop_records.unwrap_or(0.0) * f64::from(u32::MAX)) as u32,
             debug: self.debug || file.debug,
         })
     }

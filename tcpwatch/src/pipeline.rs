@@ -4,23 +4,22 @@
 //! answer always contains what happened before the question.
 
 use std::{
-    io::Read as _,
     path::Path,
     pin::pin,
     time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, RingBuf};
-use bytes::Bytes;
 use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
 
 use crate::{
     clock::Clock,
     http::Question,
     node::Node,
-    probes::{self, Probes},
+    probes::{self, Loaded, LossCounters},
     proc,
     recording::{Frame, Header, ProcessFrame, Recorder, RecordingError},
+    sweeper::{Sweeper, Swept},
 };
 
 /// How long a record may wait in the ring when there are few.
@@ -33,41 +32,46 @@ const BATCH: usize = 65_536;
 const SWEEP_COST_SHARE: u32 = 50;
 /// An answer waits for a sweep that is expected to take no longer than this.
 const SWEEP_WORTH_WAITING: Duration = Duration::from_millis(20);
+/// How often a sweep looks after what no record tells of, while there is such.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The owner of the state.
 pub struct Pipeline {
     node: Node,
-    probes: Probes,
     ring: AsyncFd<RingBuf<MapData>>,
+    lost: LossCounters,
     recorder: Option<Recorder>,
-    sweep: Sweep,
+    sweeper: Sweeper,
+    swept: mpsc::Receiver<Swept>,
+    sweep: SweepState,
     /// Questions that wait for the sweep under way.
     waiting: Vec<Question>,
 }
 
-struct Sweep {
-    done: mpsc::Receiver<std::io::Result<Vec<u8>>>,
-    report: mpsc::Sender<std::io::Result<Vec<u8>>>,
-    /// When the one under way began.
-    since: Option<Instant>,
+struct SweepState {
+    under_way: bool,
     took: Duration,
     not_before: Instant,
+    due: Instant,
 }
 
 impl Pipeline {
     /// # Errors
     /// When the ring cannot be polled or the recording not be written.
-    pub fn new(
-        node: Node,
-        probes: Probes,
-        ring: RingBuf<MapData>,
-        record: Option<&Path>,
-    ) -> anyhow::Result<Self> {
+    pub fn new(node: Node, loaded: Loaded, record: Option<&Path>) -> anyhow::Result<Self> {
         let recorder = record.map(|path| Recorder::create(path, &header(&node))).transpose()?;
-        let ring = probes::pollable(ring)?;
-        let (report, done) = mpsc::channel(1);
-        let sweep = Sweep { done, report, since: None, took: Duration::ZERO, not_before: Instant::now() };
-        Ok(Self { node, probes, ring, recorder, sweep, waiting: Vec::new() })
+        let (report, swept) = mpsc::channel(1);
+        let now = Instant::now();
+        Ok(Self {
+            node,
+            ring: probes::pollable(loaded.ring)?,
+            lost: loaded.lost,
+            recorder,
+            sweeper: Sweeper::start(loaded.probes, report)?,
+            swept,
+            sweep: SweepState { under_way: false, took: Duration::ZERO, not_before: now, due: now },
+            waiting: Vec::new(),
+        })
     }
 
     /// Runs until `stop` completes.
@@ -93,7 +97,7 @@ impl Pipeline {
                     ready?.clear_ready();
                     self.drain();
                 }
-                Some(found) = self.sweep.done.recv() => self.finish_sweep(found),
+                Some(swept) = self.swept.recv() => self.finish_sweep(swept),
                 Some(question) = questions.recv() => self.answer(question),
                 _ = drain.tick() => {
                     self.drain();
@@ -133,15 +137,9 @@ impl Pipeline {
     }
 
     fn tick(&mut self) {
-        let lost = self.probes.lost();
-        if lost != self.node.records.lost {
-            let new = lost.total() - self.node.records.lost.total();
-            tracing::error!(
-                new,
-                total = lost.total(),
-                "records lost in the kernel: the table may miss connections"
-            );
-            self.ingest(&Frame::Lost(lost));
+        self.note_lost();
+        let due = self.node.tracker.has_untold() && Instant::now() >= self.sweep.due;
+        if self.node.needs_repair() || due {
             self.start_sweep();
         }
         self.ingest(&Frame::Tick(Clock::read().now_ns));
@@ -149,6 +147,19 @@ impl Pipeline {
             && let Err(error) = recorder.flush()
         {
             stop_recording(&mut self.recorder, &error);
+        }
+    }
+
+    fn note_lost(&mut self) {
+        let lost = self.lost.read();
+        if lost != self.node.records.lost {
+            let new = lost.total() - self.node.records.lost.total();
+            tracing::error!(
+                new,
+                total = lost.total(),
+                "records lost in the kernel; a sweep will repair the table"
+            );
+            self.ingest(&Frame::Lost(lost));
         }
     }
 
@@ -164,7 +175,7 @@ impl Pipeline {
     fn answer(&mut self, question: Question) {
         if question.about_owners && self.node.waiting_for.is_none() {
             self.start_sweep();
-            if self.sweep.since.is_some() && self.sweep.took <= SWEEP_WORTH_WAITING {
+            if self.sweep.under_way && self.sweep.took <= SWEEP_WORTH_WAITING {
                 self.waiting.push(question);
                 return;
             }
@@ -173,40 +184,32 @@ impl Pipeline {
         (question.ask)(&self.node, Clock::read());
     }
 
-    /// Begins to look up who holds which socket, unless that is under way or was done just now.
+    /// Begins to look at all sockets, unless that is under way or was done just now.
     fn start_sweep(&mut self) {
-        if self.sweep.since.is_some() || Instant::now() < self.sweep.not_before {
+        if self.sweep.under_way || Instant::now() < self.sweep.not_before {
             return;
         }
-        let mut file = match self.probes.held_sockets() {
-            Ok(file) => file,
-            Err(error) => {
-                tracing::debug!(error, "no sweep");
-                self.node.waiting_for = None;
-                return;
-            }
-        };
-        self.ingest(&Frame::SweepBegin);
-        self.sweep.since = Some(Instant::now());
-        let report = self.sweep.report.clone();
-        tokio::task::spawn_blocking(move || {
-            let mut found = Vec::new();
-            let result = file.read_to_end(&mut found).map(|_| found);
-            // The pipeline may have stopped.
-            let _ = report.blocking_send(result);
-        });
+        // What is lost from here on, this sweep may miss.
+        self.note_lost();
+        self.ingest(&Frame::SweepBegin(Clock::read().now_ns));
+        self.sweep.under_way = true;
+        self.sweeper.sweep();
     }
 
-    fn finish_sweep(&mut self, found: std::io::Result<Vec<u8>>) {
-        self.sweep.took = self.sweep.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-        self.sweep.not_before = Instant::now() + self.sweep.took * SWEEP_COST_SHARE;
+    fn finish_sweep(&mut self, swept: Swept) {
+        let now = Instant::now();
+        self.sweep = SweepState {
+            under_way: false,
+            took: swept.took,
+            not_before: now + swept.took * SWEEP_COST_SHARE,
+            due: now + SWEEP_INTERVAL,
+        };
+        for problem in &swept.problems {
+            tracing::debug!(problem, "sweep");
+        }
         // What happened while the sweep ran comes first.
         while self.drain() {}
-        let found = found.unwrap_or_else(|error| {
-            tracing::error!(%error, "the sweep of open sockets failed: owners may be missing");
-            Vec::new()
-        });
-        self.ingest(&Frame::Sweep(Bytes::from(found)));
+        self.ingest(&Frame::Sweep { coverage: swept.coverage, records: swept.records });
         while self.drain() {}
         for question in std::mem::take(&mut self.waiting) {
             (question.ask)(&self.node, Clock::read());

@@ -4,7 +4,11 @@
 //! In: the object built into this binary, the running kernel's BTF. Out: the ring, the counters, an iterator
 //! over held sockets, and a [`Signal`] for each thing that can be known. It decodes nothing.
 
-use std::{fs::File, io, os::fd::AsFd as _, os::fd::AsRawFd as _};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -74,9 +78,15 @@ pub struct Attempt {
 /// The loaded programs; they stay attached while this lives.
 pub struct Probes {
     ebpf: Ebpf,
-    counters: PerCpuArray<MapData, u64>,
     programs: Vec<&'static str>,
     pub signals: Vec<Signal>,
+}
+
+/// What loading gives: each part goes to another owner.
+pub struct Loaded {
+    pub probes: Probes,
+    pub ring: RingBuf<MapData>,
+    pub lost: LossCounters,
 }
 
 /// How to load.
@@ -84,6 +94,8 @@ pub struct Probes {
 pub struct LoadOptions {
     /// A power of two, at least one page.
     pub ring_bytes: u32,
+    /// Of 2^32 records so many are dropped on purpose, and counted as lost: a test of the repair.
+    pub drop_share: u32,
     /// Full verifier logs in errors, and the programs' own log.
     pub debug: bool,
 }
@@ -92,14 +104,15 @@ const STATE: &str = "tp_btf inet_sock_set_state";
 const RETRANSMIT: &str = "tp_btf tcp_retransmit_skb";
 const CLOSE: &str = "fentry tcp_close";
 const CLOSE_INFERRED: &str = "inferred from state changes";
-const SOCKETS: &str = "iter task_file";
+const HELD: &str = "iter task_file";
+const UNHELD: &str = "iter tcp";
 
 impl Probes {
     /// Loads and attaches everything this kernel takes.
     ///
     /// # Errors
     /// Without privilege, BTF or BPF, or when state changes cannot be had.
-    pub fn load(options: LoadOptions) -> Result<(Self, RingBuf<MapData>), ProbeError> {
+    pub fn load(options: LoadOptions) -> Result<Loaded, ProbeError> {
         check_privilege()?;
         let offsets = {
             let vmlinux = std::fs::read(VMLINUX_BTF).map_err(ProbeError::NoBtf)?;
@@ -112,6 +125,7 @@ impl Probes {
             .btf(Some(&kernel_btf))
             .map_max_entries("RING", options.ring_bytes)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
+            .override_global("DROP_SHARE", &options.drop_share, true)
             // Refuses an object whose records this daemon would misread.
             .override_global(ABI_SYMBOL, &ABI, true)
             .verifier_log_level(if options.debug {
@@ -124,9 +138,7 @@ impl Probes {
         }
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         let ring = take_map(&mut ebpf, "RING")?;
-        let counters = take_map(&mut ebpf, "COUNTERS")?;
-
-        let mut probes = Self { ebpf, counters, programs: Vec::new(), signals: Vec::new() };
+        let mut probes = Self { ebpf, programs: Vec::new(), signals: Vec::new() };
         let states = probes.attach_btf_tracepoint("inet_sock_set_state", &kernel_btf);
         probes.report("state changes", STATE, states, None, "everything");
         if let Some(failed) = probes.signals[0].tried.first() {
@@ -148,15 +160,25 @@ impl Probes {
             Some(CLOSE_INFERRED),
             "who closed is not known for abortive closes and for closes after shutdown()",
         );
-        let sockets = probes.load_iterator("task_file", &kernel_btf);
+        let held = probes.load_iterator("task_file", &kernel_btf);
         probes.report(
             "sockets held by processes",
-            SOCKETS,
-            sockets,
+            HELD,
+            held,
             None,
-            "connections opened before the start stay unknown until they change; which of several workers accepted is known only when it closes",
+            "connections opened before the start stay unknown until they change; which of several workers \
+             accepted is known only when it closes",
         );
-        Ok((probes, ring))
+        let unheld = probes.load_iterator("tcp", &kernel_btf);
+        probes.report(
+            "sockets held by nobody",
+            UNHELD,
+            unheld,
+            None,
+            "TIME_WAIT and orphaned FIN_WAIT2 are inferred; lost records are repaired only for held sockets",
+        );
+        let lost = probes.loss_counters()?;
+        Ok(Loaded { probes, ring, lost })
     }
 
     fn report(
@@ -201,7 +223,7 @@ impl Probes {
         let program: &mut Iter = self.program(name)?;
         program.load(name, btf).map_err(explain)?;
         // Loaded is not yet able: one iterator is made, and dropped unread.
-        self.held_sockets().map(drop)
+        self.iterate(name).map(drop)
     }
 
     fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, String>
@@ -213,32 +235,59 @@ impl Probes {
         program.try_into().map_err(explain)
     }
 
-    /// A file whose reading lists every TCP socket held by a process, as `HeldSocket` records.
+    /// A file whose reading lists, as `SeenSocket` records, every TCP socket held by a process.
     ///
     /// # Errors
     /// When the kernel refuses the iterator, with its reason.
     pub fn held_sockets(&mut self) -> Result<File, String> {
-        let program: &mut Iter = self.program("task_file")?;
+        self.iterate("task_file")
+    }
+
+    /// The same for every TCP socket of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the iterator, with its reason.
+    pub fn namespace_sockets(&mut self) -> Result<File, String> {
+        self.iterate("tcp")
+    }
+
+    fn iterate(&mut self, name: &str) -> Result<File, String> {
+        let program: &mut Iter = self.program(name)?;
         let link = program.attach().map_err(explain)?;
         program.take_link(link).map_err(explain)?.into_file().map_err(|error| error.to_string())
     }
 
+    /// What to ask for [`Lost`]; apart from the programs, which another thread keeps.
+    fn loss_counters(&mut self) -> Result<LossCounters, ProbeError> {
+        let fd = |name: &&str| Some(self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd());
+        let programs = self.programs.iter().filter_map(fd).collect();
+        Ok(LossCounters { counters: take_map(&mut self.ebpf, "COUNTERS")?, programs })
+    }
+}
+
+/// Counts of lost records. Valid while the [`Probes`] that it came with live.
+pub struct LossCounters {
+    counters: PerCpuArray<MapData, u64>,
+    /// Descriptors of the attached programs.
+    programs: Vec<RawFd>,
+}
+
+impl LossCounters {
     /// Records lost since the start: those without room in the ring, and runs of a program that the kernel
     /// skipped because they would have run inside itself (Linux 5.12 and later tell).
-    pub fn lost(&self) -> Lost {
+    pub fn read(&self) -> Lost {
         let full = (0..counter::COUNT)
             .filter_map(|index| self.counters.get(&index, 0).ok())
             .map(|values| values.iter().sum::<u64>())
             .sum();
-        let skipped = self.programs.iter().filter_map(|name| self.recursion_misses(name)).sum();
+        let skipped = self.programs.iter().filter_map(|fd| recursion_misses(*fd)).sum();
         Lost { ring_full: full, run_skipped: skipped }
     }
+}
 
-    fn recursion_misses(&self, name: &str) -> Option<u64> {
-        let fd = self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd();
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-        info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
-    }
+fn recursion_misses(program: RawFd) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{program}")).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
 }
 
 /// The ring, ready to be waited for.

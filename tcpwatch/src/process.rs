@@ -3,7 +3,7 @@
 //! A process is identified by pid and start time; a pid alone names whoever carries it now. What the kernel
 //! does not tell (executable, cgroup) the pipeline reads from /proc and hands in. No I/O here.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
@@ -15,8 +15,20 @@ use crate::decode::TaskRecord;
 /// newcomers stay unknown and are counted. The kernel side tells a process again once 8192 others came.
 const MAX_PROCESSES: usize = 65_536;
 
+/// Index of a process, plus one so that `Option` takes no more room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ProcessId(u32);
+pub struct ProcessId(NonZeroU32);
+
+impl ProcessId {
+    fn from_index(index: usize) -> Self {
+        // At most MAX_PROCESSES entries.
+        Self(NonZeroU32::MIN.saturating_add(index as u32))
+    }
+
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 /// What is shown of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -60,7 +72,7 @@ impl ProcessTable {
     /// Learns of a process, or that it has a new name (exec).
     pub fn learn(&mut self, task: &TaskRecord) -> Option<ProcessId> {
         if let Some(id) = self.by_pid.get(&task.pid).copied() {
-            let known = &mut self.entries[id.0 as usize].process;
+            let known = &mut self.entries[id.index()].process;
             if known.start_ns == task.start_ns {
                 if *known.comm != *task.comm {
                     known.comm = task.comm.as_str().into();
@@ -84,7 +96,7 @@ impl ProcessTable {
             exe: None,
             cgroup: None,
         };
-        let id = ProcessId(self.entries.insert(Entry { process, users: 0 }) as u32);
+        let id = ProcessId::from_index(self.entries.insert(Entry { process, users: 0 }));
         self.by_pid.insert(task.pid, id);
         self.idle += 1;
         self.unread.push((task.pid, task.start_ns));
@@ -97,7 +109,7 @@ impl ProcessTable {
     }
 
     pub fn get(&self, id: ProcessId) -> &Process {
-        &self.entries[id.0 as usize].process
+        &self.entries[id.index()].process
     }
 
     /// Pid and start time of processes whose /proc was not read yet.
@@ -108,7 +120,7 @@ impl ProcessTable {
     /// What /proc said; ignored when the process is not known any more.
     pub fn describe(&mut self, pid: u32, start_ns: u64, details: &ProcDetails) {
         let Some(id) = self.by_pid(pid) else { return };
-        let process = &mut self.entries[id.0 as usize].process;
+        let process = &mut self.entries[id.index()].process;
         if process.start_ns == start_ns {
             process.exe = details.exe.as_deref().map(Into::into);
             process.cgroup = details.cgroup.as_deref().map(Into::into);
@@ -116,13 +128,13 @@ impl ProcessTable {
     }
 
     pub(crate) fn add_user(&mut self, id: ProcessId) {
-        let entry = &mut self.entries[id.0 as usize];
+        let entry = &mut self.entries[id.index()];
         self.idle -= usize::from(entry.users == 0);
         entry.users += 1;
     }
 
     pub(crate) fn drop_user(&mut self, id: ProcessId) {
-        let entry = &mut self.entries[id.0 as usize];
+        let entry = &mut self.entries[id.index()];
         entry.users -= 1;
         self.idle += usize::from(entry.users == 0);
     }
@@ -138,7 +150,7 @@ impl ProcessTable {
     fn forget_idle(&mut self) {
         let by_pid = &mut self.by_pid;
         self.entries.retain(|key, entry| {
-            if entry.users == 0 && by_pid.get(&entry.process.pid) == Some(&ProcessId(key as u32)) {
+            if entry.users == 0 && by_pid.get(&entry.process.pid) == Some(&ProcessId::from_index(key)) {
                 by_pid.remove(&entry.process.pid);
             }
             entry.users > 0

@@ -9,12 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use tcpwatch_common::ABI;
 use thiserror::Error;
 
-use crate::{probes::Lost, process::ProcDetails};
+use crate::{probes::Lost, process::ProcDetails, sweep::Coverage};
 
 #[derive(Debug, Error)]
 pub enum RecordingError {
@@ -43,10 +43,10 @@ pub struct Header {
 pub enum Frame {
     /// A record of the ring.
     Record(Bytes),
-    /// A sweep of held sockets begins.
-    SweepBegin,
-    /// What the sweep found.
-    Sweep(Bytes),
+    /// A sweep begins, at this time of CLOCK_MONOTONIC.
+    SweepBegin(u64),
+    /// What the sweep found: `SeenSocket` records.
+    Sweep { coverage: Coverage, records: Bytes },
     /// What /proc said of a process.
     Process(ProcessFrame),
     /// CLOCK_MONOTONIC, once a second and at the end.
@@ -99,8 +99,17 @@ impl Recorder {
     pub fn write(&mut self, frame: &Frame) -> Result<(), RecordingError> {
         match frame {
             Frame::Record(bytes) => self.frame(RECORD, bytes),
-            Frame::SweepBegin => self.frame(SWEEP_BEGIN, &[]),
-            Frame::Sweep(bytes) => self.frame(SWEEP, bytes),
+            Frame::SweepBegin(now_ns) => self.frame(SWEEP_BEGIN, &now_ns.to_le_bytes()),
+            Frame::Sweep { coverage, records } => {
+                let mut payload = BytesMut::with_capacity(records.len() + 64);
+                payload.put_u8(coverage.all.into());
+                payload.put_u32_le(coverage.namespaces.len() as u32);
+                for namespace in &coverage.namespaces {
+                    payload.put_u32_le(*namespace);
+                }
+                payload.put_slice(records);
+                self.frame(SWEEP, &payload)
+            }
             Frame::Process(process) => {
                 let json = serde_json::to_vec(process)
                     .map_err(|error| RecordingError::Write(self.path.clone(), error.into()))?;
@@ -173,8 +182,13 @@ impl Iterator for Recording {
         let mut payload = at.split_to(length);
         let frame = match kind {
             RECORD => Frame::Record(payload),
-            SWEEP_BEGIN => Frame::SweepBegin,
-            SWEEP => Frame::Sweep(payload),
+            SWEEP_BEGIN => Frame::SweepBegin(payload.try_get_u64_le().ok()?),
+            SWEEP => {
+                let all = payload.try_get_u8().ok()? != 0;
+                let count = payload.try_get_u32_le().ok()?;
+                let namespaces = (0..count).map(|_| payload.try_get_u32_le().ok()).collect::<Option<_>>()?;
+                Frame::Sweep { coverage: Coverage { namespaces, all }, records: payload }
+            }
             PROCESS => Frame::Process(serde_json::from_slice(&payload).ok()?),
             TICK => Frame::Tick(payload.try_get_u64_le().ok()?),
             LOST => Frame::Lost(Lost {
@@ -215,9 +229,12 @@ mod tests {
         let file = TempFile::new("roundtrip");
         let details = ProcDetails { exe: Some("/bin/x".into()), cgroup: None };
         let frames = [
-            Frame::SweepBegin,
+            Frame::SweepBegin(7),
             Frame::Record(Bytes::from_static(b"abc")),
-            Frame::Sweep(Bytes::new()),
+            Frame::Sweep {
+                coverage: Coverage { namespaces: [4, 5].into_iter().collect(), all: true },
+                records: Bytes::from_static(b"xyz"),
+            },
             Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
             Frame::Lost(Lost { ring_full: 3, run_skipped: 4 }),
             Frame::Tick(4),

@@ -14,31 +14,42 @@ use slab::Slab;
 use crate::{
     aggregate::{GroupId, Peer, Role},
     decode::{Endpoint, Socket},
+    life::{Cause, Life},
     process::ProcessId,
     state::TcpState,
 };
 
-/// One connection, listener or minisock.
+/// One connection, listener, minisock or request.
 #[derive(Clone, Debug)]
 pub struct Conn {
     pub cookie: u64,
     pub netns: u32,
     pub local: Endpoint,
     pub remote: Endpoint,
-    /// CLOCK_MONOTONIC times: when it began (or was first seen), entered its state, was last heard of.
-    pub opened_ns: u64,
-    pub since_ns: u64,
+    /// Its states so far. Changed through the table, which lists connections by state.
+    life: Life,
+    /// CLOCK_MONOTONIC, when it was last heard of.
     pub seen_ns: u64,
+    /// CLOCK_MONOTONIC, when the kernel will have ended this minisock.
+    pub expires_ns: u64,
+    /// Who connected; of a server's connection unknown.
+    pub opener: Option<ProcessId>,
+    /// Who holds it, or held it last; of a connection not accepted yet, who listens.
     pub process: Option<ProcessId>,
+    /// Who closed it, or shut down its sending side.
+    pub closer: Option<ProcessId>,
     /// Where it is counted, once there was something to count.
     pub group: Option<GroupId>,
-    pub state: TcpState,
     pub role: Role,
     pub marks: Marks,
+    /// The errno that ended it, 0 for none.
+    pub error: u8,
     /// As last told by the kernel; not yet told of a connection that is older than its first sight.
     pub total_retrans: Option<u32>,
     /// When last told: at the peer's FIN, or by a sweep.
     pub unread_bytes: u32,
+    /// The last sweep that saw it.
+    pub swept: u32,
     list: u8,
     previous: u32,
     next: u32,
@@ -55,8 +66,12 @@ pub struct Marks {
     pub established: bool,
     /// The process was seen acting on the socket or holding it; else it is the listener's.
     pub owner_seen: bool,
+    /// Of a passive open: no process has accepted it yet.
+    pub unaccepted: bool,
     /// The kernel keeps only a minisock of it.
     pub minisock: bool,
+    /// A handshake under way, known from sweeps only.
+    pub request: bool,
 }
 
 /// Where a connection lies in the slab.
@@ -128,29 +143,25 @@ impl Table {
     }
 
     /// Adds a connection that is not in the table; its owner and group are set afterwards.
-    pub fn insert(
-        &mut self,
-        socket: &Socket,
-        state: TcpState,
-        role: Role,
-        now_ns: u64,
-        marks: Marks,
-    ) -> Slot {
+    pub fn insert(&mut self, socket: &Socket, life: Life, role: Role, now_ns: u64, marks: Marks) -> Slot {
         let conn = Conn {
             cookie: socket.cookie,
             netns: socket.netns,
             local: socket.local,
             remote: socket.remote,
-            opened_ns: now_ns,
-            since_ns: now_ns,
+            life,
             seen_ns: now_ns,
+            expires_ns: u64::MAX,
+            opener: None,
             process: None,
+            closer: None,
             group: None,
-            state,
             role,
             marks,
+            error: 0,
             total_retrans: (!marks.older).then_some(0),
             unread_bytes: 0,
+            swept: 0,
             list: 0,
             previous: NONE,
             next: NONE,
@@ -163,31 +174,32 @@ impl Table {
     }
 
     /// Moves the connection to `state` as of `now_ns`.
-    pub fn enter(&mut self, slot: Slot, state: TcpState, now_ns: u64) {
+    pub fn enter(&mut self, slot: Slot, state: TcpState, cause: Cause, now_ns: u64) {
         self.unlink(slot.0);
         let conn = self.get_mut(slot);
-        conn.state = state;
-        conn.since_ns = now_ns;
+        conn.life.enter(state, cause, now_ns);
         conn.seen_ns = now_ns;
         conn.marks.state_older = false;
         self.link(slot.0);
     }
 
-    /// The kernel replaced the socket by a minisock in `state` at `now_ns`.
-    pub fn shrink(&mut self, slot: Slot, state: TcpState, now_ns: u64) {
+    /// The kernel replaced the socket by a minisock in the state that the connection is in.
+    pub fn shrink(&mut self, slot: Slot, expires_ns: u64) {
         self.unlink(slot.0);
         let conn = self.get_mut(slot);
-        if conn.state != state {
-            conn.state = state;
-            conn.since_ns = now_ns;
-            conn.marks.state_older = false;
-        }
-        conn.seen_ns = now_ns;
         conn.marks.minisock = true;
+        conn.expires_ns = expires_ns;
         let ends = conn.ends();
         self.link(slot.0);
         let conns = &self.conns;
         self.minisocks.insert_unique(hash(&ends), slot.0, |key| hash(&conns[*key as usize].ends()));
+    }
+
+    /// A minisock's timer was set anew.
+    pub fn expire_at(&mut self, slot: Slot, expires_ns: u64) {
+        self.unlink(slot.0);
+        self.get_mut(slot).expires_ns = expires_ns;
+        self.link(slot.0);
     }
 
     pub fn remove(&mut self, slot: Slot) -> Conn {
@@ -204,6 +216,10 @@ impl Table {
         conn
     }
 
+    pub fn has_minisocks(&self) -> bool {
+        !self.minisocks.is_empty()
+    }
+
     pub fn count(&self, state: TcpState) -> usize {
         let orphaned = if state == TcpState::FinWait2 { self.lists[ORPHANED_FIN_WAIT2].len } else { 0 };
         self.lists[state.index()].len + orphaned
@@ -211,6 +227,10 @@ impl Table {
 
     pub fn iter(&self) -> impl Iterator<Item = &Conn> {
         self.conns.iter().map(|(_, conn)| conn)
+    }
+
+    pub fn slots(&self) -> impl Iterator<Item = (Slot, &Conn)> {
+        self.conns.iter().map(|(key, conn)| (Slot(key as u32), conn))
     }
 
     /// The connections in `state`, longest there first (orphaned FIN_WAIT2 after the rest, in their own
@@ -224,8 +244,8 @@ impl Table {
     pub fn lingering(&self, state: TcpState, limit_ns: u64) -> impl Iterator<Item = &Conn> + use<'_> {
         let orphaned = (state == TcpState::FinWait2).then(|| self.walk(ORPHANED_FIN_WAIT2));
         self.walk(state.index())
-            .take_while(move |conn| conn.since_ns <= limit_ns)
-            .chain(orphaned.into_iter().flatten().filter(move |conn| conn.since_ns <= limit_ns))
+            .take_while(move |conn| conn.since_ns() <= limit_ns)
+            .chain(orphaned.into_iter().flatten().filter(move |conn| conn.since_ns() <= limit_ns))
     }
 
     /// The minisock, of those in this state, that became one first.
@@ -248,10 +268,10 @@ impl Table {
 
     fn link(&mut self, key: u32) {
         let conn = &mut self.conns[key as usize];
-        let list = if conn.marks.minisock && conn.state == TcpState::FinWait2 {
+        let list = if conn.marks.minisock && conn.state() == TcpState::FinWait2 {
             ORPHANED_FIN_WAIT2
         } else {
-            conn.state.index()
+            conn.state().index()
         };
         let last = self.lists[list].last;
         (conn.list, conn.previous, conn.next) = (list as u8, last, NONE);
@@ -279,8 +299,26 @@ impl Table {
 }
 
 impl Conn {
-    fn ends(&self) -> (u32, Endpoint, Endpoint) {
+    pub fn ends(&self) -> (u32, Endpoint, Endpoint) {
         (self.netns, self.local, self.remote)
+    }
+
+    pub fn state(&self) -> TcpState {
+        self.life.state()
+    }
+
+    /// CLOCK_MONOTONIC, when it entered its state.
+    pub fn since_ns(&self) -> u64 {
+        self.life.since_ns()
+    }
+
+    /// CLOCK_MONOTONIC, when it began or is known to have existed.
+    pub fn opened_ns(&self) -> u64 {
+        self.life.began_ns()
+    }
+
+    pub fn life(&self) -> &Life {
+        &self.life
     }
 
     /// The server's side of it.
@@ -313,7 +351,8 @@ mod tests {
     }
 
     fn insert(table: &mut Table, cookie: u64, state: TcpState, now_ns: u64) -> Slot {
-        table.insert(&socket(cookie), state, Role::Client, now_ns, Marks::default())
+        let life = Life::new(state, Cause::Peer, now_ns);
+        table.insert(&socket(cookie), life, Role::Client, now_ns, Marks::default())
     }
 
     fn cookies<'a>(conns: impl Iterator<Item = &'a Conn>) -> Vec<u64> {
@@ -325,9 +364,9 @@ mod tests {
         let mut table = Table::new(10);
         let slots: Vec<_> =
             (0..4).map(|cookie| insert(&mut table, cookie, TcpState::Established, cookie)).collect();
-        table.enter(slots[1], TcpState::CloseWait, 10);
-        table.enter(slots[3], TcpState::CloseWait, 11);
-        table.enter(slots[0], TcpState::CloseWait, 12);
+        table.enter(slots[1], TcpState::CloseWait, Cause::Peer, 10);
+        table.enter(slots[3], TcpState::CloseWait, Cause::Peer, 11);
+        table.enter(slots[0], TcpState::CloseWait, Cause::Peer, 12);
         table.remove(slots[3]);
         assert_eq!(cookies(table.in_state(TcpState::CloseWait)), [1, 0]);
         assert_eq!(cookies(table.in_state(TcpState::Established)), [2]);
@@ -343,9 +382,8 @@ mod tests {
         let slot = insert(&mut table, 7, TcpState::FinWait2, 0);
         let ends = table.get(slot).ends();
         assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), None);
-        table.shrink(slot, TcpState::FinWait2, 5);
+        table.shrink(slot, 5);
         assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), Some(slot));
-        assert_eq!(table.get(slot).since_ns, 0);
         assert_eq!(table.oldest_minisock(TcpState::FinWait2).map(|(slot, _)| slot), Some(slot));
         assert_eq!((table.count(TcpState::FinWait2), table.count(TcpState::TimeWait)), (1, 0));
         table.remove(slot);

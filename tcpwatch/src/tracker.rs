@@ -1,39 +1,67 @@
 //! The state of the node's TCP: applies records to processes, connections and counts.
 //!
-//! In: decoded records in the order of the ring, sweeps of held sockets. Out: the table, the counts and the
+//! In: decoded records in the order of the ring, sweeps (see `sweep.rs`). Out: the table, the counts and the
 //! processes, for others to read. Reads no clock and does no I/O: times come with the records.
+
+use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
 use crate::{
     aggregate::{GroupId, GroupKey, Groups, Role},
-    decode::{Endpoint, Held, Record, Socket, SocketRecord, What},
+    decode::{Endpoint, ListenQueue, Record, Socket, SocketRecord, What},
+    life::{Cause, Life, cause},
     process::{ProcessId, ProcessTable},
     state::TcpState,
     table::{Conn, Marks, Slot, Table},
+    ticks::Ticks,
 };
 
-/// include/net/tcp.h: TCP_TIMEWAIT_LEN; also the longest that an orphan stays in FIN_WAIT2 as a minisock
-/// (tcp_fin_timeout, 60 s unless set lower, is cut to it in tcp_time_wait).
+/// include/net/tcp.h: TCP_TIMEWAIT_LEN. Also how long an orphan stays in FIN_WAIT2 as a minisock unless
+/// tcp_fin_timeout or TCP_LINGER2 say less; then sweeps correct it.
 const MINISOCK_NS: u64 = 60_000_000_000;
 
 /// Bounds of the tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub connections: usize,
+    /// Connections that ended and are still told of.
+    pub ended: usize,
     /// Sets of process, role and peer.
     pub label_sets: usize,
+}
+
+/// What sweeps had to put right because no record told of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Repairs {
+    pub appeared: u64,
+    pub changed: u64,
+    pub vanished: u64,
 }
 
 pub struct Tracker {
     pub table: Table,
     pub processes: ProcessTable,
     pub groups: Groups,
+    /// Connections that ended, oldest first.
+    pub ended: VecDeque<Ended>,
+    pub queues: FxHashMap<u64, ListenQueue>,
     /// Connections that found no room in the table.
     pub untracked: u64,
+    pub repairs: Repairs,
+    pub(crate) ticks: Option<Ticks>,
+    pub(crate) sweep: crate::sweep::Progress,
     listeners: FxHashMap<(u32, u16), Vec<Slot>>,
-    /// Sockets that ended while a sweep was under way: what it says of them is old.
-    ended: Option<FxHashMap<u64, u64>>,
+    limits: Limits,
+}
+
+/// A connection that is over.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub conn: Conn,
+    /// CLOCK_MONOTONIC.
+    pub ended_ns: u64,
+    pub cause: Cause,
 }
 
 impl Tracker {
@@ -42,9 +70,14 @@ impl Tracker {
             table: Table::new(limits.connections),
             processes: ProcessTable::default(),
             groups: Groups::new(limits.label_sets),
+            ended: VecDeque::new(),
+            queues: FxHashMap::default(),
             untracked: 0,
+            repairs: Repairs::default(),
+            ticks: None,
+            sweep: crate::sweep::Progress::default(),
             listeners: FxHashMap::default(),
-            ended: None,
+            limits,
         }
     }
 
@@ -59,7 +92,7 @@ impl Tracker {
 
     fn apply_socket(&mut self, record: &SocketRecord) {
         match record.what {
-            What::Transition { from, to: TcpState::Close, value } => self.end(record, from, value),
+            What::End { from, error, total_retrans } => self.end(record, from, error, total_retrans),
             What::Transition { from, to, value } => self.change(record, from, to, value),
             What::Retransmit { state, total } => {
                 if let Some(slot) = self.find_or_insert(record, state) {
@@ -70,7 +103,7 @@ impl Tracker {
             }
             What::Close { state, pid } => {
                 if let Some(slot) = self.find_or_insert(record, state) {
-                    self.own(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
+                    self.closed_by(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
                 }
             }
         }
@@ -78,26 +111,35 @@ impl Tracker {
 
     fn change(&mut self, record: &SocketRecord, from: TcpState, to: TcpState, value: u32) {
         let now_ns = record.time_ns;
+        let cause = cause(from, to, 0);
         // The two ways a life begins before our eyes.
         let born = from == TcpState::Close || (from == TcpState::SynRecv && record.socket.is_passive());
         let known = self.table.find(record.socket.cookie);
-        let marks = Marks { older: !born, ..Marks::default() };
-        let Some(slot) = known.or_else(|| self.insert(&record.socket, to, now_ns, marks)) else { return };
-        if known.is_some() {
+        if let Some(slot) = known {
             self.leave(slot, from, now_ns);
-            self.table.enter(slot, to, now_ns);
+            self.table.enter(slot, to, cause, now_ns);
         }
+        let marks = Marks { older: !born, ..Marks::default() };
+        let Some(slot) =
+            known.or_else(|| self.insert(&record.socket, Life::new(to, cause, now_ns), now_ns, marks))
+        else {
+            return;
+        };
+        self.describe(slot, &record.socket);
         let conn = self.table.get_mut(slot);
-        // A connecting socket gets its port, sometimes its address, only after SYN_SENT was announced.
-        (conn.local, conn.remote) = (record.socket.local, record.socket.remote);
         match to {
-            TcpState::SynSent | TcpState::Listen | TcpState::FinWait1 | TcpState::LastAck => {
-                self.own(slot, self.processes.by_pid(value), now_ns);
+            TcpState::SynSent | TcpState::Listen => {
+                let process = self.processes.by_pid(value);
+                self.own(slot, process, now_ns);
+                self.refer(slot, process, |conn| &mut conn.opener);
+            }
+            TcpState::FinWait1 | TcpState::LastAck => {
+                self.closed_by(slot, self.processes.by_pid(value), now_ns);
             }
             TcpState::CloseWait => conn.unread_bytes = value,
             TcpState::Established => {
                 let first = !std::mem::replace(&mut conn.marks.established, true);
-                self.replace_minisock(&record.socket, Some(slot));
+                self.replace_minisock(&record.socket, Some(slot), now_ns);
                 if first && let Some(group) = self.group(slot, now_ns) {
                     self.groups.counts(group).opened += 1;
                 }
@@ -108,127 +150,81 @@ impl Tracker {
     }
 
     /// The socket reached CLOSE: its life is over, or goes on as a minisock that no state change tells of.
-    fn end(&mut self, record: &SocketRecord, from: TcpState, total_retrans: u32) {
+    fn end(&mut self, record: &SocketRecord, from: TcpState, error: u8, total_retrans: u32) {
         let now_ns = record.time_ns;
+        let cause = cause(from, TcpState::Close, error);
         let Some(slot) = self.find_or_insert(record, from) else { return };
+        self.describe(slot, &record.socket);
         self.count_retransmits(slot, total_retrans, now_ns);
-        self.leave(slot, from, now_ns);
-        let was_established = self.table.get(slot).marks.established || from.follows_established();
-        if was_established && let Some(group) = self.group(slot, now_ns) {
-            self.groups.counts(group).closed += 1;
-        }
-        match minisock(&record.socket, from) {
+        self.count_closed(slot, from, now_ns);
+        self.table.get_mut(slot).error = error;
+        match minisock(&record.socket, from, error) {
             Some(state) => {
-                self.replace_minisock(&record.socket, Some(slot));
-                self.table.shrink(slot, state, now_ns);
+                self.replace_minisock(&record.socket, Some(slot), now_ns);
+                if state == from {
+                    self.table.get_mut(slot).seen_ns = now_ns;
+                } else {
+                    self.leave(slot, from, now_ns);
+                    self.table.enter(slot, state, cause, now_ns);
+                }
+                let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
+                self.table.shrink(slot, timer.unwrap_or(now_ns + MINISOCK_NS));
             }
-            None => self.remove(slot, now_ns),
+            None => {
+                self.leave(slot, from, now_ns);
+                self.remove(slot, cause, now_ns);
+            }
         }
-        if let Some(ended) = &mut self.ended {
-            ended.insert(record.socket.cookie, now_ns);
-        }
+        self.sweep.ended(record.socket.cookie, now_ns);
+    }
+
+    /// Whether there is something whose further life no record tells.
+    pub fn has_untold(&self) -> bool {
+        self.table.has_minisocks()
     }
 
     /// Minisocks whose time is up at `now_ns` are gone.
     pub fn expire(&mut self, now_ns: u64) {
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
             while let Some((slot, conn)) = self.table.oldest_minisock(state) {
-                if conn.seen_ns.saturating_add(MINISOCK_NS) > now_ns {
+                let expires_ns = conn.expires_ns;
+                if expires_ns > now_ns {
                     break;
                 }
-                self.remove(slot, now_ns);
+                self.remove(slot, Cause::Timer, expires_ns);
             }
         }
-    }
-
-    /// To be called before a sweep reads its first socket.
-    pub fn begin_sweep(&mut self) {
-        self.ended = Some(FxHashMap::default());
-    }
-
-    /// What the sweep found, after the ring was drained once more.
-    pub fn apply_sweep(&mut self, held: &[Held]) {
-        let ended = self.ended.take().unwrap_or_default();
-        let mut by_socket: FxHashMap<u64, Vec<&Held>> = FxHashMap::default();
-        for held in held {
-            by_socket.entry(held.socket.cookie).or_default().push(held);
-        }
-        // In the order found, so that the same sweep always gives the same table.
-        for held in held {
-            if let Some(holders) = by_socket.remove(&held.socket.cookie)
-                && ended.get(&held.socket.cookie).is_none_or(|ended_ns| *ended_ns < held.time_ns)
-            {
-                self.apply_held(held, &holders);
-            }
-        }
-    }
-
-    fn apply_held(&mut self, held: &Held, holders: &[&Held]) {
-        // A socket that never was a connection, or is none any more.
-        if held.state == TcpState::Close {
-            return;
-        }
-        let marks = Marks {
-            older: true,
-            state_older: true,
-            established: held.state.follows_established(),
-            ..Marks::default()
-        };
-        let known = self.table.find(held.socket.cookie);
-        let Some(slot) = known.or_else(|| self.insert(&held.socket, held.state, held.time_ns, marks)) else {
-            return;
-        };
-        self.count_retransmits(slot, held.total_retrans, held.time_ns);
-        let conn = self.table.get_mut(slot);
-        // What the ring told since is newer than what the sweep saw.
-        if conn.seen_ns <= held.time_ns {
-            conn.unread_bytes = held.unread_bytes;
-            (conn.local, conn.remote) = (held.socket.local, held.socket.remote);
-            if conn.state != held.state {
-                // The record of this change was lost.
-                conn.marks.established |= held.state.follows_established();
-                self.table.enter(slot, held.state, held.time_ns);
-                self.table.get_mut(slot).marks.state_older = true;
-            }
-        }
-        let owner = self.table.get(slot).process.map(|id| self.processes.get(id));
-        let owner_holds = owner.is_some_and(|owner| {
-            holders.iter().any(|held| (held.holder.pid, held.holder.start_ns) == (owner.pid, owner.start_ns))
-        });
-        if owner_holds {
-            self.table.get_mut(slot).marks.owner_seen = true;
-        } else {
-            let holder = self.processes.learn(&held.holder);
-            self.own(slot, holder, held.time_ns);
-        }
-        self.group(slot, held.time_ns);
     }
 
     /// The connection, or one entered now because the record presumes a life before it.
     fn find_or_insert(&mut self, record: &SocketRecord, state: TcpState) -> Option<Slot> {
         let marks = Marks { older: true, state_older: true, ..Marks::default() };
+        let life = Life::new(state, Cause::Unknown, record.time_ns);
         self.table
             .find(record.socket.cookie)
-            .or_else(|| self.insert(&record.socket, state, record.time_ns, marks))
+            .or_else(|| self.insert(&record.socket, life, record.time_ns, marks))
     }
 
-    fn insert(&mut self, socket: &Socket, state: TcpState, now_ns: u64, marks: Marks) -> Option<Slot> {
-        self.replace_minisock(socket, None);
+    pub(crate) fn insert(&mut self, socket: &Socket, life: Life, now_ns: u64, marks: Marks) -> Option<Slot> {
+        self.replace_minisock(socket, None, now_ns);
         if self.table.is_full() && !self.make_room(now_ns) {
             self.untracked += 1;
             return None;
         }
-        let role = match state {
+        let role = match life.state() {
             TcpState::Listen => Role::Listener,
-            _ if socket.is_passive() => Role::Server,
+            _ if socket.is_passive() || socket.is_request() => Role::Server,
+            _ if socket.is_minisock() => self.role_of_minisock(socket),
             _ => Role::Client,
         };
-        let slot = self.table.insert(socket, state, role, now_ns, marks);
+        let unaccepted = socket.is_passive() && !socket.is_held() && !socket.is_orphan();
+        let marks = Marks { unaccepted, request: socket.is_request(), ..marks };
+        let slot = self.table.insert(socket, life, role, now_ns, marks);
         match role {
             Role::Listener => {
                 self.listeners.entry((socket.netns, socket.local.port)).or_default().push(slot);
             }
-            Role::Server => {
+            Role::Server if !socket.is_minisock() => {
                 let owner = self.listener_of(socket);
                 self.set_process(slot, owner, now_ns);
             }
@@ -237,28 +233,44 @@ impl Tracker {
         Some(slot)
     }
 
+    /// A minisock does not say who opened it: a listener on its port does.
+    fn role_of_minisock(&self, socket: &Socket) -> Role {
+        let listens = self.listeners.contains_key(&(socket.netns, socket.local.port));
+        if listens { Role::Server } else { Role::Unknown }
+    }
+
+    /// What every record repeats. A connecting socket gets its port, sometimes its address, only after
+    /// SYN_SENT was announced.
+    pub(crate) fn describe(&mut self, slot: Slot, socket: &Socket) {
+        let conn = self.table.get_mut(slot);
+        (conn.local, conn.remote) = (socket.local, socket.remote);
+        if socket.is_held() {
+            conn.marks.unaccepted = false;
+        }
+    }
+
     /// At the limit a TIME_WAIT, which nobody holds any more, gives way.
     fn make_room(&mut self, now_ns: u64) -> bool {
         let oldest = self.table.oldest_minisock(TcpState::TimeWait).map(|(slot, _)| slot);
         if let Some(slot) = oldest {
-            self.remove(slot, now_ns);
+            self.untracked += 1;
+            self.remove(slot, Cause::Unknown, now_ns);
         }
         oldest.is_some()
     }
 
     /// Whoever has these ends now replaced the minisock that had them.
-    fn replace_minisock(&mut self, socket: &Socket, by: Option<Slot>) {
+    fn replace_minisock(&mut self, socket: &Socket, by: Option<Slot>, now_ns: u64) {
         if let Some(old) = self.table.find_minisock(socket.netns, socket.local, socket.remote)
             && Some(old) != by
         {
-            let seen_ns = self.table.get(old).seen_ns;
-            self.remove(old, seen_ns);
+            self.remove(old, Cause::Unknown, now_ns);
         }
     }
 
     /// A connection that nobody accepted yet belongs to its listener's process; to nobody known when
     /// several processes listen and the kernel may have chosen any.
-    fn listener_of(&self, socket: &Socket) -> Option<ProcessId> {
+    pub(crate) fn listener_of(&self, socket: &Socket) -> Option<ProcessId> {
         let listeners = self.listeners.get(&(socket.netns, socket.local.port))?;
         let scored = || {
             listeners.iter().filter_map(|slot| {
@@ -273,14 +285,36 @@ impl Tracker {
     }
 
     /// The process was seen acting on the socket or holding it. An unknown one changes nothing.
-    fn own(&mut self, slot: Slot, process: Option<ProcessId>, now_ns: u64) {
+    pub(crate) fn own(&mut self, slot: Slot, process: Option<ProcessId>, now_ns: u64) {
         if process.is_some() {
             self.set_process(slot, process, now_ns);
-            self.table.get_mut(slot).marks.owner_seen = true;
+            let marks = &mut self.table.get_mut(slot).marks;
+            marks.owner_seen = true;
+            marks.unaccepted = false;
         }
     }
 
-    fn set_process(&mut self, slot: Slot, process: Option<ProcessId>, now_ns: u64) {
+    fn closed_by(&mut self, slot: Slot, process: Option<ProcessId>, now_ns: u64) {
+        self.own(slot, process, now_ns);
+        self.refer(slot, process, |conn| &mut conn.closer);
+    }
+
+    /// Notes a process in one of the connection's places for one.
+    fn refer(
+        &mut self,
+        slot: Slot,
+        process: Option<ProcessId>,
+        place: impl Fn(&mut Conn) -> &mut Option<ProcessId>,
+    ) {
+        if let Some(id) = process {
+            self.processes.add_user(id);
+            if let Some(old) = place(self.table.get_mut(slot)).replace(id) {
+                self.processes.drop_user(old);
+            }
+        }
+    }
+
+    pub(crate) fn set_process(&mut self, slot: Slot, process: Option<ProcessId>, now_ns: u64) {
         let conn = self.table.get_mut(slot);
         if conn.process == process {
             return;
@@ -298,7 +332,7 @@ impl Tracker {
 
     /// Where the connection is counted; chosen when there is first something to count, so that an owner
     /// learned late leaves no empty group behind. Listeners are not counted.
-    fn group(&mut self, slot: Slot, now_ns: u64) -> Option<GroupId> {
+    pub(crate) fn group(&mut self, slot: Slot, now_ns: u64) -> Option<GroupId> {
         let conn = self.table.get_mut(slot);
         if conn.group.is_some() || conn.role == Role::Listener {
             return conn.group;
@@ -315,15 +349,22 @@ impl Tracker {
     /// Notes how long the state lasted that ends now, where that is exactly known.
     fn leave(&mut self, slot: Slot, from: TcpState, now_ns: u64) {
         let conn = self.table.get(slot);
-        let (since_ns, exact) = (conn.since_ns, conn.state == from && !conn.marks.state_older);
+        let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.marks.state_older);
         if exact && let Some(group) = self.group(slot, now_ns) {
             self.groups.observe(group, from, now_ns.saturating_sub(since_ns));
         }
     }
 
+    pub(crate) fn count_closed(&mut self, slot: Slot, from: TcpState, now_ns: u64) {
+        let was_established = self.table.get(slot).marks.established || from.follows_established();
+        if was_established && let Some(group) = self.group(slot, now_ns) {
+            self.groups.counts(group).closed += 1;
+        }
+    }
+
     /// The kernel counts for each socket; what is new since the last look is added. Of an older connection
     /// the first look only says where counting starts.
-    fn count_retransmits(&mut self, slot: Slot, total: u32, now_ns: u64) {
+    pub(crate) fn count_retransmits(&mut self, slot: Slot, total: u32, now_ns: u64) {
         let conn = self.table.get_mut(slot);
         let new = conn.total_retrans.map_or(0, |last| total.saturating_sub(last));
         conn.total_retrans = conn.total_retrans.max(Some(total));
@@ -334,20 +375,35 @@ impl Tracker {
         }
     }
 
-    fn remove(&mut self, slot: Slot, now_ns: u64) {
-        let conn = self.table.remove(slot);
-        if let Some(id) = conn.process {
-            self.processes.drop_user(id);
-        }
-        if let Some(group) = conn.group {
+    /// The connection is over; it stays among the ended while there is room.
+    pub(crate) fn remove(&mut self, slot: Slot, cause: Cause, now_ns: u64) {
+        let mut conn = self.table.remove(slot);
+        if let Some(group) = conn.group.take() {
             self.groups.release(group, now_ns);
         }
         if conn.role == Role::Listener {
             self.forget_listener(slot, &conn);
         }
+        if conn.marks.request || self.limits.ended == 0 {
+            self.forget(&conn);
+            return;
+        }
+        if self.ended.len() >= self.limits.ended
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            self.forget(&oldest.conn);
+        }
+        self.ended.push_back(Ended { conn, ended_ns: now_ns, cause });
+    }
+
+    fn forget(&mut self, conn: &Conn) {
+        for id in [conn.opener, conn.process, conn.closer].into_iter().flatten() {
+            self.processes.drop_user(id);
+        }
     }
 
     fn forget_listener(&mut self, slot: Slot, conn: &Conn) {
+        self.queues.remove(&conn.cookie);
         let key = (conn.netns, conn.local.port);
         if let Some(listeners) = self.listeners.get_mut(&key) {
             listeners.retain(|listener| *listener != slot);
@@ -374,9 +430,9 @@ fn match_score(listening: Endpoint, local: Endpoint) -> Option<u8> {
 
 /// What the kernel keeps of a socket that went from `from` to CLOSE (tcp_time_wait and its callers in
 /// net/ipv4/tcp_input.c and tcp.c). An error, such as a reset, keeps nothing.
-fn minisock(socket: &Socket, from: TcpState) -> Option<TcpState> {
+fn minisock(socket: &Socket, from: TcpState, error: u8) -> Option<TcpState> {
     match from {
-        TcpState::FinWait2 | TcpState::Closing if socket.has_error() => None,
+        TcpState::FinWait2 | TcpState::Closing if error != 0 => None,
         TcpState::FinWait2 | TcpState::Closing if socket.fin_received() => Some(TcpState::TimeWait),
         TcpState::FinWait2 if socket.is_orphan() => Some(TcpState::FinWait2),
         _ => None,

@@ -166,7 +166,7 @@ pub fn leaks(tracker: &Tracker, limits: &LingerLimits, history: &LingerHistory, 
 pub fn counts(tracker: &Tracker, limits: &LingerLimits, now_ns: u64) -> BTreeMap<(TcpState, GroupId), usize> {
     let mut counts = BTreeMap::new();
     for conn in lingering(tracker, limits, now_ns) {
-        *counts.entry((conn.state, conn.group.unwrap_or(Groups::OTHER))).or_default() += 1;
+        *counts.entry((conn.state(), conn.group.unwrap_or(Groups::OTHER))).or_default() += 1;
     }
     counts
 }
@@ -197,7 +197,7 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
     for conn in lingering(tracker, limits, now_ns) {
         let process = conn.process.map(|id| tracker.processes.get(id));
         let process = process.map(|process| (process.pid, process.start_ns));
-        let key = Key { process, role: conn.role, state: conn.state, peer: conn.peer() };
+        let key = Key { process, role: conn.role, state: conn.state(), peer: conn.peer() };
         let group = groups.entry(key).or_insert_with(|| Group {
             oldest: conn,
             count: 0,
@@ -206,14 +206,14 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
             local_addrs: FxHashSet::default(),
             unaccepted: 0,
         });
-        if conn.since_ns < group.oldest.since_ns {
+        if conn.since_ns() < group.oldest.since_ns() {
             group.oldest = conn;
         }
         group.count += 1;
         group.unread_bytes += u64::from(conn.unread_bytes);
         group.addrs.insert(conn.remote.addr);
         group.local_addrs.insert(conn.local.addr);
-        group.unaccepted += usize::from(conn.role == Role::Server && !conn.marks.owner_seen);
+        group.unaccepted += usize::from(conn.marks.unaccepted);
     }
     groups
 }
@@ -246,7 +246,7 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
             distinct_addrs: group.addrs.len(),
         },
         count: group.count,
-        oldest_seconds: clock.seconds_since(group.oldest.since_ns),
+        oldest_seconds: clock.seconds_since(group.oldest.since_ns()),
         at_least: group.oldest.marks.state_older,
         growth_per_minute: growth,
         unread_bytes: group.unread_bytes,

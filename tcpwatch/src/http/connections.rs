@@ -139,8 +139,8 @@ fn list(node: &Node, clock: Clock, filter: &Filter, sort: &Sort, limit: usize) -
     };
     let total = found.len();
     let key = |conn: &&Conn| match sort {
-        Sort::Age => (conn.opened_ns, conn.cookie),
-        Sort::StateSeconds => (conn.since_ns, conn.cookie),
+        Sort::Age => (conn.opened_ns(), conn.cookie),
+        Sort::StateSeconds => (conn.since_ns(), conn.cookie),
     };
     if total > limit {
         found.select_nth_unstable_by_key(limit, key);
@@ -160,9 +160,9 @@ fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
         id: format!("{:x}", conn.cookie),
         netns: conn.netns,
         role: conn.role,
-        state: conn.state,
-        state_seconds: clock.seconds_since(conn.since_ns),
-        age_seconds: clock.seconds_since(conn.opened_ns),
+        state: conn.state(),
+        state_seconds: clock.seconds_since(conn.since_ns()),
+        age_seconds: clock.seconds_since(conn.opened_ns()),
         at_least: conn.at_least(),
         process: conn.process.map(|id| node.tracker.processes.get(id).clone()),
         local: end(conn.local),

@@ -1,0 +1,90 @@
+//! What the iterator programs share: the kernel's context, and one record for each socket.
+
+use aya_ebpf::{
+    bindings::seq_file,
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_seq_write},
+};
+use tcpwatch_common::SeenSocket;
+
+use crate::{
+    field::{
+        KernelPtr, OFF_LSNDTIME, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG,
+        OFF_SKC_STATE, OFF_TOTAL_RETRANS,
+    },
+    fill,
+};
+
+/// `struct bpf_iter_meta` (include/linux/bpf.h), as far as it is used.
+#[repr(C)]
+pub struct Meta {
+    seq: *mut seq_file,
+}
+
+/// A full socket, looked at now; nobody named as its holder.
+#[inline(always)]
+pub fn full_socket(sk: KernelPtr) -> SeenSocket {
+    let flags = fill::flags(sk);
+    let (sport, dport) = fill::ports(sk);
+    SeenSocket {
+        state: sk.read(&OFF_SKC_STATE),
+        flags,
+        cookie: fill::cookie(sk),
+        unread_bytes: fill::unread_bytes(sk, flags),
+        total_retrans: sk.read(&OFF_TOTAL_RETRANS),
+        queue: sk.read(&OFF_SK_ACK_BACKLOG),
+        queue_limit: sk.read(&OFF_SK_MAX_ACK_BACKLOG),
+        drops: sk.read(&OFF_SK_DROPS),
+        received_jiffies: sk.read(&OFF_RCV_TSTAMP),
+        sent_jiffies: sk.read(&OFF_LSNDTIME),
+        sport,
+        dport,
+        ..any_socket(sk)
+    }
+}
+
+/// What full sockets and minisocks have in common: `struct sock_common`, and the time.
+#[inline(always)]
+pub fn any_socket(skc: KernelPtr) -> SeenSocket {
+    let (saddr, daddr) = fill::addresses(skc);
+    SeenSocket {
+        state: 0,
+        flags: 0,
+        zero: [0; 2],
+        netns: fill::netns(skc),
+        // SAFETY: no arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        // SAFETY: no arguments.
+        jiffies: unsafe { bpf_jiffies64() },
+        cookie: 0,
+        start_ns: 0,
+        tgid: 0,
+        fd: 0,
+        comm: [0; 16],
+        unread_bytes: 0,
+        total_retrans: 0,
+        queue: 0,
+        queue_limit: 0,
+        drops: 0,
+        received_jiffies: 0,
+        sent_jiffies: 0,
+        sport: 0,
+        dport: 0,
+        expires_jiffies: 0,
+        saddr: fill::bytes(saddr),
+        daddr: fill::bytes(daddr),
+    }
+}
+
+/// Hands the record to whoever reads the iterator.
+#[inline(always)]
+pub fn write(meta: *const Meta, record: &SeenSocket) {
+    // SAFETY: the iterator's own seq_file. Where its buffer is full the kernel discards the partial record,
+    // grows the buffer or hands it out, and calls the program again for the same element.
+    unsafe {
+        bpf_seq_write(
+            (*meta).seq,
+            core::ptr::from_ref(record).cast_mut().cast(),
+            size_of::<SeenSocket>() as u32,
+        );
+    }
+}

@@ -1,0 +1,59 @@
+//! Every TCP socket of one network namespace, the reader's own: the iterator tcp (net/ipv4/tcp_ipv4.c), which
+//! also visits what no process holds: connections not yet accepted, orphans, minisocks, requests.
+
+use aya_ebpf::helpers::{bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_timewait_sock};
+use tcpwatch_common::{FLAG_MINISOCK, FLAG_REQUEST, SeenSocket, state::SYN_RECV};
+
+use crate::{
+    field::{KernelPtr, OFF_SKC_DPORT, OFF_SKC_NUM, OFF_TW_EXPIRES, OFF_TW_SPORT, OFF_TW_SUBSTATE},
+    fill,
+    iter::{self, Meta},
+};
+
+/// `struct bpf_iter__tcp` (net/ipv4/tcp_ipv4.c), without its last member.
+#[repr(C)]
+pub struct Context {
+    meta: *const Meta,
+    sk_common: *const u8,
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+pub extern "C" fn tcp(ctx: *const Context) -> i32 {
+    // SAFETY: the kernel passes a context of this layout.
+    let (meta, skc) = unsafe { ((*ctx).meta, (*ctx).sk_common) };
+    // Null once, after the last one.
+    let Some(skc) = KernelPtr::new(skc) else { return 0 };
+    let pointer = skc.as_ptr().cast_mut().cast();
+    if let Some(sk) = fill::tcp_sock(skc) {
+        iter::write(meta, &iter::full_socket(sk));
+        return 0;
+    }
+    // SAFETY: the iterator's own socket.
+    if let Some(tw) = KernelPtr::new(unsafe { bpf_skc_to_tcp_timewait_sock(pointer) }.cast()) {
+        let record = SeenSocket {
+            state: tw.read(&OFF_TW_SUBSTATE),
+            flags: FLAG_MINISOCK,
+            cookie: fill::cookie(skc),
+            sport: u16::from_be(tw.read(&OFF_TW_SPORT)),
+            dport: u16::from_be(tw.read(&OFF_SKC_DPORT)),
+            expires_jiffies: tw.read(&OFF_TW_EXPIRES),
+            ..iter::any_socket(tw)
+        };
+        iter::write(meta, &record);
+        return 0;
+    }
+    // SAFETY: the iterator's own socket.
+    if let Some(request) = KernelPtr::new(unsafe { bpf_skc_to_tcp_request_sock(pointer) }.cast()) {
+        let record = SeenSocket {
+            state: SYN_RECV,
+            flags: FLAG_REQUEST,
+            cookie: fill::cookie(skc),
+            sport: request.read(&OFF_SKC_NUM),
+            dport: u16::from_be(request.read(&OFF_SKC_DPORT)),
+            ..iter::any_socket(request)
+        };
+        iter::write(meta, &record);
+    }
+    0
+}

@@ -1,0 +1,151 @@
+//! The life line of a connection: which states it went through, when, and who caused each.
+
+use serde::Serialize;
+
+use crate::state::TcpState;
+
+/// Who made a connection enter a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Cause {
+    /// The local application: connect, listen, shutdown, close.
+    Application,
+    /// A segment of the peer.
+    Peer,
+    /// A timer of the kernel.
+    Timer,
+    /// It had happened before tcpwatch saw it.
+    Unknown,
+}
+
+impl Cause {
+    const ALL: [Self; 4] = [Self::Application, Self::Peer, Self::Timer, Self::Unknown];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Application => "application",
+            Self::Peer => "peer",
+            Self::Timer => "timer",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One state of a life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub state: TcpState,
+    pub cause: Cause,
+    /// CLOCK_MONOTONIC.
+    pub since_ns: u64,
+}
+
+/// The longest life that TCP's state diagram allows: SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT1, CLOSING,
+/// TIME_WAIT, CLOSE. What a repaired table may add beyond it replaces the last step.
+const MAX_STEPS: usize = 7;
+
+/// Packed: nanoseconds since the first step (56 bits, two years), cause (4), state (4).
+#[derive(Clone, Copy, Debug)]
+pub struct Life {
+    began_ns: u64,
+    steps: [u64; MAX_STEPS],
+    len: u8,
+}
+
+impl Life {
+    pub fn new(state: TcpState, cause: Cause, began_ns: u64) -> Self {
+        let mut life = Self { began_ns, steps: [0; MAX_STEPS], len: 0 };
+        life.enter(state, cause, began_ns);
+        life
+    }
+
+    /// CLOCK_MONOTONIC of the first step.
+    pub fn began_ns(&self) -> u64 {
+        self.began_ns
+    }
+
+    pub fn state(&self) -> TcpState {
+        unpack_state(self.last())
+    }
+
+    pub fn since_ns(&self) -> u64 {
+        self.began_ns + (self.last() >> 8)
+    }
+
+    /// A time before the last step began becomes that time: clocks of two processors may differ a little.
+    pub fn enter(&mut self, state: TcpState, cause: Cause, now_ns: u64) {
+        let earliest = if self.len == 0 { self.began_ns } else { self.since_ns() };
+        let offset = now_ns.max(earliest) - self.began_ns;
+        let index = usize::from(self.len).min(MAX_STEPS - 1);
+        self.steps[index] = offset << 8 | (cause as u64) << 4 | state as u64;
+        self.len = index as u8 + 1;
+    }
+
+    pub fn steps(&self) -> impl Iterator<Item = Step> {
+        self.steps[..usize::from(self.len)].iter().map(|packed| Step {
+            state: unpack_state(*packed),
+            cause: Cause::ALL[(packed >> 4 & 3) as usize],
+            since_ns: self.began_ns + (packed >> 8),
+        })
+    }
+
+    fn last(&self) -> u64 {
+        self.steps[usize::from(self.len.max(1)) - 1]
+    }
+}
+
+fn unpack_state(packed: u64) -> TcpState {
+    // Only known states are packed.
+    TcpState::from_kernel((packed & 0xf) as u8).unwrap_or(TcpState::Close)
+}
+
+/// ETIMEDOUT, include/uapi/asm-generic/errno.h; other on a few old architectures tcpwatch does not run on.
+const ETIMEDOUT: u8 = 110;
+
+/// Who caused a transition of a full socket (RFC 9293, section 3.3.2). `error` is the socket's errno, which
+/// a reset or a time-out leaves.
+pub fn cause(from: TcpState, to: TcpState, error: u8) -> Cause {
+    match (from, to) {
+        (_, TcpState::SynSent | TcpState::Listen | TcpState::FinWait1 | TcpState::LastAck)
+        | (TcpState::Listen, TcpState::Close) => Cause::Application,
+        (_, TcpState::Close) if error == ETIMEDOUT => Cause::Timer,
+        (_, TcpState::Close) if error != 0 => Cause::Peer,
+        // The last ACK, or the FIN after which only a minisock remains.
+        (TcpState::LastAck | TcpState::FinWait2 | TcpState::Closing, TcpState::Close) => Cause::Peer,
+        // An abortive close, or a connect given up.
+        (_, TcpState::Close) => Cause::Application,
+        _ => Cause::Peer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_life_is_told_as_it_was_lived() {
+        let mut life = Life::new(TcpState::SynSent, Cause::Application, 100);
+        life.enter(TcpState::Established, Cause::Peer, 150);
+        life.enter(TcpState::FinWait1, Cause::Application, 149);
+        let steps: Vec<_> = life.steps().map(|step| (step.state, step.cause, step.since_ns)).collect();
+        assert_eq!(
+            steps,
+            [
+                (TcpState::SynSent, Cause::Application, 100),
+                (TcpState::Established, Cause::Peer, 150),
+                (TcpState::FinWait1, Cause::Application, 150),
+            ]
+        );
+        assert_eq!((life.state(), life.since_ns()), (TcpState::FinWait1, 150));
+    }
+
+    #[test]
+    fn more_steps_than_fit_keep_the_latest() {
+        let mut life = Life::new(TcpState::Established, Cause::Peer, 0);
+        for now_ns in 1..20 {
+            life.enter(TcpState::CloseWait, Cause::Peer, now_ns);
+        }
+        assert_eq!((life.steps().count(), life.since_ns()), (MAX_STEPS, 19));
+    }
+}

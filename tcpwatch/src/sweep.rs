@@ -1,0 +1,270 @@
+//! Sweeps: what the kernel's iterators found, merged with what the ring told.
+//!
+//! A sweep names who holds which socket, in every namespace. For the namespaces that it *covers* it also
+//! lists all that no process holds; there, what it does not list is gone. A record of the ring that is newer
+//! than the look always wins.
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    decode::{Endpoint, Seen},
+    life::{Cause, Life},
+    process::ProcessId,
+    state::TcpState,
+    table::{Marks, Slot},
+    ticks::Ticks,
+    tracker::Tracker,
+};
+
+/// The sweep under way.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Number of the latest sweep; connections carry the number of the last that saw them.
+    number: u32,
+    began_ns: u64,
+    /// Sockets that ended since it began, and when: what it says of them is old.
+    ended: Option<FxHashMap<u64, u64>>,
+}
+
+impl Progress {
+    pub(crate) fn ended(&mut self, cookie: u64, now_ns: u64) {
+        if let Some(ended) = &mut self.ended {
+            ended.insert(cookie, now_ns);
+        }
+    }
+}
+
+/// Which namespaces a sweep listed completely.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Inodes.
+    pub namespaces: FxHashSet<u32>,
+    /// No other namespace with a process or a name exists.
+    pub all: bool,
+}
+
+type Ends = (u32, Endpoint, Endpoint);
+
+impl Tracker {
+    /// To be called before a sweep looks at its first socket.
+    pub fn begin_sweep(&mut self, now_ns: u64) {
+        self.sweep.number = self.sweep.number.wrapping_add(1);
+        self.sweep.began_ns = now_ns;
+        self.sweep.ended = Some(FxHashMap::default());
+    }
+
+    /// What the sweep found, after the ring was drained once more.
+    pub fn apply_sweep(&mut self, seen: &[Seen], coverage: &Coverage) {
+        let ended = self.sweep.ended.take().unwrap_or_default();
+        if let Some(reading) = seen.iter().find_map(|seen| Ticks::from_reading(seen.jiffies, seen.time_ns)) {
+            self.ticks = Some(reading);
+        }
+        let mut holders: FxHashMap<u64, Vec<&Seen>> = FxHashMap::default();
+        for seen in seen.iter().filter(|seen| seen.holder.is_some()) {
+            holders.entry(seen.socket.cookie).or_default().push(seen);
+        }
+        let mut done: FxHashSet<u64> = FxHashSet::default();
+        let mut minisocks: FxHashMap<Ends, &Seen> = FxHashMap::default();
+        // Listeners first: they own what nobody accepted.
+        let (listeners, others): (Vec<_>, Vec<_>) =
+            seen.iter().partition(|seen| seen.state == TcpState::Listen);
+        for seen in listeners.into_iter().chain(others) {
+            if seen.socket.is_minisock() {
+                minisocks.insert((seen.socket.netns, seen.socket.local, seen.socket.remote), seen);
+            } else if done.insert(seen.socket.cookie)
+                && ended.get(&seen.socket.cookie).is_none_or(|ended_ns| *ended_ns < seen.time_ns)
+            {
+                let holders = holders.get(&seen.socket.cookie).map_or(&[][..], Vec::as_slice);
+                self.apply_seen(seen, holders);
+            }
+        }
+        self.apply_minisocks(&mut minisocks);
+        if !coverage.namespaces.is_empty() {
+            self.remove_vanished(coverage, &mut minisocks);
+        }
+        // In the order of their expiry, which is the order of their lists.
+        let mut left: Vec<_> = minisocks.into_values().collect();
+        left.sort_by_key(|seen| (seen.expires_jiffies, seen.socket.cookie));
+        for seen in left {
+            self.insert_minisock(seen);
+        }
+    }
+
+    fn apply_seen(&mut self, seen: &Seen, holders: &[&Seen]) {
+        // A socket that never was a connection, or is none any more.
+        if seen.state == TcpState::Close {
+            return;
+        }
+        let known = self.table.find(seen.socket.cookie);
+        let Some(slot) = known.or_else(|| self.insert_seen(seen)) else { return };
+        let number = self.sweep.number;
+        self.table.get_mut(slot).swept = number;
+        self.count_retransmits(slot, seen.total_retrans, seen.time_ns);
+        if seen.state == TcpState::Listen {
+            self.queues.insert(seen.socket.cookie, seen.queue);
+        }
+        // What the ring told since is newer than what the sweep saw.
+        if self.table.get(slot).seen_ns <= seen.time_ns {
+            self.describe(slot, &seen.socket);
+            let conn = self.table.get_mut(slot);
+            conn.unread_bytes = seen.unread_bytes;
+            if conn.state() != seen.state {
+                // The record of this change was lost.
+                conn.marks.established |= seen.state.follows_established();
+                self.table.enter(slot, seen.state, Cause::Unknown, seen.time_ns);
+                self.table.get_mut(slot).marks.state_older = true;
+                self.repairs.changed += 1;
+            }
+        }
+        self.apply_holders(slot, seen, holders);
+        self.group(slot, seen.time_ns);
+    }
+
+    fn apply_holders(&mut self, slot: Slot, seen: &Seen, holders: &[&Seen]) {
+        let holds = |id: ProcessId, tracker: &Self| {
+            let process = tracker.processes.get(id);
+            holders.iter().any(|held| {
+                held.holder
+                    .as_ref()
+                    .is_some_and(|(task, _)| (task.pid, task.start_ns) == (process.pid, process.start_ns))
+            })
+        };
+        let conn = self.table.get(slot);
+        if conn.process.is_some_and(|id| holds(id, self)) {
+            self.own(slot, conn.process, seen.time_ns);
+        } else if let Some((task, _)) = holders.first().and_then(|held| held.holder.as_ref()) {
+            let holder = self.processes.learn(task);
+            self.own(slot, holder, seen.time_ns);
+        } else if conn.marks.unaccepted {
+            // Its listener may have become known after it.
+            let listener = self.listener_of(&seen.socket);
+            self.set_process(slot, listener, seen.time_ns);
+        }
+    }
+
+    /// A socket of which the ring told nothing: older than the daemon, or its record was lost.
+    fn insert_seen(&mut self, seen: &Seen) -> Option<Slot> {
+        if self.sweep.number > 1 {
+            self.repairs.appeared += 1;
+        }
+        let marks = Marks {
+            older: true,
+            state_older: true,
+            established: seen.state.follows_established(),
+            ..Marks::default()
+        };
+        let life = Life::new(seen.state, Cause::Unknown, self.known_since(seen));
+        self.insert(&seen.socket, life, seen.time_ns, marks)
+    }
+
+    /// Since when at least this socket has been in its state, for all that the kernel tells. Whoever closed
+    /// its side sends nothing more but acknowledgements: the segment received last is the FIN or came later.
+    /// An ESTABLISHED one was so when it last sent or received.
+    fn known_since(&self, seen: &Seen) -> u64 {
+        let Some(ticks) = self.ticks else { return seen.time_ns };
+        let last = |jiffies: u32| match jiffies {
+            0 => seen.time_ns,
+            jiffies => ticks.time_of_past(jiffies).min(seen.time_ns),
+        };
+        match seen.state {
+            TcpState::Established => last(seen.received_jiffies).min(last(seen.sent_jiffies)),
+            TcpState::CloseWait => last(seen.received_jiffies),
+            _ => seen.time_ns,
+        }
+    }
+
+    /// Minisocks that the table has too.
+    fn apply_minisocks(&mut self, minisocks: &mut FxHashMap<Ends, &Seen>) {
+        let number = self.sweep.number;
+        minisocks.retain(|ends, seen| {
+            let Some(slot) = self.table.find_minisock(ends.0, ends.1, ends.2) else { return true };
+            let conn = self.table.get_mut(slot);
+            conn.swept = number;
+            if conn.seen_ns > seen.time_ns {
+                return false;
+            }
+            if conn.state() != seen.state {
+                // The peer's FIN reached an orphan in FIN_WAIT2: its timer says when.
+                let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
+                self.table.enter(slot, seen.state, Cause::Peer, since_ns);
+            }
+            let expires_ns = self.expires_ns(seen);
+            if self.table.get(slot).expires_ns.abs_diff(expires_ns) > TIMER_NOISE_NS {
+                self.table.expire_at(slot, expires_ns);
+            }
+            false
+        });
+    }
+
+    fn insert_minisock(&mut self, seen: &Seen) {
+        let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
+        if self.sweep.number > 1 {
+            self.repairs.appeared += 1;
+        }
+        let marks = Marks {
+            older: true,
+            state_older: seen.state != TcpState::TimeWait,
+            established: true,
+            ..Marks::default()
+        };
+        let life = Life::new(seen.state, Cause::Unknown, since_ns);
+        if let Some(slot) = self.insert(&seen.socket, life, seen.time_ns, marks) {
+            let (number, expires_ns) = (self.sweep.number, self.expires_ns(seen));
+            self.table.get_mut(slot).swept = number;
+            self.table.shrink(slot, expires_ns);
+            self.group(slot, seen.time_ns);
+        }
+    }
+
+    /// When a TIME_WAIT's timer was set, which is when it began.
+    fn timer_set_ns(&self, seen: &Seen) -> Option<u64> {
+        let ticks = self.ticks.filter(|_| seen.state == TcpState::TimeWait)?;
+        Some(ticks.time_of(seen.expires_jiffies).saturating_sub(TIME_WAIT_NS).min(seen.time_ns))
+    }
+
+    fn expires_ns(&self, seen: &Seen) -> u64 {
+        self.ticks.map_or(seen.time_ns + TIME_WAIT_NS, |ticks| {
+            ticks.expiry_fires(seen.expires_jiffies, ticks.ticks(TIME_WAIT_NS))
+        })
+    }
+
+    /// What the table has, was not heard of since the sweep began, and the sweep did not find.
+    fn remove_vanished(&mut self, coverage: &Coverage, minisocks: &mut FxHashMap<Ends, &Seen>) {
+        let Progress { number, began_ns, .. } = self.sweep;
+        let gone: Vec<Slot> = self
+            .table
+            .slots()
+            .filter(|(_, conn)| conn.swept != number && conn.seen_ns < began_ns)
+            // A namespace that is nowhere to be found took its minisocks with it; full sockets keep one alive.
+            .filter(|(_, conn)| {
+                coverage.namespaces.contains(&conn.netns) || (coverage.all && conn.marks.minisock)
+            })
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in gone {
+            let conn = self.table.get(slot);
+            let (state, marks, ends) = (conn.state(), conn.marks, conn.ends());
+            let left = (!marks.minisock && !marks.request).then(|| minisocks.remove(&ends)).flatten();
+            if !marks.minisock && !marks.request {
+                // Its end was lost: when is not known, so no duration is counted.
+                self.repairs.vanished += 1;
+                self.count_closed(slot, state, began_ns);
+            }
+            if let Some(seen) = left {
+                let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
+                self.table.enter(slot, seen.state, Cause::Unknown, since_ns);
+                let expires_ns = self.expires_ns(seen);
+                self.table.shrink(slot, expires_ns);
+                self.table.get_mut(slot).swept = number;
+            } else {
+                self.remove(slot, Cause::Unknown, began_ns);
+            }
+        }
+    }
+}
+
+/// include/net/tcp.h: TCP_TIMEWAIT_LEN.
+const TIME_WAIT_NS: u64 = 60_000_000_000;
+
+/// Two readings of one timer differ by less than this.
+const TIMER_NOISE_NS: u64 = 50_000_000;

@@ -1,0 +1,176 @@
+//! The thread that looks at all sockets when asked: it reads the kernel's iterators, in one network
+//! namespace after the other.
+//!
+//! It keeps the loaded programs, because an iterator over a namespace can only be made from inside it, and
+//! entering a namespace changes the whole thread.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::{self, Read as _},
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, Sender, channel},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::{probes::Probes, sweep::Coverage};
+
+/// What a sweep found.
+#[derive(Debug)]
+pub struct Swept {
+    pub coverage: Coverage,
+    /// `SeenSocket` records.
+    pub records: Bytes,
+    pub took: Duration,
+    /// What could not be looked at, for the log.
+    pub problems: Vec<String>,
+}
+
+/// Where named namespaces are mounted: by `ip netns`, by Docker.
+const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
+
+/// Asks the thread to sweep. The thread, and with it the programs, ends when this is dropped.
+pub struct Sweeper {
+    requests: Sender<()>,
+}
+
+impl Sweeper {
+    /// `report` gets what each sweep found.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub fn start(probes: Probes, report: tokio::sync::mpsc::Sender<Swept>) -> io::Result<Self> {
+        let (requests, asked) = channel();
+        std::thread::Builder::new().name("sweeper".into()).spawn(move || run(probes, &asked, &report))?;
+        Ok(Self { requests })
+    }
+
+    /// Looks at every socket once; the answer arrives at `report`.
+    pub fn sweep(&self) {
+        // The thread ends only after this.
+        let _ = self.requests.send(());
+    }
+}
+
+fn run(mut probes: Probes, asked: &Receiver<()>, report: &tokio::sync::mpsc::Sender<Swept>) {
+    while asked.recv().is_ok() {
+        let began = Instant::now();
+        let mut sweep = Sweep { records: Vec::new(), coverage: Coverage::default(), problems: Vec::new() };
+        sweep.namespaces(&mut probes);
+        sweep.held(&mut probes);
+        let swept = Swept {
+            coverage: sweep.coverage,
+            records: sweep.records.into(),
+            took: began.elapsed(),
+            problems: sweep.problems,
+        };
+        if report.blocking_send(swept).is_err() {
+            return;
+        }
+    }
+}
+
+struct Sweep {
+    records: Vec<u8>,
+    coverage: Coverage,
+    problems: Vec<String>,
+}
+
+impl Sweep {
+    fn held(&mut self, probes: &mut Probes) {
+        self.read(probes.held_sockets(), "sockets held by processes");
+    }
+
+    /// Every namespace that a process is in or that has a name.
+    fn namespaces(&mut self, probes: &mut Probes) {
+        let (found, all) = find_namespaces();
+        self.coverage.all = all;
+        for (inode, path) in found {
+            match enter(&path, inode) {
+                Ok(true) => {
+                    let what = format!("sockets of network namespace {inode}");
+                    if self.read(probes.namespace_sockets(), &what) {
+                        self.coverage.namespaces.insert(inode);
+                    } else {
+                        self.coverage.all = false;
+                    }
+                }
+                // It ended since it was found, and another process has its place.
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.coverage.all = false;
+                    self.problems.push(format!("cannot enter network namespace {}: {error}", path.display()));
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, file: Result<File, String>, what: &str) -> bool {
+        let length = self.records.len();
+        let result = file.and_then(|mut file| file.read_to_end(&mut self.records).map_err(|e| e.to_string()));
+        if let Err(error) = result {
+            self.records.truncate(length);
+            self.problems.push(format!("{what}: {error}"));
+            return false;
+        }
+        true
+    }
+}
+
+/// Inodes of the network namespaces with a path to each, and whether the search was complete.
+fn find_namespaces() -> (HashMap<u32, PathBuf>, bool) {
+    let mut found = HashMap::new();
+    let mut complete = true;
+    let mut seen = HashSet::new();
+    match procfs::process::all_processes() {
+        Ok(processes) => {
+            for process in processes.flatten() {
+                let path = PathBuf::from(format!("/proc/{}/ns/net", process.pid));
+                // `net:[4026531833]`; a process that just ended, or a zombie, has none.
+                let Ok(link) = std::fs::read_link(&path) else { continue };
+                let inode = link
+                    .to_str()
+                    .and_then(|link| link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok());
+                if let Some(inode) = inode
+                    && seen.insert(inode)
+                {
+                    found.insert(inode, path);
+                }
+            }
+        }
+        Err(_) => complete = false,
+    }
+    for directory in NAMED {
+        // Absent where nobody names namespaces.
+        let Ok(entries) = std::fs::read_dir(directory) else { continue };
+        for entry in entries.flatten() {
+            if let Ok(inode) = inode(&entry.path()) {
+                found.entry(inode).or_insert_with(|| entry.path());
+            }
+        }
+    }
+    (found, complete)
+}
+
+/// Moves this thread into the namespace at `path`, if it still is the one with `inode`.
+fn enter(path: &Path, inode: u32) -> io::Result<bool> {
+    let file = File::open(path)?;
+    if file.metadata()?.ino() != u64::from(inode) {
+        return Ok(false);
+    }
+    match move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)) {
+        Ok(()) => Ok(true),
+        // A name left behind by a namespace that is gone.
+        Err(rustix::io::Errno::INVAL) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn inode(path: &Path) -> io::Result<u32> {
+    u32::try_from(std::fs::metadata(path)?.ino()).map_err(io::Error::other)
+}

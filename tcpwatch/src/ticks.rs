@@ -1,0 +1,113 @@
+//! The kernel's ticks: how many a second has, and when a timer that is set in ticks really fires.
+
+/// Values of CONFIG_HZ that Linux offers on some architecture.
+const RATES: [u64; 7] = [100, 128, 200, 250, 256, 300, 1000];
+
+/// Ticks of the running kernel, tied to CLOCK_MONOTONIC by one reading of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticks {
+    hz: u64,
+    /// Both at the same moment.
+    jiffies: u64,
+    time_ns: u64,
+}
+
+impl Ticks {
+    /// The kernel starts counting 300 s before zero, at 2^32 - 300 s (INITIAL_JIFFIES, include/linux/jiffies.h),
+    /// about when CLOCK_MONOTONIC starts at 0; only one rate fits a reading. `None` if none does: within 5 s, and
+    /// the hundredth part that a slewed clock may have gained or lost.
+    pub fn from_reading(jiffies: u64, time_ns: u64) -> Option<Self> {
+        // Around 300 s the expectations of all rates meet: wait for a better moment.
+        if (290_000_000_000..310_000_000_000).contains(&time_ns) {
+            return None;
+        }
+        let error_ns = |hz: u64| {
+            let elapsed = i128::from(jiffies) - i128::from((1u64 << 32) - 300 * hz);
+            (elapsed * 1_000_000_000 / i128::from(hz) - i128::from(time_ns)).unsigned_abs()
+        };
+        let hz = RATES.into_iter().min_by_key(|hz| error_ns(*hz))?;
+        let tolerated = 5_000_000_000 + u128::from(time_ns) / 100;
+        (error_ns(hz) < tolerated).then_some(Self { hz, jiffies, time_ns })
+    }
+
+    /// CLOCK_MONOTONIC at a tick, whose full count is given.
+    pub fn time_of(&self, jiffies: u64) -> u64 {
+        let ahead = i128::from(jiffies) - i128::from(self.jiffies);
+        let time_ns = i128::from(self.time_ns) + ahead * 1_000_000_000 / i128::from(self.hz);
+        u64::try_from(time_ns.max(0)).unwrap_or(u64::MAX)
+    }
+
+    /// The same for the lower 32 bits of a past tick.
+    pub fn time_of_past(&self, jiffies: u32) -> u64 {
+        let ago = (self.jiffies as u32).wrapping_sub(jiffies);
+        self.time_of(self.jiffies.saturating_sub(u64::from(ago)))
+    }
+
+    /// When a timer set at `set_ns` to run for `timeout_ns` fires: timers share the buckets of a wheel whose
+    /// steps are coarser the longer the time-out, and are rounded up to the next (calc_index and
+    /// calc_wheel_index in kernel/time/timer.c). A 60 s TIME_WAIT lasts up to 4 s longer with 1000 ticks a second.
+    pub fn timer_fires(&self, set_ns: u64, timeout_ns: u64) -> u64 {
+        let ahead = i128::from(set_ns) - i128::from(self.time_ns);
+        let set = i128::from(self.jiffies) + ahead * i128::from(self.hz) / 1_000_000_000;
+        let timeout = u128::from(timeout_ns) * u128::from(self.hz) / 1_000_000_000;
+        let expires = u64::try_from(set).unwrap_or(0) + u64::try_from(timeout).unwrap_or(0);
+        self.expiry_fires(expires, u64::try_from(timeout).unwrap_or(0))
+    }
+
+    /// The same for a timer whose tick of expiry is known, and for how many ticks it was set.
+    pub fn expiry_fires(&self, expires: u64, timeout: u64) -> u64 {
+        let shift = wheel_level(timeout) * LEVEL_CLOCK_SHIFT;
+        self.time_of(((expires >> shift) + 1) << shift)
+    }
+
+    pub fn ticks(&self, nanos: u64) -> u64 {
+        u64::try_from(u128::from(nanos) * u128::from(self.hz) / 1_000_000_000).unwrap_or(u64::MAX)
+    }
+}
+
+/// kernel/time/timer.c: LVL_CLK_SHIFT, LVL_SIZE, LVL_DEPTH.
+const LEVEL_CLOCK_SHIFT: u32 = 3;
+const LEVEL_SIZE: u64 = 64;
+const LEVELS: u32 = 9;
+
+/// The level of the wheel that a timer of so many ticks goes to.
+fn wheel_level(timeout: u64) -> u32 {
+    (1..LEVELS)
+        .find(|level| timeout < (LEVEL_SIZE - 1) << ((level - 1) * LEVEL_CLOCK_SHIFT))
+        .map_or(LEVELS - 1, |level| level - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_true_rate_fits() {
+        for hz in RATES {
+            for seconds in [2, 100, 289, 311, 100_000] {
+                let jiffies = (1 << 32) - 300 * hz + seconds * hz;
+                let ticks = Ticks::from_reading(jiffies, seconds * 1_000_000_000).unwrap();
+                assert_eq!(ticks.hz, hz, "{hz} at {seconds} s");
+            }
+        }
+        assert_eq!(Ticks::from_reading(7, 100), None);
+        assert_eq!(Ticks::from_reading(1 << 32, 300_000_000_000), None);
+    }
+
+    #[test]
+    fn a_minute_ends_at_the_next_step_of_its_level() {
+        // 60,000 ticks go to level 4 of the wheel, in steps of 4096.
+        let ticks = Ticks { hz: 1000, jiffies: 40_960, time_ns: 0 };
+        let second = 1_000_000_000;
+        assert_eq!(ticks.timer_fires(0, 60 * second), (102_400 - 40_960) * 1_000_000);
+        // With 250 a second it is level 3, in steps of 512.
+        let ticks = Ticks { hz: 250, jiffies: 0, time_ns: 0 };
+        assert_eq!(ticks.timer_fires(0, 60 * second), (15_000 / 512 + 1) * 512 * 4_000_000);
+    }
+
+    #[test]
+    fn a_past_tick_is_found_across_the_wrap_of_32_bits() {
+        let ticks = Ticks { hz: 100, jiffies: (1 << 32) + 5, time_ns: 1_000_000_000 };
+        assert_eq!(ticks.time_of_past(u32::MAX), 1_000_000_000 - 60_000_000);
+    }
+}
