@@ -10,6 +10,7 @@ pub mod state;
 
 pub mod decode;
 
+pub mod container;
 pub mod process;
 
 pub mod aggregate;
@@ -21,6 +22,8 @@ pub mod sweep;
 pub mod tracker;
 
 pub mod clock;
+
+pub mod transition;
 
 pub mod findings;
 
@@ -38,3 +41,4 @@ pub mod pipeline;
 pub mod options;
 
 pub mod replay;
+pub mod trace;

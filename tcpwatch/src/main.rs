@@ -16,7 +16,7 @@ use tcpwatch::{
     pipeline::Pipeline,
     probes::{LoadOptions, ProbeError, Probes},
     recording::Recording,
-    replay,
+    replay, trace,
 };
 use tokio::{
     net::TcpListener,
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Some(Command::Replay(args)) => replay(args),
+        Some(Command::Trace(args)) => trace::run(&args, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS),
         Some(Command::Run(args)) => args.complete().map_err(Into::into).and_then(run),
         None => cli.run.complete().map_err(Into::into).and_then(run),
     };
@@ -131,11 +132,12 @@ fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn identity() -> Identity {
-    let uname = rustix::system::uname();
+    let (uname, clock) = (rustix::system::uname(), Clock::read());
     Identity {
         node: uname.nodename().to_string_lossy().into_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
-        started: Clock::read().wall,
+        started: clock.wall,
+        wall_offset_ns: clock.wall_offset_ns(),
     }
 }
 

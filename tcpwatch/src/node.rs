@@ -2,17 +2,23 @@
 //!
 //! In: frames, live or from a recording. Out: answers to questions, through shared references.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
+
+use tokio::sync::broadcast;
 
 use crate::{
     clock::Clock,
-    decode,
-    findings::lingering::{LingerHistory, LingerLimits, SAMPLE_INTERVAL},
+    decode::{self, Record, SocketRecord},
+    findings::{LeakHistory, SAMPLE_INTERVAL, lingering::LingerLimits},
     probes::{Lost, Signal},
     recording::Frame,
     sweep::Coverage,
     tracker::{Limits, Tracker},
+    transition::{Before, Transition},
 };
+
+/// Transitions that a slow follower may be behind before it misses some.
+const FOLLOWER_BACKLOG: usize = 16_384;
 
 /// Which machine this is.
 #[derive(Clone, Debug)]
@@ -21,6 +27,8 @@ pub struct Identity {
     pub kernel: String,
     /// When this run began.
     pub started: SystemTime,
+    /// Wall clock minus CLOCK_MONOTONIC, then.
+    pub wall_offset_ns: u64,
 }
 
 /// What became of the records.
@@ -35,11 +43,13 @@ pub struct Node {
     pub identity: Identity,
     pub tracker: Tracker,
     pub linger: LingerLimits,
-    pub history: LingerHistory,
+    pub history: LeakHistory,
     pub signals: Vec<Signal>,
     pub records: RecordCounts,
     /// What still has to happen before answers are complete.
     pub waiting_for: Option<&'static str>,
+    /// For whoever follows live; costs nothing while nobody does.
+    pub transitions: broadcast::Sender<Arc<Transition>>,
     /// What was lost before the sweep under way began, and before the last complete one.
     lost_before_sweep: Lost,
     repaired: Lost,
@@ -52,9 +62,10 @@ impl Node {
             identity,
             tracker: Tracker::new(limits),
             linger,
-            history: LingerHistory::default(),
+            history: LeakHistory::default(),
             signals,
             records: RecordCounts::default(),
+            transitions: broadcast::Sender::new(FOLLOWER_BACKLOG),
             waiting_for: Some("the first sweep of open sockets"),
             lost_before_sweep: Lost::default(),
             repaired: Lost::default(),
@@ -82,8 +93,21 @@ impl Node {
     pub fn record(&mut self, bytes: &[u8]) {
         self.records.received += 1;
         match decode::record(bytes) {
+            Ok(Record::Socket(record)) if self.transitions.receiver_count() > 0 => {
+                self.apply_and_tell(&record);
+            }
             Ok(record) => self.tracker.apply(&record),
             Err(error) => self.malformed(&error),
+        }
+    }
+
+    fn apply_and_tell(&mut self, record: &SocketRecord) {
+        let before = Before::note(&self.tracker, record);
+        self.tracker.apply(&Record::Socket(*record));
+        let told = Transition::told(before, &self.tracker, record, self.identity.wall_offset_ns);
+        if let Some(transition) = told {
+            // The last follower may have left.
+            let _ = self.transitions.send(Arc::new(transition));
         }
     }
 

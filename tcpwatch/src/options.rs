@@ -1,7 +1,7 @@
 //! What the user asked for: command line, then `TCPWATCH_*` environment, then the TOML file, then defaults.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -28,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Watch this node and serve what is known over HTTP (the default; needs root)
     Run(RunArgs),
+    /// Print every transition as it happens, from a tcpwatch that runs on this node
+    Trace(TraceArgs),
     /// Play a recording through everything behind the kernel and print what HTTP would have answered
     Replay(ReplayArgs),
 }
@@ -41,6 +43,35 @@ pub struct ReplayArgs {
     pub path: String,
     #[command(flatten)]
     pub linger: LingerArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Where that tcpwatch listens
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = DEFAULT_LISTEN)]
+    pub connect: SocketAddr,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Only transitions to this state
+    #[arg(long)]
+    pub state: Option<TcpState>,
+    /// Only connections of this process
+    #[arg(long)]
+    pub pid: Option<u32>,
+    /// Only connections of processes with this name
+    #[arg(long, value_name = "NAME")]
+    pub comm: Option<String>,
+    #[arg(long, value_name = "PORT")]
+    pub local_port: Option<u16>,
+    #[arg(long, value_name = "PORT")]
+    pub remote_port: Option<u16>,
+    /// Only peers with this address or in this network
+    #[arg(long, value_name = "ADDR|CIDR")]
+    pub remote: Option<String>,
+    /// Only this side of connections: client, server or listener
+    #[arg(long)]
+    pub role: Option<String>,
 }
 
 #[derive(Debug, Default, Args, Deserialize)]
@@ -85,7 +116,7 @@ pub struct RunArgs {
 pub struct LingerArgs {
     /// How long connections may stand in STATE before /leaks names them, for example close-wait=2s
     /// (repeatable, or separated by commas) [default: syn-sent and syn-recv 5s; close-wait, fin-wait1,
-    /// fin-wait2, closing and last-ack 30s]
+    /// fin-wait2, closing, last-ack and close 30s]
     #[arg(long, value_name = "STATE=DURATION", env = "TCPWATCH_LINGER", value_delimiter = ',')]
     pub linger: Vec<Linger>,
 }
@@ -173,6 +204,8 @@ pub enum OptionsError {
     Zero(&'static str),
 }
 
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 18279);
+
 pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
 
 impl RunArgs {
@@ -198,7 +231,7 @@ impl RunArgs {
             linger.set(*state, *limit).map_err(OptionsError::Linger)?;
         }
         Ok(RunOptions {
-            listen: self.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 18279))),
+            listen: self.listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
             linger,
             ring_bytes: self.ring_size.or(file.ring_size).map_or(4 << 20, |size| size.0),
             limits,

@@ -32,8 +32,10 @@ const BATCH: usize = 65_536;
 const SWEEP_COST_SHARE: u32 = 50;
 /// An answer waits for a sweep that is expected to take no longer than this.
 const SWEEP_WORTH_WAITING: Duration = Duration::from_millis(20);
-/// How often a sweep looks after what no record tells of, while there is such.
+/// How often a sweep looks after what no record tells of, while there is such; and else, for sockets that
+/// never became connections.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The owner of the state.
 pub struct Pipeline {
@@ -52,7 +54,7 @@ struct SweepState {
     under_way: bool,
     took: Duration,
     not_before: Instant,
-    due: Instant,
+    finished: Instant,
 }
 
 impl Pipeline {
@@ -69,7 +71,7 @@ impl Pipeline {
             recorder,
             sweeper: Sweeper::start(loaded.probes, report)?,
             swept,
-            sweep: SweepState { under_way: false, took: Duration::ZERO, not_before: now, due: now },
+            sweep: SweepState { under_way: false, took: Duration::ZERO, not_before: now, finished: now },
             waiting: Vec::new(),
         })
     }
@@ -138,8 +140,8 @@ impl Pipeline {
 
     fn tick(&mut self) {
         self.note_lost();
-        let due = self.node.tracker.has_untold() && Instant::now() >= self.sweep.due;
-        if self.node.needs_repair() || due {
+        let interval = if self.node.tracker.has_untold() { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL };
+        if self.node.needs_repair() || self.sweep.finished.elapsed() >= interval {
             self.start_sweep();
         }
         self.ingest(&Frame::Tick(Clock::read().now_ns));
@@ -202,7 +204,7 @@ impl Pipeline {
             under_way: false,
             took: swept.took,
             not_before: now + swept.took * SWEEP_COST_SHARE,
-            due: now + SWEEP_INTERVAL,
+            finished: now,
         };
         for problem in &swept.problems {
             tracing::debug!(problem, "sweep");
@@ -223,12 +225,10 @@ fn stop_recording(recorder: &mut Option<Recorder>, error: &RecordingError) {
 }
 
 fn header(node: &Node) -> Header {
-    let clock = Clock::read();
-    let wall = clock.wall.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Header {
         tcpwatch_records: tcpwatch_common::ABI,
         node: node.identity.node.clone(),
         kernel: node.identity.kernel.clone(),
-        wall_offset_ns: u64::try_from(wall.as_nanos()).unwrap_or(0).saturating_sub(clock.now_ns),
+        wall_offset_ns: node.identity.wall_offset_ns,
     }
 }

@@ -9,7 +9,10 @@ use rustc_hash::FxHashMap;
 use serde::Serialize;
 use slab::Slab;
 
-use crate::decode::TaskRecord;
+use crate::{
+    container::{Container, from_cgroup},
+    decode::TaskRecord,
+};
 
 /// Processes kept at once. At the limit those without a connection are forgotten; when all have one,
 /// newcomers stay unknown and are counted. The kernel side tells a process again once 8192 others came.
@@ -41,6 +44,8 @@ pub struct Process {
     pub exe: Option<Arc<str>>,
     /// Path in the cgroup hierarchy.
     pub cgroup: Option<Arc<str>>,
+    /// The container that the cgroup path names.
+    pub container: Option<Arc<Container>>,
 }
 
 /// What /proc tells of a process.
@@ -95,6 +100,7 @@ impl ProcessTable {
             comm: task.comm.as_str().into(),
             exe: None,
             cgroup: None,
+            container: None,
         };
         let id = ProcessId::from_index(self.entries.insert(Entry { process, users: 0 }));
         self.by_pid.insert(task.pid, id);
@@ -124,6 +130,7 @@ impl ProcessTable {
         if process.start_ns == start_ns {
             process.exe = details.exe.as_deref().map(Into::into);
             process.cgroup = details.cgroup.as_deref().map(Into::into);
+            process.container = details.cgroup.as_deref().and_then(from_cgroup).map(Arc::new);
         }
     }
 

@@ -35,6 +35,7 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
         node: recording.header.node.clone(),
         kernel: recording.header.kernel.clone(),
         started: wall(0),
+        wall_offset_ns: recording.header.wall_offset_ns,
     };
     let mut clock = Clock { now_ns: 0, wall: wall(0) };
     let mut node = Node::new(identity, linger, DEFAULT_LIMITS, Vec::new());

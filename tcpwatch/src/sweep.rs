@@ -43,6 +43,19 @@ pub struct Coverage {
     pub all: bool,
 }
 
+/// A socket in CLOSE that a process holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Unconnected {
+    /// CLOCK_MONOTONIC of the sweep that saw it first.
+    pub since_ns: u64,
+    pub process: Option<ProcessId>,
+    pub fd: u32,
+    /// It has a local port.
+    pub bound: bool,
+    /// It once had a peer.
+    pub connected: bool,
+}
+
 type Ends = (u32, Endpoint, Endpoint);
 
 impl Tracker {
@@ -78,6 +91,7 @@ impl Tracker {
                 self.apply_seen(seen, holders);
             }
         }
+        self.note_unconnected(seen);
         self.apply_minisocks(&mut minisocks);
         if !coverage.namespaces.is_empty() {
             self.remove_vanished(coverage, &mut minisocks);
@@ -139,6 +153,35 @@ impl Tracker {
             // Its listener may have become known after it.
             let listener = self.listener_of(&seen.socket);
             self.set_process(slot, listener, seen.time_ns);
+        }
+    }
+
+    /// Sockets in CLOSE that a process holds: never connected, or over and not closed by their owner. Only
+    /// sweeps tell of them.
+    fn note_unconnected(&mut self, seen: &[Seen]) {
+        let mut before = std::mem::take(&mut self.unconnected);
+        for seen in seen.iter().filter(|seen| seen.state == TcpState::Close) {
+            let Some((task, fd)) = &seen.holder else { continue };
+            let cookie = seen.socket.cookie;
+            if self.unconnected.contains_key(&cookie) {
+                continue;
+            }
+            let known = before.remove(&cookie);
+            let since_ns = known.as_ref().map_or(seen.time_ns, |known| known.since_ns);
+            let process = self.processes.learn(task);
+            if let Some(id) = process {
+                self.processes.add_user(id);
+            }
+            let bound = seen.socket.local.port != 0;
+            let connected = seen.socket.remote.port != 0;
+            let socket = Unconnected { since_ns, process, fd: *fd, bound, connected };
+            self.unconnected.insert(cookie, socket);
+            if let Some(id) = known.and_then(|known| known.process) {
+                self.processes.drop_user(id);
+            }
+        }
+        for id in before.into_values().filter_map(|gone| gone.process) {
+            self.processes.drop_user(id);
         }
     }
 

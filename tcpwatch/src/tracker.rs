@@ -13,6 +13,7 @@ use crate::{
     life::{Cause, Life, cause},
     process::{ProcessId, ProcessTable},
     state::TcpState,
+    sweep::{Progress, Unconnected},
     table::{Conn, Marks, Slot, Table},
     ticks::Ticks,
 };
@@ -46,11 +47,13 @@ pub struct Tracker {
     /// Connections that ended, oldest first.
     pub ended: VecDeque<Ended>,
     pub queues: FxHashMap<u64, ListenQueue>,
+    /// Sockets in CLOSE that a process holds, by cookie.
+    pub unconnected: FxHashMap<u64, Unconnected>,
     /// Connections that found no room in the table.
     pub untracked: u64,
     pub repairs: Repairs,
     pub(crate) ticks: Option<Ticks>,
-    pub(crate) sweep: crate::sweep::Progress,
+    pub(crate) sweep: Progress,
     listeners: FxHashMap<(u32, u16), Vec<Slot>>,
     limits: Limits,
 }
@@ -72,10 +75,11 @@ impl Tracker {
             groups: Groups::new(limits.label_sets),
             ended: VecDeque::new(),
             queues: FxHashMap::default(),
+            unconnected: FxHashMap::default(),
             untracked: 0,
             repairs: Repairs::default(),
             ticks: None,
-            sweep: crate::sweep::Progress::default(),
+            sweep: Progress::default(),
             listeners: FxHashMap::default(),
             limits,
         }
@@ -158,22 +162,19 @@ impl Tracker {
         self.count_retransmits(slot, total_retrans, now_ns);
         self.count_closed(slot, from, now_ns);
         self.table.get_mut(slot).error = error;
-        match minisock(&record.socket, from, error) {
-            Some(state) => {
-                self.replace_minisock(&record.socket, Some(slot), now_ns);
-                if state == from {
-                    self.table.get_mut(slot).seen_ns = now_ns;
-                } else {
-                    self.leave(slot, from, now_ns);
-                    self.table.enter(slot, state, cause, now_ns);
-                }
-                let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
-                self.table.shrink(slot, timer.unwrap_or(now_ns + MINISOCK_NS));
-            }
-            None => {
+        if let Some(state) = minisock(&record.socket, from, error) {
+            self.replace_minisock(&record.socket, Some(slot), now_ns);
+            if state == from {
+                self.table.get_mut(slot).seen_ns = now_ns;
+            } else {
                 self.leave(slot, from, now_ns);
-                self.remove(slot, cause, now_ns);
+                self.table.enter(slot, state, cause, now_ns);
             }
+            let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
+            self.table.shrink(slot, timer.unwrap_or(now_ns + MINISOCK_NS));
+        } else {
+            self.leave(slot, from, now_ns);
+            self.remove(slot, cause, now_ns);
         }
         self.sweep.ended(record.socket.cookie, now_ns);
     }

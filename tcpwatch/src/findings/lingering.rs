@@ -3,25 +3,21 @@
 //! In: the table and the limits. Out: one [`Leak`] for each process, role, state and peer, worst first.
 //! It looks only at what lingers, however large the table is.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use serde::Serialize;
 
+use super::{Counts, GroupEnd, GroupPeer, Key, Leak, LeakHistory, Severity};
 use crate::{
     aggregate::{GroupId, Groups, Peer, Role},
     clock::Clock,
-    process::Process,
     state::TcpState,
     table::Conn,
     tracker::Tracker,
 };
 
 /// How long each state may last. Why these defaults: docs/findings.md.
-pub const DEFAULT_LIMITS: [(TcpState, Duration); 7] = [
+pub const DEFAULT_LIMITS: [(TcpState, Duration); 8] = [
     (TcpState::CloseWait, Duration::from_secs(30)),
     (TcpState::FinWait1, Duration::from_secs(30)),
     (TcpState::FinWait2, Duration::from_secs(30)),
@@ -29,6 +25,7 @@ pub const DEFAULT_LIMITS: [(TcpState, Duration); 7] = [
     (TcpState::LastAck, Duration::from_secs(30)),
     (TcpState::SynSent, Duration::from_secs(5)),
     (TcpState::SynRecv, Duration::from_secs(5)),
+    (TcpState::Close, Duration::from_secs(30)),
 ];
 
 /// The states that have a limit, with it.
@@ -53,113 +50,40 @@ impl LingerLimits {
         Ok(())
     }
 
+    /// The limit of a state, if it has one.
+    pub fn get(&self, state: TcpState) -> Option<Duration> {
+        self.0.get(&state).copied()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (TcpState, Duration)> {
         self.0.iter().map(|(state, limit)| (*state, *limit))
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    Info,
-    Warning,
-    Critical,
+/// What lingers at `clock`.
+pub(super) fn leaks(
+    tracker: &Tracker,
+    limits: &LingerLimits,
+    history: &LeakHistory,
+    clock: Clock,
+) -> Vec<Leak> {
+    let groups = group(tracker, limits, clock.now_ns).into_iter();
+    groups
+        .map(|(key, group)| leak(tracker, &key, &group, history.growth(&key, group.count, clock), clock))
+        .collect()
 }
 
-/// One line of `/leaks`.
-#[derive(Clone, Debug, Serialize)]
-pub struct Leak {
-    pub rule: &'static str,
-    pub severity: Severity,
-    pub state: TcpState,
-    pub role: Role,
-    pub process: Option<Process>,
-    pub local: GroupEnd,
-    pub peer: GroupPeer,
-    pub count: usize,
-    pub oldest_seconds: f64,
-    /// The oldest was already in this state when tcpwatch first saw it.
-    pub at_least: bool,
-    /// `null` until it has been watched for long enough.
-    pub growth_per_minute: Option<f64>,
-    /// Received and not read by the application, over all of them.
-    pub unread_bytes: u64,
-    pub summary: String,
-    pub next_step: String,
-}
-
-/// What the group's connections have in common; `null` where they differ.
-#[derive(Clone, Debug, Serialize)]
-pub struct GroupEnd {
-    pub addr: Option<String>,
-    pub port: Option<u16>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub struct GroupPeer {
-    pub addr: Option<String>,
-    pub port: Option<u16>,
-    pub distinct_addrs: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
-    /// Pid and start time: a table slot may come to name another process.
-    process: Option<(u32, u64)>,
-    role: Role,
-    state: TcpState,
-    peer: Peer,
-}
-
-/// Growth is measured against the count of a minute ago, or of as long ago as there are counts.
-const GROWTH_WINDOW_NS: u64 = 60_000_000_000;
-const GROWTH_MIN_NS: u64 = 10_000_000_000;
-/// How often the counts are noted.
-pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How many lingered, in the last minute, in each group.
-#[derive(Default)]
-pub struct LingerHistory {
-    samples: VecDeque<(u64, FxHashMap<Key, usize>)>,
-}
-
-impl LingerHistory {
-    /// Notes the counts of now; to be called every [`SAMPLE_INTERVAL`].
-    pub fn sample(&mut self, tracker: &Tracker, limits: &LingerLimits, now_ns: u64) {
-        let counts =
-            group(tracker, limits, now_ns).into_iter().map(|(key, group)| (key, group.count)).collect();
-        self.samples.push_back((now_ns, counts));
-        while self.samples.front().is_some_and(|(then, _)| then + GROWTH_WINDOW_NS < now_ns) {
-            self.samples.pop_front();
-        }
-    }
-
-    fn growth_per_minute(&self, key: &Key, count: usize, now_ns: u64) -> Option<f64> {
-        let (then, counts) = self.samples.front()?;
-        let elapsed = now_ns.saturating_sub(*then);
-        if elapsed < GROWTH_MIN_NS {
-            return None;
-        }
-        let before = counts.get(key).copied().unwrap_or(0);
-        let per_minute = (count as f64 - before as f64) * 60e9 / elapsed as f64;
-        Some((per_minute * 10.0).round() / 10.0)
+/// The same, only counted.
+pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, counts: &mut Counts) {
+    for conn in lingering(tracker, limits, now_ns) {
+        *counts.entry(key(tracker, conn)).or_default() += 1;
     }
 }
 
-/// What lingers at `clock`, worst first.
-pub fn leaks(tracker: &Tracker, limits: &LingerLimits, history: &LingerHistory, clock: Clock) -> Vec<Leak> {
-    let mut leaks: Vec<_> = group(tracker, limits, clock.now_ns)
-        .into_iter()
-        .map(|(key, group)| {
-            let growth = history.growth_per_minute(&key, group.count, clock.now_ns);
-            leak(tracker, &key, &group, growth, clock)
-        })
-        .collect();
-    leaks.sort_by(|a, b| {
-        let worst = b.severity.cmp(&a.severity).then(b.count.cmp(&a.count));
-        worst.then(b.oldest_seconds.total_cmp(&a.oldest_seconds))
-    });
-    leaks
+fn key(tracker: &Tracker, conn: &Conn) -> Key {
+    let process = conn.process.map(|id| tracker.processes.get(id));
+    let process = process.map(|process| (process.pid, process.start_ns));
+    Key { process, role: conn.role, state: conn.state(), peer: conn.peer() }
 }
 
 /// How many linger, by state and by the group of the counts that they belong to, for `/metrics`.
@@ -195,10 +119,7 @@ struct Group<'a> {
 fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxHashMap<Key, Group<'a>> {
     let mut groups: FxHashMap<Key, Group<'a>> = FxHashMap::default();
     for conn in lingering(tracker, limits, now_ns) {
-        let process = conn.process.map(|id| tracker.processes.get(id));
-        let process = process.map(|process| (process.pid, process.start_ns));
-        let key = Key { process, role: conn.role, state: conn.state(), peer: conn.peer() };
-        let group = groups.entry(key).or_insert_with(|| Group {
+        let group = groups.entry(key(tracker, conn)).or_insert_with(|| Group {
             oldest: conn,
             count: 0,
             unread_bytes: 0,
@@ -252,6 +173,7 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         unread_bytes: group.unread_bytes,
         summary,
         next_step,
+        example_fds: Vec::new(),
         process,
     }
 }

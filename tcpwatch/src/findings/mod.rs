@@ -1,3 +1,128 @@
 //! What is wrong, named: a file for each rule.
+//!
+//! In: the tracker's tables and the limits. Out: [`Leak`]s, worst first, each for one process, role, state and
+//! peer.
 
 pub mod lingering;
+mod socket_fd_leak;
+
+use std::{collections::VecDeque, time::Duration};
+
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use self::lingering::LingerLimits;
+use crate::{
+    aggregate::{Peer, Role},
+    clock::Clock,
+    process::Process,
+    state::TcpState,
+    tracker::Tracker,
+};
+
+/// Everything that lasts too long at `clock`, worst first.
+pub fn leaks(tracker: &Tracker, limits: &LingerLimits, history: &LeakHistory, clock: Clock) -> Vec<Leak> {
+    let mut leaks = lingering::leaks(tracker, limits, history, clock);
+    leaks.extend(socket_fd_leak::leaks(tracker, limits, history, clock));
+    leaks.sort_by(|a, b| {
+        let worst = b.severity.cmp(&a.severity).then(b.count.cmp(&a.count));
+        worst.then(b.oldest_seconds.total_cmp(&a.oldest_seconds))
+    });
+    leaks
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Info,
+    Warning,
+    Critical,
+}
+
+/// One line of `/leaks`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Leak {
+    pub rule: &'static str,
+    pub severity: Severity,
+    pub state: TcpState,
+    pub role: Role,
+    pub process: Option<Process>,
+    pub local: GroupEnd,
+    pub peer: GroupPeer,
+    pub count: usize,
+    pub oldest_seconds: f64,
+    /// The oldest was already in this state when tcpwatch first saw it.
+    pub at_least: bool,
+    /// `null` until it has been watched for long enough.
+    pub growth_per_minute: Option<f64>,
+    /// Received and not read by the application, over all of them.
+    pub unread_bytes: u64,
+    /// Descriptors of the process, a few, of a rule that knows them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub example_fds: Vec<u32>,
+    pub summary: String,
+    pub next_step: String,
+}
+
+/// What the group's connections have in common; `null` where they differ.
+#[derive(Clone, Debug, Serialize)]
+pub struct GroupEnd {
+    pub addr: Option<String>,
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct GroupPeer {
+    pub addr: Option<String>,
+    pub port: Option<u16>,
+    pub distinct_addrs: usize,
+}
+
+/// What a leak is about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    /// Pid and start time: a table slot may come to name another process.
+    process: Option<(u32, u64)>,
+    role: Role,
+    state: TcpState,
+    peer: Peer,
+}
+
+type Counts = FxHashMap<Key, usize>;
+
+/// Growth is measured against the count of a minute ago, or of as long ago as there are counts.
+const GROWTH_WINDOW_NS: u64 = 60_000_000_000;
+const GROWTH_MIN_NS: u64 = 10_000_000_000;
+/// How often the counts are noted.
+pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How many there were, in the last minute, of each kind.
+#[derive(Default)]
+pub struct LeakHistory {
+    samples: VecDeque<(u64, Counts)>,
+}
+
+impl LeakHistory {
+    /// Notes the counts of now; to be called every [`SAMPLE_INTERVAL`].
+    pub fn sample(&mut self, tracker: &Tracker, limits: &LingerLimits, now_ns: u64) {
+        let mut counts = Counts::default();
+        lingering::count(tracker, limits, now_ns, &mut counts);
+        socket_fd_leak::count(tracker, limits, now_ns, &mut counts);
+        self.samples.push_back((now_ns, counts));
+        while self.samples.front().is_some_and(|(then, _)| then + GROWTH_WINDOW_NS < now_ns) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Per minute; `None` until it has been watched for long enough.
+    fn growth(&self, key: &Key, count: usize, clock: Clock) -> Option<f64> {
+        let (then, counts) = self.samples.front()?;
+        let elapsed = clock.now_ns.saturating_sub(*then);
+        if elapsed < GROWTH_MIN_NS {
+            return None;
+        }
+        let before = counts.get(key).copied().unwrap_or(0);
+        let per_minute = (count as f64 - before as f64) * 60e9 / elapsed as f64;
+        Some((per_minute * 10.0).round() / 10.0)
+    }
+}

@@ -1,21 +1,20 @@
-//! `/connections`: every connection now, filtered and sorted.
+//! `/connections`: every connection now, filtered and sorted; `/connections/ID`: one, with its whole life.
 
-use std::{net::IpAddr, str::FromStr};
-
-use axum::{extract::State, response::Response};
-use ipnet::IpNet;
+use axum::{
+    extract::{Path, State},
+    response::Response,
+};
 use serde::Serialize;
 
 use super::{
     Answer, Api, ApiError, Asked,
+    filter::Filter,
     request::Params,
     respond,
-    text::{bounded_duration, endpoint, table},
+    text::{bounded_duration, duration, endpoint, table},
+    view::{Detail, End, Row, detail, row},
 };
-use crate::{
-    aggregate::Role, clock::Clock, decode::Endpoint, node::Node, process::Process, state::TcpState,
-    table::Conn,
-};
+use crate::{clock::Clock, node::Node, process::Process, table::Conn};
 
 #[derive(Debug, Serialize)]
 struct Connections {
@@ -26,42 +25,7 @@ struct Connections {
     connections: Vec<Row>,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
-    /// The socket's cookie in hexadecimal, as `ss -e` shows it after `sk:`.
-    id: String,
-    /// Inode of the network namespace, as in /proc/PID/ns/net.
-    netns: u32,
-    role: Role,
-    state: TcpState,
-    state_seconds: f64,
-    age_seconds: f64,
-    /// The times are lower bounds: it was there before tcpwatch saw it.
-    at_least: bool,
-    process: Option<Process>,
-    local: End,
-    remote: End,
-}
-
-#[derive(Debug, Serialize)]
-struct End {
-    addr: IpAddr,
-    port: u16,
-}
-
-const DEFAULT_LIMIT: usize = 100;
-const PARAMETERS: &[&str] =
-    &["state", "pid", "comm", "local_port", "remote_port", "remote", "role", "sort", "limit"];
-
-struct Filter {
-    state: Option<TcpState>,
-    pid: Option<u32>,
-    comm: Option<String>,
-    local_port: Option<u16>,
-    remote_port: Option<u16>,
-    remote: Option<IpNet>,
-    role: Option<Role>,
-}
+pub(super) const DEFAULT_LIMIT: usize = 100;
 
 enum Sort {
     Age,
@@ -78,16 +42,17 @@ pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
     respond(asked.format, answer)
 }
 
-fn parse(params: &mut Params) -> Result<(Filter, Sort, usize), ApiError> {
-    let filter = Filter {
-        state: params.take_as("state")?,
-        pid: params.take_as("pid")?,
-        comm: params.take("comm")?,
-        local_port: params.take_as("local_port")?,
-        remote_port: params.take_as("remote_port")?,
-        remote: params.take("remote")?.map(|text| address_or_cidr(&text)).transpose()?,
-        role: params.take_as("role")?,
+pub(super) async fn handle_one(State(api): State<Api>, Path(id): Path<String>, asked: Asked) -> Response {
+    let answer = match (asked.params.finish(&[]), u64::from_str_radix(&id, 16)) {
+        (Err(error), _) => Err(error),
+        (_, Err(_)) => Err(ApiError::not_found(format!("`{id}` is not the id of a connection"))),
+        (Ok(()), Ok(cookie)) => api.ask(true, move |node, clock| find(node, clock, cookie)).await.flatten(),
     };
+    respond(asked.format, answer)
+}
+
+fn parse(params: &mut Params) -> Result<(Filter, Sort, usize), ApiError> {
+    let filter = Filter::take(params)?;
     let sort = match params.take("sort")?.as_deref() {
         None | Some("age") => Sort::Age,
         Some("state_seconds") => Sort::StateSeconds,
@@ -95,47 +60,17 @@ fn parse(params: &mut Params) -> Result<(Filter, Sort, usize), ApiError> {
             return Err(ApiError::bad("sort", format!("`{other}` is not one of age, state_seconds")));
         }
     };
-    let limit = match params.take_as("limit")? {
-        None => DEFAULT_LIMIT,
-        Some(0) => usize::MAX,
-        Some(limit) => limit,
-    };
-    params.finish(PARAMETERS)?;
+    let limit = params.take_limit(DEFAULT_LIMIT)?;
+    params.finish(&[&Filter::PARAMETERS[..], &["sort", "limit"]].concat())?;
     Ok((filter, sort, limit))
 }
 
-fn address_or_cidr(text: &str) -> Result<IpNet, ApiError> {
-    let address = text.parse::<IpAddr>().map(IpNet::from);
-    address.or_else(|_| text.parse()).map_err(|_| {
-        ApiError::bad("remote", format!("`{text}` is not an address or CIDR such as 10.0.0.0/8"))
-    })
-}
-
-impl FromStr for Role {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let role = Self::ALL.iter().copied().find(|role| role.name() == text);
-        role.ok_or_else(|| "not one of client, server, listener, unknown".to_owned())
-    }
-}
-
 fn list(node: &Node, clock: Clock, filter: &Filter, sort: &Sort, limit: usize) -> Connections {
-    let tracker = &node.tracker;
-    let matches = |conn: &&Conn| {
-        filter.local_port.is_none_or(|port| conn.local.port == port)
-            && filter.remote_port.is_none_or(|port| conn.remote.port == port)
-            && filter.role.is_none_or(|role| conn.role == role)
-            && filter.remote.is_none_or(|net| net.contains(&conn.remote.addr.to_canonical()))
-            && (filter.pid.is_none() && filter.comm.is_none()
-                || conn.process.map(|id| tracker.processes.get(id)).is_some_and(|process| {
-                    filter.pid.is_none_or(|pid| process.pid == pid)
-                        && filter.comm.as_ref().is_none_or(|comm| *process.comm == **comm)
-                }))
-    };
+    let table = &node.tracker.table;
+    let matches = |conn: &&Conn| filter.matches(node, conn);
     let mut found: Vec<&Conn> = match filter.state {
-        Some(state) => tracker.table.in_state(state).filter(matches).collect(),
-        None => tracker.table.iter().filter(matches).collect(),
+        Some(state) => table.in_state(state).filter(matches).collect(),
+        None => table.iter().filter(matches).collect(),
     };
     let total = found.len();
     let key = |conn: &&Conn| match sort {
@@ -154,20 +89,15 @@ fn list(node: &Node, clock: Clock, filter: &Filter, sort: &Sort, limit: usize) -
     }
 }
 
-fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
-    let end = |end: Endpoint| End { addr: end.addr.to_canonical(), port: end.port };
-    Row {
-        id: format!("{:x}", conn.cookie),
-        netns: conn.netns,
-        role: conn.role,
-        state: conn.state(),
-        state_seconds: clock.seconds_since(conn.since_ns()),
-        age_seconds: clock.seconds_since(conn.opened_ns()),
-        at_least: conn.at_least(),
-        process: conn.process.map(|id| node.tracker.processes.get(id).clone()),
-        local: end(conn.local),
-        remote: end(conn.remote),
+fn find(node: &Node, clock: Clock, cookie: u64) -> Result<Detail, ApiError> {
+    let tracker = &node.tracker;
+    if let Some(slot) = tracker.table.find(cookie) {
+        return Ok(detail(node, clock, tracker.table.get(slot), None));
     }
+    let ended = tracker.ended.iter().rev().find(|ended| ended.conn.cookie == cookie);
+    ended.map(|ended| detail(node, clock, &ended.conn, Some(ended))).ok_or_else(|| {
+        ApiError::not_found(format!("no connection {cookie:x}, neither now nor among the last that ended"))
+    })
 }
 
 impl Answer for Connections {
@@ -177,25 +107,77 @@ impl Answer for Connections {
             .iter()
             .map(|row| {
                 let process = row.process.as_ref();
+                let role = match row.accepted {
+                    Some(false) => "unaccepted".to_owned(),
+                    _ => row.role.to_string(),
+                };
                 vec![
+                    row.id.clone(),
                     row.state.to_string(),
                     bounded_duration(row.state_seconds, row.at_least),
-                    row.role.to_string(),
+                    role,
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
                     process.map_or("-".to_owned(), |process| process.comm.to_string()),
-                    endpoint(&row.local.addr.to_string(), Some(row.local.port)),
-                    endpoint(&row.remote.addr.to_string(), Some(row.remote.port)),
+                    show(&row.local),
+                    show(&row.remote),
                 ]
             })
             .collect();
-        let mut text = table(&["STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE"], &rows);
+        let mut text = table(&["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE"], &rows);
         if self.truncated {
             text += &format!(
-                "\n{} of {} shown; ?limit=0 shows all, `curl .../` lists the filters\n",
+                "\n{} of {} shown; ?limit=0 shows all, and `/` lists the filters\n",
                 self.connections.len(),
                 self.total
             );
         }
         text
     }
+}
+
+pub(super) fn show(end: &End) -> String {
+    endpoint(&end.addr.to_string(), Some(end.port))
+}
+
+impl Answer for Detail {
+    fn text(&self) -> String {
+        let mut text = format!("{} of {}\n", self.row.role, show(&self.row.local));
+        let mut line = |label: &str, value: String| text += &format!("  {label:<12}{value}\n");
+        line("remote", show(&self.row.remote));
+        line("netns", self.row.netns.to_string());
+        for (label, process) in
+            [("opened by", &self.opener), ("process", &self.row.process), ("closed by", &self.closer)]
+        {
+            if let Some(process) = process {
+                line(label, show_process(process));
+            }
+        }
+        if self.row.accepted == Some(false) {
+            line("accepted", "not yet".to_owned());
+        }
+        if let Some(retransmits) = self.retransmits.filter(|retransmits| *retransmits > 0) {
+            line("retransmits", format!("{retransmits} segments"));
+        }
+        if self.unread_bytes > 0 {
+            line("unread", format!("{} bytes", self.unread_bytes));
+        }
+        if self.error != 0 {
+            line("error", std::io::Error::from_raw_os_error(self.error.into()).to_string());
+        }
+        text.push('\n');
+        let rows: Vec<_> = self
+            .life
+            .iter()
+            .map(|step| {
+                let cause = step.cause.name().to_owned();
+                vec![step.since.clone(), step.state.to_string(), duration(step.seconds), cause]
+            })
+            .collect();
+        text + &table(&["SINCE", "STATE", "FOR", "CAUSED BY"], &rows)
+    }
+}
+
+fn show_process(process: &Process) -> String {
+    let exe = process.exe.as_deref().unwrap_or("");
+    format!("{} (pid {}) {exe}", process.comm, process.pid).trim_end().to_owned()
 }

@@ -26,6 +26,15 @@ const PATHS: &[Path] = &[
         path: "/connections",
         answers: "every connection now; ?state= pid= comm= local_port= remote_port= remote= role= sort= limit=",
     },
+    Path {
+        path: "/connections/ID",
+        answers: "one connection, now or ended: every state, how long, caused by whom",
+    },
+    Path { path: "/history", answers: "the connections that ended last; ?process= peer= since= limit=" },
+    Path {
+        path: "/events",
+        answers: "every transition as it happens, as server-sent events; filters as above",
+    },
     Path { path: "/status", answers: "how tcpwatch itself is doing: hooks, records, states, own cost" },
     Path { path: "/metrics", answers: "the same as numbers for Prometheus" },
     Path { path: "/healthz", answers: "200 while alive" },
@@ -42,7 +51,7 @@ impl Answer for Index {
     fn text(&self) -> String {
         let mut text = format!("tcpwatch {}\n\n", self.version);
         for path in self.paths {
-            text += &format!("{:<14}{}\n", path.path, path.answers);
+            text += &format!("{:<17}{}\n", path.path, path.answers);
         }
         text += "\nAdd ?format=json for JSON.\n";
         text

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     aggregate::Role,
-    findings::lingering::{Leak, Severity, leaks},
+    findings::{Leak, Severity, leaks},
+    state::TcpState,
 };
 
 #[derive(Debug, Serialize)]
@@ -99,7 +100,11 @@ fn leak_text(leak: &Leak) -> String {
         Some(process) => {
             let exe = process.exe.as_deref().map(|exe| format!(" {exe}")).unwrap_or_default();
             line("process", &format!("{} (pid {}){exe}", process.comm, process.pid));
-            if let Some(cgroup) = process.cgroup.as_deref().filter(|cgroup| *cgroup != "/") {
+            if let Some(container) = &process.container {
+                let pod = container.pod_uid.as_ref().map(|uid| format!(", pod {uid}")).unwrap_or_default();
+                let runtime = container.runtime.map(|runtime| format!("{runtime} ")).unwrap_or_default();
+                line("container", &format!("{runtime}{}{pod}", &container.id[..12]));
+            } else if let Some(cgroup) = process.cgroup.as_deref().filter(|cgroup| *cgroup != "/") {
                 line("cgroup", cgroup);
             }
         }
@@ -109,6 +114,9 @@ fn leak_text(leak: &Leak) -> String {
     let (local, peer) = (end(&leak.local.addr, leak.local.port), end(&leak.peer.addr, leak.peer.port));
     if leak.role == Role::Client {
         line("client of", &peer);
+    } else if leak.state == TcpState::Close {
+        let fds: Vec<_> = leak.example_fds.iter().map(ToString::to_string).collect();
+        line("fds", &fds.join(", "));
     } else {
         let from = match leak.peer.distinct_addrs {
             1 => leak.peer.addr.clone().unwrap_or_default(),

@@ -5,6 +5,9 @@
 //! | `/` | this list |
 //! | `/leaks` | connections that stand too long in a state that should be short |
 //! | `/connections` | every connection now |
+//! | `/connections/ID` | one connection's whole life |
+//! | `/history` | the connections that ended last |
+//! | `/events` | every transition as it happens |
 //! | `/status` | how tcpwatch itself is doing |
 //! | `/metrics` | Prometheus |
 //! | `/healthz`, `/readyz` | for probes |
@@ -13,12 +16,16 @@
 //! the task that owns the state and gets a consistent view of it.
 
 mod connections;
+mod events;
+mod filter;
+mod history;
 mod index;
 mod leaks;
 mod metrics;
 mod request;
 mod status;
 mod text;
+mod view;
 
 use axum::{
     Router,
@@ -75,6 +82,9 @@ pub fn router(api: Api) -> Router {
         .route("/", get(index::handle))
         .route("/leaks", get(leaks::handle))
         .route("/connections", get(connections::handle))
+        .route("/connections/{id}", get(connections::handle_one))
+        .route("/history", get(history::handle))
+        .route("/events", get(events::handle))
         .route("/status", get(status::handle))
         .route("/metrics", get(metrics::handle))
         .route("/healthz", get(healthz))

@@ -56,6 +56,18 @@ impl Params {
             .transpose()
     }
 
+    /// `limit`, where 0 means all.
+    ///
+    /// # Errors
+    /// When it is not a number.
+    pub fn take_limit(&mut self, default: usize) -> Result<usize, ApiError> {
+        Ok(match self.take_as("limit")? {
+            None => default,
+            Some(0) => usize::MAX,
+            Some(limit) => limit,
+        })
+    }
+
     /// # Errors
     /// When something is left that no one knows.
     pub fn finish(&self, known: &[&str]) -> Result<(), ApiError> {
@@ -90,6 +102,10 @@ impl ApiError {
 
     pub fn unknown_path(path: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("no such path: {path} (`/` lists them)"))
+    }
+
+    pub fn not_found(error: String) -> Self {
+        Self::new(StatusCode::NOT_FOUND, error)
     }
 
     pub fn only_get() -> Self {

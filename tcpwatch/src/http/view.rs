@@ -1,0 +1,157 @@
+//! A connection as JSON shows it, in short (a row) and in full.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
+
+use crate::{
+    aggregate::Role,
+    clock::{Clock, seconds},
+    decode::Endpoint,
+    life::{Cause, Step},
+    node::Node,
+    process::{Process, ProcessId},
+    state::TcpState,
+    table::Conn,
+    tracker::Ended,
+};
+
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    /// The socket's cookie in hexadecimal, as `ss -e` shows it after `sk:`.
+    pub id: String,
+    /// Inode of the network namespace, as in /proc/PID/ns/net.
+    pub netns: u32,
+    pub role: Role,
+    pub state: TcpState,
+    pub state_seconds: f64,
+    pub age_seconds: f64,
+    /// The times are lower bounds: it was there before tcpwatch saw it.
+    pub at_least: bool,
+    /// Of a server's connection: whether a process has accepted it. Until then `process` is the listener's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<bool>,
+    pub process: Option<Process>,
+    pub local: End,
+    pub remote: End,
+    #[serde(flatten)]
+    pub queue: Option<Queue>,
+}
+
+/// Of a listener.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Queue {
+    /// Connections that wait to be accepted.
+    queue: u32,
+    queue_limit: u32,
+    /// Connections dropped, mostly for want of room in the queue (the socket's `sk_drops`).
+    overflows: u32,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct End {
+    pub addr: IpAddr,
+    pub port: u16,
+}
+
+/// Everything about one connection.
+#[derive(Debug, Serialize)]
+pub(super) struct Detail {
+    #[serde(flatten)]
+    pub row: Row,
+    pub opened_at: String,
+    /// `null` while it lives.
+    pub ended_at: Option<String>,
+    /// Who connected.
+    pub opener: Option<Process>,
+    /// Who closed it or shut down its sending side.
+    pub closer: Option<Process>,
+    /// The socket's errno at its end, 0 for none.
+    pub error: u8,
+    /// Segments; `null` where the kernel has not told yet.
+    pub retransmits: Option<u32>,
+    /// Received and not read by the application, when last looked at.
+    pub unread_bytes: u32,
+    /// The states it went through.
+    pub life: Vec<LifeStep>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct LifeStep {
+    pub state: TcpState,
+    pub since: String,
+    /// How long it lasted, or has lasted.
+    pub seconds: f64,
+    /// Who caused it.
+    pub cause: Cause,
+}
+
+pub(super) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
+    let tracker = &node.tracker;
+    let queue = tracker.queues.get(&conn.cookie).filter(|_| conn.role == Role::Listener);
+    Row {
+        id: format!("{:x}", conn.cookie),
+        netns: conn.netns,
+        role: conn.role,
+        state: conn.state(),
+        state_seconds: clock.seconds_since(conn.since_ns()),
+        age_seconds: clock.seconds_since(conn.opened_ns()),
+        at_least: conn.at_least(),
+        accepted: (conn.role == Role::Server).then_some(!conn.marks.unaccepted && !conn.marks.request),
+        process: process(node, conn.process),
+        local: end(conn.local),
+        remote: end(conn.remote),
+        queue: queue.map(|queue| Queue {
+            queue: queue.waiting,
+            queue_limit: queue.limit,
+            overflows: queue.drops,
+        }),
+    }
+}
+
+pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ended>) -> Detail {
+    // For one that ended, time stands still there.
+    let clock = ended.map_or(clock, |ended| clock.at(ended.ended_ns));
+    let mut steps: Vec<Step> = conn.life().steps().collect();
+    if let Some(ended) = ended {
+        steps.push(Step { state: TcpState::Close, cause: ended.cause, since_ns: ended.ended_ns });
+    }
+    let until = |index: usize| steps.get(index + 1).map_or(clock.now_ns, |next: &Step| next.since_ns);
+    Detail {
+        row: row(node, clock, conn),
+        opened_at: time(clock, conn.opened_ns()),
+        ended_at: ended.map(|ended| time(clock, ended.ended_ns)),
+        opener: process(node, conn.opener),
+        closer: process(node, conn.closer),
+        error: conn.error,
+        retransmits: conn.total_retrans,
+        unread_bytes: conn.unread_bytes,
+        life: steps
+            .iter()
+            .enumerate()
+            .map(|(index, step)| LifeStep {
+                state: step.state,
+                since: time(clock, step.since_ns),
+                seconds: seconds(until(index).saturating_sub(step.since_ns)),
+                cause: step.cause,
+            })
+            .collect(),
+    }
+}
+
+pub(super) fn end(end: Endpoint) -> End {
+    End { addr: end.addr.to_canonical(), port: end.port }
+}
+
+pub(super) fn process(node: &Node, id: Option<ProcessId>) -> Option<Process> {
+    id.map(|id| node.tracker.processes.get(id).clone())
+}
+
+/// RFC 3339, in UTC, with milliseconds.
+fn time(clock: Clock, then_ns: u64) -> String {
+    let then: SystemTime = clock.wall - Duration::from_nanos(clock.now_ns.saturating_sub(then_ns));
+    humantime::format_rfc3339_millis(then).to_string()
+}
