@@ -92,7 +92,7 @@ pub struct GroupKey {
 pub enum Peer {
     Remote(Ipv6Addr, u16),
     LocalPort(u16),
-    /// Of [`Groups::OTHER`] only.
+    /// Of [`Groups::OTHER`], and where it is not known which side is the server's.
     Other,
 }
 

@@ -255,7 +255,6 @@ impl Tracker {
             let (number, expires_ns) = (self.sweep.number, self.expires_ns(seen));
             self.table.get_mut(slot).swept = number;
             self.table.shrink(slot, expires_ns);
-            self.group(slot, seen.time_ns);
         }
     }
 

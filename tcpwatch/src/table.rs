@@ -325,7 +325,9 @@ impl Conn {
     pub fn peer(&self) -> Peer {
         match self.role {
             Role::Client => Peer::Remote(self.remote.addr, self.remote.port),
-            _ => Peer::LocalPort(self.local.port),
+            Role::Server | Role::Listener => Peer::LocalPort(self.local.port),
+            // Either port may be ephemeral.
+            Role::Unknown => Peer::Other,
         }
     }
 
