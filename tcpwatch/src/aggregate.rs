@@ -220,7 +220,7 @@ impl Groups {
         };
         self.folded += 1;
         let Some(index) = found else {
-            self.full_until_ns = self.full_until_ns.max(now_ns + 1_000_000_000);
+            self.full_until_ns = self.full_until_ns.max(now_ns.saturating_add(1_000_000_000));
             return Self::OTHER;
         };
         let old = std::mem::replace(&mut self.groups[index], group);

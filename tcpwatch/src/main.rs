@@ -15,7 +15,7 @@ use tcpwatch::{
     options::{Cli, Command, Linger, OptionsError, ReplayArgs, RunOptions},
     pipeline::Pipeline,
     probes::{LoadOptions, ProbeError, Probes},
-    recording::Recording,
+    recording::{Recording, RecordingError},
     replay, trace,
 };
 use tokio::{
@@ -29,6 +29,7 @@ use tracing_subscriber::EnvFilter;
 const EX_USAGE: u8 = 64;
 const EX_NOINPUT: u8 = 66;
 const EX_UNAVAILABLE: u8 = 69;
+const EX_CANTCREAT: u8 = 73;
 const EX_NOPERM: u8 = 77;
 
 fn main() -> ExitCode {
@@ -62,8 +63,11 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         Some(ProbeError::Privilege(_)) => EX_NOPERM.into(),
         Some(_) => EX_UNAVAILABLE.into(),
         None if error.is::<std::io::Error>() => EX_UNAVAILABLE.into(),
-        None if error.is::<tcpwatch::recording::RecordingError>() => EX_NOINPUT.into(),
-        None => ExitCode::FAILURE,
+        None => match error.downcast_ref::<RecordingError>() {
+            Some(RecordingError::Write(..)) => EX_CANTCREAT.into(),
+            Some(_) => EX_NOINPUT.into(),
+            None => ExitCode::FAILURE,
+        },
     }
 }
 

@@ -116,7 +116,7 @@ impl Node {
         self.tracker.expire(now_ns);
         if now_ns >= self.next_sample_ns {
             self.history.sample(&self.tracker, &self.linger, now_ns);
-            self.next_sample_ns = now_ns + SAMPLE_INTERVAL.as_nanos() as u64;
+            self.next_sample_ns = now_ns.saturating_add(SAMPLE_INTERVAL.as_nanos() as u64);
         }
     }
 

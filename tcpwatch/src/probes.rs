@@ -177,6 +177,12 @@ impl Probes {
             None,
             "TIME_WAIT and orphaned FIN_WAIT2 are inferred; lost records are repaired only for held sockets",
         );
+        probes.signals.push(Signal {
+            signal: "TIME_WAIT and orphaned FIN_WAIT2",
+            hook: Some("inferred from state changes, corrected by iter tcp"),
+            tried: Vec::new(),
+            lost: None,
+        });
         let lost = probes.loss_counters()?;
         Ok(Loaded { probes, ring, lost })
     }

@@ -30,7 +30,9 @@ pub struct Replayed {
 
 /// Plays the recording.
 pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
-    let wall = |now_ns: u64| UNIX_EPOCH + Duration::from_nanos(recording.header.wall_offset_ns + now_ns);
+    let wall = |now_ns: u64| {
+        UNIX_EPOCH + Duration::from_nanos(recording.header.wall_offset_ns.saturating_add(now_ns))
+    };
     let identity = Identity {
         node: recording.header.node.clone(),
         kernel: recording.header.kernel.clone(),
@@ -43,7 +45,8 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
     let wall_offset = recording.header.wall_offset_ns;
     for frame in recording.by_ref() {
         if let Frame::Tick(now_ns) = frame {
-            clock = Clock { now_ns, wall: UNIX_EPOCH + Duration::from_nanos(wall_offset + now_ns) };
+            clock =
+                Clock { now_ns, wall: UNIX_EPOCH + Duration::from_nanos(wall_offset.saturating_add(now_ns)) };
             if std::mem::take(&mut first) {
                 node.identity.started = clock.wall;
             }

@@ -331,6 +331,16 @@ impl Conn {
         }
     }
 
+    /// Whether a process has accepted it, of a passive open. Nothing tells of an accept: `None` until the
+    /// socket was looked at since it was established.
+    pub fn accepted(&self) -> Option<bool> {
+        match (self.marks.unaccepted || self.marks.request, self.swept) {
+            (false, _) => Some(true),
+            (true, 0) => None,
+            (true, _) => Some(false),
+        }
+    }
+
     /// Whether its times are lower bounds.
     pub fn at_least(&self) -> bool {
         self.marks.older || self.marks.state_older

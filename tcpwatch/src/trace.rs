@@ -4,7 +4,7 @@ use std::io::{self, BufRead as _, BufReader, Write};
 
 use anyhow::{Context as _, bail};
 
-use crate::{options::TraceArgs, transition::Transition};
+use crate::{http::printable, options::TraceArgs, transition::Transition};
 
 /// Prints until the daemon or the reader of the output goes away.
 ///
@@ -81,7 +81,7 @@ fn show(event: &str, data: &str, json: bool, out: &mut impl Write) -> io::Result
         "{:<24} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
         transition.time,
         transition.pid.map_or_else(dash, |pid| pid.to_string()),
-        transition.comm.unwrap_or_else(dash),
+        transition.comm.as_deref().map_or_else(dash, printable),
         transition.role,
         format!("{} -> {}", transition.from, transition.to),
         transition.seconds.map_or_else(dash, |seconds| format!("{seconds:.6}")),

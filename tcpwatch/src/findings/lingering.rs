@@ -134,7 +134,7 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
         group.unread_bytes += u64::from(conn.unread_bytes);
         group.addrs.insert(conn.remote.addr);
         group.local_addrs.insert(conn.local.addr);
-        group.unaccepted += usize::from(conn.marks.unaccepted);
+        group.unaccepted += usize::from(conn.accepted() == Some(false));
     }
     groups
 }
@@ -213,8 +213,7 @@ fn words(state: TcpState, name: &str, peer: &str, group: &Group<'_>) -> (String,
     match state {
         TcpState::CloseWait if group.unaccepted == count => (
             format!(
-                "{peer} closed {connections}; no process has been seen to hold them, so {name}, which listens, \
-                 has most likely not accepted them."
+                "{peer} closed {connections} that {name}, which listens there, has not accepted."
             ),
             format!(
                 "See whether {name} still calls accept(): its accept loop blocked, or its connection limit reached."

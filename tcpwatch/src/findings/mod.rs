@@ -109,7 +109,7 @@ impl LeakHistory {
         lingering::count(tracker, limits, now_ns, &mut counts);
         socket_fd_leak::count(tracker, limits, now_ns, &mut counts);
         self.samples.push_back((now_ns, counts));
-        while self.samples.front().is_some_and(|(then, _)| then + GROWTH_WINDOW_NS < now_ns) {
+        while self.samples.front().is_some_and(|(then, _)| then.saturating_add(GROWTH_WINDOW_NS) < now_ns) {
             self.samples.pop_front();
         }
     }

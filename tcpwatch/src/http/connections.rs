@@ -11,7 +11,7 @@ use super::{
     filter::Filter,
     request::Params,
     respond,
-    text::{bounded_duration, duration, endpoint, table},
+    text::{bounded_duration, duration, endpoint, printable, table},
     view::{Detail, End, Row, detail, row},
 };
 use crate::{clock::Clock, node::Node, process::Process, table::Conn};
@@ -117,7 +117,7 @@ impl Answer for Connections {
                     bounded_duration(row.state_seconds, row.at_least),
                     role,
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
-                    process.map_or("-".to_owned(), |process| process.comm.to_string()),
+                    process.map_or("-".to_owned(), |process| printable(&process.comm)),
                     show(&row.local),
                     show(&row.remote),
                 ]
@@ -179,5 +179,5 @@ impl Answer for Detail {
 
 fn show_process(process: &Process) -> String {
     let exe = process.exe.as_deref().unwrap_or("");
-    format!("{} (pid {}) {exe}", process.comm, process.pid).trim_end().to_owned()
+    printable(format!("{} (pid {}) {exe}", process.comm, process.pid).trim_end())
 }

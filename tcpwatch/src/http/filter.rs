@@ -66,7 +66,7 @@ impl Filter {
 }
 
 pub(super) fn address_or_cidr(parameter: &str, text: &str) -> Result<IpNet, ApiError> {
-    let address = text.parse::<IpAddr>().map(IpNet::from);
+    let address = text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
     address.or_else(|_| text.parse()).map_err(|_| {
         ApiError::bad(parameter, format!("`{text}` is not an address or CIDR such as 10.0.0.0/8"))
     })

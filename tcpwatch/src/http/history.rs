@@ -12,7 +12,7 @@ use super::{
     filter::address_or_cidr,
     request::Params,
     respond,
-    text::{duration, table},
+    text::{duration, printable, table},
     view::{Detail, detail},
 };
 use crate::{clock::Clock, node::Node, tracker::Ended};
@@ -115,7 +115,7 @@ impl Answer for History {
                     duration(ended.row.age_seconds),
                     ended.row.role.to_string(),
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
-                    process.map_or("-".to_owned(), |process| process.comm.to_string()),
+                    process.map_or("-".to_owned(), |process| printable(&process.comm)),
                     show(&ended.row.local),
                     show(&ended.row.remote),
                 ]

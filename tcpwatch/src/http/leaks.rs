@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     Answer, Api, Asked, respond,
-    text::{bounded_duration, bytes, endpoint, wrap},
+    text::{bounded_duration, bytes, endpoint, printable, wrap},
 };
 use crate::{
     aggregate::Role,
@@ -94,7 +94,12 @@ fn leak_text(leak: &Leak) -> String {
     }
     let mut text = head + "\n";
     let mut line = |label: &str, value: &str| {
-        let _ = writeln!(text, "  {label:<width$}{}", wrap(value, COLUMNS, INDENT), width = INDENT - 2);
+        let _ = writeln!(
+            text,
+            "  {label:<width$}{}",
+            wrap(&printable(value), COLUMNS, INDENT),
+            width = INDENT - 2
+        );
     };
     match &leak.process {
         Some(process) => {

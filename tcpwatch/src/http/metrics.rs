@@ -12,7 +12,7 @@ use axum::{
 };
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use super::{Api, ApiError, Asked, request::Format};
+use super::{Api, ApiError, Asked};
 use crate::{
     aggregate::{DURATION_BUCKETS, Group, GroupKey, Histogram},
     clock::Clock,
@@ -35,7 +35,7 @@ pub(super) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
         Ok(text) => {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }
-        Err(error) => error.respond(Format::Text),
+        Err(error) => error.respond(asked.format),
     }
 }
 
@@ -91,6 +91,18 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
                 write_histogram(&mut text, labels, *state, histogram);
             }
         }
+    }
+    family(
+        &mut text,
+        "tcpwatch_repairs_total",
+        "counter",
+        "Entries that a sweep of all sockets put right because no record told of the change.",
+    );
+    let repairs = tracker.repairs;
+    for (kind, count) in
+        [("appeared", repairs.appeared), ("changed", repairs.changed), ("vanished", repairs.vanished)]
+    {
+        let _ = writeln!(text, "tcpwatch_repairs_total{{kind=\"{kind}\"}} {count}");
     }
     (text, node.records, node.identity.kernel.clone())
 }

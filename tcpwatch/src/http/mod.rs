@@ -36,8 +36,8 @@ use axum::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::request::ApiError;
 use self::request::{Format, Params};
+pub use self::{request::ApiError, text::printable};
 use crate::{clock::Clock, node::Node};
 
 /// Looks at the state and sends what it saw.
@@ -146,12 +146,19 @@ fn json_response(status: StatusCode, answer: &impl serde::Serialize) -> Response
     }
 }
 
-async fn healthz() -> Response {
-    text_response(StatusCode::OK, "ok\n".to_owned())
+async fn healthz(asked: Asked) -> Response {
+    match asked.params.finish(&[]) {
+        Ok(()) => text_response(StatusCode::OK, "ok\n".to_owned()),
+        Err(error) => error.respond(asked.format),
+    }
 }
 
 async fn readyz(State(api): State<Api>, asked: Asked) -> Response {
-    match api.ask(false, |node, _| node.waiting_for).await {
+    let answer = match asked.params.finish(&[]) {
+        Ok(()) => api.ask(false, |node, _| node.waiting_for).await,
+        Err(error) => Err(error),
+    };
+    match answer {
         Ok(None) => text_response(StatusCode::OK, "ready\n".to_owned()),
         Ok(Some(what)) => ApiError::not_ready(what).respond(asked.format),
         Err(error) => error.respond(asked.format),

@@ -15,6 +15,7 @@ use crate::{
     probes::{Lost, Signal},
     proc::{self, OwnUsage},
     state::TcpState,
+    tracker::Repairs,
 };
 
 #[derive(Debug, Serialize)]
@@ -38,6 +39,8 @@ struct Records {
     lost: u64,
     lost_by_cause: Lost,
     malformed: u64,
+    /// What sweeps put right in the table because its record was lost or never written.
+    repairs: Repairs,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,6 +82,7 @@ fn status(node: &Node, clock: Clock) -> Status {
             lost: records.lost.total(),
             lost_by_cause: records.lost,
             malformed: records.malformed,
+            repairs: tracker.repairs,
         },
         connections: Connections {
             states: TcpState::ALL
@@ -117,6 +121,14 @@ impl Answer for Status {
                 records.lost_by_cause.ring_full,
                 records.lost_by_cause.run_skipped,
                 records.malformed
+            ),
+        );
+        let repairs = records.repairs;
+        line(
+            "repairs",
+            format!(
+                "{} appeared, {} changed, {} vanished",
+                repairs.appeared, repairs.changed, repairs.vanished
             ),
         );
         let (connections, processes) = (&self.connections, &self.processes);

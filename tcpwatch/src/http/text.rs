@@ -2,6 +2,11 @@
 
 use std::fmt::Write as _;
 
+/// What processes call themselves, harmless on a terminal: no line breaks, no escape sequences.
+pub fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 /// Columns as wide as their widest cell; the last one runs free.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
@@ -55,22 +60,30 @@ pub(super) fn bytes(bytes: u64) -> String {
     if unit == "bytes" { format!("{bytes} bytes") } else { format!("{size:.1} {unit}") }
 }
 
-/// Broken at spaces to `width` columns, the lines after the first indented.
+/// Broken at spaces to `width` columns, in longer words anywhere; the lines after the first indented.
 pub(super) fn wrap(text: &str, width: usize, indent: usize) -> String {
     let mut wrapped = String::new();
     let mut column = indent;
+    let new_line = |wrapped: &mut String, column: &mut usize| {
+        wrapped.push('\n');
+        wrapped.push_str(&" ".repeat(indent));
+        *column = indent;
+    };
     for word in text.split_whitespace() {
         let length = word.chars().count();
         if column > indent && column + 1 + length > width {
-            wrapped.push('\n');
-            wrapped.push_str(&" ".repeat(indent));
-            column = indent;
+            new_line(&mut wrapped, &mut column);
         } else if column > indent {
             wrapped.push(' ');
             column += 1;
         }
-        wrapped.push_str(word);
-        column += length;
+        for c in word.chars() {
+            if column >= width {
+                new_line(&mut wrapped, &mut column);
+            }
+            wrapped.push(c);
+            column += 1;
+        }
     }
     wrapped
 }

@@ -32,6 +32,7 @@ pub(super) struct Row {
     /// The times are lower bounds: it was there before tcpwatch saw it.
     pub at_least: bool,
     /// Of a server's connection: whether a process has accepted it. Until then `process` is the listener's.
+    /// Absent until that was looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<bool>,
     pub process: Option<Process>,
@@ -100,7 +101,7 @@ pub(super) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
         state_seconds: clock.seconds_since(conn.since_ns()),
         age_seconds: clock.seconds_since(conn.opened_ns()),
         at_least: conn.at_least(),
-        accepted: (conn.role == Role::Server).then_some(!conn.marks.unaccepted && !conn.marks.request),
+        accepted: (conn.role == Role::Server).then(|| conn.accepted()).flatten(),
         process: process(node, conn.process),
         local: end(conn.local),
         remote: end(conn.remote),

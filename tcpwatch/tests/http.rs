@@ -1,0 +1,382 @@
+//! What HTTP answers: to questions as they should be, to mistakes, and to hostility. Over a recorded run.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use axum::{
+    Router,
+    body::{Body, Bytes, to_bytes},
+    http::{HeaderMap, Method, Request, StatusCode, header},
+};
+use serde_json::{Value, json};
+use tcpwatch::{
+    clock::Clock,
+    http::{Api, Question, router},
+    node::{Identity, Node},
+    options::DEFAULT_LIMITS,
+    recording::{Frame, Recording},
+    replay::Replayed,
+};
+use tokio::sync::mpsc;
+use tower::ServiceExt as _;
+
+#[path = "fixtures/mod.rs"]
+mod fixture;
+
+const PATHS: [&str; 7] = ["/", "/leaks", "/connections", "/status", "/metrics", "/healthz", "/readyz"];
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn content_type(&self) -> &str {
+        self.headers.get(header::CONTENT_TYPE).map_or("", |value| value.to_str().unwrap())
+    }
+
+    fn json(&self) -> Value {
+        assert_eq!(self.content_type(), "application/json", "{}", self.body);
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// Answers from a state that no longer changes.
+struct Server(Router);
+
+impl Server {
+    fn new(node: Node, clock: Clock) -> Self {
+        let (sender, mut questions) = mpsc::channel::<Question>(8);
+        tokio::spawn(async move {
+            while let Some(question) = questions.recv().await {
+                (question.ask)(&node, clock);
+            }
+        });
+        Self(router(Api::new(sender)))
+    }
+
+    fn of_fixture() -> Self {
+        let Replayed { node, clock, .. } = fixture::played();
+        Self::new(node, clock)
+    }
+
+    fn before_the_first_sweep() -> Self {
+        let clock = Clock::read();
+        Self::new(empty_node(clock), clock)
+    }
+
+    async fn request(&self, method: Method, path: &str, accept: Option<&str>) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(accept) = accept {
+            request = request.header(header::ACCEPT, accept);
+        }
+        let response = self.0.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        Answer { status, headers, body: String::from_utf8(body.to_vec()).unwrap() }
+    }
+
+    /// As curl asks.
+    async fn get(&self, path: &str) -> Answer {
+        self.request(Method::GET, path, Some("*/*")).await
+    }
+
+    async fn json(&self, path: &str) -> Value {
+        let answer = self.request(Method::GET, path, Some("application/json")).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        answer.json()
+    }
+}
+
+fn empty_node(clock: Clock) -> Node {
+    let identity =
+        Identity { node: "empty".into(), kernel: "none".into(), started: clock.wall, wall_offset_ns: 0 };
+    Node::new(identity, fixture::limits(), DEFAULT_LIMITS, Vec::new())
+}
+
+/// The question fails with `status` in both forms, and both name `parameter`.
+async fn fails(server: &Server, method: Method, path: &str, status: u16, parameter: Option<&str>) {
+    let mark = if path.contains('?') { '&' } else { '?' };
+    let text = server.request(method.clone(), path, Some("*/*")).await;
+    assert_eq!(text.status, status, "{method} {path}: {}", text.body);
+    assert_eq!(text.content_type(), "text/plain; charset=utf-8", "{method} {path}");
+    assert_eq!(text.body.lines().count(), 1, "{method} {path}: {}", text.body);
+    assert!(text.body.contains(parameter.unwrap_or("")), "{method} {path}: {}", text.body);
+
+    let by_parameter = (format!("{path}{mark}format=json"), "*/*");
+    let by_header = (path.to_owned(), "application/json");
+    for (path, accept) in [by_parameter, by_header] {
+        let json = server.request(method.clone(), &path, Some(accept)).await;
+        assert_eq!(json.status, status, "{method} {path}: {}", json.body);
+        assert_eq!(json.content_type(), "application/json", "{method} {path} {accept}: {}", json.body);
+        assert!(json.json()["error"].is_string(), "{method} {path}: {}", json.body);
+        assert_eq!(json.json().get("parameter").and_then(Value::as_str), parameter, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_404_in_the_form_asked_for() {
+    let server = Server::of_fixture();
+    for path in ["/nothing", "/leaks/", "/leaks/1", "//", "/LEAKS", "/leaks%00", "/%ff%fe", "/../leaks"] {
+        fails(&server, Method::GET, path, 404, None).await;
+    }
+    fails(&server, Method::POST, "/nothing", 404, None).await;
+}
+
+#[tokio::test]
+async fn only_get_and_head_are_understood() {
+    let server = Server::of_fixture();
+    for path in PATHS {
+        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
+            fails(&server, method, path, 405, None).await;
+        }
+        let refused = server.request(Method::POST, path, None).await;
+        assert_eq!(refused.headers.get(header::ALLOW).unwrap(), "GET,HEAD", "RFC 9110, 15.5.6");
+        let head = server.request(Method::HEAD, path, None).await;
+        assert_eq!((head.status, &*head.body), (StatusCode::OK, ""), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn unknown_parameters_are_named_everywhere() {
+    let server = Server::of_fixture();
+    for path in PATHS {
+        fails(&server, Method::GET, &format!("{path}?bogus=1"), 400, Some("bogus")).await;
+    }
+    // Of other paths, or misspelt.
+    fails(&server, Method::GET, "/leaks?state=CLOSE_WAIT", 400, Some("state")).await;
+    fails(&server, Method::GET, "/connections?State=CLOSE_WAIT", 400, Some("State")).await;
+}
+
+#[tokio::test]
+async fn malformed_and_repeated_parameters_are_named() {
+    let server = Server::of_fixture();
+    for (name, value) in [
+        ("state", "HALF_OPEN"),
+        ("state", ""),
+        ("state", "%00"),
+        ("pid", "-1"),
+        ("pid", "x"),
+        ("pid", "4294967296"),
+        ("pid", ""),
+        ("pid", "%ff"),
+        ("local_port", "65536"),
+        ("remote_port", "http"),
+        ("remote", "localhost"),
+        ("remote", "127.0.0"),
+        ("remote", "10.0.0.0/33"),
+        ("remote", "::1/129"),
+        ("role", "boss"),
+        ("sort", "name"),
+        ("limit", "-1"),
+        ("limit", "all"),
+        ("limit", "99999999999999999999999"),
+    ] {
+        fails(&server, Method::GET, &format!("/connections?{name}={value}"), 400, Some(name)).await;
+    }
+    for (name, value) in [("state", "LISTEN"), ("comm", "x"), ("limit", "1"), ("sort", "age")] {
+        let twice = format!("/connections?{name}={value}&{name}={value}");
+        fails(&server, Method::GET, &twice, 400, Some(name)).await;
+    }
+    for path in PATHS {
+        for query in ["format=xml", "format=", "format=json&format=json"] {
+            let answer = server.get(&format!("{path}?{query}")).await;
+            assert_eq!(answer.status, 400, "{path}?{query}: {}", answer.body);
+            assert!(answer.body.contains("format"), "{path}?{query}: {}", answer.body);
+        }
+    }
+}
+
+#[tokio::test]
+async fn format_decides_then_accept_then_text() {
+    let server = Server::of_fixture();
+    for path in ["/", "/leaks", "/connections", "/status"] {
+        for (query, accept, json) in [
+            ("", None, false),
+            ("", Some("*/*"), false),
+            ("", Some("text/html"), false),
+            ("", Some("application/json"), true),
+            ("", Some("text/html, application/json;q=0.9"), true),
+            ("?format=json", Some("*/*"), true),
+            ("?format=text", Some("application/json"), false),
+        ] {
+            let answer = server.request(Method::GET, &format!("{path}{query}"), accept).await;
+            assert_eq!(answer.status, 200, "{path}{query}");
+            let expected = if json { "application/json" } else { "text/plain; charset=utf-8" };
+            assert_eq!(answer.content_type(), expected, "{path}{query} {accept:?}");
+            assert!(answer.body.ends_with('\n'), "{path}{query} {accept:?}");
+        }
+    }
+    let metrics = server.request(Method::GET, "/metrics", Some("application/json")).await;
+    assert_eq!(metrics.content_type(), "text/plain; version=0.0.4; charset=utf-8");
+}
+
+#[tokio::test]
+async fn filters_find_what_they_name() {
+    let server = Server::of_fixture();
+    let leaky = server.json("/connections?comm=leaky-4&role=listener").await;
+    let pid = &leaky["connections"][0]["process"]["pid"];
+    for (query, total) in [
+        ("", fixture::TOTAL),
+        ("state=CLOSE_WAIT", 8),
+        ("state=close-wait", 8),
+        ("state=CLOSING", 0),
+        (&format!("pid={pid}"), 4),
+        ("pid=4294967295", 0),
+        ("comm=leaky-4", 4),
+        ("comm=leaky", 0),
+        ("comm=%ff", 0),
+        ("local_port=7004", 4),
+        ("remote_port=7004", 3),
+        ("remote=127.0.0.1", 37),
+        ("remote=127.0.0.0/8", 37),
+        ("remote=0.0.0.0/0", 42),
+        ("remote=::1", 6),
+        ("remote=::/0", 8),
+        ("remote=10.0.0.0/8", 0),
+        ("role=listener", 7),
+        ("role=server", 11),
+        ("role=client", 32),
+        ("role=unknown", 0),
+        ("state=CLOSE_WAIT&comm=leaky-6", 2),
+        ("role=server&remote=::1&local_port=7006&state=CLOSE_WAIT", 2),
+    ] {
+        let answer = server.json(&format!("/connections?{query}")).await;
+        assert_eq!(answer["total"], total, "{query}");
+        assert_eq!(answer["connections"].as_array().unwrap().len(), total, "{query}");
+        assert_eq!(answer["truncated"], false, "{query}");
+        let text = server.get(&format!("/connections?{query}")).await;
+        assert_eq!(text.body.lines().count(), total + 1, "{query}: {}", text.body);
+    }
+}
+
+#[tokio::test]
+async fn a_limit_cuts_the_list_and_says_so() {
+    let server = Server::of_fixture();
+    for (limit, shown) in [(1, 1), (49, 49), (50, 50), (51, 50), (0, 50)] {
+        let answer = server.json(&format!("/connections?limit={limit}")).await;
+        assert_eq!(answer["total"], fixture::TOTAL, "{limit}");
+        assert_eq!(answer["connections"].as_array().unwrap().len(), shown, "{limit}");
+        assert_eq!(answer["truncated"], shown < fixture::TOTAL, "{limit}");
+    }
+    let text = server.get("/connections?limit=3").await.body;
+    assert!(text.lines().last().is_some_and(|last| last.contains("3 of 50")), "{text}");
+}
+
+#[tokio::test]
+async fn rows_are_sorted_with_the_longest_first_also_when_cut() {
+    let server = Server::of_fixture();
+    for (sort, key) in
+        [("", "age_seconds"), ("sort=age", "age_seconds"), ("sort=state_seconds", "state_seconds")]
+    {
+        let seconds = async |limit: usize| -> Vec<f64> {
+            let answer = server.json(&format!("/connections?{sort}&limit={limit}")).await;
+            let rows = answer["connections"].as_array().unwrap().iter();
+            rows.map(|row| row[key].as_f64().unwrap()).collect()
+        };
+        let all = seconds(0).await;
+        assert!(all.is_sorted_by(|a, b| a >= b), "{sort}: {all:?}");
+        assert_eq!(seconds(7).await, all[..7], "{sort}");
+    }
+}
+
+#[tokio::test]
+async fn leaks_fit_a_terminal_and_say_whose_they_are() {
+    let server = Server::of_fixture();
+    let text = server.get("/leaks").await.body;
+    let too_wide: Vec<_> = text.lines().filter(|line| line.chars().count() > 100).collect();
+    assert_eq!(too_wide, [] as [&str; 0]);
+    let leaks = server.json("/leaks").await;
+    for leak in leaks["leaks"].as_array().unwrap() {
+        for what in [&leak["rule"], &leak["state"], &leak["process"]["comm"]] {
+            assert!(text.contains(what.as_str().unwrap()), "no {what} in:\n{text}");
+        }
+        assert!(text.contains(&format!("pid {}", leak["process"]["pid"])), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn before_the_first_sweep_nothing_is_called_complete() {
+    let server = Server::before_the_first_sweep();
+    fails(&server, Method::GET, "/readyz", 503, None).await;
+    assert_eq!(server.get("/healthz").await.status, 200);
+    let leaks = server.json("/leaks").await;
+    assert_eq!((&leaks["complete"], &leaks["leaks"]), (&json!(false), &json!([])));
+    assert_eq!(server.json("/status").await["ready"], false);
+    assert_eq!(Server::of_fixture().get("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stopping_daemon_answers_503_and_is_alive() {
+    let (sender, questions) = mpsc::channel(1);
+    drop(questions);
+    let server = Server(router(Api::new(sender)));
+    for path in ["/leaks", "/connections", "/status", "/readyz", "/metrics"] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.status, 503, "{path}: {}", answer.body);
+    }
+    assert_eq!(server.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn hostile_queries_are_refused_or_find_nothing() {
+    let server = Server::of_fixture();
+    let long = "x".repeat(60_000);
+    let many = "a=1&".repeat(15_000);
+    for path in PATHS {
+        for query in [
+            "%", "%f", "%00", "%00=%00", "=", "&", "&&&&", "==", "%ff=%fe", "%c3%28=1", "a[]=1", "a;b", "+",
+            &long, &many,
+        ] {
+            let answer = server.get(&format!("{path}?{query}")).await;
+            let fine = answer.status == 400 || answer.status == 200;
+            assert!(fine, "{path}?{}: {}", &query[..query.len().min(20)], answer.status);
+        }
+    }
+    for query in [
+        format!("comm={long}"),
+        format!("state={long}"),
+        format!("remote={long}"),
+        "comm=%00".to_owned(),
+        "comm=%1b[31m".to_owned(),
+    ] {
+        let answer = server.get(&format!("/connections?{query}")).await;
+        assert!(answer.status == 200 || answer.status == 400, "{}", answer.status);
+        assert!(!answer.body.contains('\u{1b}'), "{query}");
+    }
+}
+
+/// The fixture where a process calls itself by a name with a newline and a terminal's control sequence.
+fn fixture_with_a_hostile_name() -> Server {
+    let rename = |bytes: Bytes| -> Bytes {
+        let mut bytes = bytes.to_vec();
+        let starts: Vec<usize> =
+            bytes.windows(8).enumerate().filter(|(_, name)| name == b"leaky-4\0").map(|(at, _)| at).collect();
+        for start in starts {
+            bytes[start..start + 7].copy_from_slice(b"\n\x1b[31m\"");
+        }
+        bytes.into()
+    };
+    let Replayed { clock, .. } = fixture::played();
+    let mut node = empty_node(clock);
+    for frame in Recording::open(&fixture::path()).unwrap() {
+        node.ingest(&match frame {
+            Frame::Record(bytes) => Frame::Record(rename(bytes)),
+            Frame::Sweep { coverage, records } => Frame::Sweep { coverage, records: rename(records) },
+            other => other,
+        });
+    }
+    Server::new(node, clock)
+}
+
+#[tokio::test]
+async fn a_hostile_process_name_cannot_forge_lines_or_colours() {
+    let server = fixture_with_a_hostile_name();
+    let rows = server.json("/connections?comm=%0a%1b[31m%22").await;
+    assert_eq!(rows["total"], 4, "JSON tells the name as it is");
+    let honest = Server::of_fixture();
+    for path in ["/connections", "/leaks", "/status"] {
+        let text = server.get(path).await.body;
+        assert!(!text.contains('\u{1b}'), "{path}: {text:?}");
+        assert_eq!(text.lines().count(), honest.get(path).await.body.lines().count(), "{path}: {text}");
+    }
+}

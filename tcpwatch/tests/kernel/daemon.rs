@@ -1,0 +1,141 @@
+//! A running tcpwatch and questions to it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{eventually::eventually, metrics::Metrics, netns::Namespace};
+
+pub(crate) const TCPWATCH: &str = env!("CARGO_BIN_EXE_tcpwatch");
+
+/// The program, without what the environment of the tests would tell it.
+pub(crate) fn tcpwatch(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name == "RUST_LOG" || name.to_string_lossy().starts_with("TCPWATCH_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Stopped when dropped; it must then end well.
+pub(crate) struct Daemon {
+    child: Child,
+    ended: bool,
+    pub(crate) address: SocketAddr,
+    log: Arc<Mutex<String>>,
+    log_reader: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Ready, on a port of its own.
+    pub(crate) fn start(options: &[&str]) -> Self {
+        let mut child = tcpwatch(TCPWATCH)
+            .args(["run", "--listen", "127.0.0.1:0"])
+            .args(options)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let output = BufReader::new(child.stderr.take().unwrap());
+        let written = Arc::clone(&log);
+        let log_reader = thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                written.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut daemon = Self { child, ended: false, address, log, log_reader: Some(log_reader) };
+        daemon.address = eventually("the daemon says its address", || {
+            let log = daemon.log();
+            let found = log.split_once("curl http://").and_then(|(_, rest)| rest.split_once("/leaks"));
+            found.map(|(address, _)| address.parse().unwrap()).ok_or(log)
+        });
+        eventually("the daemon is ready", || match daemon.get("/readyz") {
+            (200, _) => Ok(()),
+            (status, body) => Err(format!("{status} {body}")),
+        });
+        daemon
+    }
+
+    /// Status and body of the answer to a GET.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address).expect("the daemon to listen");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer in time");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        (status.expect("a status line"), body.to_owned())
+    }
+
+    pub(crate) fn json(&self, path: &str) -> Value {
+        let mark = if path.contains('?') { '&' } else { '?' };
+        let (status, body) = self.get(&format!("{path}{mark}format=json"));
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        let (status, body) = self.get("/metrics");
+        assert_eq!(status, 200, "{body}");
+        Metrics::parse(&body)
+    }
+
+    /// What `/leaks` says of a process.
+    pub(crate) fn leaks_of(&self, pid: u32) -> Vec<Value> {
+        let answer = self.json("/leaks");
+        let leaks = answer["leaks"].as_array().unwrap().iter();
+        leaks.filter(|leak| leak["process"]["pid"] == pid).cloned().collect()
+    }
+
+    /// All rows of `/connections` in a namespace.
+    pub(crate) fn connections_in(&self, namespace: &Namespace) -> Vec<Value> {
+        let answer = self.json("/connections?limit=0");
+        let rows = answer["connections"].as_array().unwrap().iter();
+        rows.filter(|row| row["netns"] == namespace.inode).cloned().collect()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Sends the signal and waits for the end.
+    pub(crate) fn end(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        let status = eventually("the daemon ends", || self.child.try_wait().unwrap().ok_or("it runs on"));
+        self.ended = true;
+        // Ends with the pipe.
+        self.log_reader.take().unwrap().join().unwrap();
+        status
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            eprintln!("the daemon's log:\n{}", self.log());
+        } else if !self.ended {
+            let status = self.end(Signal::TERM);
+            assert!(status.success(), "{status}:\n{}", self.log());
+            assert!(!self.log().contains("panicked"), "{}", self.log());
+        }
+    }
+}

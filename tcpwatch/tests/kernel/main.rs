@@ -1,0 +1,17 @@
+//! tcpwatch against the running kernel: real sockets of real processes, each test in a network namespace of
+//! its own with a daemon of its own, which watches the whole machine.
+//!
+//! Wants root, a kernel that tcpwatch supports, `ip`, `nsenter` and `python3`; `cargo xtask test` sees to it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod counts;
+mod daemon;
+mod eventually;
+mod leaks;
+mod loss;
+mod metrics;
+mod netns;
+mod owners;
+mod program;
+mod recording;
+mod workload;

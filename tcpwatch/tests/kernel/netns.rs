@@ -1,0 +1,46 @@
+//! A network namespace for one test.
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// Removed when dropped, also by a failing test.
+pub(crate) struct Namespace {
+    name: String,
+    /// Its inode, as `/connections` names it.
+    pub(crate) inode: u64,
+}
+
+impl Namespace {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("twtest-{}-{number}", std::process::id());
+        ip(&["netns", "add", &name]);
+        // Made before anything can fail, so that it is removed then.
+        let mut namespace = Self { name, inode: 0 };
+        ip(&["-n", &namespace.name, "link", "set", "lo", "up"]);
+        namespace.inode = std::fs::metadata(namespace.path()).unwrap().ino();
+        namespace
+    }
+
+    pub(crate) fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let removed = Command::new("ip").args(["netns", "del", &self.name]).status();
+        if !removed.is_ok_and(|status| status.success()) {
+            eprintln!("could not remove the network namespace {}", self.name);
+        }
+    }
+}
+
+fn ip(args: &[&str]) {
+    let status = Command::new("ip").args(args).status().expect("these tests need `ip` (iproute2)");
+    assert!(status.success(), "ip {}: {status}; these tests need root", args.join(" "));
+}

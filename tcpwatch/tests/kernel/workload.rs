@@ -1,0 +1,104 @@
+//! Processes with connections: Python programs, each a process of its own in the test's namespace.
+//!
+//! Such a program `say`s lines that the test reads and waits for `order`s that the test sends, so that both
+//! know where the other is. It ends when the test drops it, and by itself when the test is gone.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+};
+
+use crate::{eventually::DEADLINE, netns::Namespace};
+
+/// What every program begins with.
+const PRELUDE: &str = include_str!("prelude.py");
+
+pub(crate) struct Workload {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Workload {
+    /// Runs `program` as the process `comm`; `args` are its `args`.
+    pub(crate) fn start(namespace: &Namespace, comm: &str, program: &str, args: &[&str]) -> Self {
+        // Debian's own, where it is: the shims of version managers are processes in between.
+        let python = if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" };
+        // nsenter becomes the program, so its pid is the program's.
+        let mut child = Command::new("nsenter")
+            .arg(format!("--net={}", namespace.path()))
+            .args([python, "-c", &format!("{PRELUDE}\n{program}"), comm])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("these tests need nsenter (util-linux)");
+        let (sender, lines) = channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                // The test may have ended.
+                let _ = sender.send(line);
+            }
+        });
+        Self { child, lines }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line it says.
+    pub(crate) fn hear(&mut self) -> String {
+        self.lines.recv_timeout(DEADLINE).expect("a line from the program: it failed or hangs")
+    }
+
+    /// The next line it says, as numbers.
+    pub(crate) fn hear_numbers<const N: usize>(&mut self) -> [f64; N] {
+        let line = self.hear();
+        let numbers: Vec<f64> = line.split_whitespace().map(|word| word.parse().expect("a number")).collect();
+        numbers.try_into().unwrap_or_else(|_| panic!("{N} numbers: {line}"))
+    }
+
+    /// Lets it go on after its next `order()`.
+    pub(crate) fn order(&mut self) {
+        let input = self.child.stdin.as_mut().unwrap();
+        input.write_all(b"go\n").and_then(|()| input.flush()).expect("the program to be alive");
+    }
+
+    /// Lets it go on and hears what it says then.
+    pub(crate) fn ask(&mut self) -> String {
+        self.order();
+        self.hear()
+    }
+
+    /// Segments retransmitted in its namespace, by the kernel's own count (RetransSegs, as `nstat` shows it).
+    pub(crate) fn retransmitted(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/net/snmp", self.pid())).unwrap();
+        let mut tcp = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
+        let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "RetransSegs");
+        found.unwrap().1.parse().unwrap()
+    }
+
+    /// How many sockets of its namespace are in `state`, by the kernel's own list; TIME_WAIT included.
+    pub(crate) fn sockets_in(&self, state: u8) -> usize {
+        ["tcp", "tcp6"]
+            .iter()
+            .flat_map(|file| {
+                let text = std::fs::read_to_string(format!("/proc/{}/net/{file}", self.pid())).unwrap();
+                text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+            })
+            .filter(|line| line.split_whitespace().nth(3) == Some(&format!("{state:02X}")))
+            .count()
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
