@@ -17,6 +17,8 @@ pub const KIND_TRANSITION: u8 = 1;
 pub const KIND_RETRANSMIT: u8 = 2;
 /// A [`SocketEvent`]: the application closed its last descriptor of the socket.
 pub const KIND_CLOSE: u8 = 3;
+/// A [`SocketEvent`]: a minisock in `old_state` is gone; its cookie is 0, its ends say which it was.
+pub const KIND_MINISOCK_END: u8 = 5;
 /// A [`TaskEvent`]: the process that the next records name.
 pub const KIND_TASK: u8 = 4;
 
@@ -55,7 +57,7 @@ pub mod state {
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
 pub struct SocketEvent {
-    /// One of `KIND_TRANSITION`, `KIND_RETRANSMIT`, `KIND_CLOSE`.
+    /// One of `KIND_TRANSITION`, `KIND_RETRANSMIT`, `KIND_CLOSE`, `KIND_MINISOCK_END`.
     pub kind: u8,
     pub old_state: u8,
     pub new_state: u8,
@@ -144,8 +146,9 @@ pub mod counter {
     pub const LOST_STATE: u32 = 0;
     pub const LOST_RETRANSMIT: u32 = 1;
     pub const LOST_CLOSE: u32 = 2;
+    pub const LOST_MINISOCK: u32 = 3;
     /// Number of counters.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 const _: () = {

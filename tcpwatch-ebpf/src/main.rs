@@ -9,6 +9,7 @@ mod event;
 mod field;
 mod fill;
 mod inet_sock_set_state;
+mod inet_twsk_kill;
 mod iter;
 mod ring;
 mod task;

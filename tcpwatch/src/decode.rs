@@ -7,7 +7,8 @@ use std::net::Ipv6Addr;
 
 use tcpwatch_common::{
     FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_IPV6, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    KIND_CLOSE, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket, SocketEvent, TaskEvent,
+    KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket, SocketEvent,
+    TaskEvent,
 };
 use thiserror::Error;
 
@@ -125,6 +126,8 @@ pub enum What {
         /// Segments retransmitted on this socket so far.
         total: u32,
     },
+    /// What the kernel kept of the socket is gone.
+    MinisockEnd,
     /// The application closed its last descriptor.
     Close { state: TcpState, pid: Option<u32> },
 }
@@ -174,7 +177,7 @@ pub struct ListenQueue {
 pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
     match bytes.first().copied() {
         Some(KIND_TASK) => Ok(Record::Task(task(&read(bytes)?))),
-        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_CLOSE) => {
+        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_CLOSE | KIND_MINISOCK_END) => {
             socket_record(&read(bytes)?).map(Record::Socket)
         }
         Some(kind) => Err(DecodeError::Kind(kind)),
@@ -219,6 +222,7 @@ fn socket_record(raw: &SocketEvent) -> Result<SocketRecord, DecodeError> {
     let to = state(raw.new_state)?;
     let what = match raw.kind {
         KIND_RETRANSMIT => What::Retransmit { state: to, total: raw.value },
+        KIND_MINISOCK_END => What::MinisockEnd,
         KIND_CLOSE => What::Close { state: to, pid: (raw.value != 0).then_some(raw.value) },
         _ if to == TcpState::Close => What::End {
             from: state(raw.old_state)?,

@@ -86,7 +86,8 @@ async fn serve(options: RunOptions) -> anyhow::Result<()> {
     let load =
         LoadOptions { ring_bytes: options.ring_bytes, drop_share: options.drop_share, debug: options.debug };
     let loaded = Probes::load(load)?;
-    let node = Node::new(identity(), options.linger, options.limits, loaded.probes.signals.clone());
+    let mut node = Node::new(identity(), options.linger, options.limits, loaded.probes.signals.clone());
+    node.tracker.minisock_ends_are_told = loaded.probes.tells_minisock_ends();
     let pipeline = Pipeline::new(node, loaded, options.record.as_deref())?;
 
     let (questions, asked) = mpsc::channel(64);

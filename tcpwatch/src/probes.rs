@@ -104,6 +104,8 @@ const STATE: &str = "tp_btf inet_sock_set_state";
 const RETRANSMIT: &str = "tp_btf tcp_retransmit_skb";
 const CLOSE: &str = "fentry tcp_close";
 const CLOSE_INFERRED: &str = "inferred from state changes";
+const MINISOCK_END: &str = "fentry inet_twsk_kill";
+const MINISOCK_END_INFERRED: &str = "computed from the kernel's timer wheel, corrected by iter tcp";
 const HELD: &str = "iter task_file";
 const UNHELD: &str = "iter tcp";
 
@@ -177,12 +179,14 @@ impl Probes {
             None,
             "TIME_WAIT and orphaned FIN_WAIT2 are inferred; lost records are repaired only for held sockets",
         );
-        probes.signals.push(Signal {
-            signal: "TIME_WAIT and orphaned FIN_WAIT2",
-            hook: Some("inferred from state changes, corrected by iter tcp"),
-            tried: Vec::new(),
-            lost: None,
-        });
+        let minisocks = probes.attach_fentry("inet_twsk_kill", &kernel_btf);
+        probes.report(
+            "end of TIME_WAIT and orphaned FIN_WAIT2",
+            MINISOCK_END,
+            minisocks,
+            Some(MINISOCK_END_INFERRED),
+            "a minisock that a reset or a reused port ends early is noticed up to 10 s late",
+        );
         let lost = probes.loss_counters()?;
         Ok(Loaded { probes, ring, lost })
     }
@@ -239,6 +243,11 @@ impl Probes {
         let program =
             self.ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
         program.try_into().map_err(explain)
+    }
+
+    /// Whether a hook tells when minisocks end.
+    pub fn tells_minisock_ends(&self) -> bool {
+        self.programs.contains(&"inet_twsk_kill")
     }
 
     /// A file whose reading lists, as `SeenSocket` records, every TCP socket held by a process.

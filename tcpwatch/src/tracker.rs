@@ -22,6 +22,9 @@ use crate::{
 /// tcp_fin_timeout or TCP_LINGER2 say less; then sweeps correct it.
 const MINISOCK_NS: u64 = 60_000_000_000;
 
+/// How far the computed end of a timer may be from its real one: a step of the wheel (see `ticks.rs`).
+const TIMER_SLACK_NS: u64 = 5_000_000_000;
+
 /// Bounds of the tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -52,6 +55,8 @@ pub struct Tracker {
     /// Connections that found no room in the table.
     pub untracked: u64,
     pub repairs: Repairs,
+    /// Records tell when minisocks end; else their timers are computed.
+    pub minisock_ends_are_told: bool,
     pub(crate) ticks: Option<Ticks>,
     pub(crate) sweep: Progress,
     listeners: FxHashMap<(u32, u16), Vec<Slot>>,
@@ -78,6 +83,7 @@ impl Tracker {
             unconnected: FxHashMap::default(),
             untracked: 0,
             repairs: Repairs::default(),
+            minisock_ends_are_told: false,
             ticks: None,
             sweep: Progress::default(),
             listeners: FxHashMap::default(),
@@ -105,6 +111,7 @@ impl Tracker {
                     self.count_retransmits(slot, total, record.time_ns);
                 }
             }
+            What::MinisockEnd => self.end_minisock(record),
             What::Close { state, pid } => {
                 if let Some(slot) = self.find_or_insert(record, state) {
                     self.closed_by(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
@@ -184,8 +191,18 @@ impl Tracker {
         self.table.has_minisocks()
     }
 
-    /// Minisocks whose time is up at `now_ns` are gone.
+    /// A minisock is gone: by its timer, unless that was not due yet.
+    fn end_minisock(&mut self, record: &SocketRecord) {
+        let socket = &record.socket;
+        if let Some(slot) = self.table.find_minisock(socket.netns, socket.local, socket.remote) {
+            let early = record.time_ns.saturating_add(TIMER_SLACK_NS) < self.table.get(slot).expires_ns;
+            self.remove(slot, if early { Cause::Peer } else { Cause::Timer }, record.time_ns);
+        }
+    }
+
+    /// Minisocks whose time is up at `now_ns` are gone. Where records tell, only what no record told of.
     pub fn expire(&mut self, now_ns: u64) {
+        let now_ns = if self.minisock_ends_are_told { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
             while let Some((slot, conn)) = self.table.oldest_minisock(state) {
                 let expires_ns = conn.expires_ns;

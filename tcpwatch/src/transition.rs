@@ -56,7 +56,7 @@ impl Transition {
         let (from, told, error) = match record.what {
             What::Transition { from, to, .. } => (from, to, 0),
             What::End { from, error, .. } => (from, TcpState::Close, error),
-            What::Retransmit { .. } | What::Close { .. } => return None,
+            What::Retransmit { .. } | What::Close { .. } | What::MinisockEnd => return None,
         };
         let live = tracker.table.find(cookie).map(|slot| tracker.table.get(slot));
         let ended = || tracker.ended.back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);

@@ -17,7 +17,7 @@ use crate::command::{self, find_program};
 
 /// Run all tests: the workspace's as you, then the kernel tests as root
 ///
-/// Installs what the tests use and this machine lacks (iproute2 and python3 with apt-get; promtool is
+/// Installs what the tests use and this machine lacks (iproute2, util-linux and python3 with apt-get; promtool is
 /// only unpacked into target/tools), saying so. The kernel tests load the BPF programs into the running
 /// kernel; they run directly when you are root, through `sudo -E` when not.
 #[derive(Debug, clap::Args)]
@@ -59,10 +59,16 @@ pub(crate) fn test(args: &Args) -> Result<()> {
 }
 
 fn install_tools() -> Result<()> {
-    let missing: Vec<(&str, &str)> = [("ip", "iproute2"), ("python3", "python3")]
-        .into_iter()
-        .filter(|(program, _)| find_program(program).is_none())
-        .collect();
+    let missing: Vec<(&str, &str)> = [
+        ("ip", "iproute2"),
+        ("ss", "iproute2"),
+        ("nsenter", "util-linux"),
+        ("setpriv", "util-linux"),
+        ("python3", "python3"),
+    ]
+    .into_iter()
+    .filter(|(program, _)| find_program(program).is_none())
+    .collect();
     if missing.is_empty() {
         return Ok(());
     }
