@@ -1,5 +1,7 @@
 //! One record about one socket.
 
+use aya_ebpf::EbpfContext;
+use aya_log_ebpf::debug;
 use tcpwatch_common::SocketEvent;
 
 use crate::{field::KernelPtr, fill, ring};
@@ -15,13 +17,17 @@ pub struct What {
     pub lost: u32,
 }
 
+/// Writes the record; where there is no room, says so in the log that `--debug` shows.
 #[inline(always)]
-pub fn send(sk: KernelPtr, time_ns: u64, what: What) {
+pub fn send(ctx: &impl EbpfContext, sk: KernelPtr, time_ns: u64, what: What) {
     let (saddr, daddr) = fill::addresses(sk);
     let (sport, dport) = fill::ports(sk);
     let netns = fill::netns(sk);
     let cookie = fill::cookie(sk);
-    let Some(mut entry) = ring::reserve::<SocketEvent>(what.lost) else { return };
+    let Some(mut entry) = ring::reserve::<SocketEvent>(what.lost) else {
+        debug!(ctx, "no room for socket {:x}, state {} to {}", cookie, what.old_state, what.new_state);
+        return;
+    };
     entry.write(SocketEvent {
         kind: what.kind,
         old_state: what.old_state,

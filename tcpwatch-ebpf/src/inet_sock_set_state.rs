@@ -34,6 +34,7 @@ pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
         _ => 0,
     };
     event::send(
+        &ctx,
         sk,
         time_ns,
         What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE },

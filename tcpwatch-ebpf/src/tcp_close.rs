@@ -35,6 +35,6 @@ pub fn tcp_close(ctx: FEntryContext) -> i32 {
         value: task::current_tgid(LOST_CLOSE),
         lost: LOST_CLOSE,
     };
-    event::send(sk, time_ns, what);
+    event::send(&ctx, sk, time_ns, what);
     0
 }

@@ -24,6 +24,6 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
         value: sk.read(&OFF_TOTAL_RETRANS),
         lost: LOST_RETRANSMIT,
     };
-    event::send(sk, time_ns, what);
+    event::send(&ctx, sk, time_ns, what);
     0
 }

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    time::Duration,
 };
 
 use aya::{
@@ -100,6 +101,11 @@ pub struct LoadOptions {
     pub debug: bool,
 }
 
+/// `Level::Debug` of aya-log-common, which aya-log does not pass on; 0 switches the log off.
+const DEBUG_LEVEL: u8 = 4;
+/// How often the programs' log is read.
+const LOG_INTERVAL: Duration = Duration::from_millis(500);
+
 const STATE: &str = "tp_btf inet_sock_set_state";
 const RETRANSMIT: &str = "tp_btf tcp_retransmit_skb";
 const CLOSE: &str = "fentry tcp_close";
@@ -122,11 +128,13 @@ impl Probes {
         };
         let kernel_btf = aya::Btf::from_sys_fs()?;
         let wakeup_bytes = options.ring_bytes / WAKEUP_SHARE;
+        let log_level = if options.debug { DEBUG_LEVEL } else { 0 };
         let mut loader = EbpfLoader::new();
         loader
             .btf(Some(&kernel_btf))
             .map_max_entries("RING", options.ring_bytes)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
+            .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("DROP_SHARE", &options.drop_share, true)
             // Refuses an object whose records this daemon would misread.
             .override_global(ABI_SYMBOL, &ABI, true)
@@ -187,6 +195,9 @@ impl Probes {
             Some(MINISOCK_END_INFERRED),
             "a minisock that a reset or a reused port ends early is noticed up to 10 s late",
         );
+        if options.debug {
+            follow_log(&mut probes.ebpf);
+        }
         let lost = probes.loss_counters()?;
         Ok(Loaded { probes, ring, lost })
     }
@@ -303,6 +314,24 @@ impl LossCounters {
 fn recursion_misses(program: RawFd) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{program}")).ok()?;
     info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
+}
+
+/// Hands what the programs log to this process's log. Only for `--debug`, so a failure is only told.
+fn follow_log(ebpf: &mut Ebpf) {
+    let mut logger = match aya_log::EbpfLogger::init(ebpf) {
+        Ok(logger) => logger,
+        Err(error) => {
+            tracing::warn!(%error, "the BPF programs' log cannot be read");
+            return;
+        }
+    };
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(LOG_INTERVAL);
+        loop {
+            interval.tick().await;
+            logger.flush();
+        }
+    });
 }
 
 /// The ring, ready to be waited for.
