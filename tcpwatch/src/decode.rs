@@ -168,7 +168,7 @@ pub struct Seen {
 pub struct ListenQueue {
     pub waiting: u32,
     pub limit: u32,
-    /// Connections it dropped, mostly for want of room in the queue (`sk_drops`).
+    /// Segments it dropped, mostly for want of room in the queue (`sk_drops`).
     pub drops: u32,
 }
 

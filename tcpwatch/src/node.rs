@@ -7,7 +7,7 @@ use std::{sync::Arc, time::SystemTime};
 use tokio::sync::broadcast;
 
 use crate::{
-    clock::Clock,
+    clock::{Clock, seconds},
     decode::{self, Record, SocketRecord},
     findings::{LeakHistory, SAMPLE_INTERVAL, lingering::LingerLimits},
     probes::{Lost, Signal},
@@ -48,6 +48,8 @@ pub struct Node {
     pub records: RecordCounts,
     /// What still has to happen before answers are complete.
     pub waiting_for: Option<&'static str>,
+    /// What the last sweep could not look at.
+    pub sweep_problems: Vec<String>,
     /// For whoever follows live; costs nothing while nobody does.
     pub transitions: broadcast::Sender<Arc<Transition>>,
     /// What was lost before the sweep under way began, and before the last complete one.
@@ -66,6 +68,7 @@ impl Node {
             signals,
             records: RecordCounts::default(),
             transitions: broadcast::Sender::new(FOLLOWER_BACKLOG),
+            sweep_problems: Vec::new(),
             waiting_for: Some("the first sweep of open sockets"),
             lost_before_sweep: Lost::default(),
             repaired: Lost::default(),
@@ -158,6 +161,7 @@ impl Node {
     }
 
     pub fn uptime_seconds(&self, clock: Clock) -> f64 {
-        clock.wall.duration_since(self.identity.started).unwrap_or_default().as_secs_f64()
+        let uptime = clock.wall.duration_since(self.identity.started).unwrap_or_default();
+        seconds(u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX))
     }
 }

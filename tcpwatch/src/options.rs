@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::{findings::lingering::LingerLimits, state::TcpState, tracker::Limits};
+use crate::{aggregate::Role, findings::lingering::LingerLimits, state::TcpState, tracker::Limits};
 
 /// Knows the whole life of every TCP connection on this node and names what is wrong with it.
 ///
@@ -62,8 +62,10 @@ pub struct TraceArgs {
     /// Only connections of processes with this name
     #[arg(long, value_name = "NAME")]
     pub comm: Option<String>,
+    /// Only connections with this port on this node
     #[arg(long, value_name = "PORT")]
     pub local_port: Option<u16>,
+    /// Only connections with this port at the peer
     #[arg(long, value_name = "PORT")]
     pub remote_port: Option<u16>,
     /// Only peers with this address or in this network
@@ -71,7 +73,7 @@ pub struct TraceArgs {
     pub remote: Option<String>,
     /// Only this side of connections: client, server or listener
     #[arg(long)]
-    pub role: Option<String>,
+    pub role: Option<Role>,
 }
 
 #[derive(Debug, Default, Args, Deserialize)]
@@ -107,7 +109,7 @@ pub struct RunArgs {
     #[serde(skip)]
     pub drop_records: Option<f64>,
     /// Log more, with the BPF programs' own log and the kernel verifier's
-    #[arg(long, env = "TCPWATCH_DEBUG")]
+    #[arg(long, env = "TCPWATCH_DEBUG", value_parser = clap::builder::BoolishValueParser::new())]
     pub debug: bool,
 }
 

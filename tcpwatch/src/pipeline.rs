@@ -27,7 +27,9 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How often old entries expire and the kernel's counts of lost records are read.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// Records read in one go, before questions get their turn.
-const BATCH: usize = 65_536;
+const BATCH: usize = 16_384;
+/// A `TaskEvent` with the kernel's header.
+const SMALLEST_RECORD_BYTES: usize = size_of::<tcpwatch_common::TaskEvent>() + 8;
 /// Sweeps may take this share of one core's time: a sweep that took 1 ms is not repeated for 50 ms.
 const SWEEP_COST_SHARE: u32 = 50;
 /// An answer waits for a sweep that is expected to take no longer than this.
@@ -41,6 +43,8 @@ const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Pipeline {
     node: Node,
     ring: AsyncFd<RingBuf<MapData>>,
+    /// How many of the smallest records fit into the ring.
+    ring_records: usize,
     lost: LossCounters,
     recorder: Option<Recorder>,
     sweeper: Sweeper,
@@ -67,6 +71,7 @@ impl Pipeline {
         Ok(Self {
             node,
             ring: probes::pollable(loaded.ring)?,
+            ring_records: loaded.ring_bytes as usize / SMALLEST_RECORD_BYTES,
             lost: loaded.lost,
             recorder,
             sweeper: Sweeper::start(loaded.probes, report)?,
@@ -110,7 +115,7 @@ impl Pipeline {
                 }
             }
         }
-        while self.drain() {}
+        self.drain_all();
         self.tick();
         Ok(())
     }
@@ -136,6 +141,16 @@ impl Pipeline {
             }
         }
         count == BATCH
+    }
+
+    /// Reads what is in the ring now: no more than it holds, or a kernel that writes faster than this reads
+    /// would never let an answer out.
+    fn drain_all(&mut self) {
+        for _ in 0..=self.ring_records / BATCH {
+            if !self.drain() {
+                break;
+            }
+        }
     }
 
     fn tick(&mut self) {
@@ -182,7 +197,7 @@ impl Pipeline {
                 return;
             }
         }
-        while self.drain() {}
+        self.drain_all();
         (question.ask)(&self.node, Clock::read());
     }
 
@@ -206,13 +221,16 @@ impl Pipeline {
             not_before: now + swept.took * SWEEP_COST_SHARE,
             finished: now,
         };
-        for problem in &swept.problems {
-            tracing::debug!(problem, "sweep");
+        if swept.problems != self.node.sweep_problems {
+            for problem in &swept.problems {
+                tracing::warn!(problem, "a sweep could not see everything");
+            }
+            self.node.sweep_problems = swept.problems;
         }
         // What happened while the sweep ran comes first.
-        while self.drain() {}
+        self.drain_all();
         self.ingest(&Frame::Sweep { coverage: swept.coverage, records: swept.records });
-        while self.drain() {}
+        self.drain_all();
         for question in std::mem::take(&mut self.waiting) {
             (question.ask)(&self.node, Clock::read());
         }

@@ -40,14 +40,14 @@ pub enum ProbeError {
     )]
     Privilege(String),
     #[error(
-        "cannot read the kernel's types at {VMLINUX_BTF}: {0}; tcpwatch needs a kernel built with CONFIG_DEBUG_INFO_BTF=y (5.10 or later)"
+        "cannot read the kernel's types at {VMLINUX_BTF}: {0}; tcpwatch needs a kernel built with CONFIG_DEBUG_INFO_BTF=y (5.12 or later)"
     )]
     NoBtf(io::Error),
     #[error("the kernel's types at {VMLINUX_BTF} do not serve: {0}")]
     Btf(#[from] btf::BtfError),
     #[error("cannot read the kernel's types at {VMLINUX_BTF} for loading: {0}")]
     LoaderBtf(#[from] aya::BtfError),
-    #[error("this kernel does not load the BPF object: {0}; is it 5.10 or later, with CONFIG_BPF_SYSCALL=y?")]
+    #[error("this kernel does not load the BPF object: {0}; is it 5.12 or later, with CONFIG_BPF_SYSCALL=y?")]
     Load(Box<aya::EbpfError>),
     #[error("the BPF object has no {0} in it: rebuild it with `cargo xtask bpf`")]
     Object(&'static str),
@@ -87,6 +87,7 @@ pub struct Probes {
 pub struct Loaded {
     pub probes: Probes,
     pub ring: RingBuf<MapData>,
+    pub ring_bytes: u32,
     pub lost: LossCounters,
 }
 
@@ -199,7 +200,7 @@ impl Probes {
             follow_log(&mut probes.ebpf);
         }
         let lost = probes.loss_counters()?;
-        Ok(Loaded { probes, ring, lost })
+        Ok(Loaded { probes, ring, ring_bytes: options.ring_bytes, lost })
     }
 
     fn report(

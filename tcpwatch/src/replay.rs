@@ -61,6 +61,10 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
 /// # Errors
 /// When the path is not one.
 pub async fn answer(replayed: Replayed, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    anyhow::ensure!(
+        !path.starts_with("/events"),
+        "a recording is over: nothing follows that /events could tell"
+    );
     let (sender, mut questions) = mpsc::channel::<crate::http::Question>(1);
     let request =
         Request::get(path).body(Body::empty()).with_context(|| format!("`{path}` is not a path"))?;

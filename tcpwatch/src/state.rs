@@ -69,7 +69,7 @@ impl FromStr for TcpState {
         let name = text.trim().to_ascii_uppercase().replace('-', "_");
         Self::ALL.iter().copied().find(|state| state.name() == name).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|state| state.name()).collect();
-            format!("`{text}` is not a TCP state; one of {}", names.join(", "))
+            format!("not a TCP state; one of {}", names.join(", "))
         })
     }
 }

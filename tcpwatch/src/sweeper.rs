@@ -57,11 +57,14 @@ impl Sweeper {
 }
 
 fn run(mut probes: Probes, asked: &Receiver<()>, report: &tokio::sync::mpsc::Sender<Swept>) {
+    let mut inside = inode(Path::new("/proc/self/ns/net")).ok();
     while asked.recv().is_ok() {
         let began = Instant::now();
-        let mut sweep = Sweep { records: Vec::new(), coverage: Coverage::default(), problems: Vec::new() };
+        let mut sweep =
+            Sweep { records: Vec::new(), coverage: Coverage::default(), problems: Vec::new(), inside };
         sweep.namespaces(&mut probes);
         sweep.held(&mut probes);
+        inside = sweep.inside;
         let swept = Swept {
             coverage: sweep.coverage,
             records: sweep.records.into(),
@@ -78,6 +81,8 @@ struct Sweep {
     records: Vec<u8>,
     coverage: Coverage,
     problems: Vec<String>,
+    /// The namespace that this thread is in.
+    inside: Option<u32>,
 }
 
 impl Sweep {
@@ -90,8 +95,11 @@ impl Sweep {
         let (found, all) = find_namespaces();
         self.coverage.all = all;
         for (inode, path) in found {
-            match enter(&path, inode) {
+            // Without CAP_SYS_ADMIN the thread's own is still to be had.
+            let entered = if self.inside == Some(inode) { Ok(true) } else { enter(&path, inode) };
+            match entered {
                 Ok(true) => {
+                    self.inside = Some(inode);
                     let what = format!("sockets of network namespace {inode}");
                     if self.read(probes.namespace_sockets(), &what) {
                         self.coverage.namespaces.insert(inode);

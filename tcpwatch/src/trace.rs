@@ -54,13 +54,13 @@ fn query(args: &TraceArgs) -> String {
     add("local_port", args.local_port.map(|port| port.to_string()));
     add("remote_port", args.remote_port.map(|port| port.to_string()));
     add("remote", args.remote.clone());
-    add("role", args.role.clone());
+    add("role", args.role.map(|role| role.to_string()));
     query.finish()
 }
 
 fn header() -> String {
     format!(
-        "{:<24} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
+        "{:<27} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
         "TIME", "PID", "PROCESS", "ROLE", "FROM -> TO", "AFTER", "BY", "LOCAL", "REMOTE"
     )
 }
@@ -78,7 +78,7 @@ fn show(event: &str, data: &str, json: bool, out: &mut impl Write) -> io::Result
     let dash = || "-".to_owned();
     writeln!(
         out,
-        "{:<24} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
+        "{:<27} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
         transition.time,
         transition.pid.map_or_else(dash, |pid| pid.to_string()),
         transition.comm.as_deref().map_or_else(dash, printable),

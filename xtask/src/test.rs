@@ -17,7 +17,7 @@ use crate::command::{self, find_program};
 
 /// Run all tests: the workspace's as you, then the kernel tests as root
 ///
-/// Installs what the tests use and this machine lacks (iproute2, util-linux and python3 with apt-get; promtool is
+/// Installs what the tests use and this machine lacks (iproute2, util-linux, python3, runc and nftables with apt-get; promtool is
 /// only unpacked into target/tools), saying so. The kernel tests load the BPF programs into the running
 /// kernel; they run directly when you are root, through `sudo -E` when not.
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,9 @@ fn install_tools() -> Result<()> {
         ("ss", "iproute2"),
         ("nsenter", "util-linux"),
         ("setpriv", "util-linux"),
-        ("python3", "python3"),
+        ("/usr/bin/python3", "python3"),
+        ("runc", "runc"),
+        ("nft", "nftables"),
     ]
     .into_iter()
     .filter(|(program, _)| find_program(program).is_none())

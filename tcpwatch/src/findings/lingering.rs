@@ -145,11 +145,14 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         1 => addrs.iter().next().map(|addr| addr.to_canonical().to_string()),
         _ => None,
     };
-    let is_client = key.role == Role::Client;
+    // Of an unknown role either port may be ephemeral, and the group's members differ in both.
+    let (is_client, is_server) = (key.role == Role::Client, key.role == Role::Server);
     let name = process.as_ref().map_or("an unknown process", |process| &*process.comm);
     let peer = match key.peer {
         Peer::Remote(..) => format!("{}", key.peer),
-        _ => format!("clients of port {}", group.oldest.local.port),
+        Peer::LocalPort(port) => format!("clients of port {port}"),
+        Peer::Other if group.count == 1 => "its peer".to_owned(),
+        Peer::Other => "their peers".to_owned(),
     };
     let (summary, next_step) = words(key.state, name, &peer, group);
     Leak {
@@ -159,7 +162,7 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         role: key.role,
         local: GroupEnd {
             addr: only(&group.local_addrs),
-            port: (!is_client || group.count == 1).then_some(group.oldest.local.port),
+            port: (is_server || group.count == 1).then_some(group.oldest.local.port),
         },
         peer: GroupPeer {
             addr: only(&group.addrs),

@@ -92,7 +92,7 @@ type Counts = FxHashMap<Key, usize>;
 
 /// Growth is measured against the count of a minute ago, or of as long ago as there are counts.
 const GROWTH_WINDOW_NS: u64 = 60_000_000_000;
-const GROWTH_MIN_NS: u64 = 10_000_000_000;
+const GROWTH_MIN_NS: u64 = 30_000_000_000;
 /// How often the counts are noted.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 

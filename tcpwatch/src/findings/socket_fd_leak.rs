@@ -99,7 +99,10 @@ fn leak(
         growth_per_minute: growth,
         unread_bytes: 0,
         example_fds,
-        summary: format!("{name} holds {count} TCP sockets that are no connections: {}.", kinds.join(", ")),
+        summary: match count {
+            1 => format!("{name} holds a TCP socket that is no connection: {}.", kinds.join(", ")),
+            _ => format!("{name} holds {count} TCP sockets that are no connections: {}.", kinds.join(", ")),
+        },
         next_step: format!(
             "Look for code in {name} that makes a socket and returns early, or that handles a failed or reset \
              connection without close()."

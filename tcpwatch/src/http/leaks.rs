@@ -122,6 +122,8 @@ fn leak_text(leak: &Leak) -> String {
     } else if leak.state == TcpState::Close {
         let fds: Vec<_> = leak.example_fds.iter().map(ToString::to_string).collect();
         line("fds", &fds.join(", "));
+    } else if leak.role == Role::Unknown {
+        line("ends", &format!("{local} and {peer}"));
     } else {
         let from = match leak.peer.distinct_addrs {
             1 => leak.peer.addr.clone().unwrap_or_default(),

@@ -94,6 +94,14 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
     }
     family(
         &mut text,
+        "tcpwatch_label_sets_folded_total",
+        "counter",
+        "Sets of process, role and peer that found no place of their own and are summed in ~other.",
+    );
+    let _ = writeln!(text, "tcpwatch_label_sets_folded_total {}", tracker.groups.folded);
+
+    family(
+        &mut text,
         "tcpwatch_repairs_total",
         "counter",
         "Entries that a sweep of all sockets put right because no record told of the change.",

@@ -52,7 +52,9 @@ impl Params {
     /// When the value does not parse.
     pub fn take_as<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
         self.take(name)?
-            .map(|value| value.parse().map_err(|error| ApiError::bad(name, format!("`{value}`: {error}"))))
+            .map(|value| {
+                value.parse().map_err(|error| ApiError::bad(name, format!("`{value}` is not valid: {error}")))
+            })
             .transpose()
     }
 

@@ -30,6 +30,8 @@ struct Status {
     records: Records,
     connections: Connections,
     processes: Processes,
+    /// What the last sweep of all sockets could not look at.
+    sweep_problems: Vec<String>,
     usage: OwnUsage,
 }
 
@@ -94,6 +96,7 @@ fn status(node: &Node, clock: Clock) -> Status {
             untracked: tracker.untracked,
         },
         processes: Processes { known: tracker.processes.len(), refused: tracker.processes.refused },
+        sweep_problems: node.sweep_problems.clone(),
         usage: proc::own_usage().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot read own usage");
             OwnUsage::default()
@@ -134,6 +137,9 @@ impl Answer for Status {
         let (connections, processes) = (&self.connections, &self.processes);
         line("connections", format!("{}, {} untracked", connections.total, connections.untracked));
         line("processes", format!("{}, {} refused", processes.known, processes.refused));
+        for problem in &self.sweep_problems {
+            line("problem", problem.clone());
+        }
         text.push('\n');
         let rows: Vec<_> = self.signals.iter().map(signal_row).collect();
         text += &table(&["SIGNAL", "HOOK"], &rows);

@@ -48,7 +48,7 @@ pub(super) struct Queue {
     /// Connections that wait to be accepted.
     queue: u32,
     queue_limit: u32,
-    /// Connections dropped, mostly for want of room in the queue (the socket's `sk_drops`).
+    /// Segments dropped, mostly for want of room in the queue (the socket's `sk_drops`).
     overflows: u32,
 }
 

@@ -29,6 +29,14 @@ impl Namespace {
     pub(crate) fn path(&self) -> String {
         format!("/run/netns/{}", self.name)
     }
+
+    /// Runs a command in it, which must succeed.
+    pub(crate) fn run(&self, command: &[&str]) {
+        let mut nsenter = Command::new("nsenter");
+        let status = nsenter.arg(format!("--net={}", self.path())).args(command).status();
+        let status = status.expect("these tests need nsenter (util-linux)");
+        assert!(status.success(), "{}: {status}", command.join(" "));
+    }
 }
 
 impl Drop for Namespace {

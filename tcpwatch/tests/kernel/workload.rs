@@ -16,6 +16,12 @@ use crate::{eventually::DEADLINE, netns::Namespace};
 /// What every program begins with.
 const PRELUDE: &str = include_str!("prelude.py");
 
+/// What python3 is to be given to run `program` as the process `comm`; `args` are its `args`.
+pub(crate) fn python_args(comm: &str, program: &str, args: &[&str]) -> Vec<String> {
+    let program = format!("{PRELUDE}\n{program}");
+    ["-c", &program, comm].iter().chain(args).map(|&arg| arg.to_owned()).collect()
+}
+
 pub(crate) struct Workload {
     child: Child,
     lines: Receiver<String>,
@@ -27,14 +33,15 @@ impl Workload {
         // Debian's own, where it is: the shims of version managers are processes in between.
         let python = if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" };
         // nsenter becomes the program, so its pid is the program's.
-        let mut child = Command::new("nsenter")
-            .arg(format!("--net={}", namespace.path()))
-            .args([python, "-c", &format!("{PRELUDE}\n{program}"), comm])
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("these tests need nsenter (util-linux)");
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", namespace.path())).arg(python);
+        command.args(python_args(comm, program, args));
+        Self::spawn(&mut command).expect("these tests need nsenter (util-linux)")
+    }
+
+    /// Of a command that runs python3 with [`python_args`].
+    pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (sender, lines) = channel();
         let output = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || {
@@ -43,7 +50,7 @@ impl Workload {
                 let _ = sender.send(line);
             }
         });
-        Self { child, lines }
+        Ok(Self { child, lines })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -53,6 +60,11 @@ impl Workload {
     /// The next line it says.
     pub(crate) fn hear(&mut self) -> String {
         self.lines.recv_timeout(DEADLINE).expect("a line from the program: it failed or hangs")
+    }
+
+    /// The next line, if it has said one.
+    pub(crate) fn try_hear(&mut self) -> Option<String> {
+        self.lines.try_recv().ok()
     }
 
     /// The next line it says, as numbers.
