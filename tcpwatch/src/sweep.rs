@@ -54,6 +54,8 @@ pub struct Unconnected {
     pub bound: bool,
     /// It once had a peer.
     pub connected: bool,
+    /// The first sweep saw it: it is older than this run.
+    pub older: bool,
 }
 
 type Ends = (u32, Endpoint, Endpoint);
@@ -174,7 +176,8 @@ impl Tracker {
             }
             let bound = seen.socket.local.port != 0;
             let connected = seen.socket.remote.port != 0;
-            let socket = Unconnected { since_ns, process, fd: *fd, bound, connected };
+            let older = known.as_ref().map_or(self.sweep.number == 1, |known| known.older);
+            let socket = Unconnected { since_ns, process, fd: *fd, bound, connected, older };
             self.unconnected.insert(cookie, socket);
             if let Some(id) = known.and_then(|known| known.process) {
                 self.processes.drop_user(id);

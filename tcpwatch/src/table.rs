@@ -1,7 +1,6 @@
 //! The connections that exist now: a slab, found by socket cookie, listed by state.
 //!
-//! Each list is in the order in which its connections entered the state, so what has stood there too long
-//! is found without looking at the rest. Sockets that live on as the kernel's minisocks (TIME_WAIT, orphaned
+//! What stands too long in a state that should be short is found without looking at the connections in others. Sockets that live on as the kernel's minisocks (TIME_WAIT, orphaned
 //! FIN_WAIT2) are also found by their ends, because whoever reuses those ends replaces them.
 //! Bounded by `limit`; the caller decides what happens at it.
 
@@ -233,19 +232,16 @@ impl Table {
         self.conns.iter().map(|(key, conn)| (Slot(key as u32), conn))
     }
 
-    /// The connections in `state`, longest there first (orphaned FIN_WAIT2 after the rest, in their own
-    /// order).
-    pub fn in_state(&self, state: TcpState) -> impl Iterator<Item = &Conn> {
+    /// The connections in `state`.
+    pub fn in_state(&self, state: TcpState) -> impl Iterator<Item = &Conn> + use<'_> {
         let orphaned = (state == TcpState::FinWait2).then(|| self.walk(ORPHANED_FIN_WAIT2));
         self.walk(state.index()).chain(orphaned.into_iter().flatten())
     }
 
-    /// The connections that entered `state` at or before `limit_ns`.
+    /// The connections that entered `state` at or before `limit_ns`. All of the list are looked at: what a
+    /// sweep found stands behind younger ones.
     pub fn lingering(&self, state: TcpState, limit_ns: u64) -> impl Iterator<Item = &Conn> + use<'_> {
-        let orphaned = (state == TcpState::FinWait2).then(|| self.walk(ORPHANED_FIN_WAIT2));
-        self.walk(state.index())
-            .take_while(move |conn| conn.since_ns() <= limit_ns)
-            .chain(orphaned.into_iter().flatten().filter(move |conn| conn.since_ns() <= limit_ns))
+        self.in_state(state).filter(move |conn| conn.since_ns() <= limit_ns)
     }
 
     /// The minisock, of those in this state, that became one first.
@@ -257,7 +253,7 @@ impl Table {
             .filter(|(_, conn)| conn.marks.minisock)
     }
 
-    fn walk(&self, list: usize) -> impl Iterator<Item = &Conn> {
+    fn walk(&self, list: usize) -> impl Iterator<Item = &Conn> + use<'_> {
         let mut at = self.lists[list].first;
         std::iter::from_fn(move || {
             let conn = self.conns.get(at as usize)?;

@@ -69,13 +69,13 @@ pub(super) fn leaks(
 ) -> Vec<Leak> {
     let groups = group(tracker, limits, clock.now_ns).into_iter();
     groups
-        .map(|(key, group)| leak(tracker, &key, &group, history.growth(&key, group.count, clock), clock))
+        .map(|(key, group)| leak(tracker, &key, &group, history.growth(&key, group.begun, clock), clock))
         .collect()
 }
 
-/// The same, only counted.
+/// The same, only counted, and without what stood there before it was watched: that does not grow.
 pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, counts: &mut Counts) {
-    for conn in lingering(tracker, limits, now_ns) {
+    for conn in lingering(tracker, limits, now_ns).filter(|conn| !conn.marks.state_older) {
         *counts.entry(key(tracker, conn)).or_default() += 1;
     }
 }
@@ -110,6 +110,8 @@ fn lingering<'a>(
 struct Group<'a> {
     oldest: &'a Conn,
     count: usize,
+    /// Of these, how many began under our eyes.
+    begun: usize,
     unread_bytes: u64,
     addrs: FxHashSet<std::net::Ipv6Addr>,
     local_addrs: FxHashSet<std::net::Ipv6Addr>,
@@ -122,6 +124,7 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
         let group = groups.entry(key(tracker, conn)).or_insert_with(|| Group {
             oldest: conn,
             count: 0,
+            begun: 0,
             unread_bytes: 0,
             addrs: FxHashSet::default(),
             local_addrs: FxHashSet::default(),
@@ -131,6 +134,7 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
             group.oldest = conn;
         }
         group.count += 1;
+        group.begun += usize::from(!conn.marks.state_older);
         group.unread_bytes += u64::from(conn.unread_bytes);
         group.addrs.insert(conn.remote.addr);
         group.local_addrs.insert(conn.local.addr);

@@ -31,14 +31,15 @@ pub(super) fn leaks(
     by_process
         .into_iter()
         .map(|(process, sockets)| {
-            let growth = history.growth(&key(tracker, process), sockets.len(), clock);
+            let begun = sockets.iter().filter(|socket| !socket.older).count();
+            let growth = history.growth(&key(tracker, process), begun, clock);
             leak(tracker, process, &sockets, growth, clock)
         })
         .collect()
 }
 
 pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, counts: &mut Counts) {
-    for socket in lingering(tracker, limits, now_ns) {
+    for socket in lingering(tracker, limits, now_ns).filter(|socket| !socket.older) {
         *counts.entry(key(tracker, socket.process)).or_default() += 1;
     }
 }
