@@ -7,6 +7,7 @@
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
+    aggregate::Role,
     decode::{Endpoint, Seen},
     life::{Cause, Life},
     process::ProcessId,
@@ -22,14 +23,22 @@ pub struct Progress {
     /// Number of the latest sweep; connections carry the number of the last that saw them.
     number: u32,
     began_ns: u64,
-    /// Sockets that ended since it began, and when: what it says of them is old.
+    /// Sockets that ended since it began, by cookie, and when: what it says of them is old.
     ended: Option<FxHashMap<u64, u64>>,
+    /// The same for minisocks.
+    ended_minisocks: FxHashMap<Ends, u64>,
 }
 
 impl Progress {
     pub(crate) fn ended(&mut self, cookie: u64, now_ns: u64) {
         if let Some(ended) = &mut self.ended {
             ended.insert(cookie, now_ns);
+        }
+    }
+
+    pub(crate) fn ended_minisock(&mut self, ends: Ends, now_ns: u64) {
+        if self.ended.is_some() {
+            self.ended_minisocks.insert(ends, now_ns);
         }
     }
 }
@@ -66,11 +75,13 @@ impl Tracker {
         self.sweep.number = self.sweep.number.wrapping_add(1);
         self.sweep.began_ns = now_ns;
         self.sweep.ended = Some(FxHashMap::default());
+        self.sweep.ended_minisocks = FxHashMap::default();
     }
 
     /// What the sweep found, after the ring was drained once more.
     pub fn apply_sweep(&mut self, seen: &[Seen], coverage: &Coverage) {
         let ended = self.sweep.ended.take().unwrap_or_default();
+        let ended_minisocks = std::mem::take(&mut self.sweep.ended_minisocks);
         if let Some(reading) = seen.iter().find_map(|seen| Ticks::from_reading(seen.jiffies, seen.time_ns)) {
             self.ticks = Some(reading);
         }
@@ -85,7 +96,10 @@ impl Tracker {
             seen.iter().partition(|seen| seen.state == TcpState::Listen);
         for seen in listeners.into_iter().chain(others) {
             if seen.socket.is_minisock() {
-                minisocks.insert((seen.socket.netns, seen.socket.local, seen.socket.remote), seen);
+                let ends = (seen.socket.netns, seen.socket.local, seen.socket.remote);
+                if ended_minisocks.get(&ends).is_none_or(|ended_ns| *ended_ns < seen.time_ns) {
+                    minisocks.insert(ends, seen);
+                }
             } else if done.insert(seen.socket.cookie)
                 && ended.get(&seen.socket.cookie).is_none_or(|ended_ns| *ended_ns < seen.time_ns)
             {
@@ -107,6 +121,21 @@ impl Tracker {
     }
 
     fn apply_seen(&mut self, seen: &Seen, holders: &[&Seen]) {
+        let listens = seen.state == TcpState::Listen;
+        if let Some(slot) = self.table.find(seen.socket.cookie) {
+            let conn = self.table.get(slot);
+            let (minisock, newer) = (conn.marks.minisock, conn.seen_ns > seen.time_ns);
+            if minisock && (newer || seen.state == TcpState::Close) {
+                return;
+            }
+            // The same socket in another life: the end of the one before was lost, or is a minisock.
+            let another =
+                minisock || seen.state == TcpState::Close || listens != (conn.role == Role::Listener);
+            if !newer && another {
+                self.repairs.vanished += u64::from(!minisock);
+                self.supersede(slot, seen.time_ns);
+            }
+        }
         // A socket that never was a connection, or is none any more.
         if seen.state == TcpState::Close {
             return;
@@ -114,9 +143,8 @@ impl Tracker {
         let known = self.table.find(seen.socket.cookie);
         let Some(slot) = known.or_else(|| self.insert_seen(seen)) else { return };
         let number = self.sweep.number;
-        self.table.get_mut(slot).swept = number;
         self.count_retransmits(slot, seen.total_retrans, seen.time_ns);
-        if seen.state == TcpState::Listen {
+        if listens {
             self.queues.insert(seen.socket.cookie, seen.queue);
         }
         // What the ring told since is newer than what the sweep saw.
@@ -126,12 +154,15 @@ impl Tracker {
             conn.unread_bytes = seen.unread_bytes;
             if conn.state() != seen.state {
                 // The record of this change was lost.
-                conn.marks.established |= seen.state.follows_established();
+                if seen.state.follows_established() {
+                    self.note_established(slot, seen.time_ns);
+                }
                 self.table.enter(slot, seen.state, Cause::Unknown, seen.time_ns);
                 self.table.get_mut(slot).marks.state_older = true;
                 self.repairs.changed += 1;
             }
         }
+        self.table.get_mut(slot).swept = number;
         self.apply_holders(slot, seen, holders);
         self.group(slot, seen.time_ns);
     }
@@ -146,6 +177,10 @@ impl Tracker {
             })
         };
         let conn = self.table.get(slot);
+        let looked_ns = holders.iter().map(|held| held.time_ns).max().unwrap_or(seen.time_ns);
+        if conn.seen_ns > looked_ns {
+            return;
+        }
         if conn.process.is_some_and(|id| holds(id, self)) {
             self.own(slot, conn.process, seen.time_ns);
         } else if let Some((task, _)) = holders.first().and_then(|held| held.holder.as_ref()) {
@@ -223,7 +258,9 @@ impl Tracker {
     fn apply_minisocks(&mut self, minisocks: &mut FxHashMap<Ends, &Seen>) {
         let number = self.sweep.number;
         minisocks.retain(|ends, seen| {
-            let Some(slot) = self.table.find_minisock(ends.0, ends.1, ends.2) else { return true };
+            let Some(slot) = self.table.find_minisock(ends.0, ends.1, ends.2) else {
+                return self.shrink_full(seen);
+            };
             let conn = self.table.get_mut(slot);
             conn.swept = number;
             if conn.seen_ns > seen.time_ns {
@@ -242,6 +279,32 @@ impl Tracker {
         });
     }
 
+    /// The end of a full socket was lost: the minisock has its cookie. `true` when there is no such socket.
+    fn shrink_full(&mut self, seen: &Seen) -> bool {
+        let Some(slot) = self.table.find(seen.socket.cookie) else { return true };
+        let conn = self.table.get(slot);
+        if conn.seen_ns > seen.time_ns {
+            return false;
+        }
+        if conn.marks.minisock {
+            self.supersede(slot, seen.time_ns);
+            return true;
+        }
+        let state = conn.state();
+        self.repairs.vanished += 1;
+        if state.follows_established() {
+            self.note_established(slot, seen.time_ns);
+        }
+        self.count_closed(slot, state, seen.time_ns);
+        self.describe(slot, &seen.socket);
+        let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
+        self.table.enter(slot, seen.state, Cause::Unknown, since_ns);
+        let expires_ns = self.expires_ns(seen);
+        self.table.shrink(slot, expires_ns);
+        self.table.get_mut(slot).swept = self.sweep.number;
+        false
+    }
+
     fn insert_minisock(&mut self, seen: &Seen) {
         let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
         if self.sweep.number > 1 {
@@ -254,6 +317,9 @@ impl Tracker {
             ..Marks::default()
         };
         let life = Life::new(seen.state, Cause::Unknown, since_ns);
+        if let Some(slot) = self.table.find(seen.socket.cookie) {
+            self.supersede(slot, seen.time_ns);
+        }
         if let Some(slot) = self.insert(&seen.socket, life, seen.time_ns, marks) {
             let (number, expires_ns) = (self.sweep.number, self.expires_ns(seen));
             self.table.get_mut(slot).swept = number;
@@ -268,7 +334,7 @@ impl Tracker {
     }
 
     fn expires_ns(&self, seen: &Seen) -> u64 {
-        self.ticks.map_or(seen.time_ns + TIME_WAIT_NS, |ticks| {
+        self.ticks.map_or(seen.time_ns.saturating_add(TIME_WAIT_NS), |ticks| {
             ticks.expiry_fires(seen.expires_jiffies, ticks.ticks(TIME_WAIT_NS))
         })
     }

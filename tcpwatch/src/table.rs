@@ -184,6 +184,10 @@ impl Table {
 
     /// The kernel replaced the socket by a minisock in the state that the connection is in.
     pub fn shrink(&mut self, slot: Slot, expires_ns: u64) {
+        if self.get(slot).marks.minisock {
+            self.expire_at(slot, expires_ns);
+            return;
+        }
         self.unlink(slot.0);
         let conn = self.get_mut(slot);
         conn.marks.minisock = true;
@@ -263,19 +267,31 @@ impl Table {
     }
 
     fn link(&mut self, key: u32) {
-        let conn = &mut self.conns[key as usize];
+        let conn = &self.conns[key as usize];
         let list = if conn.marks.minisock && conn.state() == TcpState::FinWait2 {
             ORPHANED_FIN_WAIT2
         } else {
             conn.state().index()
         };
-        let last = self.lists[list].last;
-        (conn.list, conn.previous, conn.next) = (list as u8, last, NONE);
-        match self.conns.get_mut(last as usize) {
-            Some(previous) => previous.next = key,
-            None => self.lists[list].first = key,
+        // Only minisocks expire; to all others the end of the list is the right place. Nearly always it is
+        // for minisocks too, as all run for the same time.
+        let expires_ns = conn.expires_ns;
+        let mut previous = self.lists[list].last;
+        while let Some(before) = self.conns.get(previous as usize)
+            && before.expires_ns > expires_ns
+        {
+            previous = before.previous;
         }
-        self.lists[list].last = key;
+        let next = match self.conns.get_mut(previous as usize) {
+            Some(before) => std::mem::replace(&mut before.next, key),
+            None => std::mem::replace(&mut self.lists[list].first, key),
+        };
+        match self.conns.get_mut(next as usize) {
+            Some(after) => after.previous = key,
+            None => self.lists[list].last = key,
+        }
+        let conn = &mut self.conns[key as usize];
+        (conn.list, conn.previous, conn.next) = (list as u8, previous, next);
         self.lists[list].len += 1;
     }
 

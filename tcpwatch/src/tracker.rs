@@ -125,7 +125,18 @@ impl Tracker {
         let cause = cause(from, to, 0);
         // The two ways a life begins before our eyes.
         let born = from == TcpState::Close || (from == TcpState::SynRecv && record.socket.is_passive());
+        if from == TcpState::Close {
+            self.forget_unconnected(record.socket.cookie);
+        }
         let known = self.table.find(record.socket.cookie);
+        let known = known.filter(|slot| {
+            // Another life of the same socket; the end of the one before was lost, or is a minisock.
+            let over = from == TcpState::Close || self.table.get(*slot).marks.minisock;
+            if over {
+                self.supersede(*slot, now_ns);
+            }
+            !over
+        });
         if let Some(slot) = known {
             self.leave(slot, from, now_ns);
             self.table.enter(slot, to, cause, now_ns);
@@ -137,6 +148,9 @@ impl Tracker {
             return;
         };
         self.describe(slot, &record.socket);
+        if from.follows_established() {
+            self.note_established(slot, now_ns);
+        }
         let conn = self.table.get_mut(slot);
         match to {
             TcpState::SynSent | TcpState::Listen => {
@@ -164,26 +178,61 @@ impl Tracker {
     fn end(&mut self, record: &SocketRecord, from: TcpState, error: u8, total_retrans: u32) {
         let now_ns = record.time_ns;
         let cause = cause(from, TcpState::Close, error);
+        self.sweep.ended(record.socket.cookie, now_ns);
+        let known = self.table.find(record.socket.cookie);
+        if let Some(slot) = known.filter(|slot| self.table.get(*slot).marks.minisock) {
+            self.supersede(slot, now_ns);
+        } else if known.is_none() && self.table.is_full() && minisock(&record.socket, from, error).is_none() {
+            return;
+        }
         let Some(slot) = self.find_or_insert(record, from) else { return };
         self.describe(slot, &record.socket);
+        if from.follows_established() {
+            self.note_established(slot, now_ns);
+        }
         self.count_retransmits(slot, total_retrans, now_ns);
         self.count_closed(slot, from, now_ns);
         self.table.get_mut(slot).error = error;
         if let Some(state) = minisock(&record.socket, from, error) {
             self.replace_minisock(&record.socket, Some(slot), now_ns);
-            if state == from {
+            if state == self.table.get(slot).state() {
                 self.table.get_mut(slot).seen_ns = now_ns;
             } else {
                 self.leave(slot, from, now_ns);
                 self.table.enter(slot, state, cause, now_ns);
+                self.table.get_mut(slot).marks.state_older = state == from;
             }
             let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
-            self.table.shrink(slot, timer.unwrap_or(now_ns + MINISOCK_NS));
+            self.table.shrink(slot, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)));
         } else {
             self.leave(slot, from, now_ns);
             self.remove(slot, cause, now_ns);
         }
-        self.sweep.ended(record.socket.cookie, now_ns);
+    }
+
+    /// The connection is over; its end was not told.
+    pub(crate) fn supersede(&mut self, slot: Slot, now_ns: u64) {
+        let conn = self.table.get(slot);
+        if !conn.marks.minisock && !conn.marks.request {
+            self.count_closed(slot, conn.state(), now_ns);
+        }
+        self.remove(slot, Cause::Unknown, now_ns);
+    }
+
+    /// The socket in CLOSE begins a life.
+    fn forget_unconnected(&mut self, cookie: u64) {
+        if let Some(id) = self.unconnected.remove(&cookie).and_then(|socket| socket.process) {
+            self.processes.drop_user(id);
+        }
+    }
+
+    /// Its establishment shows by what came of it, though the record was lost.
+    pub(crate) fn note_established(&mut self, slot: Slot, now_ns: u64) {
+        let marks = &mut self.table.get_mut(slot).marks;
+        let first = !std::mem::replace(&mut marks.established, true) && !marks.older;
+        if first && let Some(group) = self.group(slot, now_ns) {
+            self.groups.counts(group).opened += 1;
+        }
     }
 
     /// Whether there is something whose further life no record tells.
@@ -194,6 +243,7 @@ impl Tracker {
     /// A minisock is gone: by its timer, unless that was not due yet.
     fn end_minisock(&mut self, record: &SocketRecord) {
         let socket = &record.socket;
+        self.sweep.ended_minisock((socket.netns, socket.local, socket.remote), record.time_ns);
         if let Some(slot) = self.table.find_minisock(socket.netns, socket.local, socket.remote) {
             let early = record.time_ns.saturating_add(TIMER_SLACK_NS) < self.table.get(slot).expires_ns;
             self.remove(slot, if early { Cause::Peer } else { Cause::Timer }, record.time_ns);
@@ -205,10 +255,11 @@ impl Tracker {
         let now_ns = if self.minisock_ends_are_told { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
             while let Some((slot, conn)) = self.table.oldest_minisock(state) {
-                let expires_ns = conn.expires_ns;
+                let (expires_ns, ends) = (conn.expires_ns, conn.ends());
                 if expires_ns > now_ns {
                     break;
                 }
+                self.sweep.ended_minisock(ends, now_ns);
                 self.remove(slot, Cause::Timer, expires_ns);
             }
         }
@@ -218,9 +269,13 @@ impl Tracker {
     fn find_or_insert(&mut self, record: &SocketRecord, state: TcpState) -> Option<Slot> {
         let marks = Marks { older: true, state_older: true, ..Marks::default() };
         let life = Life::new(state, Cause::Unknown, record.time_ns);
-        self.table
-            .find(record.socket.cookie)
-            .or_else(|| self.insert(&record.socket, life, record.time_ns, marks))
+        let known = self.table.find(record.socket.cookie);
+        if let Some(slot) = known {
+            self.describe(slot, &record.socket);
+            let conn = self.table.get_mut(slot);
+            conn.seen_ns = conn.seen_ns.max(record.time_ns);
+        }
+        known.or_else(|| self.insert(&record.socket, life, record.time_ns, marks))
     }
 
     pub(crate) fn insert(&mut self, socket: &Socket, life: Life, now_ns: u64, marks: Marks) -> Option<Slot> {
@@ -260,7 +315,21 @@ impl Tracker {
     /// What every record repeats. A connecting socket gets its port, sometimes its address, only after
     /// SYN_SENT was announced.
     pub(crate) fn describe(&mut self, slot: Slot, socket: &Socket) {
+        let conn = self.table.get(slot);
+        if conn.marks.minisock {
+            return;
+        }
+        if conn.role == Role::Listener && conn.local.port != socket.local.port {
+            let (netns, port) = (conn.netns, conn.local.port);
+            self.unlist(slot, (netns, port));
+            self.listeners.entry((netns, socket.local.port)).or_default().push(slot);
+        }
         let conn = self.table.get_mut(slot);
+        if conn.marks.request && !socket.is_request() {
+            conn.marks.request = false;
+            conn.marks.unaccepted = socket.is_passive() && !socket.is_held() && !socket.is_orphan();
+            conn.swept = 0;
+        }
         (conn.local, conn.remote) = (socket.local, socket.remote);
         if socket.is_held() {
             conn.marks.unaccepted = false;
@@ -279,6 +348,9 @@ impl Tracker {
 
     /// Whoever has these ends now replaced the minisock that had them.
     fn replace_minisock(&mut self, socket: &Socket, by: Option<Slot>, now_ns: u64) {
+        if !socket.is_minisock() {
+            self.sweep.ended_minisock((socket.netns, socket.local, socket.remote), now_ns);
+        }
         if let Some(old) = self.table.find_minisock(socket.netns, socket.local, socket.remote)
             && Some(old) != by
         {
@@ -422,7 +494,10 @@ impl Tracker {
 
     fn forget_listener(&mut self, slot: Slot, conn: &Conn) {
         self.queues.remove(&conn.cookie);
-        let key = (conn.netns, conn.local.port);
+        self.unlist(slot, (conn.netns, conn.local.port));
+    }
+
+    fn unlist(&mut self, slot: Slot, key: (u32, u16)) {
         if let Some(listeners) = self.listeners.get_mut(&key) {
             listeners.retain(|listener| *listener != slot);
             if listeners.is_empty() {

@@ -1,0 +1,291 @@
+//! A tracker that is told what a kernel would tell it: sockets, records, looks and processes in few words.
+#![allow(dead_code, unused_imports, reason = "each test uses its part")]
+
+use std::net::IpAddr;
+
+use tcpwatch::{aggregate::Histogram, process::ProcessId};
+pub(crate) use tcpwatch::{
+    decode::{Endpoint, ListenQueue, Record, Seen, Socket, SocketRecord, TaskRecord, What},
+    life::Cause,
+    state::TcpState::{
+        self, Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
+        TimeWait,
+    },
+    sweep::Coverage,
+    table::Conn,
+    tracker::{Ended, Limits, Tracker},
+};
+pub(crate) use tcpwatch_common::{
+    FLAG_FIN_RECEIVED as FIN, FLAG_HELD as HELD, FLAG_MINISOCK as MINISOCK, FLAG_ORPHAN as ORPHAN,
+    FLAG_PASSIVE as PASSIVE, FLAG_REQUEST as REQUEST,
+};
+
+pub(crate) const SECOND: u64 = 1_000_000_000;
+pub(crate) const MINUTE: u64 = 60 * SECOND;
+pub(crate) const NETNS: u32 = 1;
+
+/// include/uapi/asm-generic/errno.h
+pub(crate) const ECONNRESET: u8 = 104;
+pub(crate) const ETIMEDOUT: u8 = 110;
+pub(crate) const ECONNREFUSED: u8 = 111;
+
+/// The processes that every world knows.
+pub(crate) const CURL: u32 = 100;
+pub(crate) const NGINX: u32 = 200;
+pub(crate) const WORKER: u32 = 201;
+
+pub(crate) const LIMITS: Limits = Limits { connections: 1000, ended: 1000, label_sets: 100 };
+
+pub(crate) fn end(addr: &str, port: u16) -> Endpoint {
+    let addr = match addr.parse().unwrap() {
+        IpAddr::V4(addr) => addr.to_ipv6_mapped(),
+        IpAddr::V6(addr) => addr,
+    };
+    Endpoint { addr, port }
+}
+
+/// The client's side of the connection that most tests are about: cookie 1.
+pub(crate) fn client(flags: u8) -> Socket {
+    Socket::new(1, NETNS, end("10.0.0.1", 40_000), end("10.0.0.2", 80), flags)
+}
+
+/// The server's side of the same connection: cookie 2.
+pub(crate) fn server(flags: u8) -> Socket {
+    Socket::new(2, NETNS, end("10.0.0.2", 80), end("10.0.0.1", 40_000), PASSIVE | flags)
+}
+
+/// One of many connections of one client to one server; the cookie is also the port.
+pub(crate) fn numbered(cookie: u16, flags: u8) -> Socket {
+    Socket::new(cookie.into(), NETNS, end("10.0.0.1", cookie), end("10.0.0.2", 80), flags)
+}
+
+pub(crate) fn listener(cookie: u64, addr: &str) -> Socket {
+    Socket::new(cookie, NETNS, end(addr, 80), end("::", 0), PASSIVE | HELD)
+}
+
+pub(crate) fn to(from: TcpState, to: TcpState, value: u32) -> What {
+    What::Transition { from, to, value }
+}
+
+pub(crate) fn ended(from: TcpState, error: u8) -> What {
+    What::End { from, error, total_retrans: 0 }
+}
+
+pub(crate) fn process(pid: u32, comm: &str) -> TaskRecord {
+    TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.to_owned() }
+}
+
+/// What an iterator says of a socket; the rest is filled in with `Seen { .., ..look() }`.
+pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
+    Seen {
+        socket,
+        state,
+        time_ns,
+        jiffies: 0,
+        holder: None,
+        unread_bytes: 0,
+        total_retrans: 0,
+        queue: ListenQueue::default(),
+        received_jiffies: 0,
+        sent_jiffies: 0,
+        expires_jiffies: 0,
+    }
+}
+
+/// The same through a descriptor of one of the processes that every world knows.
+pub(crate) fn look_held(time_ns: u64, socket: Socket, state: TcpState, pid: u32) -> Seen {
+    let comm = match pid {
+        CURL => "curl",
+        NGINX => "nginx",
+        WORKER => "worker",
+        _ => "another",
+    };
+    Seen { holder: Some((process(pid, comm), 3)), ..look(time_ns, socket, state) }
+}
+
+/// The tick of a kernel with 1000 a second (INITIAL_JIFFIES is 300 s before 2^32).
+pub(crate) fn jiffies(time_ns: u64) -> u64 {
+    (1 << 32) - 300_000 + time_ns / 1_000_000
+}
+
+/// A look at a minisock of a kernel whose ticks are known.
+pub(crate) fn look_minisock(time_ns: u64, socket: Socket, state: TcpState, expires_ns: u64) -> Seen {
+    Seen {
+        jiffies: jiffies(time_ns),
+        expires_jiffies: jiffies(expires_ns),
+        ..look(
+            time_ns,
+            Socket::new(socket.cookie, socket.netns, socket.local, socket.remote, MINISOCK),
+            state,
+        )
+    }
+}
+
+pub(crate) fn covering(namespaces: &[u32]) -> Coverage {
+    Coverage { namespaces: namespaces.iter().copied().collect(), all: false }
+}
+
+pub(crate) struct World {
+    pub(crate) tracker: Tracker,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with_limits(LIMITS)
+    }
+
+    pub(crate) fn with_limits(limits: Limits) -> Self {
+        let mut world = Self { tracker: Tracker::new(limits) };
+        for (pid, comm) in [(CURL, "curl"), (NGINX, "nginx"), (WORKER, "worker")] {
+            world.learn(process(pid, comm));
+        }
+        world
+    }
+
+    pub(crate) fn learn(&mut self, task: TaskRecord) {
+        self.tracker.apply(&Record::Task(task));
+    }
+
+    pub(crate) fn tell(&mut self, time_ns: u64, socket: Socket, what: What) {
+        self.tracker.apply(&Record::Socket(SocketRecord { socket, time_ns, what }));
+    }
+
+    pub(crate) fn tell_all<const N: usize>(&mut self, socket: Socket, records: [(u64, What); N]) {
+        for (time_ns, what) in records {
+            self.tell(time_ns, socket, what);
+        }
+    }
+
+    /// The client connects at 1 and is established at 2.
+    pub(crate) fn connect(&mut self) {
+        self.tell_all(client(HELD), [(1, to(Close, SynSent, CURL)), (2, to(SynSent, Established, 0))]);
+    }
+
+    /// Nginx listens on every address, and the server's side is established at 2.
+    pub(crate) fn serve(&mut self) {
+        self.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+        self.tell(2, server(0), to(SynRecv, Established, 0));
+    }
+
+    /// The client's TIME_WAIT, entered at `time_ns`.
+    pub(crate) fn time_wait(&mut self, time_ns: u64) {
+        self.connect();
+        self.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+        self.tell(time_ns, client(ORPHAN | FIN), ended(FinWait2, 0));
+    }
+
+    /// A sweep of the one namespace in which all of this happens.
+    pub(crate) fn sweep(&mut self, began_ns: u64, seen: &[Seen]) {
+        self.tracker.begin_sweep(began_ns);
+        self.finish_sweep(seen);
+    }
+
+    pub(crate) fn finish_sweep(&mut self, seen: &[Seen]) {
+        self.tracker.apply_sweep(seen, &covering(&[NETNS]));
+    }
+
+    pub(crate) fn find(&self, cookie: u64) -> Option<&Conn> {
+        self.tracker.table.find(cookie).map(|slot| self.tracker.table.get(slot))
+    }
+
+    pub(crate) fn row(&self, cookie: u64) -> &Conn {
+        self.find(cookie).expect("in the table")
+    }
+
+    pub(crate) fn state(&self, cookie: u64) -> Option<TcpState> {
+        self.find(cookie).map(Conn::state)
+    }
+
+    /// The connection that ended last.
+    pub(crate) fn last_ended(&self) -> &Ended {
+        self.tracker.ended.back().expect("one has ended")
+    }
+
+    /// By name.
+    pub(crate) fn owner(&self, cookie: u64) -> Option<&str> {
+        self.name(self.row(cookie).process)
+    }
+
+    pub(crate) fn name(&self, process: Option<ProcessId>) -> Option<&str> {
+        process.map(|id| &*self.tracker.processes.get(id).comm)
+    }
+
+    /// Who opened it, whose it is, who closed it.
+    pub(crate) fn names(&self, conn: &Conn) -> [Option<&str>; 3] {
+        [conn.opener, conn.process, conn.closer].map(|process| self.name(process))
+    }
+
+    /// Opened, closed and retransmitted, over all groups.
+    pub(crate) fn counts(&self) -> [u64; 3] {
+        let mut sums = [0; 3];
+        for group in self.tracker.groups.iter() {
+            let counts = &group.counts;
+            for (sum, count) in sums.iter_mut().zip([counts.opened, counts.closed, counts.retransmits]) {
+                *sum += count;
+            }
+        }
+        sums
+    }
+
+    /// The same of the groups with this process name.
+    pub(crate) fn counts_of(&self, name: &str) -> [u64; 3] {
+        let of = self.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some(name));
+        of.fold([0; 3], |[opened, closed, retransmits], group| {
+            let counts = &group.counts;
+            [opened + counts.opened, closed + counts.closed, retransmits + counts.retransmits]
+        })
+    }
+
+    /// How many times the state was seen to last how many seconds.
+    pub(crate) fn observed(&self, state: TcpState) -> (u64, f64) {
+        let histograms =
+            self.tracker.groups.iter().filter_map(|group| group.counts.durations[state.index()].as_deref());
+        histograms.fold((0, 0.0), |(count, sum), histogram: &Histogram| {
+            (count + histogram.count(), sum + histogram.sum_seconds)
+        })
+    }
+
+    /// What must hold after whatever was told.
+    pub(crate) fn assert_consistent(&self) {
+        let table = &self.tracker.table;
+        let mut sum = 0;
+        for state in TcpState::ALL {
+            let listed: Vec<_> = table.in_state(*state).collect();
+            assert_eq!(listed.len(), table.count(*state), "{state}");
+            assert!(listed.iter().all(|conn| conn.state() == *state), "{state}");
+            sum += listed.len();
+        }
+        assert_eq!((table.iter().count(), table.len()), (sum, sum));
+        for (slot, conn) in table.slots() {
+            assert_eq!(table.find(conn.cookie), Some(slot), "two rows of one socket: {conn:?}");
+            if conn.marks.minisock {
+                let (netns, local, remote) = conn.ends();
+                assert_eq!(table.find_minisock(netns, local, remote), Some(slot), "{conn:?}");
+            }
+        }
+    }
+}
+
+/// splitmix64: the same numbers each time.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    pub(crate) fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
+    }
+
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}

@@ -1,0 +1,13 @@
+//! What a sweep of all sockets puts right, and what it must leave alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+#[path = "../scenario/mod.rs"]
+mod scenario;
+
+mod kernel;
+mod minisocks;
+mod owners;
+mod requests;
+mod rows;
+mod storm;
+mod unconnected;

@@ -1,0 +1,71 @@
+//! Handshakes under way, which only sweeps tell of. The kernel gives the connection that comes of one the
+//! request's cookie (inet_csk_clone_lock, net/ipv4/inet_connection_sock.c).
+
+use crate::scenario::*;
+
+fn request() -> Socket {
+    Socket::new(2, NETNS, server(0).local, server(0).remote, REQUEST)
+}
+
+fn requested() -> World {
+    let mut world = World::new();
+    world.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+    world.sweep(10, &[look(11, request(), SynRecv), listening(11)]);
+    world
+}
+
+fn listening(time_ns: u64) -> Seen {
+    look_held(time_ns, listener(9, "0.0.0.0"), Listen, NGINX)
+}
+
+#[test]
+fn a_request_is_a_syn_recv_of_its_listener() {
+    let world = requested();
+    let row = world.row(2);
+    assert_eq!((row.state(), row.role.name(), world.owner(2)), (SynRecv, "server", Some("nginx")));
+    assert!(row.marks.request && row.at_least());
+    assert_eq!((row.accepted(), world.counts()), (Some(false), [0, 0, 0]));
+}
+
+#[test]
+fn a_request_keeps_its_age_over_sweeps() {
+    let mut world = requested();
+    world.sweep(20, &[look(21, request(), SynRecv), listening(21)]);
+    assert_eq!(world.row(2).since_ns(), 11);
+}
+
+#[test]
+fn a_request_that_comes_to_nothing_leaves_no_trace() {
+    let mut world = requested();
+    world.sweep(20, &[listening(21)]);
+    assert_eq!(world.state(2), None);
+    assert!(world.tracker.ended.is_empty());
+    assert_eq!((world.counts(), world.tracker.repairs.vanished), ([0, 0, 0], 0));
+}
+
+#[test]
+fn a_request_that_is_established_is_a_connection_like_any_other() {
+    let mut world = requested();
+    world.tell(15, server(0), to(SynRecv, Established, 0));
+    let row = world.row(2);
+    assert_eq!((row.state(), world.owner(2), world.counts()), (Established, Some("nginx"), [1, 0, 0]));
+    assert!(!row.marks.request, "it is a full socket now");
+    assert!(row.marks.unaccepted, "and nobody has accepted it");
+    assert_eq!(row.accepted(), None, "or nobody has looked since");
+    world.tell(16, server(HELD), to(Established, CloseWait, 0));
+    assert_eq!(world.row(2).accepted(), Some(true));
+    world.tell_all(server(HELD), [(17, to(CloseWait, LastAck, WORKER)), (18, ended(LastAck, 0))]);
+    assert_eq!((world.counts(), world.tracker.ended.len()), ([1, 1, 0], 1));
+}
+
+#[test]
+fn a_request_that_a_sweep_finds_accepted_is_one_no_more() {
+    let mut world = requested();
+    // The record of its establishment was lost.
+    world.sweep(20, &[look_held(21, server(HELD), Established, WORKER), listening(21)]);
+    let row = world.row(2);
+    assert_eq!((row.state(), row.accepted(), world.owner(2)), (Established, Some(true), Some("worker")));
+    assert!(!row.marks.request);
+    world.sweep(30, &[listening(31)]);
+    assert_eq!((world.tracker.repairs.vanished, world.tracker.ended.len()), (1, 1));
+}

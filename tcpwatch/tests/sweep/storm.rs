@@ -1,0 +1,144 @@
+//! Against a kernel in miniature: with nothing lost the table is the kernel's, with records lost it is again
+//! after the next sweep.
+
+use crate::{
+    kernel::{Kernel, Row},
+    scenario::*,
+};
+
+struct Storm {
+    kernel: Kernel,
+    world: World,
+    /// Of how many records one is lost; 0: none.
+    loss: u64,
+}
+
+impl Storm {
+    fn new(seed: u64, loss: u64) -> Self {
+        let mut world = World::new();
+        world.tracker.minisock_ends_are_told = true;
+        world.tell(1, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+        Self { kernel: Kernel::new(seed), world, loss }
+    }
+
+    fn drain(&mut self) {
+        for (time_ns, socket, what) in self.kernel.take_records() {
+            if self.loss == 0 || !self.kernel.random.one_in(self.loss) {
+                self.world.tell(time_ns, socket, what);
+            }
+        }
+        self.world.assert_consistent();
+    }
+
+    fn rage(&mut self, steps: u32) {
+        for _ in 0..steps {
+            self.kernel.step();
+            if self.kernel.random.one_in(8) {
+                let time_ns = self.kernel.random.below(20 * SECOND);
+                self.kernel.sleep(time_ns);
+            }
+        }
+        self.drain();
+        // With nothing lost every end is told, and the timer is not needed.
+        if self.loss > 0 {
+            self.world.tracker.expire(self.kernel.now_ns);
+        }
+    }
+
+    fn sweep(&mut self, meanwhile: impl Fn(&mut Kernel)) {
+        self.drain();
+        self.kernel.now_ns += 1;
+        self.world.tracker.begin_sweep(self.kernel.now_ns);
+        let seen = self.kernel.look_at_all(meanwhile);
+        self.drain();
+        self.world.finish_sweep(&seen);
+        self.world.assert_consistent();
+    }
+
+    fn quiet_sweep(&mut self) {
+        self.sweep(|_| ());
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let conns = self.world.tracker.table.iter().filter(|conn| conn.state() != Listen);
+        let mut rows: Vec<Row> = conns
+            .map(|conn| {
+                let pid = conn.process.map(|id| self.world.tracker.processes.get(id).pid);
+                let full = (!conn.marks.minisock).then_some((conn.cookie, pid));
+                (conn.local, conn.remote, conn.state(), full)
+            })
+            .collect();
+        rows.sort_unstable();
+        rows
+    }
+}
+
+/// Now and then something happens between two looks.
+fn busy(kernel: &mut Kernel) {
+    if kernel.random.one_in(2) {
+        kernel.step();
+    }
+    if kernel.random.one_in(10) {
+        kernel.sleep(15 * SECOND);
+    }
+}
+
+#[test]
+fn with_nothing_lost_the_counts_are_exact_and_sweeps_change_none() {
+    for seed in 0..200 {
+        let mut storm = Storm::new(seed, 0);
+        for _ in 0..8 {
+            storm.rage(30);
+            storm.sweep(busy);
+            assert_eq!(storm.world.counts()[..2], [storm.kernel.opened, storm.kernel.closed], "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn with_nothing_lost_a_sweep_under_load_adds_and_takes_nothing() {
+    // Only sweeps tell of a minisock's change of state, and of who holds what.
+    let told = |rows: Vec<Row>| -> Vec<_> {
+        let rows = rows.into_iter();
+        rows.map(|(local, remote, state, full)| (local, remote, full.map(|(cookie, _)| (cookie, state))))
+            .collect()
+    };
+    for seed in 0..200 {
+        let mut storm = Storm::new(seed, 0);
+        for round in 0..8 {
+            storm.rage(30);
+            storm.sweep(busy);
+            assert_eq!(told(storm.rows()), told(storm.kernel.rows()), "seed {seed}, round {round}");
+            let repairs = storm.world.tracker.repairs;
+            assert_eq!((repairs.appeared, repairs.changed, repairs.vanished), (0, 0, 0), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn after_a_sweep_in_calm_the_table_is_the_kernels_whatever_was_lost() {
+    for loss in [0, 10, 3, 2, 1] {
+        for seed in 0..100 {
+            let mut storm = Storm::new(seed, loss);
+            for round in 0..5 {
+                storm.rage(30);
+                storm.sweep(busy);
+                storm.quiet_sweep();
+                assert_eq!(storm.rows(), storm.kernel.rows(), "1 of {loss} lost, seed {seed}, round {round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn after_a_calm_sweep_another_one_changes_nothing() {
+    for seed in 0..50 {
+        let mut storm = Storm::new(seed, 3);
+        storm.rage(100);
+        storm.quiet_sweep();
+        let (rows, counts, repairs) = (storm.rows(), storm.world.counts(), storm.world.tracker.repairs);
+        storm.quiet_sweep();
+        assert_eq!((storm.rows(), storm.world.counts()), (rows, counts), "seed {seed}");
+        assert_eq!(storm.world.tracker.repairs, repairs, "seed {seed}");
+    }
+}

@@ -1,0 +1,13 @@
+//! What records make of the table, the processes and the counts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+#[path = "../scenario/mod.rs"]
+mod scenario;
+
+mod bounds;
+mod counts;
+mod first_sight;
+mod lives;
+mod minisocks;
+mod owners;
+mod random;

@@ -1,0 +1,189 @@
+//! Whatever is told, in whatever order: no panic, and the tables agree with themselves.
+
+use std::time::SystemTime;
+
+use tcpwatch::{
+    aggregate::{GroupKey, Groups, Peer, Role},
+    clock::Clock,
+    findings::{LeakHistory, leaks, lingering::LingerLimits},
+};
+
+use crate::scenario::*;
+
+const SMALL: Limits = Limits { connections: 12, ended: 5, label_sets: 4 };
+
+/// Few of everything, so that they meet.
+struct Chaos {
+    random: Random,
+    now_ns: u64,
+}
+
+impl Chaos {
+    fn new(seed: u64) -> Self {
+        Self { random: Random(seed), now_ns: 0 }
+    }
+
+    fn time(&mut self) -> u64 {
+        self.now_ns += self.random.below(5 * SECOND);
+        match self.random.below(200) {
+            0 => self.now_ns.saturating_sub(20 * SECOND),
+            1 => u64::MAX - self.random.below(3),
+            _ => self.now_ns,
+        }
+    }
+
+    fn socket(&mut self) -> Socket {
+        let random = &mut self.random;
+        let mut endpoint = || {
+            let addr = random.pick(&["10.0.0.1", "10.0.0.2", "0.0.0.0", "::", "fd00::1"]);
+            end(addr, random.pick(&[0, 80, 81, 40_000]))
+        };
+        let (local, remote) = (endpoint(), endpoint());
+        let flags = random.next() as u8;
+        let cookie = random.below(16);
+        // A socket stays in its namespace.
+        Socket::new(cookie, NETNS + (cookie % 2) as u32, local, remote, flags)
+    }
+
+    fn record(&mut self) -> Record {
+        let pid = self.random.pick(&[0, 1, 2, 3, 4]);
+        if self.random.one_in(10) {
+            return Record::Task(TaskRecord { start_ns: self.random.below(3), ..process(pid, "p") });
+        }
+        let (from, state) = (self.random.pick(TcpState::ALL), self.random.pick(TcpState::ALL));
+        let total = self.random.below(5) as u32;
+        let what = match self.random.below(10) {
+            0 => What::Retransmit { state, total },
+            1 => What::Close { state, pid: (pid != 0).then_some(pid) },
+            2 => What::MinisockEnd,
+            3 | 4 => What::End {
+                from: self.random.pick(&[FinWait2, Closing, from]),
+                error: 0,
+                total_retrans: total,
+            },
+            5 => What::End { from, error: ECONNRESET, total_retrans: total },
+            // A transition to CLOSE is an end.
+            _ if state == Close => ended(from, 0),
+            _ => to(from, state, pid),
+        };
+        Record::Socket(SocketRecord { socket: self.socket(), time_ns: self.time(), what })
+    }
+
+    fn look(&mut self) -> Seen {
+        let (time_ns, socket) = (self.time(), self.socket());
+        let mut seen = look(time_ns, socket, self.random.pick(TcpState::ALL));
+        if socket.is_minisock() {
+            seen.state = self.random.pick(&[TimeWait, FinWait2]);
+        } else if self.random.one_in(2) {
+            let pid = self.random.pick(&[1, 2, 3]);
+            seen.holder = Some((TaskRecord { start_ns: self.random.below(3), ..process(pid, "p") }, 3));
+        }
+        seen.jiffies = jiffies(self.now_ns);
+        seen.expires_jiffies = jiffies(self.now_ns + self.random.below(MINUTE));
+        seen.received_jiffies = self.random.next() as u32;
+        seen.total_retrans = self.random.below(5) as u32;
+        seen
+    }
+
+    /// One thing that can happen to a tracker.
+    fn happen(&mut self, world: &mut World) {
+        match self.random.below(40) {
+            0 => world.tracker.begin_sweep(self.now_ns),
+            1 => {
+                let seen: Vec<_> = (0..self.random.below(12)).map(|_| self.look()).collect();
+                let namespaces = self.random.pick(&[&[][..], &[NETNS], &[NETNS, NETNS + 1]]);
+                let coverage = Coverage { all: self.random.one_in(2), ..covering(namespaces) };
+                world.tracker.apply_sweep(&seen, &coverage);
+            }
+            2 => world.tracker.expire(self.now_ns),
+            _ => world.tracker.apply(&self.record()),
+        }
+    }
+}
+
+#[test]
+fn random_records_and_sweeps_keep_the_tables_consistent() {
+    for seed in 0..300 {
+        let mut chaos = Chaos::new(seed);
+        let mut world = World::with_limits(SMALL);
+        for _ in 0..300 {
+            chaos.happen(&mut world);
+            world.assert_consistent();
+            assert!(world.tracker.table.len() <= SMALL.connections);
+            assert!(world.tracker.ended.len() <= SMALL.ended);
+        }
+    }
+}
+
+#[test]
+fn after_expiry_no_minisock_is_overdue() {
+    for seed in 0..100 {
+        let mut chaos = Chaos::new(seed);
+        let mut world = World::with_limits(SMALL);
+        for _ in 0..200 {
+            chaos.happen(&mut world);
+            world.tracker.expire(chaos.now_ns);
+            let minisocks = world.tracker.table.iter().filter(|conn| conn.marks.minisock);
+            for conn in minisocks {
+                assert!(conn.expires_ns > chaos.now_ns, "seed {seed} at {}: {conn:?}", chaos.now_ns);
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_the_tables_hold_findings_are_made_of_it() {
+    let limits = LingerLimits::default();
+    for seed in 0..100 {
+        let mut chaos = Chaos::new(seed);
+        let mut world = World::with_limits(SMALL);
+        let mut history = LeakHistory::default();
+        for round in 0..300 {
+            chaos.happen(&mut world);
+            if round % 20 == 0 {
+                history.sample(&world.tracker, &limits, chaos.now_ns);
+                let clock = Clock { now_ns: chaos.now_ns, wall: SystemTime::UNIX_EPOCH };
+                let lingering: usize =
+                    leaks(&world.tracker, &limits, &history, clock).iter().map(|leak| leak.count).sum();
+                assert!(lingering <= world.tracker.table.len() + world.tracker.unconnected.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn once_everything_is_gone_no_process_and_no_group_is_held() {
+    for seed in 0..10 {
+        let mut chaos = Chaos::new(seed);
+        let mut world = World::with_limits(Limits { ended: 0, ..SMALL });
+        for _ in 0..1000 {
+            chaos.happen(&mut world);
+        }
+        let rows: Vec<_> = world.tracker.table.iter().map(|conn| (conn.cookie, conn.ends())).collect();
+        for (cookie, (netns, local, remote)) in rows {
+            let socket = Socket::new(cookie, netns, local, remote, 0);
+            world.tell(chaos.now_ns, socket, ended(Established, ECONNRESET));
+            world.tell(chaos.now_ns, socket, What::MinisockEnd);
+        }
+        world.sweep(chaos.now_ns, &[]);
+        assert!(world.tracker.table.is_empty() && world.tracker.unconnected.is_empty(), "seed {seed}");
+
+        // Groups without a connection give their places once they are idle for ten minutes.
+        let key = |port| GroupKey { process: None, role: Role::Client, peer: Peer::LocalPort(port) };
+        for port in 0..SMALL.label_sets as u16 {
+            let placed = world.tracker.groups.hold(key(1000 + port), u64::MAX);
+            assert_ne!(placed, Groups::OTHER, "seed {seed}: a group is held by nobody");
+        }
+        // A full table forgets the processes that nothing names: all but the newest.
+        let processes = &mut world.tracker.processes;
+        let mut before = processes.len();
+        for pid in 1000.. {
+            processes.learn(&process(pid, "newcomer"));
+            if processes.len() <= before {
+                break;
+            }
+            before = processes.len();
+        }
+        assert_eq!(processes.len(), 1, "seed {seed}: a process is named by nobody");
+    }
+}
