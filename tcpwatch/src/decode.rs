@@ -76,9 +76,10 @@ impl Socket {
         self.flags & FLAG_REQUEST != 0
     }
 
-    /// Made by a listener.
+    /// Made by a listener: it says so itself, unless the listener's backlog is 0, or no process holds it yet.
     pub fn is_passive(&self) -> bool {
-        self.flags & FLAG_PASSIVE != 0
+        self.flags & (FLAG_PASSIVE | FLAG_REQUEST) != 0
+            || self.flags & (FLAG_HELD | FLAG_ORPHAN | FLAG_MINISOCK) == 0
     }
 }
 

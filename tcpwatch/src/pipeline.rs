@@ -198,7 +198,14 @@ impl Pipeline {
             }
         }
         self.drain_all();
-        (question.ask)(&self.node, Clock::read());
+        self.say(question);
+    }
+
+    /// Answers, as of now: what expired meanwhile is gone first.
+    fn say(&mut self, question: Question) {
+        let clock = Clock::read();
+        self.ingest(&Frame::Tick(clock.now_ns));
+        (question.ask)(&self.node, clock);
     }
 
     /// Begins to look at all sockets, unless that is under way or was done just now.
@@ -232,7 +239,7 @@ impl Pipeline {
         self.ingest(&Frame::Sweep { coverage: swept.coverage, records: swept.records });
         self.drain_all();
         for question in std::mem::take(&mut self.waiting) {
-            (question.ask)(&self.node, Clock::read());
+            self.say(question);
         }
     }
 }

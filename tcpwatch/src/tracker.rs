@@ -286,8 +286,12 @@ impl Tracker {
         }
         let role = match life.state() {
             TcpState::Listen => Role::Listener,
-            _ if socket.is_passive() || socket.is_request() => Role::Server,
-            _ if socket.is_minisock() => self.role_of_minisock(socket),
+            _ if socket.is_passive() => Role::Server,
+            // It does not say who opened it: a listener on its port does.
+            _ if marks.older && self.listeners.contains_key(&(socket.netns, socket.local.port)) => {
+                Role::Server
+            }
+            _ if socket.is_minisock() => Role::Unknown,
             _ => Role::Client,
         };
         let unaccepted = socket.is_passive() && !socket.is_held() && !socket.is_orphan();
@@ -304,12 +308,6 @@ impl Tracker {
             _ => {}
         }
         Some(slot)
-    }
-
-    /// A minisock does not say who opened it: a listener on its port does.
-    fn role_of_minisock(&self, socket: &Socket) -> Role {
-        let listens = self.listeners.contains_key(&(socket.netns, socket.local.port));
-        if listens { Role::Server } else { Role::Unknown }
     }
 
     /// What every record repeats. A connecting socket gets its port, sometimes its address, only after
