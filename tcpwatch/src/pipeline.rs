@@ -30,9 +30,9 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 const BATCH: usize = 16_384;
 /// A `TaskEvent` with the kernel's header.
 const SMALLEST_RECORD_BYTES: usize = size_of::<tcpwatch_common::TaskEvent>() + 8;
-/// Sweeps may take this share of one core's time: a sweep that took 1 ms is not repeated for 50 ms.
+/// Sweeps may take this share of one processor's time: one that cost 1 ms is not repeated for 50 ms.
 const SWEEP_COST_SHARE: u32 = 50;
-/// An answer waits for a sweep that is expected to take no longer than this.
+/// An answer waits for a sweep that is expected to cost no more than this.
 const SWEEP_WORTH_WAITING: Duration = Duration::from_millis(20);
 /// How often a sweep looks after what no record tells of, while there is such; and else, for sockets that
 /// never became connections.
@@ -56,7 +56,7 @@ pub struct Pipeline {
 
 struct SweepState {
     under_way: bool,
-    took: Duration,
+    cost: Duration,
     not_before: Instant,
     finished: Instant,
 }
@@ -76,7 +76,7 @@ impl Pipeline {
             recorder,
             sweeper: Sweeper::start(loaded.probes, report)?,
             swept,
-            sweep: SweepState { under_way: false, took: Duration::ZERO, not_before: now, finished: now },
+            sweep: SweepState { under_way: false, cost: Duration::ZERO, not_before: now, finished: now },
             waiting: Vec::new(),
         })
     }
@@ -192,7 +192,7 @@ impl Pipeline {
     fn answer(&mut self, question: Question) {
         if question.about_owners && self.node.waiting_for.is_none() {
             self.start_sweep();
-            if self.sweep.under_way && self.sweep.took <= SWEEP_WORTH_WAITING {
+            if self.sweep.under_way && self.sweep.cost <= SWEEP_WORTH_WAITING {
                 self.waiting.push(question);
                 return;
             }
@@ -224,8 +224,8 @@ impl Pipeline {
         let now = Instant::now();
         self.sweep = SweepState {
             under_way: false,
-            took: swept.took,
-            not_before: now + swept.took * SWEEP_COST_SHARE,
+            cost: swept.cost,
+            not_before: now + swept.cost * SWEEP_COST_SHARE,
             finished: now,
         };
         if swept.problems != self.node.sweep_problems {

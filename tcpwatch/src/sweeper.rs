@@ -11,11 +11,14 @@ use std::{
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, Sender, channel},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+    time::{ClockId, clock_gettime},
+};
 
 use crate::{probes::Probes, sweep::Coverage};
 
@@ -25,7 +28,8 @@ pub struct Swept {
     pub coverage: Coverage,
     /// `SeenSocket` records.
     pub records: Bytes,
-    pub took: Duration,
+    /// Processor time, the kernel's part included: not more because others keep the processors busy.
+    pub cost: Duration,
     /// What could not be looked at, for the log.
     pub problems: Vec<String>,
 }
@@ -59,7 +63,7 @@ impl Sweeper {
 fn run(mut probes: Probes, asked: &Receiver<()>, report: &tokio::sync::mpsc::Sender<Swept>) {
     let mut inside = inode(Path::new("/proc/self/ns/net")).ok();
     while asked.recv().is_ok() {
-        let began = Instant::now();
+        let began = cpu_time();
         let mut sweep =
             Sweep { records: Vec::new(), coverage: Coverage::default(), problems: Vec::new(), inside };
         sweep.namespaces(&mut probes);
@@ -68,7 +72,7 @@ fn run(mut probes: Probes, asked: &Receiver<()>, report: &tokio::sync::mpsc::Sen
         let swept = Swept {
             coverage: sweep.coverage,
             records: sweep.records.into(),
-            took: began.elapsed(),
+            cost: cpu_time().saturating_sub(began),
             problems: sweep.problems,
         };
         if report.blocking_send(swept).is_err() {
@@ -128,6 +132,12 @@ impl Sweep {
         }
         true
     }
+}
+
+/// Of this thread.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Inodes of the network namespaces with a path to each, and whether the search was complete.

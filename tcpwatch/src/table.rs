@@ -346,6 +346,10 @@ impl Conn {
     /// Whether a process has accepted it, of a passive open. Nothing tells of an accept: `None` until the
     /// socket was looked at since it was established.
     pub fn accepted(&self) -> Option<bool> {
+        // Whoever closed it had accepted it; a listener that goes resets what nobody accepted.
+        if !matches!(self.state(), TcpState::Established | TcpState::SynRecv | TcpState::CloseWait) {
+            return Some(true);
+        }
         match (self.marks.unaccepted || self.marks.request, self.swept) {
             (false, _) => Some(true),
             (true, 0) => None,

@@ -301,7 +301,7 @@ impl Tracker {
             Role::Listener => {
                 self.listeners.entry((socket.netns, socket.local.port)).or_default().push(slot);
             }
-            Role::Server if !socket.is_minisock() => {
+            Role::Server if unaccepted => {
                 let owner = self.listener_of(socket);
                 self.set_process(slot, owner, now_ns);
             }
