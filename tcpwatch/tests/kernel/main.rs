@@ -4,10 +4,13 @@
 //! Wants root, a kernel that tcpwatch supports, `ip`, `nsenter` and `python3`; `cargo xtask test` sees to it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod containers;
 mod counts;
 mod daemon;
+mod differential;
 mod eventually;
 mod leaks;
+mod life;
 mod loss;
 mod metrics;
 mod netns;

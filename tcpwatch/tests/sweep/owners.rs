@@ -128,3 +128,20 @@ fn a_new_owner_is_who_counts_go_to_from_then_on() {
     world.tell(20, server(HELD), ended(Established, ECONNRESET));
     assert_eq!((world.counts_of("nginx"), world.counts_of("worker")), ([1, 0, 0], [0, 1, 0]));
 }
+
+#[test]
+fn an_orphan_from_before_the_start_is_not_booked_to_whoever_listens_now() {
+    let mut world = World::new();
+    let listening = look_held(11, listener(9, "0.0.0.0"), Listen, NGINX);
+    world.sweep(10, &[listening, look(11, server(ORPHAN), LastAck)]);
+    assert_eq!((world.row(2).role, world.owner(2)), (tcpwatch::aggregate::Role::Server, None));
+}
+
+#[test]
+fn whoever_closed_a_connection_had_accepted_it() {
+    // The record that would have told by whom was lost.
+    let mut world = World::new();
+    world.serve();
+    world.sweep(10, &[look(11, server(ORPHAN), FinWait1)]);
+    assert_eq!(world.row(2).accepted(), Some(true));
+}

@@ -145,3 +145,18 @@ fn counts_go_to_the_name_that_the_owner_has_by_then() {
     assert_eq!((world.counts_of("nginx"), world.counts_of("worker")), ([1, 0, 0], [0, 1, 0]));
     assert_eq!(world.counts(), [1, 1, 0]);
 }
+
+#[test]
+fn a_child_of_a_listener_without_backlog_is_a_servers_connection_too() {
+    // sk_max_ack_backlog is 0 and so inherited as nothing: only that nobody holds it tells.
+    let mut world = World::new();
+    world.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+    let socket = Socket::new(2, NETNS, end("10.0.0.2", 80), end("10.0.0.1", 40_000), 0);
+    world.tell(1, socket, to(SynRecv, Established, 0));
+    let row = world.row(2);
+    assert_eq!(
+        (row.role, row.marks.older, row.marks.unaccepted),
+        (tcpwatch::aggregate::Role::Server, false, true)
+    );
+    assert_eq!(world.owner(2), Some("nginx"));
+}
