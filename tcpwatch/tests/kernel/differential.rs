@@ -51,7 +51,7 @@ struct Tally {
     passing: BTreeMap<String, usize>,
     waited: Duration,
     slowest: Duration,
-    /// Without an owner in the table though the ledger knows one, or with one that let go before the last.
+    /// Without an owner in the table because a record was lost.
     unknown: usize,
     /// Records.
     skipped: u64,
@@ -222,7 +222,7 @@ impl Watched {
             };
             match row.pid {
                 Some(pid) if owner.among.contains(&pid) => {}
-                None if owner.may_be_unknown => unknown += 1,
+                None if owner.may_be_unknown => unknown += usize::from(self.saw_end(world, socket)),
                 _ => found.push((
                     socket.key.clone(),
                     format!("process: {row:?}, but {owner:?}, holders {:?}", socket.holders),
@@ -233,6 +233,11 @@ impl Watched {
             found.extend(rows.iter().map(|row| (key.clone(), format!("only in the table: {row:?}"))));
         }
         (found, unknown)
+    }
+
+    /// Whether the daemon could have named the last owner, had it lost nothing.
+    fn saw_end(&self, world: &World, socket: &SsRow) -> bool {
+        world.last_owner(socket, self.ready).is_some_and(|owner| !owner.may_be_unknown)
     }
 
     fn owner(&self, world: &World, truth: &[SsRow], socket: &SsRow) -> Option<Owner> {
@@ -298,7 +303,7 @@ fn listener(truth: &[SsRow], socket: &SsRow) -> Option<Owner> {
     let listeners: Vec<&SsRow> = truth.iter().filter(|row| best.is_some() && score(row) == best).collect();
     let among: BTreeSet<u32> = listeners.iter().flat_map(|row| row.holders.iter().copied()).collect();
     // A listener on its way between processes is still told as of who held it last.
-    (!among.is_empty()).then(|| Owner { among, may_be_unknown: listeners.len() != 1 })
+    (!among.is_empty()).then_some(Owner { among, may_be_unknown: listeners.len() != 1 })
 }
 
 fn row(row: &Value) -> (Key, Row) {
@@ -321,7 +326,7 @@ impl Tally {
     fn tell(&self, name: &str) {
         eprintln!(
             "differential, {name}: {} comparisons with zero differences, {} at once, the others after {:?} on \
-             average and {:?} at most, differing at first in {:?}; {} sockets compared, {} connections made, {} owners unknown where that is allowed, {} records \
+             average and {:?} at most, differing at first in {:?}; {} sockets compared, {} connections made, {} owners unknown after a loss, {} records \
              skipped by the kernel; {:?}",
             self.comparisons,
             self.at_once,

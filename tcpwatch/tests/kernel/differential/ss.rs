@@ -48,7 +48,7 @@ pub(crate) fn time_waits(namespace: &Namespace, remote_port: u16) -> usize {
         .output()
         .expect("nsenter (util-linux) and ss (iproute2)");
     assert!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout.iter().filter(|byte| **byte == b'\n').count()
+    String::from_utf8_lossy(&output.stdout).lines().count()
 }
 
 /// `ESTAB 0 0 127.0.0.1:42589 127.0.0.1:60364 users:(("comm",pid=7832,fd=9)) ino:512112 sk:4aacc …`

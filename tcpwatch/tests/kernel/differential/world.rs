@@ -161,7 +161,7 @@ impl World {
             let mut words = line.split(|c: char| !c.is_ascii_digit());
             ports.iter().all(|port| words.by_ref().any(|word| word == port) || port == "0")
         };
-        self.log.iter().filter(about).map(|line| format!("    {line}\n")).collect()
+        self.log.iter().filter(about).fold(String::new(), |log, line| log + "    " + line + "\n")
     }
 
     pub(crate) fn log(&self) -> &[String] {
@@ -203,7 +203,7 @@ impl World {
             7..27 => self.connect_to_some_listener(),
             27..45 => self.accept(),
             45..52 => {
-                self.order_on_some(false, "send", |random| vec![json!(*random.pick(&[1, 2000, 500_000]))])
+                self.order_on_some(false, "send", |random| vec![json!(*random.pick(&[1, 2000, 500_000]))]);
             }
             52..56 => self.order_on_some(false, "receive", |_| vec![]),
             56..62 => {
@@ -392,7 +392,7 @@ impl World {
     }
 
     fn connect_to_some_listener(&mut self) {
-        for _ in 0..1 + self.random.below(4) {
+        for _ in 0..=self.random.below(4) {
             let Some((listens, home, targets)) = self.some_target(false) else { return };
             let Some(actor) = self.some_actor_in(home) else { return };
             let target = self.random.pick(&targets).clone();
@@ -435,7 +435,7 @@ impl World {
 
     fn accept(&mut self) {
         let Some((actor, listener)) = self.some_handle(|socket| socket.listens.is_some()) else { return };
-        for _ in 0..1 + self.random.below(4) {
+        for _ in 0..=self.random.below(4) {
             let handle = self.new_handles(1);
             let (issued, answer) = self.order(actor, "accept", &[json!(listener), json!(handle)]);
             let Some(answer) = answer else { return };
@@ -470,7 +470,7 @@ impl World {
     }
 
     fn close(&mut self, listener: bool) {
-        for _ in 0..1 + self.random.below(3) {
+        for _ in 0..=self.random.below(3) {
             let fits = |socket: &Socket| socket.listens.is_some() == listener;
             let Some((actor, handle)) = self.some_handle(fits) else { return };
             let reset = self.random.percent(20);
