@@ -164,6 +164,7 @@ impl Tracker {
         }
         self.table.get_mut(slot).swept = number;
         self.apply_holders(slot, seen, holders);
+        self.doubt_listener(slot, seen.time_ns);
         self.group(slot, seen.time_ns);
     }
 
@@ -302,6 +303,7 @@ impl Tracker {
         let expires_ns = self.expires_ns(seen);
         self.table.shrink(slot, expires_ns);
         self.table.get_mut(slot).swept = self.sweep.number;
+        self.doubt_listener(slot, seen.time_ns);
         false
     }
 
@@ -367,6 +369,7 @@ impl Tracker {
                 let expires_ns = self.expires_ns(seen);
                 self.table.shrink(slot, expires_ns);
                 self.table.get_mut(slot).swept = number;
+                self.doubt_listener(slot, began_ns);
             } else {
                 self.remove(slot, Cause::Unknown, began_ns);
             }

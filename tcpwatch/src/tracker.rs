@@ -171,7 +171,23 @@ impl Tracker {
             }
             _ => {}
         }
+        self.doubt_listener(slot, now_ns);
         self.group(slot, now_ns);
+    }
+
+    /// Whoever closed a connection had accepted it: where neither the record of the close nor a sweep said who
+    /// that was, it need not be the listener's process.
+    pub(crate) fn doubt_listener(&mut self, slot: Slot, now_ns: u64) {
+        let conn = self.table.get_mut(slot);
+        let closed_here = !matches!(
+            conn.state(),
+            TcpState::SynRecv | TcpState::Established | TcpState::CloseWait | TcpState::Close
+        );
+        if conn.role == Role::Server && closed_here && !conn.marks.owner_seen {
+            conn.marks.unaccepted = false;
+            conn.marks.request = false;
+            self.set_process(slot, None, now_ns);
+        }
     }
 
     /// The socket reached CLOSE: its life is over, or goes on as a minisock that no state change tells of.
@@ -204,6 +220,7 @@ impl Tracker {
             }
             let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
             self.table.shrink(slot, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)));
+            self.doubt_listener(slot, now_ns);
         } else {
             self.leave(slot, from, now_ns);
             self.remove(slot, cause, now_ns);

@@ -85,14 +85,15 @@ fn whoever_closes_it_had_it() {
 }
 
 #[test]
-fn an_unknown_process_changes_nothing() {
+fn a_close_by_an_unknown_process_names_nobody() {
+    // It had accepted the connection, so it need not be whoever listens.
     const NOT_TOLD: u32 = 999;
     for pid in [0, NOT_TOLD] {
         let mut world = World::new();
         world.serve();
         world.tell(3, server(0), to(Established, FinWait1, pid));
         world.tell(4, server(0), What::Close { state: FinWait1, pid: Some(pid).filter(|pid| *pid != 0) });
-        assert_eq!(world.names(world.row(2)), [None, Some("nginx"), None], "pid {pid}");
+        assert_eq!(world.names(world.row(2)), [None, None, None], "pid {pid}");
         assert!(!world.row(2).marks.owner_seen, "pid {pid}");
     }
 }
@@ -159,4 +160,15 @@ fn a_child_of_a_listener_without_backlog_is_a_servers_connection_too() {
         (tcpwatch::aggregate::Role::Server, false, true)
     );
     assert_eq!(world.owner(2), Some("nginx"));
+}
+
+#[test]
+fn who_closed_is_not_guessed_when_the_record_of_the_close_was_lost() {
+    let mut world = World::new();
+    world.serve();
+    assert_eq!(world.owner(2), Some("nginx"));
+    world.tell(3, server(ORPHAN), to(FinWait1, FinWait2, 0));
+    assert_eq!((world.owner(2), world.row(2).accepted()), (None, Some(true)));
+    world.tell(4, server(ORPHAN | FIN), ended(FinWait2, 0));
+    assert_eq!((world.state(2), world.owner(2)), (Some(TimeWait), None));
 }

@@ -118,7 +118,9 @@ impl World {
                     .concat());
             }
         }
-        let control_path = std::env::temp_dir().join(format!("twtest-{}-{seed:x}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("twtest-{}-{seed:x}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let control_path = directory.join("control");
         let control = UnixListener::bind(&control_path).unwrap();
         control.set_nonblocking(true).unwrap();
         let mut world = Self {
@@ -637,11 +639,8 @@ impl Drop for World {
             kill(sleeper.pid);
         }
         // Those that the test did not start end when they see that nobody orders any more.
-        let pids: Vec<u32> = self.actors.drain(..).map(|actor| actor.pid).collect();
-        for pid in pids {
-            let _ = fs::remove_file(format!("{}.{pid}", self.control_path.display()));
-        }
-        let _ = fs::remove_file(&self.control_path);
+        self.actors.clear();
+        let _ = fs::remove_dir_all(self.control_path.parent().unwrap());
     }
 }
 
