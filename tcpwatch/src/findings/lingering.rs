@@ -166,7 +166,10 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         role: key.role,
         local: GroupEnd {
             addr: only(&group.local_addrs),
-            port: (is_server || group.count == 1).then_some(group.oldest.local.port),
+            // 0: a connecting socket's port is known from the next sweep on.
+            port: (is_server || group.count == 1)
+                .then_some(group.oldest.local.port)
+                .filter(|port| *port != 0),
         },
         peer: GroupPeer {
             addr: only(&group.addrs),
