@@ -6,9 +6,8 @@
 use std::net::Ipv6Addr;
 
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_IPV6, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket, SocketEvent,
-    TaskEvent,
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST, KIND_CLOSE,
+    KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket, SocketEvent, TaskEvent,
 };
 use thiserror::Error;
 
@@ -48,10 +47,6 @@ impl Socket {
         Self { cookie, netns, local, remote, flags }
     }
 
-    pub fn is_ipv6(&self) -> bool {
-        self.flags & FLAG_IPV6 != 0
-    }
-
     pub fn fin_received(&self) -> bool {
         self.flags & FLAG_FIN_RECEIVED != 0
     }
@@ -64,6 +59,11 @@ impl Socket {
     /// A process opened or accepted it and did not close it yet.
     pub fn is_held(&self) -> bool {
         self.flags & FLAG_HELD != 0
+    }
+
+    /// Made by a listener, and no process has taken it yet.
+    pub fn is_unaccepted(&self) -> bool {
+        self.is_passive() && !self.is_held() && !self.is_orphan()
     }
 
     /// What the kernel keeps in place of the full socket.

@@ -30,23 +30,20 @@ pub struct Replayed {
 
 /// Plays the recording.
 pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
-    let wall = |now_ns: u64| {
-        UNIX_EPOCH + Duration::from_nanos(recording.header.wall_offset_ns.saturating_add(now_ns))
-    };
+    let wall_offset_ns = recording.header.wall_offset_ns;
+    let wall = |now_ns: u64| UNIX_EPOCH + Duration::from_nanos(wall_offset_ns.saturating_add(now_ns));
     let identity = Identity {
         node: recording.header.node.clone(),
         kernel: recording.header.kernel.clone(),
         started: wall(0),
-        wall_offset_ns: recording.header.wall_offset_ns,
+        wall_offset_ns,
     };
     let mut clock = Clock { now_ns: 0, wall: wall(0) };
     let mut node = Node::new(identity, linger, DEFAULT_LIMITS, Vec::new());
     let mut first = true;
-    let wall_offset = recording.header.wall_offset_ns;
     for frame in recording.by_ref() {
         if let Frame::Tick(now_ns) = frame {
-            clock =
-                Clock { now_ns, wall: UNIX_EPOCH + Duration::from_nanos(wall_offset.saturating_add(now_ns)) };
+            clock = Clock { now_ns, wall: wall(now_ns) };
             if std::mem::take(&mut first) {
                 node.identity.started = clock.wall;
             }

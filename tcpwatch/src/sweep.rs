@@ -14,7 +14,7 @@ use crate::{
     state::TcpState,
     table::{Marks, Slot},
     ticks::Ticks,
-    tracker::Tracker,
+    tracker::{MINISOCK_NS, Tracker},
 };
 
 /// The sweep under way.
@@ -298,13 +298,18 @@ impl Tracker {
         }
         self.count_closed(slot, state, seen.time_ns);
         self.describe(slot, &seen.socket);
+        self.become_minisock(slot, seen);
+        false
+    }
+
+    /// The full socket's place was taken by the minisock that the sweep saw.
+    fn become_minisock(&mut self, slot: Slot, seen: &Seen) {
         let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
         self.table.enter(slot, seen.state, Cause::Unknown, since_ns);
         let expires_ns = self.expires_ns(seen);
         self.table.shrink(slot, expires_ns);
         self.table.get_mut(slot).swept = self.sweep.number;
         self.doubt_listener(slot, seen.time_ns);
-        false
     }
 
     fn insert_minisock(&mut self, seen: &Seen) {
@@ -332,12 +337,12 @@ impl Tracker {
     /// When a TIME_WAIT's timer was set, which is when it began.
     fn timer_set_ns(&self, seen: &Seen) -> Option<u64> {
         let ticks = self.ticks.filter(|_| seen.state == TcpState::TimeWait)?;
-        Some(ticks.time_of(seen.expires_jiffies).saturating_sub(TIME_WAIT_NS).min(seen.time_ns))
+        Some(ticks.time_of(seen.expires_jiffies).saturating_sub(MINISOCK_NS).min(seen.time_ns))
     }
 
     fn expires_ns(&self, seen: &Seen) -> u64 {
-        self.ticks.map_or(seen.time_ns.saturating_add(TIME_WAIT_NS), |ticks| {
-            ticks.expiry_fires(seen.expires_jiffies, ticks.ticks(TIME_WAIT_NS))
+        self.ticks.map_or(seen.time_ns.saturating_add(MINISOCK_NS), |ticks| {
+            ticks.expiry_fires(seen.expires_jiffies, ticks.ticks(MINISOCK_NS))
         })
     }
 
@@ -364,21 +369,13 @@ impl Tracker {
                 self.count_closed(slot, state, began_ns);
             }
             if let Some(seen) = left {
-                let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
-                self.table.enter(slot, seen.state, Cause::Unknown, since_ns);
-                let expires_ns = self.expires_ns(seen);
-                self.table.shrink(slot, expires_ns);
-                self.table.get_mut(slot).swept = number;
-                self.doubt_listener(slot, began_ns);
+                self.become_minisock(slot, seen);
             } else {
                 self.remove(slot, Cause::Unknown, began_ns);
             }
         }
     }
 }
-
-/// include/net/tcp.h: TCP_TIMEWAIT_LEN.
-const TIME_WAIT_NS: u64 = 60_000_000_000;
 
 /// Two readings of one timer differ by less than this.
 const TIMER_NOISE_NS: u64 = 50_000_000;

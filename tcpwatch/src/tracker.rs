@@ -20,7 +20,7 @@ use crate::{
 
 /// include/net/tcp.h: TCP_TIMEWAIT_LEN. Also how long an orphan stays in FIN_WAIT2 as a minisock unless
 /// tcp_fin_timeout or TCP_LINGER2 say less; then sweeps correct it.
-const MINISOCK_NS: u64 = 60_000_000_000;
+pub(crate) const MINISOCK_NS: u64 = 60_000_000_000;
 
 /// How far the computed end of a timer may be from its real one: a step of the wheel (see `ticks.rs`).
 const TIMER_SLACK_NS: u64 = 5_000_000_000;
@@ -311,7 +311,7 @@ impl Tracker {
             _ if socket.is_minisock() => Role::Unknown,
             _ => Role::Client,
         };
-        let unaccepted = socket.is_passive() && !socket.is_held() && !socket.is_orphan();
+        let unaccepted = socket.is_unaccepted();
         let marks = Marks { unaccepted, request: socket.is_request(), ..marks };
         let slot = self.table.insert(socket, life, role, now_ns, marks);
         match role {
@@ -342,7 +342,7 @@ impl Tracker {
         let conn = self.table.get_mut(slot);
         if conn.marks.request && !socket.is_request() {
             conn.marks.request = false;
-            conn.marks.unaccepted = socket.is_passive() && !socket.is_held() && !socket.is_orphan();
+            conn.marks.unaccepted = socket.is_unaccepted();
             conn.swept = 0;
         }
         (conn.local, conn.remote) = (socket.local, socket.remote);
