@@ -83,7 +83,8 @@ impl Node {
                 self.tracker.begin_sweep(*now_ns);
                 self.lost_before_sweep = self.records.lost;
             }
-            Frame::Sweep { coverage, records } => self.sweep(coverage, records),
+            Frame::Seen(records) => self.seen(records),
+            Frame::SweepEnd(coverage) => self.end_sweep(coverage),
             Frame::Process(process) => {
                 self.tracker.processes.describe(process.pid, process.start_ns, &process.details);
             }
@@ -123,16 +124,17 @@ impl Node {
         }
     }
 
-    fn sweep(&mut self, coverage: &Coverage, records: &[u8]) {
-        const SIZE: usize = size_of::<tcpwatch_common::SeenSocket>();
-        let mut seen = Vec::with_capacity(records.len() / SIZE);
-        for chunk in records.chunks(SIZE) {
-            match decode::seen(chunk) {
-                Ok(one) => seen.push(one),
+    fn seen(&mut self, records: &[u8]) {
+        for record in records.chunks(size_of::<tcpwatch_common::SeenSocket>()) {
+            match decode::seen(record) {
+                Ok(seen) => self.tracker.apply_seen(&seen),
                 Err(error) => self.malformed(&error),
             }
         }
-        self.tracker.apply_sweep(&seen, coverage);
+    }
+
+    fn end_sweep(&mut self, coverage: &Coverage) {
+        self.tracker.end_sweep(coverage);
         if coverage.all {
             self.repaired = self.lost_before_sweep;
         }

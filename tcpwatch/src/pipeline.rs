@@ -19,7 +19,7 @@ use crate::{
     probes::{self, Loaded, LossCounters},
     proc,
     recording::{Frame, Header, ProcessFrame, Recorder, RecordingError},
-    sweeper::{Sweeper, Swept},
+    sweeper::{Report, Sweeper, Swept},
 };
 
 /// How long a record may wait in the ring when there are few.
@@ -48,7 +48,7 @@ pub struct Pipeline {
     lost: LossCounters,
     recorder: Option<Recorder>,
     sweeper: Sweeper,
-    swept: mpsc::Receiver<Swept>,
+    reports: mpsc::Receiver<Report>,
     sweep: SweepState,
     /// Questions that wait for the sweep under way.
     waiting: Vec<Question>,
@@ -66,7 +66,7 @@ impl Pipeline {
     /// When the ring cannot be polled or the recording not be written.
     pub fn new(node: Node, loaded: Loaded, record: Option<&Path>) -> anyhow::Result<Self> {
         let recorder = record.map(|path| Recorder::create(path, &header(&node))).transpose()?;
-        let (report, swept) = mpsc::channel(1);
+        let (report, reports) = mpsc::channel(1);
         let now = Instant::now();
         Ok(Self {
             node,
@@ -75,7 +75,7 @@ impl Pipeline {
             lost: loaded.lost,
             recorder,
             sweeper: Sweeper::start(loaded.probes, report)?,
-            swept,
+            reports,
             sweep: SweepState { under_way: false, cost: Duration::ZERO, not_before: now, finished: now },
             waiting: Vec::new(),
         })
@@ -104,7 +104,14 @@ impl Pipeline {
                     ready?.clear_ready();
                     self.drain();
                 }
-                Some(swept) = self.swept.recv() => self.finish_sweep(swept),
+                Some(report) = self.reports.recv() => match report {
+                    Report::Seen(records) => {
+                        // What happened before these looks comes first.
+                        self.drain_all();
+                        self.ingest(&Frame::Seen(records));
+                    }
+                    Report::Done(swept) => self.finish_sweep(swept),
+                },
                 Some(question) = questions.recv() => self.answer(question),
                 _ = drain.tick() => {
                     self.drain();
@@ -234,10 +241,8 @@ impl Pipeline {
             }
             self.node.sweep_problems = swept.problems;
         }
-        // What happened while the sweep ran comes first.
         self.drain_all();
-        self.ingest(&Frame::Sweep { coverage: swept.coverage, records: swept.records });
-        self.drain_all();
+        self.ingest(&Frame::SweepEnd(swept.coverage));
         for question in std::mem::take(&mut self.waiting) {
             self.say(question);
         }

@@ -45,8 +45,10 @@ pub enum Frame {
     Record(Bytes),
     /// A sweep begins, at this time of CLOCK_MONOTONIC.
     SweepBegin(u64),
-    /// What the sweep found: `SeenSocket` records.
-    Sweep { coverage: Coverage, records: Bytes },
+    /// Something of what the sweep found: `SeenSocket` records.
+    Seen(Bytes),
+    /// It found no more.
+    SweepEnd(Coverage),
     /// What /proc said of a process.
     Process(ProcessFrame),
     /// CLOCK_MONOTONIC, once a second and at the end.
@@ -65,10 +67,11 @@ pub struct ProcessFrame {
 
 const RECORD: u8 = 1;
 const SWEEP_BEGIN: u8 = 2;
-const SWEEP: u8 = 3;
+const SEEN: u8 = 3;
 const PROCESS: u8 = 4;
 const TICK: u8 = 5;
 const LOST: u8 = 6;
+const SWEEP_END: u8 = 7;
 
 pub struct Recorder {
     path: PathBuf,
@@ -100,15 +103,14 @@ impl Recorder {
         match frame {
             Frame::Record(bytes) => self.frame(RECORD, bytes),
             Frame::SweepBegin(now_ns) => self.frame(SWEEP_BEGIN, &now_ns.to_le_bytes()),
-            Frame::Sweep { coverage, records } => {
-                let mut payload = BytesMut::with_capacity(records.len() + 64);
+            Frame::Seen(records) => self.frame(SEEN, records),
+            Frame::SweepEnd(coverage) => {
+                let mut payload = BytesMut::new();
                 payload.put_u8(coverage.all.into());
-                payload.put_u32_le(coverage.namespaces.len() as u32);
                 for namespace in &coverage.namespaces {
                     payload.put_u32_le(*namespace);
                 }
-                payload.put_slice(records);
-                self.frame(SWEEP, &payload)
+                self.frame(SWEEP_END, &payload)
             }
             Frame::Process(process) => {
                 let json = serde_json::to_vec(process)
@@ -183,11 +185,11 @@ impl Iterator for Recording {
         let frame = match kind {
             RECORD => Frame::Record(payload),
             SWEEP_BEGIN => Frame::SweepBegin(payload.try_get_u64_le().ok()?),
-            SWEEP => {
+            SEEN => Frame::Seen(payload),
+            SWEEP_END => {
                 let all = payload.try_get_u8().ok()? != 0;
-                let count = payload.try_get_u32_le().ok()?;
-                let namespaces = (0..count).map(|_| payload.try_get_u32_le().ok()).collect::<Option<_>>()?;
-                Frame::Sweep { coverage: Coverage { namespaces, all }, records: payload }
+                let namespaces = std::iter::from_fn(|| payload.try_get_u32_le().ok()).collect();
+                Frame::SweepEnd(Coverage { namespaces, all })
             }
             PROCESS => Frame::Process(serde_json::from_slice(&payload).ok()?),
             TICK => Frame::Tick(payload.try_get_u64_le().ok()?),
@@ -231,10 +233,8 @@ mod tests {
         let frames = [
             Frame::SweepBegin(7),
             Frame::Record(Bytes::from_static(b"abc")),
-            Frame::Sweep {
-                coverage: Coverage { namespaces: [4, 5].into_iter().collect(), all: true },
-                records: Bytes::from_static(b"xyz"),
-            },
+            Frame::Seen(Bytes::from_static(b"xyz")),
+            Frame::SweepEnd(Coverage { namespaces: [4, 5].into_iter().collect(), all: true }),
             Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
             Frame::Lost(Lost { ring_full: 3, run_skipped: 4 }),
             Frame::Tick(4),

@@ -1,14 +1,14 @@
 //! Sweeps: what the kernel's iterators found, merged with what the ring told.
 //!
-//! A sweep names who holds which socket, in every namespace. For the namespaces that it *covers* it also
-//! lists all that no process holds; there, what it does not list is gone. A record of the ring that is newer
-//! than the look always wins.
+//! A sweep looks at every socket of the namespaces that it *covers*, then at every socket that a process
+//! holds, in any namespace. Each look is applied as it comes; what a covered namespace did not show is gone at
+//! the end. A record of the ring that is newer than the look always wins.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     aggregate::Role,
-    decode::{Endpoint, Seen},
+    decode::{Endpoint, Seen, TaskRecord},
     life::{Cause, Life},
     process::ProcessId,
     state::TcpState,
@@ -23,10 +23,24 @@ pub struct Progress {
     /// Number of the latest sweep; connections carry the number of the last that saw them.
     number: u32,
     began_ns: u64,
+    /// The kernel's tick count was read in this sweep.
+    ticks_read: bool,
     /// Sockets that ended since it began, by cookie, and when: what it says of them is old.
     ended: Option<FxHashMap<u64, u64>>,
     /// The same for minisocks.
     ended_minisocks: FxHashMap<Ends, u64>,
+    /// Minisocks it saw and the table does not have.
+    new_minisocks: FxHashMap<Ends, Seen>,
+    /// The first process found to hold a socket that is booked to another: the owner from now on, unless the
+    /// other turns out to hold it too.
+    other_holders: FxHashMap<u64, OtherHolder>,
+}
+
+#[derive(Debug)]
+struct OtherHolder {
+    process: Option<ProcessId>,
+    /// The last look at any holder.
+    looked_ns: u64,
 }
 
 impl Progress {
@@ -40,6 +54,15 @@ impl Progress {
         if self.ended.is_some() {
             self.ended_minisocks.insert(ends, now_ns);
         }
+    }
+
+    fn ended_after(&self, seen: &Seen) -> bool {
+        let ended = self.ended.as_ref().and_then(|ended| ended.get(&seen.socket.cookie));
+        ended.is_some_and(|ended_ns| *ended_ns >= seen.time_ns)
+    }
+
+    fn minisock_ended_after(&self, ends: &Ends, seen: &Seen) -> bool {
+        self.ended_minisocks.get(ends).is_some_and(|ended_ns| *ended_ns >= seen.time_ns)
     }
 }
 
@@ -65,6 +88,8 @@ pub struct Unconnected {
     pub connected: bool,
     /// The first sweep saw it: it is older than this run.
     pub older: bool,
+    /// The last sweep that saw it.
+    swept: u32,
 }
 
 type Ends = (u32, Endpoint, Endpoint);
@@ -72,60 +97,58 @@ type Ends = (u32, Endpoint, Endpoint);
 impl Tracker {
     /// To be called before a sweep looks at its first socket.
     pub fn begin_sweep(&mut self, now_ns: u64) {
-        self.sweep.number = self.sweep.number.wrapping_add(1);
-        self.sweep.began_ns = now_ns;
-        self.sweep.ended = Some(FxHashMap::default());
-        self.sweep.ended_minisocks = FxHashMap::default();
+        self.sweep = Progress {
+            number: self.sweep.number.wrapping_add(1),
+            began_ns: now_ns,
+            ended: Some(FxHashMap::default()),
+            ..Progress::default()
+        };
     }
 
-    /// What the sweep found, after the ring was drained once more.
-    pub fn apply_sweep(&mut self, seen: &[Seen], coverage: &Coverage) {
-        let ended = self.sweep.ended.take().unwrap_or_default();
-        let ended_minisocks = std::mem::take(&mut self.sweep.ended_minisocks);
-        if let Some(reading) = seen.iter().find_map(|seen| Ticks::from_reading(seen.jiffies, seen.time_ns)) {
+    /// One look of the sweep, after the ring was drained once more.
+    pub fn apply_seen(&mut self, seen: &Seen) {
+        if !self.sweep.ticks_read
+            && let Some(reading) = Ticks::from_reading(seen.jiffies, seen.time_ns)
+        {
             self.ticks = Some(reading);
+            self.sweep.ticks_read = true;
         }
-        let mut holders: FxHashMap<u64, Vec<&Seen>> = FxHashMap::default();
-        for seen in seen.iter().filter(|seen| seen.holder.is_some()) {
-            holders.entry(seen.socket.cookie).or_default().push(seen);
+        if seen.socket.is_minisock() {
+            self.apply_minisock(seen);
+        } else if !self.sweep.ended_after(seen) {
+            self.apply_full(seen);
         }
-        let mut done: FxHashSet<u64> = FxHashSet::default();
-        let mut minisocks: FxHashMap<Ends, &Seen> = FxHashMap::default();
-        // Listeners first: they own what nobody accepted.
-        let (listeners, others): (Vec<_>, Vec<_>) =
-            seen.iter().partition(|seen| seen.state == TcpState::Listen);
-        for seen in listeners.into_iter().chain(others) {
-            if seen.socket.is_minisock() {
-                let ends = (seen.socket.netns, seen.socket.local, seen.socket.remote);
-                if ended_minisocks.get(&ends).is_none_or(|ended_ns| *ended_ns < seen.time_ns) {
-                    minisocks.insert(ends, seen);
-                }
-            } else if done.insert(seen.socket.cookie)
-                && ended.get(&seen.socket.cookie).is_none_or(|ended_ns| *ended_ns < seen.time_ns)
-            {
-                let holders = holders.get(&seen.socket.cookie).map_or(&[][..], Vec::as_slice);
-                self.apply_seen(seen, holders);
-            }
-        }
-        self.note_unconnected(seen);
-        self.apply_minisocks(&mut minisocks);
+    }
+
+    /// The sweep has looked at everything.
+    pub fn end_sweep(&mut self, coverage: &Coverage) {
+        let mut minisocks = std::mem::take(&mut self.sweep.new_minisocks);
+        minisocks.retain(|ends, seen| !self.sweep.minisock_ended_after(ends, seen));
+        self.sweep.ended = None;
+        self.sweep.ended_minisocks = FxHashMap::default();
+        self.settle_owners();
+        self.forget_unswept_unconnected();
         if !coverage.namespaces.is_empty() {
             self.remove_vanished(coverage, &mut minisocks);
         }
         // In the order of their expiry, which is the order of their lists.
         let mut left: Vec<_> = minisocks.into_values().collect();
         left.sort_by_key(|seen| (seen.expires_jiffies, seen.socket.cookie));
-        for seen in left {
+        for seen in &left {
             self.insert_minisock(seen);
         }
     }
 
-    fn apply_seen(&mut self, seen: &Seen, holders: &[&Seen]) {
+    fn apply_full(&mut self, seen: &Seen) {
         let listens = seen.state == TcpState::Listen;
         if let Some(slot) = self.table.find(seen.socket.cookie) {
             let conn = self.table.get(slot);
             let (minisock, newer) = (conn.marks.minisock, conn.seen_ns > seen.time_ns);
             if minisock && (newer || seen.state == TcpState::Close) {
+                // Its descriptor may still be open.
+                if !newer {
+                    self.note_unconnected(seen);
+                }
                 return;
             }
             // The same socket in another life: the end of the one before was lost, or is a minisock.
@@ -138,6 +161,9 @@ impl Tracker {
         }
         // A socket that never was a connection, or is none any more.
         if seen.state == TcpState::Close {
+            if self.table.find(seen.socket.cookie).is_none() {
+                self.note_unconnected(seen);
+            }
             return;
         }
         let known = self.table.find(seen.socket.cookie);
@@ -162,66 +188,99 @@ impl Tracker {
                 self.repairs.changed += 1;
             }
         }
-        self.table.get_mut(slot).swept = number;
-        self.apply_holders(slot, seen, holders);
+        let conn = self.table.get_mut(slot);
+        if conn.swept != number {
+            conn.swept = number;
+            conn.marks.owner_holds = false;
+        }
+        if let Some((task, _)) = &seen.holder {
+            self.apply_holder(slot, seen, task);
+        }
         self.doubt_listener(slot, seen.time_ns);
-        self.group(slot, seen.time_ns);
     }
 
-    fn apply_holders(&mut self, slot: Slot, seen: &Seen, holders: &[&Seen]) {
-        let holds = |id: ProcessId, tracker: &Self| {
-            let process = tracker.processes.get(id);
-            holders.iter().any(|held| {
-                held.holder
-                    .as_ref()
-                    .is_some_and(|(task, _)| (task.pid, task.start_ns) == (process.pid, process.start_ns))
-            })
-        };
+    fn apply_holder(&mut self, slot: Slot, seen: &Seen, task: &TaskRecord) {
         let conn = self.table.get(slot);
-        let looked_ns = holders.iter().map(|held| held.time_ns).max().unwrap_or(seen.time_ns);
-        if conn.seen_ns > looked_ns {
+        if conn.seen_ns > seen.time_ns {
             return;
         }
-        if conn.process.is_some_and(|id| holds(id, self)) {
-            self.own(slot, conn.process, seen.time_ns);
-        } else if let Some((task, _)) = holders.first().and_then(|held| held.holder.as_ref()) {
-            let holder = self.processes.learn(task);
+        let owner = conn.process;
+        let holder = self.processes.learn(task);
+        if owner.is_none() || owner == holder {
             self.own(slot, holder, seen.time_ns);
-        } else if conn.marks.unaccepted {
-            // Its listener may have become known after it.
-            let listener = self.listener_of(&seen.socket);
-            self.set_process(slot, listener, seen.time_ns);
+            self.table.get_mut(slot).marks.owner_holds = holder.is_some();
+        } else if !conn.marks.owner_holds {
+            let other = OtherHolder { process: holder, looked_ns: seen.time_ns };
+            self.sweep.other_holders.entry(seen.socket.cookie).or_insert(other).looked_ns = seen.time_ns;
         }
     }
 
-    /// Sockets in CLOSE that a process holds: never connected, or over and not closed by their owner. Only
-    /// sweeps tell of them.
-    fn note_unconnected(&mut self, seen: &[Seen]) {
-        let mut before = std::mem::take(&mut self.unconnected);
-        for seen in seen.iter().filter(|seen| seen.state == TcpState::Close) {
-            let Some((task, fd)) = &seen.holder else { continue };
-            let cookie = seen.socket.cookie;
-            if self.unconnected.contains_key(&cookie) {
+    /// Sockets whose owner does not hold them any more go to the process that does; what nobody has accepted
+    /// yet to its listener's, which may have become known after it.
+    fn settle_owners(&mut self) {
+        for (cookie, holder) in std::mem::take(&mut self.sweep.other_holders) {
+            if let Some(slot) = self.table.find(cookie) {
+                let conn = self.table.get(slot);
+                if !conn.marks.owner_holds && conn.seen_ns <= holder.looked_ns {
+                    self.own(slot, holder.process, holder.looked_ns);
+                }
+            }
+        }
+        let Progress { number, began_ns, .. } = self.sweep;
+        for slot in self.table.slots().map(|(slot, _)| slot).collect::<Vec<_>>() {
+            let conn = self.table.get(slot);
+            if conn.swept != number || conn.marks.minisock {
                 continue;
             }
-            let known = before.remove(&cookie);
-            let since_ns = known.as_ref().map_or(seen.time_ns, |known| known.since_ns);
-            let process = self.processes.learn(task);
-            if let Some(id) = process {
-                self.processes.add_user(id);
+            if conn.marks.unaccepted {
+                let listener = self.listener_of(conn.netns, conn.local);
+                self.set_process(slot, listener, began_ns);
             }
-            let bound = seen.socket.local.port != 0;
-            let connected = seen.socket.remote.port != 0;
-            let older = known.as_ref().map_or(self.sweep.number == 1, |known| known.older);
-            let socket = Unconnected { since_ns, process, fd: *fd, bound, connected, older };
-            self.unconnected.insert(cookie, socket);
-            if let Some(id) = known.and_then(|known| known.process) {
-                self.processes.drop_user(id);
-            }
+            self.group(slot, began_ns);
         }
-        for id in before.into_values().filter_map(|gone| gone.process) {
+    }
+
+    /// A socket in CLOSE: never connected, or over and not closed by its owner. Only sweeps tell of them.
+    fn note_unconnected(&mut self, seen: &Seen) {
+        let Some((task, fd)) = &seen.holder else { return };
+        let number = self.sweep.number;
+        let process = self.processes.learn(task);
+        let socket = Unconnected {
+            since_ns: seen.time_ns,
+            process,
+            fd: *fd,
+            bound: seen.socket.local.port != 0,
+            connected: seen.socket.remote.port != 0,
+            older: number == 1,
+            swept: number,
+        };
+        let known = self.unconnected.get(&seen.socket.cookie).copied();
+        if known.is_some_and(|known| known.swept == number) {
+            return;
+        }
+        if let Some(id) = process {
+            self.processes.add_user(id);
+        }
+        let socket = known.map_or(socket, |Unconnected { since_ns, older, .. }| Unconnected {
+            since_ns,
+            older,
+            ..socket
+        });
+        self.unconnected.insert(seen.socket.cookie, socket);
+        if let Some(id) = known.and_then(|known| known.process) {
             self.processes.drop_user(id);
         }
+    }
+
+    fn forget_unswept_unconnected(&mut self) {
+        let (number, processes) = (self.sweep.number, &mut self.processes);
+        self.unconnected.retain(|_, socket| {
+            let found = socket.swept == number;
+            if !found && let Some(id) = socket.process {
+                processes.drop_user(id);
+            }
+            found
+        });
     }
 
     /// A socket of which the ring told nothing: older than the daemon, or its record was lost.
@@ -255,29 +314,31 @@ impl Tracker {
         }
     }
 
-    /// Minisocks that the table has too.
-    fn apply_minisocks(&mut self, minisocks: &mut FxHashMap<Ends, &Seen>) {
-        let number = self.sweep.number;
-        minisocks.retain(|ends, seen| {
-            let Some(slot) = self.table.find_minisock(ends.0, ends.1, ends.2) else {
-                return self.shrink_full(seen);
-            };
-            let conn = self.table.get_mut(slot);
-            conn.swept = number;
-            if conn.seen_ns > seen.time_ns {
-                return false;
+    fn apply_minisock(&mut self, seen: &Seen) {
+        let ends = (seen.socket.netns, seen.socket.local, seen.socket.remote);
+        if self.sweep.minisock_ended_after(&ends, seen) {
+            return;
+        }
+        let Some(slot) = self.table.find_minisock(ends.0, ends.1, ends.2) else {
+            if self.shrink_full(seen) {
+                self.sweep.new_minisocks.insert(ends, seen.clone());
             }
-            if conn.state() != seen.state {
-                // The peer's FIN reached an orphan in FIN_WAIT2: its timer says when.
-                let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
-                self.table.enter(slot, seen.state, Cause::Peer, since_ns);
-            }
-            let expires_ns = self.expires_ns(seen);
-            if self.table.get(slot).expires_ns.abs_diff(expires_ns) > TIMER_NOISE_NS {
-                self.table.expire_at(slot, expires_ns);
-            }
-            false
-        });
+            return;
+        };
+        let conn = self.table.get_mut(slot);
+        conn.swept = self.sweep.number;
+        if conn.seen_ns > seen.time_ns {
+            return;
+        }
+        if conn.state() != seen.state {
+            // The peer's FIN reached an orphan in FIN_WAIT2: its timer says when.
+            let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
+            self.table.enter(slot, seen.state, Cause::Peer, since_ns);
+        }
+        let expires_ns = self.expires_ns(seen);
+        if self.table.get(slot).expires_ns.abs_diff(expires_ns) > TIMER_NOISE_NS {
+            self.table.expire_at(slot, expires_ns);
+        }
     }
 
     /// The end of a full socket was lost: the minisock has its cookie. `true` when there is no such socket.
@@ -347,7 +408,7 @@ impl Tracker {
     }
 
     /// What the table has, was not heard of since the sweep began, and the sweep did not find.
-    fn remove_vanished(&mut self, coverage: &Coverage, minisocks: &mut FxHashMap<Ends, &Seen>) {
+    fn remove_vanished(&mut self, coverage: &Coverage, minisocks: &mut FxHashMap<Ends, Seen>) {
         let Progress { number, began_ns, .. } = self.sweep;
         let gone: Vec<Slot> = self
             .table
@@ -369,7 +430,7 @@ impl Tracker {
                 self.count_closed(slot, state, began_ns);
             }
             if let Some(seen) = left {
-                self.become_minisock(slot, seen);
+                self.become_minisock(slot, &seen);
             } else {
                 self.remove(slot, Cause::Unknown, began_ns);
             }

@@ -22,17 +22,28 @@ use rustix::{
 
 use crate::{probes::Probes, sweep::Coverage};
 
-/// What a sweep found.
+/// What a sweep reports.
+#[derive(Debug)]
+pub enum Report {
+    /// `SeenSocket` records, the next that it read.
+    Seen(Bytes),
+    /// There are no more.
+    Done(Swept),
+}
+
+/// How a sweep went.
 #[derive(Debug)]
 pub struct Swept {
     pub coverage: Coverage,
-    /// `SeenSocket` records.
-    pub records: Bytes,
     /// Processor time, the kernel's part included: not more because others keep the processors busy.
     pub cost: Duration,
     /// What could not be looked at, for the log.
     pub problems: Vec<String>,
 }
+
+/// Bytes reported at once, whole records: what is read and not yet applied takes no more than a few of these,
+/// however many sockets there are.
+const PART_BYTES: usize = 4096 * size_of::<tcpwatch_common::SeenSocket>();
 
 /// Where named namespaces are mounted: by `ip netns`, by Docker.
 const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
@@ -43,11 +54,11 @@ pub struct Sweeper {
 }
 
 impl Sweeper {
-    /// `report` gets what each sweep found.
+    /// `report` gets what each sweep finds, while it goes on.
     ///
     /// # Errors
     /// When no thread can be made.
-    pub fn start(probes: Probes, report: tokio::sync::mpsc::Sender<Swept>) -> io::Result<Self> {
+    pub fn start(probes: Probes, report: tokio::sync::mpsc::Sender<Report>) -> io::Result<Self> {
         let (requests, asked) = channel();
         std::thread::Builder::new().name("sweeper".into()).spawn(move || run(probes, &asked, &report))?;
         Ok(Self { requests })
@@ -60,36 +71,34 @@ impl Sweeper {
     }
 }
 
-fn run(mut probes: Probes, asked: &Receiver<()>, report: &tokio::sync::mpsc::Sender<Swept>) {
+fn run(mut probes: Probes, asked: &Receiver<()>, report: &tokio::sync::mpsc::Sender<Report>) {
     let mut inside = inode(Path::new("/proc/self/ns/net")).ok();
     while asked.recv().is_ok() {
         let began = cpu_time();
-        let mut sweep =
-            Sweep { records: Vec::new(), coverage: Coverage::default(), problems: Vec::new(), inside };
+        let mut sweep = Sweep { report, coverage: Coverage::default(), problems: Vec::new(), inside };
         sweep.namespaces(&mut probes);
         sweep.held(&mut probes);
         inside = sweep.inside;
         let swept = Swept {
             coverage: sweep.coverage,
-            records: sweep.records.into(),
             cost: cpu_time().saturating_sub(began),
             problems: sweep.problems,
         };
-        if report.blocking_send(swept).is_err() {
+        if report.blocking_send(Report::Done(swept)).is_err() {
             return;
         }
     }
 }
 
-struct Sweep {
-    records: Vec<u8>,
+struct Sweep<'a> {
+    report: &'a tokio::sync::mpsc::Sender<Report>,
     coverage: Coverage,
     problems: Vec<String>,
     /// The namespace that this thread is in.
     inside: Option<u32>,
 }
 
-impl Sweep {
+impl Sweep<'_> {
     fn held(&mut self, probes: &mut Probes) {
         self.read(probes.held_sockets(), "sockets held by processes");
     }
@@ -123,14 +132,25 @@ impl Sweep {
     }
 
     fn read(&mut self, file: Result<File, String>, what: &str) -> bool {
-        let length = self.records.len();
-        let result = file.and_then(|mut file| file.read_to_end(&mut self.records).map_err(|e| e.to_string()));
-        if let Err(error) = result {
-            self.records.truncate(length);
+        let result = file.and_then(|file| self.read_parts(file).map_err(|error| error.to_string()));
+        if let Err(error) = &result {
             self.problems.push(format!("{what}: {error}"));
-            return false;
         }
-        true
+        result.is_ok()
+    }
+
+    fn read_parts(&self, mut file: File) -> io::Result<()> {
+        loop {
+            let mut part = Vec::with_capacity(PART_BYTES);
+            let length = file.by_ref().take(PART_BYTES as u64).read_to_end(&mut part)?;
+            // Nobody listens any more when the daemon stops: then there is nothing to complain about.
+            if length > 0 && self.report.blocking_send(Report::Seen(part.into())).is_err() {
+                return Ok(());
+            }
+            if length < PART_BYTES {
+                return Ok(());
+            }
+        }
     }
 }
 

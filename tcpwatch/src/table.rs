@@ -65,6 +65,8 @@ pub struct Marks {
     pub established: bool,
     /// The process was seen acting on the socket or holding it; else it is the listener's.
     pub owner_seen: bool,
+    /// The sweep that saw the socket last found its process to hold it.
+    pub owner_holds: bool,
     /// Of a passive open: no process has accepted it yet.
     pub unaccepted: bool,
     /// The kernel keeps only a minisock of it.

@@ -319,7 +319,7 @@ impl Tracker {
                 self.listeners.entry((socket.netns, socket.local.port)).or_default().push(slot);
             }
             Role::Server if unaccepted => {
-                let owner = self.listener_of(socket);
+                let owner = self.listener_of(socket.netns, socket.local);
                 self.set_process(slot, owner, now_ns);
             }
             _ => {}
@@ -375,12 +375,12 @@ impl Tracker {
 
     /// A connection that nobody accepted yet belongs to its listener's process; to nobody known when
     /// several processes listen and the kernel may have chosen any.
-    pub(crate) fn listener_of(&self, socket: &Socket) -> Option<ProcessId> {
-        let listeners = self.listeners.get(&(socket.netns, socket.local.port))?;
+    pub(crate) fn listener_of(&self, netns: u32, local: Endpoint) -> Option<ProcessId> {
+        let listeners = self.listeners.get(&(netns, local.port))?;
         let scored = || {
             listeners.iter().filter_map(|slot| {
                 let listener = self.table.get(*slot);
-                Some((match_score(listener.local, socket.local)?, listener.process))
+                Some((match_score(listener.local, local)?, listener.process))
             })
         };
         let best = scored().map(|(score, _)| score).max()?;

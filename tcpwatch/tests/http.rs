@@ -361,7 +361,7 @@ fn fixture_with_a_hostile_name() -> Server {
     for frame in Recording::open(&fixture::path()).unwrap() {
         node.ingest(&match frame {
             Frame::Record(bytes) => Frame::Record(rename(bytes)),
-            Frame::Sweep { coverage, records } => Frame::Sweep { coverage, records: rename(records) },
+            Frame::Seen(records) => Frame::Seen(rename(records)),
             other => other,
         });
     }

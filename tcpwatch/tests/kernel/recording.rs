@@ -180,13 +180,15 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
                 };
                 ours.then_some(Frame::Record(bytes))
             }
-            Frame::Sweep { mut coverage, records } => {
+            Frame::Seen(records) => {
                 let sockets = records.chunks(size_of::<SeenSocket>());
                 let ours =
                     sockets.filter(|socket| u64::from(decode::seen(socket).unwrap().socket.netns) == netns);
-                let records = ours.flatten().copied().collect::<Vec<u8>>().into();
+                Some(Frame::Seen(ours.flatten().copied().collect::<Vec<u8>>().into()))
+            }
+            Frame::SweepEnd(mut coverage) => {
                 coverage.namespaces.retain(|inode| u64::from(*inode) == netns);
-                Some(Frame::Sweep { coverage, records })
+                Some(Frame::SweepEnd(coverage))
             }
             Frame::Process(mut process) => {
                 process.details.cgroup = Some("/system.slice/fixture.service".to_owned());

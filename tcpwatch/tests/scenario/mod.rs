@@ -181,7 +181,14 @@ impl World {
     }
 
     pub(crate) fn finish_sweep(&mut self, seen: &[Seen]) {
-        self.tracker.apply_sweep(seen, &covering(&[NETNS]));
+        self.finish_sweep_of(seen, &covering(&[NETNS]));
+    }
+
+    pub(crate) fn finish_sweep_of(&mut self, seen: &[Seen], coverage: &Coverage) {
+        for seen in seen {
+            self.tracker.apply_seen(seen);
+        }
+        self.tracker.end_sweep(coverage);
     }
 
     pub(crate) fn find(&self, cookie: u64) -> Option<&Conn> {

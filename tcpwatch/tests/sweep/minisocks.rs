@@ -125,7 +125,7 @@ fn a_namespace_that_is_gone_takes_its_minisocks_but_not_its_sockets() {
         let mut world = time_wait();
         world.tell(THEN, server(0), to(SynRecv, Established, 0));
         world.tracker.begin_sweep(THEN + SECOND);
-        world.tracker.apply_sweep(&[], &Coverage { all, ..covering(&[NETNS + 1]) });
+        world.finish_sweep_of(&[], &Coverage { all, ..covering(&[NETNS + 1]) });
         assert_eq!((world.state(1).is_some(), world.state(2)), (minisock_left, Some(Established)));
     }
 }
@@ -164,7 +164,7 @@ fn a_connection_whose_end_was_lost_while_the_sweep_ran_is_not_doubled() {
         world.tracker.begin_sweep(THEN - 2 * SECOND);
         world.tell(THEN - SECOND, client(HELD), to(Established, FinWait1, CURL));
         let seen = look_minisock(THEN, client(0), TimeWait, THEN + MINUTE);
-        world.tracker.apply_sweep(&[seen], &coverage);
+        world.finish_sweep_of(&[seen], &coverage);
         world.assert_consistent();
         let row = world.row(1);
         assert_eq!((row.state(), world.names(row)), (TimeWait, [Some("curl"); 3]), "{coverage:?}");

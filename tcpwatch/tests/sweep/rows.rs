@@ -120,7 +120,7 @@ fn only_in_a_covered_namespace_is_what_was_not_found_over() {
         let mut world = World::new();
         world.connect();
         world.tracker.begin_sweep(10);
-        world.tracker.apply_sweep(&[], &coverage);
+        world.finish_sweep_of(&[], &coverage);
         assert_eq!(world.state(1).is_some(), left, "{coverage:?}");
     }
 }

@@ -93,7 +93,7 @@ impl Chaos {
                 let seen: Vec<_> = (0..self.random.below(12)).map(|_| self.look()).collect();
                 let namespaces = self.random.pick(&[&[][..], &[NETNS], &[NETNS, NETNS + 1]]);
                 let coverage = Coverage { all: self.random.one_in(2), ..covering(namespaces) };
-                world.tracker.apply_sweep(&seen, &coverage);
+                world.finish_sweep_of(&seen, &coverage);
             }
             2 => world.tracker.expire(self.now_ns),
             _ => world.tracker.apply(&self.record()),
