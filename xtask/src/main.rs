@@ -6,6 +6,7 @@
 mod bpf;
 mod btf;
 mod command;
+mod debian;
 mod run;
 mod rustc_wrapper;
 mod test;
