@@ -11,6 +11,7 @@ mod run;
 mod rustc_wrapper;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ enum Chore {
     Bpf(bpf::Args),
     Run(run::Args),
     Test(test::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,5 +53,6 @@ fn chore(chore: &Chore) -> Result<()> {
         Chore::Bpf(args) => bpf::bpf(args),
         Chore::Run(args) => run::run(args),
         Chore::Test(args) => test::test(args),
+        Chore::Vm(args) => vm::vm(args),
     }
 }

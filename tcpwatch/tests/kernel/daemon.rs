@@ -27,6 +27,14 @@ pub(crate) fn tcpwatch(program: &str) -> Command {
     command
 }
 
+/// `--hook` options for each SIGNAL=WAY in TCPWATCH_HOOKS, which are separated by commas: the same tests prove
+/// each way to see a signal.
+fn forced_hooks() -> Vec<String> {
+    let hooks = std::env::var("TCPWATCH_HOOKS").unwrap_or_default();
+    let hooks = hooks.split(',').filter(|hook| !hook.is_empty());
+    hooks.flat_map(|hook| ["--hook".to_owned(), hook.to_owned()]).collect()
+}
+
 /// Stopped when dropped; it must then end well.
 pub(crate) struct Daemon {
     child: Child,
@@ -41,6 +49,7 @@ impl Daemon {
     pub(crate) fn start(options: &[&str]) -> Self {
         let mut child = tcpwatch(TCPWATCH)
             .args(["run", "--listen", "127.0.0.1:0"])
+            .args(forced_hooks())
             .args(options)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

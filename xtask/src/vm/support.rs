@@ -1,0 +1,131 @@
+//! What is expected of each kernel: where it comes from, how tcpwatch sees each signal on it, which tests it
+//! cannot pass and why. Whatever is not named here must work everywhere; a run that finds it otherwise fails.
+
+use super::check::Verdict;
+
+/// One of Debian's kernel series.
+#[derive(Debug)]
+pub(crate) struct Series {
+    pub(crate) name: &'static str,
+    /// Where Debian has it, security updates included.
+    pub(crate) suites: &'static [(Archive, &'static str)],
+    pub(crate) verdict: Verdict,
+    /// Ways that differ from [`WAYS`]; `None` for a signal that this kernel does not give.
+    pub(crate) other_ways: &'static [(&'static str, Option<&'static str>)],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Archive {
+    Main,
+    Security,
+}
+
+pub(crate) const SERIES: [Series; 6] = [
+    Series {
+        name: "5.10",
+        suites: &[(Archive::Main, "bullseye"), (Archive::Security, "bullseye-security")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+    Series {
+        name: "6.1",
+        suites: &[(Archive::Main, "bookworm"), (Archive::Security, "bookworm-security")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+    Series {
+        name: "6.12",
+        suites: &[(Archive::Main, "trixie"), (Archive::Security, "trixie-security")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+    Series {
+        name: "6.18",
+        suites: &[(Archive::Main, "trixie-backports")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+    Series { name: "7.2", suites: &[(Archive::Main, "sid")], verdict: Verdict::Full, other_ways: &[] },
+    Series {
+        name: "7.3",
+        suites: &[(Archive::Main, "trixie-backports")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+];
+
+/// How tcpwatch sees each signal when nothing forces it: the best way it knows.
+pub(crate) const WAYS: [(&str, &str); 7] = [
+    ("state", "tp_btf"),
+    ("retransmit", "tp_btf"),
+    ("close", "fentry"),
+    ("minisock", "fentry"),
+    ("accept", "fentry"),
+    ("held", "iter"),
+    ("unheld", "iter"),
+];
+
+/// Ways forced one after the other, so that each is proved on each kernel and not only the best.
+#[derive(Debug)]
+pub(crate) struct Forced {
+    pub(crate) name: &'static str,
+    /// Signals and ways, as `--hook` takes them.
+    pub(crate) hooks: &'static [(&'static str, &'static str)],
+}
+
+pub(crate) const FORCED: [Forced; 2] = [
+    Forced { name: "fentry", hooks: &[("close", "fentry"), ("minisock", "fentry"), ("accept", "fentry")] },
+    Forced {
+        name: "kprobe",
+        hooks: &[
+            ("state", "raw_tp"),
+            ("retransmit", "raw_tp"),
+            ("close", "kprobe"),
+            ("minisock", "kprobe"),
+            ("accept", "kprobe"),
+        ],
+    },
+];
+
+/// The tests that are run again with each set of forced ways: those that depend on every signal.
+pub(crate) const FORCED_TESTS: [&str; 5] = [
+    "counts::clean_echo_workload_leaves_nothing",
+    "leaks::a_half_closed_client_is_named_even_when_it_is_gone",
+    "life::a_life_is_told_while_it_is_lived_and_afterwards",
+    "owners::a_prefork_servers_connection_is_the_accepting_workers",
+    "recording::a_recorded_run_says_when_played_what_it_said_when_it_ran",
+];
+
+/// A test that is not run.
+#[derive(Debug)]
+pub(crate) struct Skip {
+    pub(crate) test: &'static str,
+    /// Empty for all.
+    pub(crate) series: &'static [&'static str],
+    pub(crate) reason: &'static str,
+}
+
+pub(crate) const SKIPS: [Skip; 1] = [Skip {
+    test: "counts::promtool_has_nothing_to_say_about_the_metrics",
+    series: &[],
+    reason: "about the text of /metrics, which no kernel changes; `cargo xtask test` runs it",
+}];
+
+/// Why this test is not run on that kernel.
+pub(crate) fn skipped(test: &str, series: &Series) -> Option<&'static str> {
+    let applies =
+        |skip: &&Skip| skip.test == test && (skip.series.is_empty() || skip.series.contains(&series.name));
+    SKIPS.iter().find(applies).map(|skip| skip.reason)
+}
+
+impl Series {
+    pub(crate) fn named(name: &str) -> Option<&'static Self> {
+        SERIES.iter().find(|series| series.name == name)
+    }
+
+    /// The way that is to serve a signal here, `None` where none can.
+    pub(crate) fn way(&self, signal: &str) -> Option<&'static str> {
+        let other = self.other_ways.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way);
+        other.unwrap_or_else(|| WAYS.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way))
+    }
+}
