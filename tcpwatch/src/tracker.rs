@@ -405,7 +405,7 @@ impl Tracker {
     }
 
     /// Notes a process in one of the connection's places for one.
-    fn refer(
+    pub(crate) fn refer(
         &mut self,
         slot: Slot,
         process: Option<ProcessId>,
@@ -501,7 +501,7 @@ impl Tracker {
         self.ended.push_back(Ended { conn, ended_ns: now_ns, cause });
     }
 
-    fn forget(&mut self, conn: &Conn) {
+    pub(crate) fn forget(&mut self, conn: &Conn) {
         for id in [conn.opener, conn.process, conn.closer].into_iter().flatten() {
             self.processes.drop_user(id);
         }
