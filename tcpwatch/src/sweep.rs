@@ -179,8 +179,10 @@ impl Tracker {
                 return;
             }
             // The same socket in another life: the end of the one before was lost, or is a minisock.
-            let another =
-                minisock || seen.state == TcpState::Close || listens != (conn.role == Role::Listener);
+            let another = minisock
+                || seen.state == TcpState::Close
+                || listens != (conn.role == Role::Listener)
+                || self.is_another(slot, &seen.socket);
             if !newer && another {
                 self.repairs.vanished += u64::from(!minisock);
                 self.supersede(slot, seen.time_ns);
