@@ -6,7 +6,7 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
@@ -19,6 +19,8 @@ pub const KIND_RETRANSMIT: u8 = 2;
 pub const KIND_CLOSE: u8 = 3;
 /// A [`SocketEvent`]: a minisock in `old_state` is gone; its cookie is 0, its ends say which it was.
 pub const KIND_MINISOCK_END: u8 = 5;
+/// A [`SocketEvent`]: the application accepted the connection.
+pub const KIND_ACCEPT: u8 = 6;
 /// A [`TaskEvent`]: the process that the next records name.
 pub const KIND_TASK: u8 = 4;
 
@@ -57,7 +59,8 @@ pub mod state {
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
 pub struct SocketEvent {
-    /// One of `KIND_TRANSITION`, `KIND_RETRANSMIT`, `KIND_CLOSE`, `KIND_MINISOCK_END`.
+    /// One of `KIND_TRANSITION`, `KIND_RETRANSMIT`, `KIND_CLOSE`, `KIND_MINISOCK_END`,
+    /// `KIND_ACCEPT`.
     pub kind: u8,
     pub old_state: u8,
     pub new_state: u8,
@@ -67,16 +70,17 @@ pub struct SocketEvent {
     pub netns: u32,
     /// CLOCK_MONOTONIC.
     pub time_ns: u64,
-    /// The kernel's own identity of the socket; `ss -e` prints it as `sk:`.
+    /// The kernel's own identity of the socket; `ss -e` prints it as `sk:`. Where the programs cannot have it
+    /// (`IDENTITY_IS_ADDRESS`): the socket's address, combined with a secret, used again once the socket is gone.
     pub cookie: u64,
     /// By kind and `new_state`:
     /// - a transition only the application can cause (to SYN_SENT, LISTEN, FIN_WAIT1 or LAST_ACK) and
-    ///   `KIND_CLOSE`: the process (tgid) in whose context it happened, 0 when that was a kernel
+    ///   `KIND_CLOSE` and `KIND_ACCEPT`: the process (tgid) in whose context it happened, 0 when that was a kernel
     ///   thread or the ring had no room to say which process it is;
     /// - a transition to CLOSE_WAIT: received bytes the application has not read;
     /// - a transition to CLOSE: the socket's error (`sk_err`) in the upper 8 bits, segments retransmitted so
     ///   far (`total_retrans`) in the lower 24, as many as fit;
-    /// - `KIND_RETRANSMIT`: segments retransmitted so far;
+    /// - `KIND_RETRANSMIT`: segments retransmitted so far, 0 where that is not known;
     /// - else 0.
     pub value: u32,
     pub sport: u16,
@@ -147,8 +151,9 @@ pub mod counter {
     pub const LOST_RETRANSMIT: u32 = 1;
     pub const LOST_CLOSE: u32 = 2;
     pub const LOST_MINISOCK: u32 = 3;
+    pub const LOST_ACCEPT: u32 = 4;
     /// Number of counters.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 const _: () = {

@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext;
 use aya_log_ebpf::debug;
 use tcpwatch_common::SocketEvent;
 
-use crate::{field::KernelPtr, fill, ring};
+use crate::{field::Kernel, fill, ring};
 
 /// What the hook knows; the rest of the record is read from the socket.
 pub struct What {
@@ -19,7 +19,7 @@ pub struct What {
 
 /// Writes the record; where there is no room, says so in the log that `--debug` shows.
 #[inline(always)]
-pub fn send(ctx: &impl EbpfContext, sk: KernelPtr, time_ns: u64, what: What) {
+pub fn send(ctx: &impl EbpfContext, sk: impl Kernel, time_ns: u64, what: What) {
     let (saddr, daddr) = fill::addresses(sk);
     let (sport, dport) = fill::ports(sk);
     let netns = fill::netns(sk);

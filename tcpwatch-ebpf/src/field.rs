@@ -2,7 +2,9 @@
 //!
 //! Each global below is `OFF_<struct member>`, in bytes, set with `EbpfLoader::override_global` before
 //! the load (`tcpwatch/src/offsets.rs` lists the same names). They lie in the frozen `.rodata`, so the
-//! verifier sees constants and checks each load against the kernel's own types.
+//! verifier sees constants.
+
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
 
 macro_rules! offsets {
     ($($name:ident)*) => { $( #[unsafe(no_mangle)] pub static $name: u32 = 0; )* };
@@ -10,58 +12,150 @@ macro_rules! offsets {
 
 offsets! {
     OFF_SKC_DADDR OFF_SKC_RCV_SADDR OFF_SKC_DPORT OFF_SKC_FAMILY OFF_SKC_STATE OFF_SKC_FLAGS
-    OFF_SKC_NET OFF_SKC_V6_DADDR OFF_SKC_V6_RCV_SADDR
-    OFF_SK_TYPE OFF_SK_ERR OFF_SK_SOCKET OFF_SK_DROPS OFF_SK_ACK_BACKLOG OFF_SK_MAX_ACK_BACKLOG
+    OFF_SKC_NET OFF_SKC_V6_DADDR OFF_SKC_V6_RCV_SADDR OFF_SKC_COOKIE
+    OFF_SK_TYPE OFF_SK_PROTOCOL OFF_SK_ERR OFF_SK_SOCKET OFF_SK_DROPS OFF_SK_ACK_BACKLOG
+    OFF_SK_MAX_ACK_BACKLOG
     OFF_INET_SPORT
     OFF_RCV_NXT OFF_COPIED_SEQ OFF_TOTAL_RETRANS
     OFF_RCV_TSTAMP OFF_LSNDTIME
     OFF_TW_SUBSTATE OFF_TW_SPORT OFF_TW_EXPIRES OFF_SKC_NUM
     OFF_NET_INUM
-    OFF_SOCKET_SK
+    OFF_SOCKET_SK OFF_FILE_PRIVATE_DATA OFF_FILE_INODE OFF_INODE_SB OFF_SB_MAGIC
     OFF_TASK_TGID OFF_TASK_FLAGS OFF_TASK_COMM OFF_TASK_GROUP_LEADER OFF_TASK_START_BOOTTIME
+    OFF_REGS_ARG0 OFF_REGS_ARG1 OFF_REGS_RETURN
 }
 
-/// A pointer whose type the verifier knows (`PTR_TO_BTF_ID`): an argument of a BTF tracepoint, or what
-/// was read from such a pointer.
-#[derive(Clone, Copy)]
-pub struct KernelPtr(*const u8);
+/// include/linux/socket.h
+pub const AF_INET: u16 = 2;
+/// include/linux/socket.h
+pub const AF_INET6: u16 = 10;
+/// include/linux/net.h
+const SOCK_STREAM: u16 = 1;
+/// include/uapi/linux/in.h
+const IPPROTO_TCP: u16 = 6;
 
-impl KernelPtr {
-    /// `None` for null, which the verifier wants excluded before some pointers are used.
+/// A non-null pointer to a kernel object, and a way to read what it points to.
+pub trait Kernel: Copy {
+    /// `None` for null.
+    fn new(pointer: *const u8) -> Option<Self>;
+
+    fn as_ptr(self) -> *const u8;
+
+    /// The member of type `T` at `offset`.
+    fn read<T: Copy>(self, offset: &'static u32) -> T;
+
+    /// The socket as a `struct tcp_sock`, if it is one: SCTP, DCCP and MPTCP sockets pass through the same
+    /// hooks, raw sockets carry protocol numbers too.
+    fn tcp_sock(self) -> Option<Self>;
+
+    /// The kernel's own identity of the socket.
+    fn cookie(self) -> u64;
+
+    /// The pointer member at `offset`.
     #[inline(always)]
-    pub fn new(pointer: *const u8) -> Option<Self> {
+    fn follow(self, offset: &'static u32) -> Option<Self> {
+        Self::new(self.read::<*const u8>(offset))
+    }
+
+    /// The 16 bytes at `offset` (an address, a name).
+    #[inline(always)]
+    fn read_16_bytes(self, offset: &'static u32) -> [u64; 2] {
+        self.read(offset)
+    }
+}
+
+/// A pointer whose type the verifier knows (`PTR_TO_BTF_ID`): an argument of a BTF tracepoint, fentry or
+/// iterator, or what was read from such a pointer. Read by plain loads, which the verifier checks against the
+/// kernel's own types.
+#[derive(Clone, Copy)]
+pub struct Typed(*const u8);
+
+impl Kernel for Typed {
+    #[inline(always)]
+    fn new(pointer: *const u8) -> Option<Self> {
         if pointer.is_null() { None } else { Some(Self(pointer)) }
     }
 
     #[inline(always)]
-    pub fn as_ptr(self) -> *const u8 {
+    fn as_ptr(self) -> *const u8 {
         self.0
     }
 
-    /// The member of type `T` at `offset`.
     #[inline(always)]
-    pub fn read<T: Copy>(self, offset: &'static u32) -> T {
-        // SAFETY: `offset` is a live static. Volatile, or the compiler folds its value at build time.
-        let offset = unsafe { core::ptr::read_volatile(offset) } as usize;
+    fn read<T: Copy>(self, offset: &'static u32) -> T {
         // SAFETY: the verifier checks this load against the BTF of the object behind the pointer; a
         // fault on a stale pointer reads zeros (the kernel's exception table).
-        unsafe { core::ptr::read_volatile(self.0.add(offset).cast()) }
+        unsafe { core::ptr::read_volatile(self.0.add(value(offset)).cast()) }
     }
 
-    /// The pointer member at `offset`.
+    /// In two loads of eight bytes: there are no larger ones.
     #[inline(always)]
-    pub fn follow(self, offset: &'static u32) -> Option<Self> {
-        Self::new(self.read::<*const u8>(offset))
-    }
-
-    /// The 16 bytes at `offset` (an address, a name), in two loads.
-    #[inline(always)]
-    pub fn read_16_bytes(self, offset: &'static u32) -> [u64; 2] {
+    fn read_16_bytes(self, offset: &'static u32) -> [u64; 2] {
         // SAFETY: as in `read`; both halves lie in the same member.
         unsafe {
-            let offset = core::ptr::read_volatile(offset) as usize;
-            let at = self.0.add(offset).cast::<u64>();
+            let at = self.0.add(value(offset)).cast::<u64>();
             [core::ptr::read_volatile(at), core::ptr::read_volatile(at.add(1))]
         }
     }
+
+    #[inline(always)]
+    fn tcp_sock(self) -> Option<Self> {
+        // SAFETY: the verifier checks that the argument is a socket.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) };
+        Self::new(tcp.cast()).filter(|sk| sk.read::<u16>(&OFF_SK_TYPE) == SOCK_STREAM)
+    }
+
+    /// Made on first request.
+    #[inline(always)]
+    fn cookie(self) -> u64 {
+        // SAFETY: the verifier checks that the argument is a socket.
+        unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
+    }
+}
+
+/// A pointer that is a plain number to the verifier: an argument of a kprobe or a raw tracepoint. Read with the
+/// probing helper; what cannot be read is 0.
+#[derive(Clone, Copy)]
+pub struct Raw(*const u8);
+
+impl Kernel for Raw {
+    #[inline(always)]
+    fn new(pointer: *const u8) -> Option<Self> {
+        if pointer.is_null() { None } else { Some(Self(pointer)) }
+    }
+
+    #[inline(always)]
+    fn as_ptr(self) -> *const u8 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(self, offset: &'static u32) -> T {
+        // SAFETY: the helper checks the address; `T` is a number, a pointer or an array of them: 0 is a value.
+        unsafe {
+            bpf_probe_read_kernel(self.0.wrapping_add(value(offset)).cast())
+                .unwrap_or_else(|_| core::mem::zeroed())
+        }
+    }
+
+    #[inline(always)]
+    fn tcp_sock(self) -> Option<Self> {
+        let family = self.read::<u16>(&OFF_SKC_FAMILY);
+        let inet = family == AF_INET || family == AF_INET6;
+        let stream = self.read::<u16>(&OFF_SK_TYPE) == SOCK_STREAM;
+        (inet && stream && self.read::<u16>(&OFF_SK_PROTOCOL) == IPPROTO_TCP).then_some(self)
+    }
+
+    /// 0 until somebody asked the kernel for it. The typed programs that see the socket first have.
+    #[inline(always)]
+    fn cookie(self) -> u64 {
+        self.read(&OFF_SKC_COOKIE)
+    }
+}
+
+/// What the loader set the global to.
+#[inline(always)]
+pub fn value(global: &'static u32) -> usize {
+    // SAFETY: a live static. Volatile, or the compiler folds its value at build time.
+    unsafe { core::ptr::read_volatile(global) as usize }
 }

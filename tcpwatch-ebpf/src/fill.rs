@@ -1,53 +1,58 @@
 //! What a record says about a socket: addresses, ports, namespace, flags.
 
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::bpf_probe_read_kernel;
 use tcpwatch_common::{
     FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_IPV6, FLAG_ORPHAN, FLAG_PASSIVE,
     state::{CLOSE_WAIT, ESTABLISHED},
 };
 
 use crate::field::{
-    KernelPtr, OFF_COPIED_SEQ, OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SK_ERR, OFF_SK_MAX_ACK_BACKLOG,
-    OFF_SK_SOCKET, OFF_SK_TYPE, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS, OFF_SKC_NET,
-    OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_TOTAL_RETRANS,
+    self, AF_INET6, Kernel, OFF_COPIED_SEQ, OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SK_ERR,
+    OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS,
+    OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_TOTAL_RETRANS,
 };
 
-/// include/linux/socket.h
-pub const AF_INET: u16 = 2;
-/// include/linux/socket.h
-pub const AF_INET6: u16 = 10;
-/// include/linux/net.h
-const SOCK_STREAM: u16 = 1;
 /// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
 const SOCK_DEAD: u32 = 0;
 const SOCK_DONE: u32 = 1;
 const SOCK_LINGER: u32 = 5;
 
-/// The socket as a `struct tcp_sock`, if it is one: SCTP, DCCP and MPTCP sockets pass through the same
-/// hooks, raw sockets carry protocol numbers too.
+/// Whether sockets are identified by their address, because this kernel, or the hook that sees them first, has
+/// no cookie for them. An address is used again once its socket is gone.
+#[unsafe(no_mangle)]
+static IDENTITY_IS_ADDRESS: u32 = 0;
+
+/// A secret of the loader: addresses of the kernel are nobody's business.
+#[unsafe(no_mangle)]
+static ADDRESS_KEY: u64 = 0;
+
+/// The identity of the socket: `SocketEvent::cookie`.
 #[inline(always)]
-pub fn tcp_sock(sk: KernelPtr) -> Option<KernelPtr> {
-    // SAFETY: the verifier checks that the argument is a socket.
-    let tcp = unsafe { bpf_skc_to_tcp_sock(sk.as_ptr().cast_mut().cast()) };
-    KernelPtr::new(tcp.cast()).filter(|sk| sk.read::<u16>(&OFF_SK_TYPE) == SOCK_STREAM)
+pub fn cookie(sk: impl Kernel) -> u64 {
+    if field::value(&IDENTITY_IS_ADDRESS) == 0 {
+        return sk.cookie();
+    }
+    let pointer = sk.as_ptr();
+    // SAFETY: a pointer is eight bytes. By way of a helper, because the verifier lets no one compute with pointers.
+    hide_address(unsafe { bpf_probe_read_kernel((&raw const pointer).cast::<u64>()) }.unwrap_or(0))
 }
 
-/// The kernel's own identity of the socket, made on first request.
+/// An address as the daemon may see it.
 #[inline(always)]
-pub fn cookie(sk: KernelPtr) -> u64 {
-    // SAFETY: the verifier checks that the argument is a socket.
-    unsafe { bpf_get_socket_cookie(sk.as_ptr().cast_mut().cast()) }
+pub fn hide_address(address: u64) -> u64 {
+    // SAFETY: a live static. Volatile, or the compiler folds its value at build time.
+    address ^ unsafe { core::ptr::read_volatile(&raw const ADDRESS_KEY) }
 }
 
 /// Inode number of the socket's network namespace, 0 where there is none.
 #[inline(always)]
-pub fn netns(sk: KernelPtr) -> u32 {
+pub fn netns(sk: impl Kernel) -> u32 {
     sk.follow(&OFF_SKC_NET).map_or(0, |net| net.read(&OFF_NET_INUM))
 }
 
 /// Local and remote address; IPv4 as `::ffff:a.b.c.d`.
 #[inline(always)]
-pub fn addresses(sk: KernelPtr) -> ([u64; 2], [u64; 2]) {
+pub fn addresses(sk: impl Kernel) -> ([u64; 2], [u64; 2]) {
     if sk.read::<u16>(&OFF_SKC_FAMILY) == AF_INET6 {
         (sk.read_16_bytes(&OFF_SKC_V6_RCV_SADDR), sk.read_16_bytes(&OFF_SKC_V6_DADDR))
     } else {
@@ -83,13 +88,13 @@ pub fn bytes<const N: usize, const M: usize>(words: [u64; N]) -> [u8; M] {
 
 /// Local and remote port. Not `skc_num`: the kernel has cleared that when a socket reaches CLOSE.
 #[inline(always)]
-pub fn ports(sk: KernelPtr) -> (u16, u16) {
+pub fn ports(sk: impl Kernel) -> (u16, u16) {
     (u16::from_be(sk.read(&OFF_INET_SPORT)), u16::from_be(sk.read(&OFF_SKC_DPORT)))
 }
 
 /// `FLAG_*` of the socket as it stands.
 #[inline(always)]
-pub fn flags(sk: KernelPtr) -> u8 {
+pub fn flags(sk: impl Kernel) -> u8 {
     let sk_flags = sk.read::<u64>(&OFF_SKC_FLAGS);
     let mut flags = 0;
     if sk.read::<u16>(&OFF_SKC_FAMILY) == AF_INET6 {
@@ -112,14 +117,14 @@ pub fn flags(sk: KernelPtr) -> u8 {
 
 /// Received bytes that the application has not read; a FIN takes one sequence number of its own.
 #[inline(always)]
-pub fn unread_bytes(sk: KernelPtr, flags: u8) -> u32 {
+pub fn unread_bytes(sk: impl Kernel, flags: u8) -> u32 {
     let waiting = sk.read::<u32>(&OFF_RCV_NXT).wrapping_sub(sk.read::<u32>(&OFF_COPIED_SEQ));
     if flags & FLAG_FIN_RECEIVED != 0 { waiting.saturating_sub(1) } else { waiting }
 }
 
 /// The error that ended the socket and its retransmits, as `SocketEvent::value` carries them.
 #[inline(always)]
-pub fn error_and_retransmits(sk: KernelPtr) -> u32 {
+pub fn error_and_retransmits(sk: impl Kernel) -> u32 {
     const RETRANSMITS: u32 = (1 << 24) - 1;
     let retransmits = sk.read::<u32>(&OFF_TOTAL_RETRANS);
     let retransmits = if retransmits > RETRANSMITS { RETRANSMITS } else { retransmits };
@@ -129,7 +134,7 @@ pub fn error_and_retransmits(sk: KernelPtr) -> u32 {
 /// Whether tcp_close() will send a FIN, and so change the state to FIN_WAIT1 or LAST_ACK: with nothing
 /// unread and no zero linger time (`__tcp_close`, net/ipv4/tcp.c).
 #[inline(always)]
-pub fn closes_in_order(sk: KernelPtr, state: u8, flags: u8) -> bool {
+pub fn closes_in_order(sk: impl Kernel, state: u8, flags: u8) -> bool {
     let aborts = sk.read::<u64>(&OFF_SKC_FLAGS) & (1 << SOCK_LINGER) != 0 || unread_bytes(sk, flags) != 0;
     (state == ESTABLISHED || state == CLOSE_WAIT) && !aborts
 }

@@ -8,7 +8,7 @@ use tcpwatch_common::SeenSocket;
 
 use crate::{
     field::{
-        KernelPtr, OFF_LSNDTIME, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG,
+        Kernel, OFF_LSNDTIME, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG,
         OFF_SKC_STATE, OFF_TOTAL_RETRANS,
     },
     fill,
@@ -22,7 +22,7 @@ pub struct Meta {
 
 /// A full socket, looked at now; nobody named as its holder.
 #[inline(always)]
-pub fn full_socket(sk: KernelPtr) -> SeenSocket {
+pub fn full_socket(sk: impl Kernel) -> SeenSocket {
     let flags = fill::flags(sk);
     let (sport, dport) = fill::ports(sk);
     SeenSocket {
@@ -44,7 +44,7 @@ pub fn full_socket(sk: KernelPtr) -> SeenSocket {
 
 /// What full sockets and minisocks have in common: `struct sock_common`, and the time.
 #[inline(always)]
-pub fn any_socket(skc: KernelPtr) -> SeenSocket {
+pub fn any_socket(skc: impl Kernel) -> SeenSocket {
     let (saddr, daddr) = fill::addresses(skc);
     SeenSocket {
         state: 0,

@@ -1,22 +1,26 @@
 //! The BPF programs: kernel hooks in, records of `tcpwatch-common` out through one ring buffer.
 //!
-//! A file for each hook. Nothing here runs per packet or per send, nothing keeps a table of sockets.
+//! A file for each signal, with a program for each way to get it, named `<signal>_<way>`; the loader
+//! (`tcpwatch/src/probes`) takes the first that this kernel takes. Nothing here runs per packet or per send, nothing keeps a table of sockets.
 //! What cannot be written (the ring is full) is counted, never waited for.
 #![no_std]
 #![no_main]
 
+mod accept;
+mod close;
 mod event;
 mod field;
 mod fill;
-mod inet_sock_set_state;
-mod inet_twsk_kill;
+mod format;
 mod iter;
+mod minisock;
+mod registers;
+mod retransmit;
 mod ring;
+mod state;
 mod task;
 mod task_file;
 mod tcp;
-mod tcp_close;
-mod tcp_retransmit_skb;
 
 use tcpwatch_common::ABI;
 

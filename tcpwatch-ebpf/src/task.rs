@@ -1,14 +1,14 @@
 //! The process in whose context a program runs, told to the reader once.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task},
     macros::map,
     maps::LruHashMap,
 };
 use tcpwatch_common::{KIND_TASK, TaskEvent};
 
 use crate::{
-    field::{OFF_TASK_COMM, OFF_TASK_FLAGS, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME},
+    field::{Kernel, OFF_TASK_COMM, OFF_TASK_FLAGS, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME, Raw},
     fill, ring,
 };
 
@@ -37,15 +37,15 @@ pub fn current_tgid(lost: u32) -> u32 {
 #[inline(always)]
 fn tell_current(lost: u32) -> Option<u32> {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: always a task_struct, but a plain number to the verifier: read with the probing helper.
-    let task = unsafe { bpf_get_current_task() } as *const u8;
-    if probe::<u32>(task, &OFF_TASK_FLAGS)? & PF_KTHREAD != 0 {
+    // SAFETY: no arguments. Always a task_struct, but a plain number to the verifier.
+    let task = Raw::new(unsafe { bpf_get_current_task() } as *const u8)?;
+    if task.read::<u32>(&OFF_TASK_FLAGS) & PF_KTHREAD != 0 {
         return None;
     }
     // A thread may carry a name of its own; the process is called what its leader is called.
-    let leader = probe::<*const u8>(task, &OFF_TASK_GROUP_LEADER)?;
+    let leader = task.follow(&OFF_TASK_GROUP_LEADER)?;
     let now =
-        Told { start_ns: probe(leader, &OFF_TASK_START_BOOTTIME)?, comm: probe(leader, &OFF_TASK_COMM)? };
+        Told { start_ns: leader.read(&OFF_TASK_START_BOOTTIME), comm: leader.read_16_bytes(&OFF_TASK_COMM) };
     // SAFETY: the value is copied out at once; a torn read only tells the process again.
     if unsafe { TOLD.get(tgid) }.is_some_and(|told| *told == now) {
         return Some(tgid);
@@ -58,10 +58,4 @@ fn tell_current(lost: u32) -> Option<u32> {
     // A full map evicts, an error would only tell the process again.
     let _ = TOLD.insert(tgid, now, 0);
     Some(tgid)
-}
-
-#[inline(always)]
-fn probe<T>(base: *const u8, offset: &'static u32) -> Option<T> {
-    // SAFETY: `offset` is a live static (volatile: the loader sets it); the helper checks the address.
-    unsafe { bpf_probe_read_kernel(base.wrapping_add(core::ptr::read_volatile(offset) as usize).cast()).ok() }
 }

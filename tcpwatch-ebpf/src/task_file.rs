@@ -12,12 +12,16 @@ use tcpwatch_common::SeenSocket;
 
 use crate::{
     field::{
-        KernelPtr, OFF_SKC_FAMILY, OFF_SOCKET_SK, OFF_TASK_COMM, OFF_TASK_GROUP_LEADER,
-        OFF_TASK_START_BOOTTIME, OFF_TASK_TGID,
+        AF_INET, AF_INET6, Kernel, OFF_FILE_INODE, OFF_FILE_PRIVATE_DATA, OFF_INODE_SB, OFF_SB_MAGIC,
+        OFF_SKC_FAMILY, OFF_SOCKET_SK, OFF_TASK_COMM, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME,
+        OFF_TASK_TGID, Raw, Typed,
     },
-    fill::{self, AF_INET, AF_INET6},
+    fill,
     iter::{self, Meta},
 };
+
+/// include/uapi/linux/magic.h
+const SOCKFS_MAGIC: u64 = 0x534f_434b;
 
 /// `struct bpf_iter__task_file` (kernel/bpf/task_iter.c): each member takes eight bytes.
 #[repr(C)]
@@ -30,25 +34,50 @@ pub struct Context {
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
-pub extern "C" fn task_file(ctx: *const Context) -> i32 {
+pub extern "C" fn held_iter(ctx: *const Context) -> i32 {
     // SAFETY: the kernel passes a context of this layout.
-    let (meta, task, fd, file) = unsafe { ((*ctx).meta, (*ctx).task, (*ctx).fd as u32, (*ctx).file) };
+    let file = unsafe { (*ctx).file };
     // Task and file are null once, after the last one.
-    let Some(task) = KernelPtr::new(task.cast()) else { return 0 };
     if file.is_null() {
         return 0;
     }
     // SAFETY: a non-null file of the context.
     let socket = unsafe { bpf_sock_from_file(file.cast_mut()) };
-    let Some(socket) = KernelPtr::new(socket.cast()) else { return 0 };
-    let Some(sk) = socket.follow(&OFF_SOCKET_SK) else { return 0 };
+    if let Some(sk) = Typed::new(socket.cast()).and_then(|socket| socket.follow(&OFF_SOCKET_SK)) {
+        held(ctx, sk);
+    }
+    0
+}
+
+/// The same for Linux 5.10, which has no `bpf_sock_from_file`: a file of sockfs is a socket.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn held_iter_probing(ctx: *const Context) -> i32 {
+    // SAFETY: the kernel passes a context of this layout.
+    let Some(file) = Typed::new(unsafe { (*ctx).file }.cast()) else { return 0 };
+    let superblock = file.follow(&OFF_FILE_INODE).and_then(|inode| inode.follow(&OFF_INODE_SB));
+    if superblock.is_none_or(|superblock| superblock.read::<u64>(&OFF_SB_MAGIC) != SOCKFS_MAGIC) {
+        return 0;
+    }
+    let socket = Raw::new(file.read(&OFF_FILE_PRIVATE_DATA));
+    if let Some(sk) = socket.and_then(|socket| socket.follow(&OFF_SOCKET_SK)) {
+        held(ctx, sk);
+    }
+    0
+}
+
+#[inline(always)]
+fn held(ctx: *const Context, sk: impl Kernel) {
+    // SAFETY: the kernel passes a context of this layout.
+    let (meta, task, fd) = unsafe { ((*ctx).meta, (*ctx).task, (*ctx).fd as u32) };
+    let Some(task) = Typed::new(task.cast()) else { return };
     let family = sk.read::<u16>(&OFF_SKC_FAMILY);
     // The protocol's numbers mean something else in other families (a netlink socket's 6, say).
     if family != AF_INET && family != AF_INET6 {
-        return 0;
+        return;
     }
-    let Some(sk) = fill::tcp_sock(sk) else { return 0 };
-    let Some(leader) = task.follow(&OFF_TASK_GROUP_LEADER) else { return 0 };
+    let Some(sk) = sk.tcp_sock() else { return };
+    let Some(leader) = task.follow(&OFF_TASK_GROUP_LEADER) else { return };
     let record = SeenSocket {
         start_ns: leader.read(&OFF_TASK_START_BOOTTIME),
         tgid: task.read(&OFF_TASK_TGID),
@@ -57,5 +86,4 @@ pub extern "C" fn task_file(ctx: *const Context) -> i32 {
         ..iter::full_socket(sk)
     };
     iter::write(meta, &record);
-    0
 }

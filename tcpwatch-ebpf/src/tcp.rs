@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_timewait_soc
 use tcpwatch_common::{FLAG_MINISOCK, FLAG_REQUEST, SeenSocket, state::SYN_RECV};
 
 use crate::{
-    field::{KernelPtr, OFF_SKC_DPORT, OFF_SKC_NUM, OFF_TW_EXPIRES, OFF_TW_SPORT, OFF_TW_SUBSTATE},
+    field::{Kernel as _, OFF_SKC_DPORT, OFF_SKC_NUM, OFF_TW_EXPIRES, OFF_TW_SPORT, OFF_TW_SUBSTATE, Typed},
     fill,
     iter::{self, Meta},
 };
@@ -19,18 +19,18 @@ pub struct Context {
 
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
-pub extern "C" fn tcp(ctx: *const Context) -> i32 {
+pub extern "C" fn unheld_iter(ctx: *const Context) -> i32 {
     // SAFETY: the kernel passes a context of this layout.
     let (meta, skc) = unsafe { ((*ctx).meta, (*ctx).sk_common) };
     // Null once, after the last one.
-    let Some(skc) = KernelPtr::new(skc) else { return 0 };
+    let Some(skc) = Typed::new(skc) else { return 0 };
     let pointer = skc.as_ptr().cast_mut().cast();
-    if let Some(sk) = fill::tcp_sock(skc) {
+    if let Some(sk) = skc.tcp_sock() {
         iter::write(meta, &iter::full_socket(sk));
         return 0;
     }
     // SAFETY: the iterator's own socket.
-    if let Some(tw) = KernelPtr::new(unsafe { bpf_skc_to_tcp_timewait_sock(pointer) }.cast()) {
+    if let Some(tw) = Typed::new(unsafe { bpf_skc_to_tcp_timewait_sock(pointer) }.cast()) {
         let record = SeenSocket {
             state: tw.read(&OFF_TW_SUBSTATE),
             flags: FLAG_MINISOCK,
@@ -44,7 +44,7 @@ pub extern "C" fn tcp(ctx: *const Context) -> i32 {
         return 0;
     }
     // SAFETY: the iterator's own socket.
-    if let Some(request) = KernelPtr::new(unsafe { bpf_skc_to_tcp_request_sock(pointer) }.cast()) {
+    if let Some(request) = Typed::new(unsafe { bpf_skc_to_tcp_request_sock(pointer) }.cast()) {
         let record = SeenSocket {
             state: SYN_RECV,
             flags: FLAG_REQUEST,

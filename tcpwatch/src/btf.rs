@@ -1,8 +1,8 @@
 //! Where the members of the running kernel's structs lie: a small reader of BTF.
 //!
 //! In: the bytes of /sys/kernel/btf/vmlinux. Out: byte offsets of named members, also of those in nested
-//! anonymous structs and unions. It keeps one offset for each type while it lives and is dropped after the
-//! start; it does not resolve relocations, functions or bit fields.
+//! anonymous structs and unions; and the parameters of functions. It keeps one offset for each type while it
+//! lives and is dropped after the start; it does not resolve relocations or bit fields.
 //! Format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h of the kernel.
 
 use std::collections::HashMap;
@@ -24,11 +24,19 @@ pub enum BtfError {
 }
 
 const MAGIC: u16 = 0xeb9f;
+const KIND_PTR: u32 = 2;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
-/// Bytes of `struct btf_type` and of `struct btf_member`.
+const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNC: u32 = 12;
+const KIND_FUNC_PROTO: u32 = 13;
+/// Bytes of `struct btf_type`, of `struct btf_member` and of `struct btf_param`.
 const TYPE_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
+const PARAM_BYTES: usize = 8;
+
+/// The kernel's typedef for a tracepoint's probes is this and its name.
+const TRACEPOINT: &[u8] = b"btf_trace_";
 
 /// A parsed BTF: the bytes, and where each type begins.
 #[derive(Debug)]
@@ -39,6 +47,8 @@ pub struct Btf<'a> {
     types: Vec<u32>,
     /// The named structs; a name that several types carry keeps its first.
     structs: HashMap<&'a [u8], u32>,
+    /// The functions, and the typedefs that stand for tracepoints (`btf_trace_<name>`).
+    functions: HashMap<&'a [u8], u32>,
 }
 
 impl<'a> Btf<'a> {
@@ -54,17 +64,18 @@ impl<'a> Btf<'a> {
         let types_at = header.saturating_add(word(8)? as usize);
         let types_end = types_at.saturating_add(word(12)? as usize);
         let strings = header.saturating_add(word(16)? as usize);
-        let mut btf = Self { bytes, strings, types: Vec::new(), structs: HashMap::new() };
+        let mut btf =
+            Self { bytes, strings, types: Vec::new(), structs: HashMap::new(), functions: HashMap::new() };
         let mut at = types_at;
         while at < types_end {
             let info = word(at + 4)?;
             let (kind, vlen) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
             btf.types.push(at as u32);
-            if kind == KIND_STRUCT {
-                let name = btf.string(word(at)?)?;
-                if !name.is_empty() {
-                    btf.structs.entry(name).or_insert(at as u32);
-                }
+            let name = btf.string(word(at)?)?;
+            if kind == KIND_STRUCT && !name.is_empty() {
+                btf.structs.entry(name).or_insert(at as u32);
+            } else if kind == KIND_FUNC || (kind == KIND_TYPEDEF && name.starts_with(TRACEPOINT)) {
+                btf.functions.entry(name).or_insert(at as u32);
             }
             at += TYPE_BYTES + trailing_bytes(kind, vlen).ok_or(BtfError::Malformed(at))?;
         }
@@ -86,6 +97,64 @@ impl<'a> Btf<'a> {
             at = self.type_at(self.skip_modifiers(type_id)?).unwrap_or(0);
         }
         if bits % 8 == 0 { Ok(bits / 8) } else { Err(BtfError::BitField(name.to_owned(), path.to_owned())) }
+    }
+
+    /// The structs that the function's parameters point to, `None` for any other parameter; `None` where the
+    /// kernel has no such function.
+    ///
+    /// # Errors
+    /// When the BTF is malformed.
+    pub fn parameters(&self, function: &str) -> Result<Option<Vec<Option<&'a [u8]>>>, BtfError> {
+        let Some(at) = self.functions.get(function.as_bytes()) else { return Ok(None) };
+        self.prototype(*at as usize).map(Some)
+    }
+
+    /// The same for what a tracepoint passes to its probes.
+    ///
+    /// # Errors
+    /// When the BTF is malformed.
+    pub fn tracepoint_parameters(&self, name: &str) -> Result<Option<Vec<Option<&'a [u8]>>>, BtfError> {
+        let name = [TRACEPOINT, name.as_bytes()].concat();
+        let Some(at) = self.functions.get(name.as_slice()) else { return Ok(None) };
+        let mut parameters = self.prototype(*at as usize)?;
+        // The first is the probe's own data.
+        parameters.drain(..parameters.len().min(1));
+        Ok(Some(parameters))
+    }
+
+    fn prototype(&self, at: usize) -> Result<Vec<Option<&'a [u8]>>, BtfError> {
+        let (proto, vlen) = self.behind(at, &[KIND_FUNC, KIND_TYPEDEF, KIND_PTR], KIND_FUNC_PROTO)?;
+        (0..vlen)
+            .map(|index| {
+                let type_id = read_u32(self.bytes, proto + TYPE_BYTES + index * PARAM_BYTES + 4)?;
+                let Some(parameter) = self.type_at(self.skip_modifiers(type_id)?) else { return Ok(None) };
+                if self.kind_at(parameter)? != KIND_PTR {
+                    return Ok(None);
+                }
+                let target = self.skip_modifiers(read_u32(self.bytes, parameter + 8)?)?;
+                match self.type_at(target) {
+                    Some(target) if self.kind_at(target)? == KIND_STRUCT => {
+                        self.string(read_u32(self.bytes, target)?).map(Some)
+                    }
+                    _ => Ok(None),
+                }
+            })
+            .collect()
+    }
+
+    /// The type of kind `wanted` behind types of the kinds `steps`, and its number of parts.
+    fn behind(&self, mut at: usize, steps: &[u32], wanted: u32) -> Result<(usize, usize), BtfError> {
+        while steps.contains(&self.kind_at(at)?) {
+            at = self.type_at(read_u32(self.bytes, at + 8)?).ok_or(BtfError::Malformed(at))?;
+        }
+        if self.kind_at(at)? != wanted {
+            return Err(BtfError::Malformed(at));
+        }
+        Ok((at, (read_u32(self.bytes, at + 4)? & 0xffff) as usize))
+    }
+
+    fn kind_at(&self, at: usize) -> Result<u32, BtfError> {
+        Ok((read_u32(self.bytes, at + 4)? >> 24) & 0x1f)
     }
 
     /// Bit offset and type id of a member, looked for in nested anonymous structs and unions too.
@@ -211,6 +280,19 @@ mod tests {
             }
         }
 
+        /// A type that names another: pointer, typedef, function.
+        fn refer(&mut self, kind: u32, name: &str, type_id: u32) {
+            let name = self.name(name);
+            self.push(&[name, kind << 24, type_id]);
+        }
+
+        fn prototype(&mut self, parameters: &[u32]) {
+            self.push(&[0, KIND_FUNC_PROTO << 24 | parameters.len() as u32, 1]);
+            for parameter in parameters {
+                self.push(&[0, *parameter]);
+            }
+        }
+
         fn finish(self) -> Vec<u8> {
             let (types, strings) = (self.types.len() as u32, self.strings.len() as u32);
             let mut bytes: Vec<u8> = [u32::from(MAGIC) | 1 << 16, 24, 0, types, types, strings]
@@ -230,7 +312,23 @@ mod tests {
         btf.aggregate(KIND_STRUCT, "inner", false, &[("pad", 1, 0), ("inum", 1, 96)]); // 3
         btf.aggregate(KIND_STRUCT, "outer", false, &[("first", 1, 0), ("", 2, 64), ("ns", 3, 128)]); // 4
         btf.aggregate(KIND_STRUCT, "bits", true, &[("whole", 1, 32), ("narrow", 1, 5 << 24 | 64)]); // 5
+        btf.refer(10, "", 4); // 6: const struct outer
+        btf.refer(KIND_PTR, "", 6); // 7
+        btf.prototype(&[7, 1]); // 8
+        btf.refer(KIND_FUNC, "function", 8); // 9
+        btf.refer(KIND_PTR, "", 8); // 10
+        btf.refer(KIND_TYPEDEF, "btf_trace_point", 10); // 11
         btf.finish()
+    }
+
+    #[test]
+    fn parameters_of_functions_and_tracepoints_are_told() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes).unwrap();
+        let outer = &b"outer"[..];
+        assert_eq!(btf.parameters("function").unwrap(), Some(vec![Some(outer), None]));
+        assert_eq!(btf.tracepoint_parameters("point").unwrap(), Some(vec![None]));
+        assert_eq!(btf.parameters("absent").unwrap(), None);
     }
 
     #[test]
@@ -266,6 +364,7 @@ mod tests {
         for length in 0..bytes.len() {
             if let Ok(btf) = Btf::parse(&bytes[..length]) {
                 let _ = btf.offset_of("outer", "ns.inum");
+                let _ = btf.parameters("function");
             }
         }
         assert!(matches!(Btf::parse(&[0; 64]), Err(BtfError::Magic(0))));

@@ -6,8 +6,9 @@
 use std::net::Ipv6Addr;
 
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST, KIND_CLOSE,
-    KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket, SocketEvent, TaskEvent,
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST, KIND_ACCEPT,
+    KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket, SocketEvent,
+    TaskEvent,
 };
 use thiserror::Error;
 
@@ -124,11 +125,13 @@ pub enum What {
     },
     Retransmit {
         state: TcpState,
-        /// Segments retransmitted on this socket so far.
-        total: u32,
+        /// Segments retransmitted on this socket so far; `None` where only the one is known.
+        total: Option<u32>,
     },
     /// What the kernel kept of the socket is gone.
     MinisockEnd,
+    /// The application accepted the connection.
+    Accept { state: TcpState, pid: Option<u32> },
     /// The application closed its last descriptor.
     Close { state: TcpState, pid: Option<u32> },
 }
@@ -178,7 +181,7 @@ pub struct ListenQueue {
 pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
     match bytes.first().copied() {
         Some(KIND_TASK) => Ok(Record::Task(task(&read(bytes)?))),
-        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_CLOSE | KIND_MINISOCK_END) => {
+        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_CLOSE | KIND_MINISOCK_END | KIND_ACCEPT) => {
             socket_record(&read(bytes)?).map(Record::Socket)
         }
         Some(kind) => Err(DecodeError::Kind(kind)),
@@ -222,8 +225,9 @@ fn socket_record(raw: &SocketEvent) -> Result<SocketRecord, DecodeError> {
     };
     let to = state(raw.new_state)?;
     let what = match raw.kind {
-        KIND_RETRANSMIT => What::Retransmit { state: to, total: raw.value },
+        KIND_RETRANSMIT => What::Retransmit { state: to, total: (raw.value != 0).then_some(raw.value) },
         KIND_MINISOCK_END => What::MinisockEnd,
+        KIND_ACCEPT => What::Accept { state: to, pid: (raw.value != 0).then_some(raw.value) },
         KIND_CLOSE => What::Close { state: to, pid: (raw.value != 0).then_some(raw.value) },
         _ if to == TcpState::Close => What::End {
             from: state(raw.old_state)?,

@@ -3,6 +3,7 @@
 //! The modules stand in the order in which data flows through them; see docs/ARCHITECTURE.md.
 
 pub mod btf;
+pub mod kernel;
 pub mod offsets;
 pub mod probes;
 
@@ -38,6 +39,7 @@ pub mod sweeper;
 
 pub mod pipeline;
 
+pub mod check;
 pub mod options;
 
 pub mod replay;

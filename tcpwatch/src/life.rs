@@ -82,6 +82,15 @@ impl Life {
         self.len = index as u8 + 1;
     }
 
+    /// The life that goes on in `state`; unchanged when it is in that state already.
+    #[must_use]
+    pub fn then(mut self, state: TcpState, cause: Cause, now_ns: u64) -> Self {
+        if self.state() != state {
+            self.enter(state, cause, now_ns);
+        }
+        self
+    }
+
     pub fn steps(&self) -> impl Iterator<Item = Step> {
         self.steps[..usize::from(self.len)].iter().map(|packed| Step {
             state: unpack_state(*packed),

@@ -1,4 +1,4 @@
-//! The program: options in, one of `run` and `replay`, and an exit code that says what went wrong.
+//! The program: options in, one of the commands, and an exit code that says what went wrong.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -8,14 +8,16 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use tcpwatch::{
+    check::Checked,
     clock::Clock,
     findings::lingering::LingerLimits,
     http::{Api, router},
+    kernel,
     node::{Identity, Node},
-    options::{Cli, Command, Linger, OptionsError, ReplayArgs, RunOptions},
+    options::{CheckArgs, Cli, Command, Linger, OptionsError, ReplayArgs, RunOptions},
     pipeline::Pipeline,
-    probes::{LoadOptions, ProbeError, Probes},
-    recording::{Recording, RecordingError},
+    probes::{Loaded, ProbeError, Probes},
+    recording::{Recorder, Recording, RecordingError},
     replay, trace,
 };
 use tokio::{
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
+        Some(Command::Check(args)) => return check(&args),
         Some(Command::Replay(args)) => replay(args),
         Some(Command::Trace(args)) => trace::run(&args, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS),
         Some(Command::Run(args)) => args.complete().map_err(Into::into).and_then(run),
@@ -71,24 +74,50 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+fn check(args: &CheckArgs) -> ExitCode {
+    if args.debug {
+        init_log(true);
+    }
+    let checked = Checked::now(&args.load_options());
+    if args.json {
+        println!("{}", checked.json());
+    } else {
+        print!("{}", checked.text());
+    }
+    checked.verdict.exit_code().into()
+}
+
 fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
-    init_log(options.debug);
+    init_log(options.load.debug);
+    // Before the kernel is touched: a taken port is the commoner mistake, and quickly told.
+    let listener = std::net::TcpListener::bind(options.listen).with_context(|| {
+        format!("cannot listen on {}: choose another address with --listen ADDR:PORT", options.listen)
+    })?;
+    listener.set_nonblocking(true)?;
+    let loaded = Probes::load(&options.load)?;
+    let mut node = Node::new(identity(), options.linger, options.limits, loaded.hooks.clone());
+    node.tracker.told = loaded.hooks.told();
+    let recorder =
+        options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
+    // While this is the only thread: capabilities belong to threads.
+    kernel::drop_capabilities().context("cannot give up capabilities that are not needed any more")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(options))?;
+    runtime.block_on(serve(listener, node, loaded, recorder, options.load.debug))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(options: RunOptions) -> anyhow::Result<()> {
-    // Before the kernel is touched: a taken port is the commoner mistake, and quickly told.
-    let listener = TcpListener::bind(options.listen).await.with_context(|| {
-        format!("cannot listen on {}: choose another address with --listen ADDR:PORT", options.listen)
-    })?;
-    let load =
-        LoadOptions { ring_bytes: options.ring_bytes, drop_share: options.drop_share, debug: options.debug };
-    let loaded = Probes::load(load)?;
-    let mut node = Node::new(identity(), options.linger, options.limits, loaded.probes.signals.clone());
-    node.tracker.minisock_ends_are_told = loaded.probes.tells_minisock_ends();
-    let pipeline = Pipeline::new(node, loaded, options.record.as_deref())?;
+async fn serve(
+    listener: std::net::TcpListener,
+    node: Node,
+    mut loaded: Loaded,
+    recorder: Option<Recorder>,
+    debug: bool,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    if debug {
+        loaded.probes.follow_log();
+    }
+    let pipeline = Pipeline::new(node, loaded, recorder)?;
 
     let (questions, asked) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;

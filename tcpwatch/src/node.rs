@@ -10,8 +10,8 @@ use crate::{
     clock::{Clock, seconds},
     decode::{self, Record, SocketRecord},
     findings::{LeakHistory, SAMPLE_INTERVAL, lingering::LingerLimits},
-    probes::{Lost, Signal},
-    recording::Frame,
+    probes::{Hooks, Lost},
+    recording::{Frame, Header},
     sweep::Coverage,
     tracker::{Limits, Tracker},
     transition::{Before, Transition},
@@ -44,7 +44,7 @@ pub struct Node {
     pub tracker: Tracker,
     pub linger: LingerLimits,
     pub history: LeakHistory,
-    pub signals: Vec<Signal>,
+    pub hooks: Hooks,
     pub records: RecordCounts,
     /// What still has to happen before answers are complete.
     pub waiting_for: Option<&'static str>,
@@ -59,13 +59,13 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(identity: Identity, linger: LingerLimits, limits: Limits, signals: Vec<Signal>) -> Self {
+    pub fn new(identity: Identity, linger: LingerLimits, limits: Limits, hooks: Hooks) -> Self {
         Self {
             identity,
             tracker: Tracker::new(limits),
             linger,
             history: LeakHistory::default(),
-            signals,
+            hooks,
             records: RecordCounts::default(),
             transitions: broadcast::Sender::new(FOLLOWER_BACKLOG),
             sweep_problems: Vec::new(),
@@ -73,6 +73,17 @@ impl Node {
             lost_before_sweep: Lost::default(),
             repaired: Lost::default(),
             next_sample_ns: 0,
+        }
+    }
+
+    /// What a recording of this run begins with.
+    pub fn recording_header(&self) -> Header {
+        Header {
+            tcpwatch_records: tcpwatch_common::ABI,
+            node: self.identity.node.clone(),
+            kernel: self.identity.kernel.clone(),
+            wall_offset_ns: self.identity.wall_offset_ns,
+            told: self.tracker.told,
         }
     }
 

@@ -2,6 +2,16 @@
 
 use crate::btf::{Btf, BtfError};
 
+/// The registers of a probed function's first two arguments and of its return value (the kernel's calling
+/// convention; `PT_REGS_PARM1` and the like of tools/lib/bpf/bpf_tracing.h).
+#[cfg(target_arch = "x86_64")]
+const REGISTERS: [(&str, u32); 3] = [("di", 0), ("si", 0), ("ax", 0)];
+#[cfg(target_arch = "aarch64")]
+const REGISTERS: [(&str, u32); 3] = [("regs", 0), ("regs", 8), ("regs", 0)];
+
+/// The register globals, in that order.
+const REGISTER_GLOBALS: [&str; 3] = ["OFF_REGS_ARG0", "OFF_REGS_ARG1", "OFF_REGS_RETURN"];
+
 /// Global of the BPF object (`tcpwatch-ebpf/src/field.rs`), struct, member.
 const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_SKC_DADDR", "sock_common", "skc_daddr"),
@@ -13,7 +23,9 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_SKC_NET", "sock_common", "skc_net"),
     ("OFF_SKC_V6_DADDR", "sock_common", "skc_v6_daddr"),
     ("OFF_SKC_V6_RCV_SADDR", "sock_common", "skc_v6_rcv_saddr"),
+    ("OFF_SKC_COOKIE", "sock_common", "skc_cookie"),
     ("OFF_SK_TYPE", "sock", "sk_type"),
+    ("OFF_SK_PROTOCOL", "sock", "sk_protocol"),
     ("OFF_SK_ERR", "sock", "sk_err"),
     ("OFF_SK_SOCKET", "sock", "sk_socket"),
     ("OFF_SK_DROPS", "sock", "sk_drops"),
@@ -31,6 +43,10 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_SKC_NUM", "sock_common", "skc_num"),
     ("OFF_NET_INUM", "net", "ns.inum"),
     ("OFF_SOCKET_SK", "socket", "sk"),
+    ("OFF_FILE_PRIVATE_DATA", "file", "private_data"),
+    ("OFF_FILE_INODE", "file", "f_inode"),
+    ("OFF_INODE_SB", "inode", "i_sb"),
+    ("OFF_SB_MAGIC", "super_block", "s_magic"),
     ("OFF_TASK_TGID", "task_struct", "tgid"),
     ("OFF_TASK_FLAGS", "task_struct", "flags"),
     ("OFF_TASK_COMM", "task_struct", "comm"),
@@ -38,10 +54,48 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_TASK_START_BOOTTIME", "task_struct", "start_boottime"),
 ];
 
+/// The signals that can do without the others, and the members that only they need.
+const ONLY_FOR: &[(&str, &[&str])] = &[
+    (
+        "held",
+        &[
+            "OFF_SOCKET_SK",
+            "OFF_FILE_PRIVATE_DATA",
+            "OFF_FILE_INODE",
+            "OFF_INODE_SB",
+            "OFF_SB_MAGIC",
+            "OFF_TASK_TGID",
+        ],
+    ),
+    ("unheld", &["OFF_TW_EXPIRES", "OFF_SKC_NUM"]),
+];
+
+/// What the programs have to be told of the kernel's structs.
+#[derive(Debug, Default)]
+pub struct Offsets {
+    /// Value of each `OFF_*` global.
+    pub globals: Vec<(&'static str, u32)>,
+    /// Signals that cannot be had on this kernel, and why.
+    pub unavailable: Vec<(&'static str, BtfError)>,
+}
+
 /// The value of each `OFF_*` global on the kernel that `btf` describes.
 ///
 /// # Errors
-/// When a struct or member is missing: every program needs nearly all of them.
-pub fn resolve(btf: &Btf<'_>) -> Result<Vec<(&'static str, u32)>, BtfError> {
-    FIELDS.iter().map(|(global, name, member)| Ok((*global, btf.offset_of(name, member)?))).collect()
+/// When a struct or member is missing that every program needs.
+pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+    let mut offsets = Offsets::default();
+    let members = FIELDS.iter().map(|(global, name, member)| (*global, *name, *member, 0));
+    let registers = REGISTER_GLOBALS.into_iter().zip(REGISTERS);
+    let registers = registers.map(|(global, (member, further))| (global, "pt_regs", member, further));
+    for (global, name, member, further) in members.chain(registers) {
+        match btf.offset_of(name, member) {
+            Ok(offset) => offsets.globals.push((global, offset + further)),
+            Err(error) => match ONLY_FOR.iter().find(|(_, globals)| globals.contains(&global)) {
+                Some((signal, _)) => offsets.unavailable.push((*signal, error)),
+                None => return Err(error),
+            },
+        }
+    }
+    Ok(offsets)
 }

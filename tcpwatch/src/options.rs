@@ -10,7 +10,13 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::{aggregate::Role, findings::lingering::LingerLimits, state::TcpState, tracker::Limits};
+use crate::{
+    aggregate::Role,
+    findings::lingering::LingerLimits,
+    probes::{Choice, LoadOptions},
+    state::TcpState,
+    tracker::Limits,
+};
 
 /// Knows the whole life of every TCP connection on this node and names what is wrong with it.
 ///
@@ -28,6 +34,9 @@ pub struct Cli {
 pub enum Command {
     /// Watch this node and serve what is known over HTTP (the default; needs root)
     Run(RunArgs),
+    /// Say what of this kernel tcpwatch can use, what is lost, and why (exit code 0: everything, 1: less, 2:
+    /// nothing)
+    Check(CheckArgs),
     /// Print every transition as it happens, from a tcpwatch that runs on this node
     Trace(TraceArgs),
     /// Play a recording through everything behind the kernel and print what HTTP would have answered
@@ -43,6 +52,30 @@ pub struct ReplayArgs {
     pub path: String,
     #[command(flatten)]
     pub linger: LingerArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// With the kernel verifier's log
+    #[arg(long)]
+    pub debug: bool,
+    #[command(flatten)]
+    pub hooks: HookArgs,
+}
+
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct HookArgs {
+    /// The kernel's types, for a kernel without /sys/kernel/btf/vmlinux
+    #[arg(long, value_name = "FILE", env = "TCPWATCH_BTF")]
+    pub btf: Option<PathBuf>,
+    /// Get SIGNAL in this WAY or not at all, for example close=kprobe (repeatable, or separated by commas);
+    /// `tcpwatch check` shows what there is
+    #[arg(long, value_name = "SIGNAL=WAY", env = "TCPWATCH_HOOK", value_delimiter = ',')]
+    pub hook: Vec<Choice>,
 }
 
 #[derive(Debug, Args)]
@@ -104,6 +137,9 @@ pub struct RunArgs {
     /// Write every record to FILE, for `tcpwatch replay`
     #[arg(long, value_name = "FILE", env = "TCPWATCH_RECORD")]
     pub record: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hooks: HookArgs,
     /// Drop this share of the kernel's records on purpose (0 to 1): a test of how the table is repaired
     #[arg(long, value_name = "SHARE", hide = true)]
     #[serde(skip)]
@@ -186,12 +222,9 @@ impl TryFrom<String> for ByteSize {
 pub struct RunOptions {
     pub listen: SocketAddr,
     pub linger: LingerLimits,
-    pub ring_bytes: u32,
     pub limits: Limits,
     pub record: Option<PathBuf>,
-    /// Of 2^32 records, how many are dropped on purpose.
-    pub drop_share: u32,
-    pub debug: bool,
+    pub load: LoadOptions,
 }
 
 #[derive(Debug, Error)]
@@ -207,6 +240,8 @@ pub enum OptionsError {
 }
 
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 18279);
+
+const DEFAULT_RING_BYTES: u32 = 4 << 20;
 
 pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
 
@@ -235,12 +270,30 @@ impl RunArgs {
         Ok(RunOptions {
             listen: self.listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
             linger,
-            ring_bytes: self.ring_size.or(file.ring_size).map_or(4 << 20, |size| size.0),
             limits,
             record: self.record.or(file.record),
-            drop_share: (self.drop_records.unwrap_or(0.0) * f64::from(u32::MAX)) as u32,
-            debug: self.debug || file.debug,
+            load: LoadOptions {
+                ring_bytes: self.ring_size.or(file.ring_size).map_or(DEFAULT_RING_BYTES, |size| size.0),
+                drop_share: (self.drop_records.unwrap_or(0.0) * f64::from(u32::MAX)) as u32,
+                btf: self.hooks.btf.or(file.hooks.btf),
+                // For each signal the last counts.
+                choices: [file.hooks.hook, self.hooks.hook].concat(),
+                debug: self.debug || file.debug,
+            },
         })
+    }
+}
+
+impl CheckArgs {
+    /// What the check loads: as `run` would, with a ring that nothing is read from.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            ring_bytes: DEFAULT_RING_BYTES,
+            drop_share: 0,
+            btf: self.hooks.btf.clone(),
+            choices: self.hooks.hook.clone(),
+            debug: self.debug,
+        }
     }
 }
 
@@ -277,7 +330,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let limit = |wanted| options.linger.iter().find(|(state, _)| *state == wanted).unwrap().1;
         assert_eq!(options.listen, "[::1]:1".parse().unwrap());
-        assert_eq!(options.ring_bytes, 8 << 20);
+        assert_eq!(options.load.ring_bytes, 8 << 20);
         assert_eq!(limit(TcpState::CloseWait), Duration::from_secs(2));
         assert_eq!(limit(TcpState::SynSent), Duration::from_secs(4));
         assert_eq!(limit(TcpState::LastAck), Duration::from_secs(30));
@@ -290,6 +343,8 @@ mod tests {
             &["--linger", "close-wait=soon"],
             &["--linger", "half-open=1s"],
             &["--ring-size", "5MiB"],
+            &["--hook", "close"],
+            &["--hook", "close=tp_btf"],
             &["--ring-size", "8GiB"],
             &["--listen", "18279"],
             &["--no-such"],

@@ -4,7 +4,6 @@
 //! answer always contains what happened before the question.
 
 use std::{
-    path::Path,
     pin::pin,
     time::{Duration, Instant},
 };
@@ -18,7 +17,7 @@ use crate::{
     node::Node,
     probes::{self, Loaded, LossCounters},
     proc,
-    recording::{Frame, Header, ProcessFrame, Recorder, RecordingError},
+    recording::{Frame, ProcessFrame, Recorder, RecordingError},
     sweeper::{Report, Sweeper, Swept},
 };
 
@@ -63,9 +62,8 @@ struct SweepState {
 
 impl Pipeline {
     /// # Errors
-    /// When the ring cannot be polled or the recording not be written.
-    pub fn new(node: Node, loaded: Loaded, record: Option<&Path>) -> anyhow::Result<Self> {
-        let recorder = record.map(|path| Recorder::create(path, &header(&node))).transpose()?;
+    /// When the ring cannot be polled.
+    pub fn new(node: Node, loaded: Loaded, recorder: Option<Recorder>) -> anyhow::Result<Self> {
         let (report, reports) = mpsc::channel(1);
         let now = Instant::now();
         Ok(Self {
@@ -252,13 +250,4 @@ impl Pipeline {
 fn stop_recording(recorder: &mut Option<Recorder>, error: &RecordingError) {
     tracing::error!(%error, "recording stopped; watching goes on");
     *recorder = None;
-}
-
-fn header(node: &Node) -> Header {
-    Header {
-        tcpwatch_records: tcpwatch_common::ABI,
-        node: node.identity.node.clone(),
-        kernel: node.identity.kernel.clone(),
-        wall_offset_ns: node.identity.wall_offset_ns,
-    }
 }

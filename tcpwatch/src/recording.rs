@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 use tcpwatch_common::ABI;
 use thiserror::Error;
 
-use crate::{probes::Lost, process::ProcDetails, sweep::Coverage};
+use crate::{
+    probes::{Lost, Told},
+    process::ProcDetails,
+    sweep::Coverage,
+};
 
 #[derive(Debug, Error)]
 pub enum RecordingError {
@@ -36,6 +40,7 @@ pub struct Header {
     pub kernel: String,
     /// Nanoseconds since 1970 minus CLOCK_MONOTONIC.
     pub wall_offset_ns: u64,
+    pub told: Told,
 }
 
 /// One thing that came in.
@@ -209,7 +214,13 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        Header { tcpwatch_records: ABI, node: "n".into(), kernel: "k".into(), wall_offset_ns: 1 }
+        Header {
+            tcpwatch_records: ABI,
+            node: "n".into(),
+            kernel: "k".into(),
+            wall_offset_ns: 1,
+            told: Told::default(),
+        }
     }
 
     struct TempFile(PathBuf);

@@ -16,6 +16,7 @@ use crate::{
     http::{Api, router},
     node::{Identity, Node},
     options::DEFAULT_LIMITS,
+    probes::Hooks,
     recording::{Frame, Recording},
 };
 
@@ -39,7 +40,10 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
         wall_offset_ns,
     };
     let mut clock = Clock { now_ns: 0, wall: wall(0) };
-    let mut node = Node::new(identity, linger, DEFAULT_LIMITS, Vec::new());
+    let mut hooks = Hooks::default();
+    hooks.kernel.release.clone_from(&identity.kernel);
+    let mut node = Node::new(identity, linger, DEFAULT_LIMITS, hooks);
+    node.tracker.told = recording.header.told;
     let mut first = true;
     for frame in recording.by_ref() {
         if let Frame::Tick(now_ns) = frame {

@@ -12,9 +12,9 @@ use crate::{
     life::{Cause, Life},
     process::ProcessId,
     state::TcpState,
-    table::{Marks, Slot},
+    table::{Conn, Marks, Slot},
     ticks::Ticks,
-    tracker::{MINISOCK_NS, Tracker},
+    tracker::{Ended, MINISOCK_NS, Tracker},
 };
 
 /// The sweep under way.
@@ -134,9 +134,36 @@ impl Tracker {
         // In the order of their expiry, which is the order of their lists.
         let mut left: Vec<_> = minisocks.into_values().collect();
         left.sort_by_key(|seen| (seen.expires_jiffies, seen.socket.cookie));
+        let mut thought_over = self.take_thought_over(&left);
         for seen in &left {
-            self.insert_minisock(seen);
+            let ends = (seen.socket.netns, seen.socket.local, seen.socket.remote);
+            let before = thought_over.remove(&ends);
+            self.insert_minisock(seen, before.as_ref());
+            if let Some(before) = before {
+                self.forget(&before);
+            }
         }
+    }
+
+    /// Takes those of the found minisocks back from the ended whose timers should have ended them: the FIN
+    /// that an orphan in FIN_WAIT2 waited for may have set its timer anew just before.
+    fn take_thought_over(&mut self, found: &[Seen]) -> FxHashMap<Ends, Conn> {
+        let mut taken = FxHashMap::default();
+        if found.is_empty() {
+            return taken;
+        }
+        let found: FxHashSet<Ends> =
+            found.iter().map(|seen| (seen.socket.netns, seen.socket.local, seen.socket.remote)).collect();
+        let since_ns = self.sweep.began_ns.saturating_sub(MINISOCK_NS);
+        self.ended.retain(|Ended { conn, ended_ns, cause }| {
+            let by_estimate = conn.marks.minisock && *cause == Cause::Timer && *ended_ns >= since_ns;
+            let over = !by_estimate || !found.contains(&conn.ends());
+            if !over {
+                taken.insert(conn.ends(), conn.clone());
+            }
+            over
+        });
+        taken
     }
 
     fn apply_full(&mut self, seen: &Seen) {
@@ -152,8 +179,10 @@ impl Tracker {
                 return;
             }
             // The same socket in another life: the end of the one before was lost, or is a minisock.
-            let another =
-                minisock || seen.state == TcpState::Close || listens != (conn.role == Role::Listener);
+            let another = minisock
+                || seen.state == TcpState::Close
+                || listens != (conn.role == Role::Listener)
+                || self.is_another(slot, &seen.socket);
             if !newer && another {
                 self.repairs.vanished += u64::from(!minisock);
                 self.supersede(slot, seen.time_ns);
@@ -373,26 +402,35 @@ impl Tracker {
         self.doubt_listener(slot, seen.time_ns);
     }
 
-    fn insert_minisock(&mut self, seen: &Seen) {
+    /// `before`: the same minisock, as it was when it was thought to be over.
+    fn insert_minisock(&mut self, seen: &Seen, before: Option<&Conn>) {
         let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
-        if self.sweep.number > 1 {
+        if self.sweep.number > 1 && before.is_none() {
             self.repairs.appeared += 1;
         }
-        let marks = Marks {
-            older: true,
-            state_older: seen.state != TcpState::TimeWait,
-            established: true,
-            ..Marks::default()
+        let older = Marks { older: true, state_older: seen.state != TcpState::TimeWait, ..Marks::default() };
+        let (marks, life) = match before {
+            Some(before) => (before.marks, before.life().then(seen.state, Cause::Peer, since_ns)),
+            None => (older, Life::new(seen.state, Cause::Unknown, since_ns)),
         };
-        let life = Life::new(seen.state, Cause::Unknown, since_ns);
+        let marks = Marks { established: true, minisock: false, ..marks };
         if let Some(slot) = self.table.find(seen.socket.cookie) {
             self.supersede(slot, seen.time_ns);
         }
-        if let Some(slot) = self.insert(&seen.socket, life, seen.time_ns, marks) {
-            let (number, expires_ns) = (self.sweep.number, self.expires_ns(seen));
-            self.table.get_mut(slot).swept = number;
-            self.table.shrink(slot, expires_ns);
+        let Some(slot) = self.insert(&seen.socket, life, seen.time_ns, marks) else { return };
+        if let Some(before) = before {
+            self.take_owners(slot, before, seen.time_ns);
         }
+        let (number, expires_ns) = (self.sweep.number, self.expires_ns(seen));
+        self.table.get_mut(slot).swept = number;
+        self.table.shrink(slot, expires_ns);
+    }
+
+    fn take_owners(&mut self, slot: Slot, before: &Conn, now_ns: u64) {
+        self.table.get_mut(slot).role = before.role;
+        self.set_process(slot, before.process, now_ns);
+        self.refer(slot, before.opener, |conn| &mut conn.opener);
+        self.refer(slot, before.closer, |conn| &mut conn.closer);
     }
 
     /// When a TIME_WAIT's timer was set, which is when it began.

@@ -73,6 +73,10 @@ pub struct Marks {
     pub minisock: bool,
     /// A handshake under way, known from sweeps only.
     pub request: bool,
+    /// Records will tell who accepts it.
+    pub accept_is_told: bool,
+    /// Its cookie is the address of a socket, which another may have when this one is gone.
+    pub by_address: bool,
 }
 
 /// Where a connection lies in the slab.
@@ -194,10 +198,20 @@ impl Table {
         let conn = self.get_mut(slot);
         conn.marks.minisock = true;
         conn.expires_ns = expires_ns;
-        let ends = conn.ends();
+        let (ends, cookie, by_address) = (conn.ends(), conn.cookie, conn.marks.by_address);
         self.link(slot.0);
+        if by_address {
+            // The next socket at that address is another connection.
+            self.forget_cookie(slot.0, cookie);
+        }
         let conns = &self.conns;
         self.minisocks.insert_unique(hash(&ends), slot.0, |key| hash(&conns[*key as usize].ends()));
+    }
+
+    fn forget_cookie(&mut self, key: u32, cookie: u64) {
+        if let Ok(entry) = self.by_cookie.find_entry(hash(&cookie), |other| *other == key) {
+            entry.remove();
+        }
     }
 
     /// A minisock's timer was set anew.
@@ -210,9 +224,7 @@ impl Table {
     pub fn remove(&mut self, slot: Slot) -> Conn {
         self.unlink(slot.0);
         let conn = self.conns.remove(slot.0 as usize);
-        if let Ok(entry) = self.by_cookie.find_entry(hash(&conn.cookie), |key| *key == slot.0) {
-            entry.remove();
-        }
+        self.forget_cookie(slot.0, conn.cookie);
         if conn.marks.minisock
             && let Ok(entry) = self.minisocks.find_entry(hash(&conn.ends()), |key| *key == slot.0)
         {
@@ -313,6 +325,12 @@ impl Table {
 }
 
 impl Conn {
+    /// What users name it by.
+    pub fn id(&self) -> u64 {
+        // An address names one connection only together with when that began.
+        if self.marks.by_address { self.cookie ^ self.opened_ns().rotate_left(24) } else { self.cookie }
+    }
+
     pub fn ends(&self) -> (u32, Endpoint, Endpoint) {
         (self.netns, self.local, self.remote)
     }
@@ -345,7 +363,7 @@ impl Conn {
         }
     }
 
-    /// Whether a process has accepted it, of a passive open. Nothing tells of an accept: `None` until the
+    /// Whether a process has accepted it, of a passive open. Where no record tells of an accept: `None` until the
     /// socket was looked at since it was established.
     pub fn accepted(&self) -> Option<bool> {
         // Whoever closed it had accepted it; a listener that goes resets what nobody accepted.
@@ -354,7 +372,7 @@ impl Conn {
         }
         match (self.marks.unaccepted || self.marks.request, self.swept) {
             (false, _) => Some(true),
-            (true, 0) => None,
+            (true, 0) if !self.marks.accept_is_told => None,
             (true, _) => Some(false),
         }
     }

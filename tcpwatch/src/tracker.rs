@@ -11,6 +11,7 @@ use crate::{
     aggregate::{GroupId, GroupKey, Groups, Role},
     decode::{Endpoint, ListenQueue, Record, Socket, SocketRecord, What},
     life::{Cause, Life, cause},
+    probes::Told,
     process::{ProcessId, ProcessTable},
     state::TcpState,
     sweep::{Progress, Unconnected},
@@ -55,8 +56,7 @@ pub struct Tracker {
     /// Connections that found no room in the table.
     pub untracked: u64,
     pub repairs: Repairs,
-    /// Records tell when minisocks end; else their timers are computed.
-    pub minisock_ends_are_told: bool,
+    pub told: Told,
     pub(crate) ticks: Option<Ticks>,
     pub(crate) sweep: Progress,
     listeners: FxHashMap<(u32, u16), Vec<Slot>>,
@@ -83,7 +83,7 @@ impl Tracker {
             unconnected: FxHashMap::default(),
             untracked: 0,
             repairs: Repairs::default(),
-            minisock_ends_are_told: false,
+            told: Told::default(),
             ticks: None,
             sweep: Progress::default(),
             listeners: FxHashMap::default(),
@@ -106,12 +106,21 @@ impl Tracker {
             What::Transition { from, to, value } => self.change(record, from, to, value),
             What::Retransmit { state, total } => {
                 if let Some(slot) = self.find_or_insert(record, state) {
+                    let known = &mut self.table.get_mut(slot).total_retrans;
+                    let total = total.unwrap_or(known.unwrap_or(0).saturating_add(1));
                     // At least the one that this record tells of.
-                    self.table.get_mut(slot).total_retrans.get_or_insert(total.saturating_sub(1));
+                    known.get_or_insert(total.saturating_sub(1));
                     self.count_retransmits(slot, total, record.time_ns);
                 }
             }
             What::MinisockEnd => self.end_minisock(record),
+            What::Accept { state, pid } => {
+                if let Some(slot) = self.find_or_insert(record, state) {
+                    self.own(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
+                    self.table.get_mut(slot).marks.unaccepted = false;
+                    self.group(slot, record.time_ns);
+                }
+            }
             What::Close { state, pid } => {
                 if let Some(slot) = self.find_or_insert(record, state) {
                     self.closed_by(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
@@ -131,7 +140,9 @@ impl Tracker {
         let known = self.table.find(record.socket.cookie);
         let known = known.filter(|slot| {
             // Another life of the same socket; the end of the one before was lost, or is a minisock.
-            let over = from == TcpState::Close || self.table.get(*slot).marks.minisock;
+            let over = from == TcpState::Close
+                || self.table.get(*slot).marks.minisock
+                || self.is_another(*slot, &record.socket);
             if over {
                 self.supersede(*slot, now_ns);
             }
@@ -196,7 +207,8 @@ impl Tracker {
         let cause = cause(from, TcpState::Close, error);
         self.sweep.ended(record.socket.cookie, now_ns);
         let known = self.table.find(record.socket.cookie);
-        if let Some(slot) = known.filter(|slot| self.table.get(*slot).marks.minisock) {
+        let over = |slot: Slot| self.table.get(slot).marks.minisock || self.is_another(slot, &record.socket);
+        if let Some(slot) = known.filter(|slot| over(*slot)) {
             self.supersede(slot, now_ns);
         } else if known.is_none() && self.table.is_full() && minisock(&record.socket, from, error).is_none() {
             return;
@@ -225,6 +237,13 @@ impl Tracker {
             self.leave(slot, from, now_ns);
             self.remove(slot, cause, now_ns);
         }
+    }
+
+    /// Whether the connection cannot be that of this socket: another had its address before.
+    pub(crate) fn is_another(&self, slot: Slot, socket: &Socket) -> bool {
+        let conn = self.table.get(slot);
+        let remote = conn.remote;
+        self.told.addresses && remote.port != 0 && socket.remote.port != 0 && remote != socket.remote
     }
 
     /// The connection is over; its end was not told.
@@ -269,7 +288,7 @@ impl Tracker {
 
     /// Minisocks whose time is up at `now_ns` are gone. Where records tell, only what no record told of.
     pub fn expire(&mut self, now_ns: u64) {
-        let now_ns = if self.minisock_ends_are_told { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
+        let now_ns = if self.told.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
             while let Some((slot, conn)) = self.table.oldest_minisock(state) {
                 let (expires_ns, ends) = (conn.expires_ns, conn.ends());
@@ -286,7 +305,11 @@ impl Tracker {
     fn find_or_insert(&mut self, record: &SocketRecord, state: TcpState) -> Option<Slot> {
         let marks = Marks { older: true, state_older: true, ..Marks::default() };
         let life = Life::new(state, Cause::Unknown, record.time_ns);
-        let known = self.table.find(record.socket.cookie);
+        let mut known = self.table.find(record.socket.cookie);
+        if let Some(slot) = known.filter(|slot| self.is_another(*slot, &record.socket)) {
+            self.supersede(slot, record.time_ns);
+            known = None;
+        }
         if let Some(slot) = known {
             self.describe(slot, &record.socket);
             let conn = self.table.get_mut(slot);
@@ -312,7 +335,13 @@ impl Tracker {
             _ => Role::Client,
         };
         let unaccepted = socket.is_unaccepted();
-        let marks = Marks { unaccepted, request: socket.is_request(), ..marks };
+        let marks = Marks {
+            unaccepted,
+            request: socket.is_request(),
+            accept_is_told: self.told.accepts && !marks.older,
+            by_address: self.told.addresses,
+            ..marks
+        };
         let slot = self.table.insert(socket, life, role, now_ns, marks);
         match role {
             Role::Listener => {
@@ -405,7 +434,7 @@ impl Tracker {
     }
 
     /// Notes a process in one of the connection's places for one.
-    fn refer(
+    pub(crate) fn refer(
         &mut self,
         slot: Slot,
         process: Option<ProcessId>,
@@ -501,7 +530,7 @@ impl Tracker {
         self.ended.push_back(Ended { conn, ended_ns: now_ns, cause });
     }
 
-    fn forget(&mut self, conn: &Conn) {
+    pub(crate) fn forget(&mut self, conn: &Conn) {
         for id in [conn.opener, conn.process, conn.closer].into_iter().flatten() {
             self.processes.drop_user(id);
         }

@@ -56,7 +56,9 @@ impl Transition {
         let (from, told, error) = match record.what {
             What::Transition { from, to, .. } => (from, to, 0),
             What::End { from, error, .. } => (from, TcpState::Close, error),
-            What::Retransmit { .. } | What::Close { .. } | What::MinisockEnd => return None,
+            What::Retransmit { .. } | What::Accept { .. } | What::Close { .. } | What::MinisockEnd => {
+                return None;
+            }
         };
         let live = tracker.table.find(cookie).map(|slot| tracker.table.get(slot));
         let ended = || tracker.ended.back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);
@@ -71,7 +73,7 @@ impl Transition {
         let address = |end: Endpoint| SocketAddr::new(end.addr.to_canonical(), end.port);
         Some(Self {
             time: rfc3339(wall_offset_ns + record.time_ns),
-            id: format!("{cookie:x}"),
+            id: format!("{:x}", conn.map_or(cookie, super::table::Conn::id)),
             netns: record.socket.netns,
             from: from.name().to_owned(),
             to: to.name().to_owned(),

@@ -12,6 +12,7 @@ use tcpwatch::{
     http::{Api, Question, router},
     node::{Identity, Node},
     options::DEFAULT_LIMITS,
+    probes::Hooks,
     recording::{Frame, Recording},
     replay::Replayed,
 };
@@ -90,7 +91,7 @@ impl Server {
 fn empty_node(clock: Clock) -> Node {
     let identity =
         Identity { node: "empty".into(), kernel: "none".into(), started: clock.wall, wall_offset_ns: 0 };
-    Node::new(identity, fixture::limits(), DEFAULT_LIMITS, Vec::new())
+    Node::new(identity, fixture::limits(), DEFAULT_LIMITS, Hooks::default())
 }
 
 /// The question fails with `status` in both forms, and both name `parameter`.

@@ -46,7 +46,7 @@ pub(super) async fn handle_one(State(api): State<Api>, Path(id): Path<String>, a
     let answer = match (asked.params.finish(&[]), u64::from_str_radix(&id, 16)) {
         (Err(error), _) => Err(error),
         (_, Err(_)) => Err(ApiError::not_found(format!("`{id}` is not the id of a connection"))),
-        (Ok(()), Ok(cookie)) => api.ask(true, move |node, clock| find(node, clock, cookie)).await.flatten(),
+        (Ok(()), Ok(id)) => api.ask(true, move |node, clock| find(node, clock, id)).await.flatten(),
     };
     respond(asked.format, answer)
 }
@@ -89,14 +89,20 @@ fn list(node: &Node, clock: Clock, filter: &Filter, sort: &Sort, limit: usize) -
     }
 }
 
-fn find(node: &Node, clock: Clock, cookie: u64) -> Result<Detail, ApiError> {
+fn find(node: &Node, clock: Clock, id: u64) -> Result<Detail, ApiError> {
     let tracker = &node.tracker;
-    if let Some(slot) = tracker.table.find(cookie) {
-        return Ok(detail(node, clock, tracker.table.get(slot), None));
+    let live = if tracker.told.addresses {
+        // Listed under their address only: all are looked at.
+        tracker.table.iter().find(|conn| conn.id() == id)
+    } else {
+        tracker.table.find(id).map(|slot| tracker.table.get(slot))
+    };
+    if let Some(conn) = live {
+        return Ok(detail(node, clock, conn, None));
     }
-    let ended = tracker.ended.iter().rev().find(|ended| ended.conn.cookie == cookie);
+    let ended = tracker.ended.iter().rev().find(|ended| ended.conn.id() == id);
     ended.map(|ended| detail(node, clock, &ended.conn, Some(ended))).ok_or_else(|| {
-        ApiError::not_found(format!("no connection {cookie:x}, neither now nor among the last that ended"))
+        ApiError::not_found(format!("no connection {id:x}, neither now nor among the last that ended"))
     })
 }
 

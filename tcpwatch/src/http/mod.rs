@@ -37,7 +37,11 @@ use axum::{
 use tokio::sync::{mpsc, oneshot};
 
 use self::request::{Format, Params};
-pub use self::{request::ApiError, text::printable};
+pub use self::{
+    request::ApiError,
+    status::signals,
+    text::{printable, table},
+};
 use crate::{clock::Clock, node::Node};
 
 /// Looks at the state and sends what it saw.

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     clock::Clock,
     node::Node,
-    probes::{Lost, Signal},
+    probes::{Hooks, Lost, Signal},
     proc::{self, OwnUsage},
     state::TcpState,
     tracker::Repairs,
@@ -22,11 +22,11 @@ use crate::{
 struct Status {
     version: &'static str,
     node: String,
-    kernel: String,
     started_at: String,
     uptime_seconds: f64,
     ready: bool,
-    signals: Vec<Signal>,
+    #[serde(flatten)]
+    hooks: Hooks,
     records: Records,
     connections: Connections,
     processes: Processes,
@@ -74,11 +74,10 @@ fn status(node: &Node, clock: Clock) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION"),
         node: node.identity.node.clone(),
-        kernel: node.identity.kernel.clone(),
         started_at: humantime::format_rfc3339_millis(node.identity.started).to_string(),
         uptime_seconds: node.uptime_seconds(clock),
         ready: node.waiting_for.is_none(),
-        signals: node.signals.clone(),
+        hooks: node.hooks.clone(),
         records: Records {
             received: records.received,
             lost: records.lost.total(),
@@ -110,7 +109,7 @@ impl Answer for Status {
         let mut line = |label: &str, value: String| {
             let _ = writeln!(text, "{label:<13}{value}");
         };
-        line("tcpwatch", format!("{} on {}, Linux {}", self.version, self.node, self.kernel));
+        line("tcpwatch", format!("{} on {}, Linux {}", self.version, self.node, self.hooks.kernel.release));
         line("up", format!("{} (since {})", duration(self.uptime_seconds), self.started_at));
         line("ready", if self.ready { "yes".into() } else { "no".into() });
         line("uses", format!("{} RSS, {:.2} s CPU", bytes(self.usage.rss_bytes), self.usage.cpu_seconds));
@@ -141,16 +140,7 @@ impl Answer for Status {
             line("problem", problem.clone());
         }
         text.push('\n');
-        let rows: Vec<_> = self.signals.iter().map(signal_row).collect();
-        text += &table(&["SIGNAL", "HOOK"], &rows);
-        for signal in &self.signals {
-            for attempt in &signal.tried {
-                let _ = writeln!(text, "  {}: {}: {}", signal.signal, attempt.hook, attempt.error.trim());
-            }
-            if let Some(lost) = signal.lost {
-                let _ = writeln!(text, "  {}: without it, {lost}", signal.signal);
-            }
-        }
+        text += &signals(&self.hooks);
         text.push('\n');
         let states = self.connections.states.iter();
         let rows: Vec<_> =
@@ -160,6 +150,20 @@ impl Answer for Status {
     }
 }
 
-fn signal_row(signal: &Signal) -> Vec<String> {
-    vec![signal.signal.to_owned(), signal.hook.unwrap_or("none").to_owned()]
+/// The signals, their hooks, and what is lost.
+pub fn signals(hooks: &Hooks) -> String {
+    let row = |signal: &Signal| {
+        vec![signal.key.to_owned(), signal.signal.to_owned(), signal.hook.unwrap_or("none").to_owned()]
+    };
+    let rows: Vec<_> = hooks.signals.iter().map(row).collect();
+    let mut text = table(&["KEY", "SIGNAL", "HOOK"], &rows);
+    for signal in &hooks.signals {
+        for attempt in &signal.tried {
+            let _ = writeln!(text, "  {}: {}: {}", signal.key, attempt.hook, attempt.error.trim());
+        }
+        if let Some(lost) = signal.lost {
+            let _ = writeln!(text, "  {}: lost: {lost}", signal.key);
+        }
+    }
+    text
 }

@@ -8,7 +8,7 @@ pub fn printable(name: &str) -> String {
 }
 
 /// Columns as wide as their widest cell; the last one runs free.
-pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).chain([header[column].len()]).max().unwrap_or(0)
     };

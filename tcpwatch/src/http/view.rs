@@ -21,7 +21,8 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
-    /// The socket's cookie in hexadecimal, as `ss -e` shows it after `sk:`.
+    /// The socket's cookie in hexadecimal, as `ss -e` shows it after `sk:`; on kernels before 5.12 a number that
+    /// only tcpwatch knows.
     pub id: String,
     /// Inode of the network namespace, as in /proc/PID/ns/net.
     pub netns: u32,
@@ -94,7 +95,7 @@ pub(super) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
     let tracker = &node.tracker;
     let queue = tracker.queues.get(&conn.cookie).filter(|_| conn.role == Role::Listener);
     Row {
-        id: format!("{:x}", conn.cookie),
+        id: format!("{:x}", conn.id()),
         netns: conn.netns,
         role: conn.role,
         state: conn.state(),

@@ -224,3 +224,26 @@ fn a_full_socket_found_where_the_table_has_its_minisock_is_a_new_life() {
     world.assert_consistent();
     assert!(world.tracker.table.is_empty());
 }
+
+#[test]
+fn a_minisock_that_outlives_its_estimate_keeps_its_owner_and_its_life() {
+    let mut world = World::new();
+    world.connect();
+    world.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+    world.tell(THEN, client(ORPHAN), ended(FinWait2, 0));
+    world.tracker.expire(THEN + MINUTE);
+    assert_eq!(world.state(1), None);
+    // The peer's FIN came in its last seconds and set the timer anew.
+    let again = Socket::new(555, NETNS, client(0).local, client(0).remote, MINISOCK);
+    let now = THEN + MINUTE + 2 * SECOND;
+    world.sweep(now, &[look_minisock(now, again, TimeWait, THEN + 2 * MINUTE - 5 * SECOND)]);
+    let row = world.row(555);
+    assert_eq!(
+        (row.state(), row.since_ns(), world.names(row)),
+        (TimeWait, THEN + 55 * SECOND, [Some("curl"); 3])
+    );
+    let states: Vec<_> = row.life().steps().map(|step| step.state).collect();
+    assert_eq!(states, [SynSent, Established, FinWait1, FinWait2, TimeWait]);
+    assert_eq!((row.role.name(), world.tracker.repairs.appeared), ("client", 0));
+    assert_eq!(world.tracker.ended.len(), 0, "it is not over");
+}

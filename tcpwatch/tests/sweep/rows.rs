@@ -129,7 +129,7 @@ fn only_in_a_covered_namespace_is_what_was_not_found_over() {
 fn what_was_heard_of_since_the_sweep_began_is_not_over() {
     for what in [
         to(Established, CloseWait, 0),
-        What::Retransmit { state: Established, total: 1 },
+        What::Retransmit { state: Established, total: Some(1) },
         What::Close { state: Established, pid: Some(CURL) },
     ] {
         let mut world = World::new();

@@ -16,7 +16,7 @@ struct Storm {
 impl Storm {
     fn new(seed: u64, loss: u64) -> Self {
         let mut world = World::new();
-        world.tracker.minisock_ends_are_told = true;
+        world.tracker.told.minisock_ends = true;
         world.tell(1, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
         Self { kernel: Kernel::new(seed), world, loss }
     }

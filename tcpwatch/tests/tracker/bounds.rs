@@ -54,7 +54,7 @@ fn an_untracked_connection_harms_nobody() {
         numbered(2, HELD),
         [
             (3, to(Close, SynSent, CURL)),
-            (4, What::Retransmit { state: SynSent, total: 1 }),
+            (4, What::Retransmit { state: SynSent, total: Some(1) }),
             (5, What::Close { state: SynSent, pid: Some(CURL) }),
             (6, ended(SynSent, ETIMEDOUT)),
         ],

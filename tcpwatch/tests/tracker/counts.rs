@@ -3,7 +3,7 @@
 use crate::scenario::*;
 
 fn retransmit(total: u32) -> What {
-    What::Retransmit { state: Established, total }
+    What::Retransmit { state: Established, total: Some(total) }
 }
 
 fn end_with(total_retrans: u32) -> What {

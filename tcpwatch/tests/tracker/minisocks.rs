@@ -84,7 +84,7 @@ fn a_told_end_is_exact_and_says_whether_it_was_the_timer() {
 #[test]
 fn where_ends_are_told_the_timer_gives_them_time_to_be() {
     let mut world = World::new();
-    world.tracker.minisock_ends_are_told = true;
+    world.tracker.told.minisock_ends = true;
     world.time_wait(10);
     world.tracker.expire(64 * SECOND);
     assert_eq!(world.state(1), Some(TimeWait));
@@ -110,7 +110,7 @@ fn a_new_connection_with_the_same_ends_replaces_the_minisock() {
         (again(HELD), to(Close, SynSent, CURL)),
         (again(HELD), to(SynSent, Established, 0)),
         (again(PASSIVE), to(SynRecv, Established, 0)),
-        (again(HELD), What::Retransmit { state: Established, total: 1 }),
+        (again(HELD), What::Retransmit { state: Established, total: Some(1) }),
     ] {
         let mut world = World::new();
         world.time_wait(10);

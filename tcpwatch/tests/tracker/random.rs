@@ -53,7 +53,7 @@ impl Chaos {
         let (from, state) = (self.random.pick(TcpState::ALL), self.random.pick(TcpState::ALL));
         let total = self.random.below(5) as u32;
         let what = match self.random.below(10) {
-            0 => What::Retransmit { state, total },
+            0 => What::Retransmit { state, total: Some(total) },
             1 => What::Close { state, pid: (pid != 0).then_some(pid) },
             2 => What::MinisockEnd,
             3 | 4 => What::End {

@@ -1,0 +1,114 @@
+//! What the tracepoints print (their `format` file in tracefs): all there is where the kernel's types are not
+//! known. No namespace, no unread bytes, no start of a process; sockets are identified by address.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel},
+    programs::TracePointContext,
+};
+use tcpwatch_common::{
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_PASSIVE, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SocketEvent,
+    TaskEvent,
+    counter::{LOST_RETRANSMIT, LOST_STATE},
+    state::{CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
+};
+
+use crate::{field, fill, ring};
+
+macro_rules! fields {
+    ($($name:ident)*) => { $( #[unsafe(no_mangle)] static $name: u32 = 0; )* };
+}
+
+// `TP_<tracepoint>_<field>`: its offset in the tracepoint's record. `tcpwatch/src/probes/format.rs` sets them.
+fields! {
+    TP_STATE_SKADDR TP_STATE_OLDSTATE TP_STATE_NEWSTATE TP_STATE_PROTOCOL TP_STATE_SPORT TP_STATE_DPORT
+    TP_STATE_SADDR_V6 TP_STATE_DADDR_V6
+    TP_RETRANSMIT_SKADDR TP_RETRANSMIT_STATE TP_RETRANSMIT_SPORT TP_RETRANSMIT_DPORT
+    TP_RETRANSMIT_SADDR_V6 TP_RETRANSMIT_DADDR_V6
+}
+
+/// include/uapi/linux/in.h
+const IPPROTO_TCP: u16 = 6;
+
+#[inline(always)]
+fn read<T>(ctx: &TracePointContext, offset: &'static u32) -> Option<T> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(ctx.as_ptr().cast::<u8>().wrapping_add(field::value(offset)).cast()).ok() }
+}
+
+#[inline(always)]
+pub fn state_change(ctx: &TracePointContext) -> Option<()> {
+    if read::<u16>(ctx, &TP_STATE_PROTOCOL)? != IPPROTO_TCP {
+        return None;
+    }
+    let (old_state, new_state) =
+        (read::<i32>(ctx, &TP_STATE_OLDSTATE)? as u8, read::<i32>(ctx, &TP_STATE_NEWSTATE)? as u8);
+    if old_state == LISTEN && new_state == SYN_RECV {
+        return None;
+    }
+    let value = match new_state {
+        SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => current_tgid().unwrap_or(0),
+        _ => 0,
+    };
+    // As these transitions nearly always come about.
+    let flags = match (old_state, new_state) {
+        (SYN_RECV, ESTABLISHED) => FLAG_PASSIVE,
+        (FIN_WAIT2 | CLOSING, _) => FLAG_FIN_RECEIVED | FLAG_HELD,
+        _ => FLAG_HELD,
+    };
+    let event = SocketEvent {
+        kind: KIND_TRANSITION,
+        old_state,
+        new_state,
+        flags,
+        netns: 0,
+        // SAFETY: no arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        cookie: fill::hide_address(read(ctx, &TP_STATE_SKADDR)?),
+        value,
+        sport: read(ctx, &TP_STATE_SPORT)?,
+        dport: read(ctx, &TP_STATE_DPORT)?,
+        saddr: read(ctx, &TP_STATE_SADDR_V6)?,
+        daddr: read(ctx, &TP_STATE_DADDR_V6)?,
+    };
+    let mut entry = ring::reserve::<SocketEvent>(LOST_STATE)?;
+    entry.write(event);
+    ring::submit(entry);
+    Some(())
+}
+
+#[inline(always)]
+pub fn retransmit(ctx: &TracePointContext) -> Option<()> {
+    let state = read::<i32>(ctx, &TP_RETRANSMIT_STATE)? as u8;
+    let event = SocketEvent {
+        kind: KIND_RETRANSMIT,
+        old_state: state,
+        new_state: state,
+        flags: FLAG_HELD,
+        netns: 0,
+        // SAFETY: no arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        cookie: fill::hide_address(read(ctx, &TP_RETRANSMIT_SKADDR)?),
+        // How many there were before is not told.
+        value: 0,
+        sport: read(ctx, &TP_RETRANSMIT_SPORT)?,
+        dport: read(ctx, &TP_RETRANSMIT_DPORT)?,
+        saddr: read(ctx, &TP_RETRANSMIT_SADDR_V6)?,
+        daddr: read(ctx, &TP_RETRANSMIT_DADDR_V6)?,
+    };
+    let mut entry = ring::reserve::<SocketEvent>(LOST_RETRANSMIT)?;
+    entry.write(event);
+    ring::submit(entry);
+    Some(())
+}
+
+/// The current process, told each time: what it was told before cannot be compared without its start.
+#[inline(always)]
+fn current_tgid() -> Option<u32> {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let comm = bpf_get_current_comm().ok()?;
+    let mut entry = ring::reserve::<TaskEvent>(LOST_STATE)?;
+    entry.write(TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, start_ns: 0, comm });
+    ring::submit(entry);
+    Some(tgid)
+}

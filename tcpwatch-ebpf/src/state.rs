@@ -1,0 +1,75 @@
+//! State changes: the tracepoint inet_sock_set_state (net/ipv4/af_inet.c, inet_sk_set_state), in its three
+//! forms; or the function tcp_set_state (net/ipv4/tcp.c), which makes all of them but CLOSE -> LISTEN.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::bpf_ktime_get_ns,
+    macros::{btf_tracepoint, fentry, kprobe, raw_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext, TracePointContext},
+};
+use tcpwatch_common::{
+    KIND_TRANSITION,
+    counter::LOST_STATE,
+    state::{CLOSE, CLOSE_WAIT, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
+};
+
+use crate::{
+    event::{self, What},
+    field::{Kernel, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, Raw, Typed},
+    fill, format, registers, task,
+};
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn state_tp_btf(ctx: BtfTracePointContext) -> i32 {
+    let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
+    changes(&ctx, sk, ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8)
+}
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn state_raw_tp(ctx: RawTracePointContext) -> i32 {
+    let Some(sk) = Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
+    changes(&ctx, sk, ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8)
+}
+
+#[fentry(function = "tcp_set_state")]
+pub fn state_fentry(ctx: FEntryContext) -> i32 {
+    let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
+    changes(&ctx, sk, sk.read(&OFF_SKC_STATE), ctx.arg::<i32>(1) as u8)
+}
+
+#[kprobe]
+pub fn state_kprobe(ctx: ProbeContext) -> u32 {
+    let sk = Raw::new(registers::read(&ctx, &OFF_REGS_ARG0) as *const u8);
+    let Some(sk) = sk.and_then(Kernel::tcp_sock) else { return 0 };
+    changes(&ctx, sk, sk.read(&OFF_SKC_STATE), registers::read(&ctx, &OFF_REGS_ARG1) as u8);
+    0
+}
+
+/// For a kernel without BTF: all that is known is what the tracepoint prints.
+#[tracepoint(category = "sock", name = "inet_sock_set_state")]
+pub fn state_tracepoint(ctx: TracePointContext) -> u32 {
+    format::state_change(&ctx);
+    0
+}
+
+#[inline(always)]
+fn changes(ctx: &impl EbpfContext, sk: impl Kernel, old_state: u8, new_state: u8) -> i32 {
+    // A listener's child is SYN_RECV for the microseconds until the same softirq establishes it, and on
+    // 5.10 has no remote address yet. Its life begins with SYN_RECV -> ESTABLISHED.
+    if old_state == LISTEN && new_state == SYN_RECV {
+        return 0;
+    }
+    // SAFETY: no arguments.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let flags = fill::flags(sk);
+    let value = match new_state {
+        // Only the application's own connect, listen, close or shutdown leads to these, in its context.
+        SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(LOST_STATE),
+        CLOSE_WAIT => fill::unread_bytes(sk, flags),
+        CLOSE => fill::error_and_retransmits(sk),
+        _ => 0,
+    };
+    let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
+    event::send(ctx, sk, time_ns, what);
+    0
+}

@@ -1,0 +1,45 @@
+//! How many records were lost, and why.
+
+use std::os::fd::RawFd;
+
+use aya::maps::{MapData, PerCpuArray};
+use serde::Serialize;
+use tcpwatch_common::counter;
+
+/// Counts of lost records. Valid while the `Probes` that it came with live.
+pub struct LossCounters {
+    pub(super) counters: PerCpuArray<MapData, u64>,
+    /// Descriptors of the attached programs.
+    pub(super) programs: Vec<RawFd>,
+}
+
+impl LossCounters {
+    /// Records lost since the start: those without room in the ring, and runs of a program that the kernel
+    /// skipped because they would have run inside itself (Linux 5.12 and later tell).
+    pub fn read(&self) -> Lost {
+        let full = (0..counter::COUNT)
+            .filter_map(|index| self.counters.get(&index, 0).ok())
+            .map(|values| values.iter().sum::<u64>())
+            .sum();
+        let skipped = self.programs.iter().filter_map(|fd| recursion_misses(*fd)).sum();
+        Lost { ring_full: full, run_skipped: skipped }
+    }
+}
+
+fn recursion_misses(program: RawFd) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{program}")).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
+}
+
+/// Why records were lost, and how many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    pub ring_full: u64,
+    pub run_skipped: u64,
+}
+
+impl Lost {
+    pub fn total(self) -> u64 {
+        self.ring_full + self.run_skipped
+    }
+}

@@ -1,0 +1,355 @@
+//! The signals that tcpwatch can have, and for each the ways to get it, best first.
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+
+use crate::{btf::Btf, probes::ProbeError};
+
+/// One thing tcpwatch can know, and how it gets to know it here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Signal {
+    /// What `--hook` calls it.
+    pub key: &'static str,
+    pub signal: &'static str,
+    /// The hook that serves it; `null` when nothing does.
+    pub hook: Option<&'static str>,
+    /// Why a better hook is not used, with the kernel's own words.
+    pub tried: Vec<Attempt>,
+    /// What is missing or less exact because of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost: Option<&'static str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Attempt {
+    pub hook: &'static str,
+    pub error: String,
+}
+
+/// A signal as it can be had.
+pub(super) struct Spec {
+    pub(super) key: &'static str,
+    pub(super) signal: &'static str,
+    pub(super) ways: &'static [Way],
+    /// What is missing when no way is open.
+    pub(super) without: &'static str,
+}
+
+/// A way to get a signal.
+pub(super) struct Way {
+    /// What `--hook` calls it.
+    pub(super) way: &'static str,
+    /// As shown.
+    pub(super) hook: &'static str,
+    /// The program of the object; what follows from other signals needs none.
+    pub(super) program: Option<Program>,
+    /// What is missing or less exact compared with the best way.
+    pub(super) lost: Option<&'static str>,
+}
+
+pub(super) struct Program {
+    pub(super) name: &'static str,
+    pub(super) attach: Attach,
+}
+
+/// What a program is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attach {
+    TpBtf(&'static str),
+    RawTp(&'static str),
+    Fentry(&'static str),
+    /// With the number of parameters that the program was written for.
+    Fexit(&'static str, usize),
+    Kprobe(&'static str),
+    Kretprobe(&'static str),
+    /// Category and name.
+    Tracepoint(&'static str, &'static str),
+    Iter(&'static str),
+}
+
+impl Attach {
+    /// The kernel's verifier has to know the types of what is passed.
+    pub(super) fn is_typed(self) -> bool {
+        matches!(self, Self::TpBtf(_) | Self::Fentry(_) | Self::Fexit(..) | Self::Iter(_))
+    }
+
+    /// Whether the kernel passes what the program expects; `None` is "yes".
+    pub(super) fn mismatch(self, btf: &Btf<'_>) -> Option<String> {
+        let first_is = |parameters: Option<Vec<Option<&[u8]>>>, wanted: &str| match parameters {
+            None => Some("this kernel's types do not have it".to_owned()),
+            Some(parameters) if parameters.first() == Some(&Some(wanted.as_bytes())) => None,
+            Some(_) => Some(format!("its first argument is no `struct {wanted} *` on this kernel")),
+        };
+        let told = match self {
+            Self::TpBtf(name) | Self::RawTp(name) => {
+                btf.tracepoint_parameters(name).map(|parameters| first_is(parameters, "sock"))
+            }
+            Self::Fentry(name) | Self::Kprobe(name) => btf.parameters(name).map(|parameters| {
+                first_is(parameters, if name == TWSK_KILL { "inet_timewait_sock" } else { "sock" })
+            }),
+            Self::Fexit(name, count) => btf.parameters(name).map(|parameters| match parameters {
+                None => Some("this kernel's types do not have it".to_owned()),
+                Some(parameters) if parameters.len() == count => None,
+                Some(parameters) => Some(format!("it has {} arguments on this kernel", parameters.len())),
+            }),
+            Self::Kretprobe(_) | Self::Tracepoint(..) | Self::Iter(_) => return None,
+        };
+        told.unwrap_or_else(|error| Some(error.to_string()))
+    }
+}
+
+/// Named where its argument's type is decided.
+const TWSK_KILL: &str = "inet_twsk_kill";
+
+const fn way(
+    way: &'static str,
+    hook: &'static str,
+    name: &'static str,
+    attach: Attach,
+    lost: Option<&'static str>,
+) -> Way {
+    Way { way, hook, program: Some(Program { name, attach }), lost }
+}
+
+/// A way that follows from other signals.
+const fn inferred(hook: &'static str, lost: &'static str) -> Way {
+    Way { way: "inferred", hook, program: None, lost: Some(lost) }
+}
+
+const NO_TYPES: &str = "network namespaces, unread bytes, retransmits before the start and who holds what: this \
+                        kernel's types are not known";
+const SKIPPED: &str = "what happens inside another probe on the same processor is skipped, uncounted";
+
+/// Without these there is nothing to watch.
+pub(super) const STATE: Spec = Spec {
+    key: "state",
+    signal: "state changes",
+    ways: &[
+        way(
+            "tp_btf",
+            "tp_btf inet_sock_set_state",
+            "state_tp_btf",
+            Attach::TpBtf("inet_sock_set_state"),
+            None,
+        ),
+        way(
+            "raw_tp",
+            "raw_tp inet_sock_set_state",
+            "state_raw_tp",
+            Attach::RawTp("inet_sock_set_state"),
+            None,
+        ),
+        way(
+            "fentry",
+            "fentry tcp_set_state",
+            "state_fentry",
+            Attach::Fentry("tcp_set_state"),
+            Some("that a socket begins to listen is known from sweeps only"),
+        ),
+        way(
+            "kprobe",
+            "kprobe tcp_set_state",
+            "state_kprobe",
+            Attach::Kprobe("tcp_set_state"),
+            Some(
+                "that a socket begins to listen is known from sweeps only; what happens inside another probe on the \
+                 same processor is skipped, uncounted",
+            ),
+        ),
+        way(
+            "tracepoint",
+            "tracepoint sock:inet_sock_set_state",
+            "state_tracepoint",
+            Attach::Tracepoint("sock", "inet_sock_set_state"),
+            Some(NO_TYPES),
+        ),
+    ],
+    without: "everything",
+};
+
+/// In the order in which they are shown.
+pub(super) const OTHERS: [Spec; 6] = [
+    Spec {
+        key: "retransmit",
+        signal: "retransmits",
+        ways: &[
+            way(
+                "tp_btf",
+                "tp_btf tcp_retransmit_skb",
+                "retransmit_tp_btf",
+                Attach::TpBtf("tcp_retransmit_skb"),
+                None,
+            ),
+            way(
+                "raw_tp",
+                "raw_tp tcp_retransmit_skb",
+                "retransmit_raw_tp",
+                Attach::RawTp("tcp_retransmit_skb"),
+                None,
+            ),
+            way(
+                "tracepoint",
+                "tracepoint tcp:tcp_retransmit_skb",
+                "retransmit_tracepoint",
+                Attach::Tracepoint("tcp", "tcp_retransmit_skb"),
+                Some("retransmitted packets are counted, not their segments"),
+            ),
+        ],
+        without: "retransmits are seen only when a connection ends",
+    },
+    Spec {
+        key: "close",
+        signal: "close by the owner",
+        ways: &[
+            way("fentry", "fentry tcp_close", "close_fentry", Attach::Fentry("tcp_close"), None),
+            way("kprobe", "kprobe tcp_close", "close_kprobe", Attach::Kprobe("tcp_close"), Some(SKIPPED)),
+            inferred(
+                "inferred from state changes",
+                "who closed is not known for abortive closes and for closes after shutdown()",
+            ),
+        ],
+        without: "",
+    },
+    Spec {
+        key: "accept",
+        signal: "owner at accept",
+        ways: &[
+            way("fexit", "fexit inet_csk_accept", "accept_fexit", Attach::Fexit("inet_csk_accept", 2), None),
+            way(
+                "fexit",
+                "fexit inet_csk_accept",
+                "accept_fexit_4",
+                Attach::Fexit("inet_csk_accept", 4),
+                None,
+            ),
+            way(
+                "kretprobe",
+                "kretprobe inet_csk_accept",
+                "accept_kprobe",
+                Attach::Kretprobe("inet_csk_accept"),
+                Some("accepts beyond the number that the kernel follows at once are missed, uncounted"),
+            ),
+            inferred(
+                "the listener, then whoever a sweep finds or closes it",
+                "which of several workers accepted is known at the next sweep (asked-for ones included), or when it \
+                 closes",
+            ),
+        ],
+        without: "",
+    },
+    Spec {
+        key: "minisock",
+        signal: "end of TIME_WAIT and orphaned FIN_WAIT2",
+        ways: &[
+            way("fentry", "fentry inet_twsk_kill", "minisock_fentry", Attach::Fentry(TWSK_KILL), None),
+            way(
+                "kprobe",
+                "kprobe inet_twsk_kill",
+                "minisock_kprobe",
+                Attach::Kprobe(TWSK_KILL),
+                Some(SKIPPED),
+            ),
+            inferred(
+                "computed from the kernel's timer wheel, corrected by iter tcp",
+                "a minisock that a reset or a reused port ends early is noticed up to 10 s late",
+            ),
+        ],
+        without: "",
+    },
+    Spec {
+        key: "held",
+        signal: "sockets held by processes",
+        ways: &[
+            way("iter", "iter task_file", "held_iter", Attach::Iter("task_file"), None),
+            way("iter", "iter task_file", "held_iter_probing", Attach::Iter("task_file"), None),
+        ],
+        without: "connections opened before the start stay unknown until they change, and passed descriptors are \
+                  followed only to whoever closes them",
+    },
+    Spec {
+        key: "unheld",
+        signal: "sockets held by nobody",
+        ways: &[way("iter", "iter tcp", "unheld_iter", Attach::Iter("tcp"), None)],
+        without: "TIME_WAIT and orphaned FIN_WAIT2 are inferred; lost records are repaired only for held sockets",
+    },
+];
+
+/// `close=kprobe`: this way for this signal, and no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub key: &'static str,
+    pub way: &'static str,
+}
+
+impl std::str::FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, way) =
+            text.split_once('=').ok_or_else(|| format!("`{text}` is not of the form SIGNAL=WAY"))?;
+        let specs = || std::iter::once(&STATE).chain(&OTHERS);
+        let keys = || specs().map(|spec| spec.key).collect::<Vec<_>>().join(", ");
+        let spec = specs()
+            .find(|spec| spec.key == key)
+            .ok_or_else(|| format!("`{key}` is no signal; there are: {}", keys()))?;
+        let mut ways: Vec<_> = spec.ways.iter().map(|way| way.way).collect();
+        ways.dedup();
+        match ways.iter().find(|known| **known == way) {
+            Some(way) => Ok(Self { key: spec.key, way }),
+            None => Err(format!("`{way}` is no way to get {key}; there are: {}", ways.join(", "))),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Choice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl Spec {
+    /// The ways to try, in order.
+    pub(super) fn open<'a>(&self, choices: &'a [Choice]) -> impl Iterator<Item = &'static Way> + use<'a> {
+        let chosen = choices.iter().rev().find(|choice| choice.key == self.key).map(|choice| choice.way);
+        self.ways.iter().filter(move |way| chosen.is_none_or(|chosen| way.way == chosen))
+    }
+
+    pub(super) fn served(&self, way: &'static Way, tried: Vec<Attempt>) -> Signal {
+        Signal { key: self.key, signal: self.signal, hook: Some(way.hook), tried, lost: way.lost }
+    }
+
+    pub(super) fn unserved(&self, tried: Vec<Attempt>) -> Signal {
+        Signal { key: self.key, signal: self.signal, hook: None, tried, lost: Some(self.without) }
+    }
+}
+
+/// State changes could not be had.
+pub(super) fn no_state_changes(tried: &[Attempt]) -> ProbeError {
+    let tried: Vec<_> = tried.iter().map(|attempt| format!("{}: {}", attempt.hook, attempt.error)).collect();
+    ProbeError::NoStateChanges(tried.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_names_a_signal_and_one_of_its_ways() {
+        assert_eq!("close=kprobe".parse(), Ok(Choice { key: "close", way: "kprobe" }));
+        for (text, said) in [
+            ("close", "SIGNAL=WAY"),
+            ("open=kprobe", "state, retransmit, close, accept, minisock, held, unheld"),
+            ("close=tp_btf", "fentry, kprobe, inferred"),
+        ] {
+            let error = text.parse::<Choice>().unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_last_choice_for_a_signal_holds_and_leaves_the_others_alone() {
+        let choices = ["state=raw_tp", "state=kprobe"].map(|text| text.parse().unwrap());
+        let names = |spec: &Spec| spec.open(&choices).map(|way| way.way).collect::<Vec<_>>();
+        assert_eq!(names(&STATE), ["kprobe"]);
+        assert_eq!(names(&OTHERS[0]), ["tp_btf", "raw_tp", "tracepoint"]);
+    }
+}
