@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::{eventually::eventually, metrics::Metrics, netns::Namespace};
 
 pub(crate) const TCPWATCH: &str = env!("CARGO_BIN_EXE_tcpwatch");
+const HOOKS: &str = "TCPWATCH_HOOK";
 
 /// The program, without what the environment of the tests would tell it.
 pub(crate) fn tcpwatch(program: &str) -> Command {
@@ -25,14 +26,6 @@ pub(crate) fn tcpwatch(program: &str) -> Command {
         }
     }
     command
-}
-
-/// `--hook` options for each SIGNAL=WAY in TCPWATCH_HOOKS, which are separated by commas: the same tests prove
-/// each way to see a signal.
-fn forced_hooks() -> Vec<String> {
-    let hooks = std::env::var("TCPWATCH_HOOKS").unwrap_or_default();
-    let hooks = hooks.split(',').filter(|hook| !hook.is_empty());
-    hooks.flat_map(|hook| ["--hook".to_owned(), hook.to_owned()]).collect()
 }
 
 /// Stopped when dropped; it must then end well.
@@ -49,7 +42,8 @@ impl Daemon {
     pub(crate) fn start(options: &[&str]) -> Self {
         let mut child = tcpwatch(TCPWATCH)
             .args(["run", "--listen", "127.0.0.1:0"])
-            .args(forced_hooks())
+            // Ways that are forced: the same tests prove each of them.
+            .envs(std::env::var(HOOKS).map(|hooks| (HOOKS, hooks)))
             .args(options)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

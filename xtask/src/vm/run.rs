@@ -152,12 +152,16 @@ impl Common {
 fn tell(series: &Series, steps: &[Step], heard: &Heard, elapsed: Duration) {
     let count = heard.outcomes.len();
     let (Some(step), Some(outcome)) = (steps.get(count - 1), heard.outcomes.last()) else { return };
+    let ended = match (&step.what, outcome.fault()) {
+        (What::Check, _) => "exit code ".to_owned() + &outcome.exit_code.to_string(),
+        (What::Test(_), None) => "ok".to_owned(),
+        (What::Test(_), Some(_)) => "FAILED".to_owned(),
+    };
     eprintln!(
-        "{}: {count}/{} {}: {} in {:.1} s of its own, {} s of ours so far",
+        "{}: {count}/{} {}: {ended} after {:.1} s of its own; {} s of ours so far",
         series.name,
         steps.len(),
         step.name(),
-        if outcome.exit_code == 0 { "ended well" } else { "FAILED" },
         outcome.took.as_secs_f64(),
         elapsed.as_secs()
     );
