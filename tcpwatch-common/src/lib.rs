@@ -15,7 +15,7 @@ pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
 pub const KIND_TRANSITION: u8 = 1;
 /// A [`SocketEvent`]: the kernel retransmitted on the socket.
 pub const KIND_RETRANSMIT: u8 = 2;
-/// A [`SocketEvent`]: the application closed its last descriptor of the socket.
+/// A [`CloseEvent`]: the application closed its last descriptor of the socket.
 pub const KIND_CLOSE: u8 = 3;
 /// A [`SocketEvent`]: a minisock in `old_state` is gone; its cookie is 0, its ends say which it was.
 pub const KIND_MINISOCK_END: u8 = 5;
@@ -59,8 +59,7 @@ pub mod state {
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
 pub struct SocketEvent {
-    /// One of `KIND_TRANSITION`, `KIND_RETRANSMIT`, `KIND_CLOSE`, `KIND_MINISOCK_END`,
-    /// `KIND_ACCEPT`.
+    /// Any `KIND_*` but `KIND_TASK`.
     pub kind: u8,
     pub old_state: u8,
     pub new_state: u8,
@@ -87,6 +86,18 @@ pub struct SocketEvent {
     pub dport: u16,
     pub saddr: [u8; 16],
     pub daddr: [u8; 16],
+}
+
+/// What the application let go of. 72 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct CloseEvent {
+    /// Its kind is `KIND_CLOSE`.
+    pub socket: SocketEvent,
+    /// Received bytes that the application did not read: closing with some resets the connection.
+    pub unread_bytes: u32,
+    pub zero: u32,
 }
 
 /// A process, written before the first record that names it and again when its name changes. 32 bytes.
@@ -166,6 +177,8 @@ const _: () = {
     assert!(offset_of!(SocketEvent, sport) == 28);
     assert!(offset_of!(SocketEvent, saddr) == 32);
     assert!(offset_of!(SocketEvent, daddr) == 48);
+    assert!(size_of::<CloseEvent>() == 72);
+    assert!(offset_of!(CloseEvent, unread_bytes) == 64);
     assert!(size_of::<TaskEvent>() == 32);
     assert!(offset_of!(TaskEvent, start_ns) == 8);
     assert!(offset_of!(TaskEvent, comm) == 16);

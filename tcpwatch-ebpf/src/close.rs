@@ -5,13 +5,12 @@
 //! same process (unless the close is abortive: those sockets go straight to CLOSE, so they are told here).
 
 use aya_ebpf::{
-    EbpfContext,
     helpers::bpf_ktime_get_ns,
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
 use tcpwatch_common::{
-    KIND_CLOSE,
+    CloseEvent, KIND_CLOSE,
     counter::LOST_CLOSE,
     state::{CLOSE, LISTEN},
 };
@@ -19,13 +18,13 @@ use tcpwatch_common::{
 use crate::{
     event::{self, What},
     field::{Kernel, OFF_REGS_ARG0, OFF_SKC_STATE, Raw, Typed},
-    fill, registers, task,
+    fill, registers, ring, task,
 };
 
 #[fentry(function = "tcp_close")]
 pub fn close_fentry(ctx: FEntryContext) -> i32 {
     if let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        closed(&ctx, sk);
+        closed(sk);
     }
     0
 }
@@ -34,13 +33,13 @@ pub fn close_fentry(ctx: FEntryContext) -> i32 {
 pub fn close_kprobe(ctx: ProbeContext) -> u32 {
     let sk = Raw::new(registers::read(&ctx, &OFF_REGS_ARG0) as *const u8);
     if let Some(sk) = sk.and_then(Kernel::tcp_sock) {
-        closed(&ctx, sk);
+        closed(sk);
     }
     0
 }
 
 #[inline(always)]
-fn closed(ctx: &impl EbpfContext, sk: impl Kernel) {
+fn closed(sk: impl Kernel) {
     let state = sk.read::<u8>(&OFF_SKC_STATE);
     let flags = fill::flags(sk);
     if state == CLOSE || state == LISTEN || fill::closes_in_order(sk, state, flags) {
@@ -56,5 +55,9 @@ fn closed(ctx: &impl EbpfContext, sk: impl Kernel) {
         value: task::current_tgid(LOST_CLOSE),
         lost: LOST_CLOSE,
     };
-    event::send(ctx, sk, time_ns, what);
+    let unread_bytes = fill::unread_bytes(sk, flags);
+    let event = CloseEvent { socket: event::describe(sk, time_ns, &what), unread_bytes, zero: 0 };
+    let Some(mut entry) = ring::reserve::<CloseEvent>(what.lost) else { return };
+    entry.write(event);
+    ring::submit(entry);
 }

@@ -17,30 +17,35 @@ pub struct What {
     pub lost: u32,
 }
 
-/// Writes the record; where there is no room, says so in the log that `--debug` shows.
+/// The record.
 #[inline(always)]
-pub fn send(ctx: &impl EbpfContext, sk: impl Kernel, time_ns: u64, what: What) {
+pub fn describe(sk: impl Kernel, time_ns: u64, what: &What) -> SocketEvent {
     let (saddr, daddr) = fill::addresses(sk);
     let (sport, dport) = fill::ports(sk);
-    let netns = fill::netns(sk);
-    let cookie = fill::cookie(sk);
-    let Some(mut entry) = ring::reserve::<SocketEvent>(what.lost) else {
-        debug!(ctx, "no room for socket {:x}, state {} to {}", cookie, what.old_state, what.new_state);
-        return;
-    };
-    entry.write(SocketEvent {
+    SocketEvent {
         kind: what.kind,
         old_state: what.old_state,
         new_state: what.new_state,
         flags: what.flags,
-        netns,
+        netns: fill::netns(sk),
         time_ns,
-        cookie,
+        cookie: fill::cookie(sk),
         value: what.value,
         sport,
         dport,
         saddr: fill::bytes(saddr),
         daddr: fill::bytes(daddr),
-    });
+    }
+}
+
+/// Writes the record; where there is no room, says so in the log that `--debug` shows.
+#[inline(always)]
+pub fn send(ctx: &impl EbpfContext, sk: impl Kernel, time_ns: u64, what: What) {
+    let event = describe(sk, time_ns, &what);
+    let Some(mut entry) = ring::reserve::<SocketEvent>(what.lost) else {
+        debug!(ctx, "no room for socket {:x}, state {} to {}", event.cookie, what.old_state, what.new_state);
+        return;
+    };
+    entry.write(event);
     ring::submit(entry);
 }

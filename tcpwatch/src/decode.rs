@@ -6,9 +6,9 @@
 use std::net::Ipv6Addr;
 
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST, KIND_ACCEPT,
-    KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket, SocketEvent,
-    TaskEvent,
+    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
+    KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket,
+    SocketEvent, TaskEvent,
 };
 use thiserror::Error;
 
@@ -133,7 +133,7 @@ pub enum What {
     /// The application accepted the connection.
     Accept { state: TcpState, pid: Option<u32> },
     /// The application closed its last descriptor.
-    Close { state: TcpState, pid: Option<u32> },
+    Close { state: TcpState, pid: Option<u32>, unread_bytes: u32 },
 }
 
 /// A process, told before it is first named.
@@ -181,8 +181,12 @@ pub struct ListenQueue {
 pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
     match bytes.first().copied() {
         Some(KIND_TASK) => Ok(Record::Task(task(&read(bytes)?))),
-        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_CLOSE | KIND_MINISOCK_END | KIND_ACCEPT) => {
-            socket_record(&read(bytes)?).map(Record::Socket)
+        Some(KIND_CLOSE) => {
+            let raw: CloseEvent = read(bytes)?;
+            socket_record(&raw.socket, raw.unread_bytes).map(Record::Socket)
+        }
+        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_MINISOCK_END | KIND_ACCEPT) => {
+            socket_record(&read(bytes)?, 0).map(Record::Socket)
         }
         Some(kind) => Err(DecodeError::Kind(kind)),
         None => Err(DecodeError::Length(0)),
@@ -215,7 +219,8 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
     })
 }
 
-fn socket_record(raw: &SocketEvent) -> Result<SocketRecord, DecodeError> {
+/// `unread_bytes`: what a close adds.
+fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, DecodeError> {
     let socket = Socket {
         cookie: raw.cookie,
         netns: raw.netns,
@@ -224,11 +229,12 @@ fn socket_record(raw: &SocketEvent) -> Result<SocketRecord, DecodeError> {
         flags: raw.flags,
     };
     let to = state(raw.new_state)?;
+    let pid = (raw.value != 0).then_some(raw.value);
     let what = match raw.kind {
         KIND_RETRANSMIT => What::Retransmit { state: to, total: (raw.value != 0).then_some(raw.value) },
         KIND_MINISOCK_END => What::MinisockEnd,
-        KIND_ACCEPT => What::Accept { state: to, pid: (raw.value != 0).then_some(raw.value) },
-        KIND_CLOSE => What::Close { state: to, pid: (raw.value != 0).then_some(raw.value) },
+        KIND_ACCEPT => What::Accept { state: to, pid },
+        KIND_CLOSE => What::Close { state: to, pid, unread_bytes },
         _ if to == TcpState::Close => What::End {
             from: state(raw.old_state)?,
             error: (raw.value >> 24) as u8,

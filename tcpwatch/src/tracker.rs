@@ -121,8 +121,9 @@ impl Tracker {
                     self.group(slot, record.time_ns);
                 }
             }
-            What::Close { state, pid } => {
+            What::Close { state, pid, unread_bytes } => {
                 if let Some(slot) = self.find_or_insert(record, state) {
+                    self.table.get_mut(slot).unread_bytes = unread_bytes;
                     self.closed_by(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
                 }
             }

@@ -371,8 +371,8 @@ fn every_time_wait_is_counted_until_its_end_with_the_process_that_closed() {
     const PORT: u16 = 4999;
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
-    // No port is used again while the connection before is in TIME_WAIT.
-    namespace.run(&["sh", "-c", "echo 0 >/proc/sys/net/ipv4/tcp_tw_reuse"]);
+    // On loopback the kernel would use the ports of TIME_WAITs older than a second again.
+    namespace.run(&["sh", "-c", "echo 0 > /proc/sys/net/ipv4/tcp_tw_reuse"]);
     let count = 1000 * rounds().unwrap_or(5) as usize;
     let mut server = Workload::start(&namespace, "waits-for-end", SERVER, &[&PORT.to_string()]);
     assert_eq!(server.hear(), "listens");
@@ -407,7 +407,6 @@ fn every_time_wait_is_counted_until_its_end_with_the_process_that_closed() {
         assert!(began.elapsed() < Duration::from_secs(100), "{before} still there");
         thread::sleep(Duration::from_millis(500).saturating_sub(asked.elapsed()));
     }
-    // Within the hundredth that each look may be off.
     assert!(most * 100 >= count * 99, "{most}");
     eprintln!("time_wait: {looks} looks, at most {most}, worst off by {:.2} %", worst * 100.0);
 }

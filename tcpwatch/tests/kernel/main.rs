@@ -17,4 +17,6 @@ mod netns;
 mod owners;
 mod program;
 mod recording;
+
+mod ways;
 mod workload;

@@ -148,7 +148,7 @@ impl Kernel {
             },
             (CloseWait, Some(pid)) => self.answer_close(cookie, pid),
             (FinWait2, Some(pid)) => {
-                self.tell(cookie, What::Close { state, pid: Some(pid) });
+                self.tell(cookie, What::Close { state, pid: Some(pid), unread_bytes: 0 });
                 self.orphan(cookie);
             }
             _ => {}
@@ -205,7 +205,7 @@ impl Kernel {
     }
 
     fn abort(&mut self, cookie: u64, pid: u32) {
-        self.tell(cookie, What::Close { state: Established, pid: Some(pid) });
+        self.tell(cookie, What::Close { state: Established, pid: Some(pid), unread_bytes: 0 });
         let peer = self.peer(cookie);
         self.end(cookie, 0);
         if let Some(peer) = peer {

@@ -23,7 +23,7 @@ fn whoever_holds_it_is_the_owner() {
     ] {
         let mut world = World::new();
         world.serve();
-        world.tell(3, server(HELD), What::Close { state: Established, pid: Some(known) });
+        world.tell(3, server(HELD), What::Close { state: Established, pid: Some(known), unread_bytes: 0 });
         world.sweep(10, &server_held_by(holders));
         assert_eq!(world.owner(2), Some(owner), "{known}: {holders:?}");
         assert!(world.row(2).marks.owner_seen && !world.row(2).marks.unaccepted);
@@ -109,7 +109,10 @@ fn a_holder_with_the_owners_pid_but_another_start_is_another_process() {
 
 #[test]
 fn a_process_that_closed_it_since_the_look_is_not_undone() {
-    for what in [to(Established, FinWait1, WORKER), What::Close { state: Established, pid: Some(WORKER) }] {
+    for what in [
+        to(Established, FinWait1, WORKER),
+        What::Close { state: Established, pid: Some(WORKER), unread_bytes: 0 },
+    ] {
         let mut world = World::new();
         world.serve();
         world.tracker.begin_sweep(10);

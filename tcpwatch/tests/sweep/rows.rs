@@ -130,7 +130,7 @@ fn what_was_heard_of_since_the_sweep_began_is_not_over() {
     for what in [
         to(Established, CloseWait, 0),
         What::Retransmit { state: Established, total: Some(1) },
-        What::Close { state: Established, pid: Some(CURL) },
+        What::Close { state: Established, pid: Some(CURL), unread_bytes: 0 },
     ] {
         let mut world = World::new();
         world.connect();

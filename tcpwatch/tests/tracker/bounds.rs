@@ -55,7 +55,7 @@ fn an_untracked_connection_harms_nobody() {
         [
             (3, to(Close, SynSent, CURL)),
             (4, What::Retransmit { state: SynSent, total: Some(1) }),
-            (5, What::Close { state: SynSent, pid: Some(CURL) }),
+            (5, What::Close { state: SynSent, pid: Some(CURL), unread_bytes: 0 }),
             (6, ended(SynSent, ETIMEDOUT)),
         ],
     );

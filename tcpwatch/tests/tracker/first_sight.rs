@@ -7,7 +7,10 @@ const LIVE: [TcpState; 8] = [Established, SynSent, SynRecv, FinWait1, FinWait2, 
 #[test]
 fn a_socket_first_heard_of_in_mid_life_is_at_least_as_old_as_that() {
     for state in LIVE {
-        for what in [What::Retransmit { state, total: Some(3) }, What::Close { state, pid: Some(CURL) }] {
+        for what in [
+            What::Retransmit { state, total: Some(3) },
+            What::Close { state, pid: Some(CURL), unread_bytes: 0 },
+        ] {
             let mut world = World::new();
             world.tell(7, client(HELD), what);
             let row = world.row(1);

@@ -74,7 +74,7 @@ fn whoever_closes_it_had_it() {
     for what in [
         to(Established, FinWait1, WORKER),
         to(CloseWait, LastAck, WORKER),
-        What::Close { state: Established, pid: Some(WORKER) },
+        What::Close { state: Established, pid: Some(WORKER), unread_bytes: 0 },
     ] {
         let mut world = World::new();
         world.serve();
@@ -92,7 +92,11 @@ fn a_close_by_an_unknown_process_names_nobody() {
         let mut world = World::new();
         world.serve();
         world.tell(3, server(0), to(Established, FinWait1, pid));
-        world.tell(4, server(0), What::Close { state: FinWait1, pid: Some(pid).filter(|pid| *pid != 0) });
+        world.tell(
+            4,
+            server(0),
+            What::Close { state: FinWait1, pid: Some(pid).filter(|pid| *pid != 0), unread_bytes: 0 },
+        );
         assert_eq!(world.names(world.row(2)), [None, None, None], "pid {pid}");
         assert!(!world.row(2).marks.owner_seen, "pid {pid}");
     }
@@ -103,7 +107,7 @@ fn a_later_closer_replaces_an_earlier_one() {
     let mut world = World::new();
     world.serve();
     world.tell(3, server(HELD), to(Established, FinWait1, NGINX));
-    world.tell(4, server(HELD), What::Close { state: FinWait1, pid: Some(WORKER) });
+    world.tell(4, server(HELD), What::Close { state: FinWait1, pid: Some(WORKER), unread_bytes: 0 });
     assert_eq!(world.names(world.row(2)), [None, Some("worker"), Some("worker")]);
 }
 

@@ -1,0 +1,201 @@
+//! Whichever way a signal comes, the answers are the same: two daemons watch one workload, one by the ways it
+//! chose, one by the ways it was told to take.
+
+use std::{path::Path, thread, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{
+    daemon::{Daemon, TCPWATCH, tcpwatch},
+    eventually::eventually,
+    netns::Namespace,
+    workload::Workload,
+};
+
+const FENTRY: &str = "state=fentry,close=fentry,accept=fexit,minisock=fentry";
+const KPROBE: &str = "state=kprobe,retransmit=raw_tp,close=kprobe,accept=kretprobe,minisock=kprobe";
+const RAW: &str = "state=raw_tp,retransmit=raw_tp,close=inferred,accept=inferred,minisock=inferred";
+
+/// A worker accepts what its parent listens for, then each connection ends in its own way.
+const SERVER: &str = r#"
+listener = listen(args[0])
+say(port_of(listener))
+if os.fork() == 0:
+    conns = [listener.accept()[0] for _ in range(6)]
+    listener.close()
+    say("accepted", os.getpid())
+    order()
+    conns[0].recv(100)
+    conns[0].recv(100)
+    conns[0].close()
+    conns[1].close()
+    conns[2].close()
+    conns[4].recv(100)
+    say("done")
+    order()
+    os._exit(0)
+listener.close()
+os.wait()
+"#;
+
+const CLIENT: &str = r#"
+conns = [connect(*args) for _ in range(6)]
+say(*[port_of(conn) for conn in conns])
+order()
+conns[0].send(b"12345")
+conns[0].close()
+conns[2].send(b"12345")
+conns[3].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+conns[3].close()
+conns[4].shutdown(socket.SHUT_WR)
+say("done")
+order()
+conns[1].recv(100)
+conns[1].close()
+conns[4].close()
+say("done")
+order()
+"#;
+
+/// include/net/tcp_states.h
+const TIME_WAIT: u8 = 6;
+
+/// Longer than the two daemons' programs are apart, or one socket's processor from the other's.
+const SAME_SECONDS: f64 = 0.05;
+
+/// Everything that both know of the namespace's connections: by port of the client and role.
+fn lives(daemon: &Daemon, namespace: &Namespace) -> Vec<Value> {
+    let live = daemon.connections_in(namespace);
+    let live = live.iter().map(|row| daemon.json(&format!("/connections/{}", row["id"].as_str().unwrap())));
+    let ended = daemon.json("/history?limit=0");
+    let ended = ended["connections"].as_array().unwrap().clone();
+    let mut lives: Vec<Value> =
+        live.chain(ended.into_iter().filter(|row| row["netns"] == namespace.inode)).collect();
+    lives.sort_by_key(|row| (row["local"]["port"].as_u64(), row["remote"]["port"].as_u64()));
+    lives
+}
+
+/// What must not depend on the way: all but the id and the durations.
+fn answer(life: &Value) -> Value {
+    let steps = life["life"].as_array().unwrap();
+    let states: Vec<_> = steps.iter().map(|step| json!([step["state"], step["cause"]])).collect();
+    let pid = |place: &str| life[place]["pid"].clone();
+    json!({
+        "local": life["local"], "remote": life["remote"], "role": life["role"], "accepted": life["accepted"],
+        "pids": [pid("opener"), pid("process"), pid("closer")], "at_least": life["at_least"],
+        "error": life["error"], "retransmits": life["retransmits"], "unread_bytes": life["unread_bytes"],
+        "life": states, "over": life["ended_at"].is_string(),
+    })
+}
+
+fn durations(life: &Value) -> Vec<f64> {
+    let steps = life["life"].as_array().unwrap();
+    // The last lasts until it is asked for.
+    steps.iter().rev().skip(1).map(|step| step["seconds"].as_f64().unwrap()).collect()
+}
+
+/// Both daemons, asked until they agree: sweeps come when they come.
+fn agree(chosen: &Daemon, forced: &Daemon, namespace: &Namespace) -> Vec<Value> {
+    let connections = |daemon: &Daemon| {
+        // That a socket listens some ways tell later than others.
+        let lives = lives(daemon, namespace);
+        lives.into_iter().filter(|life| life["role"] != "listener").collect::<Vec<_>>()
+    };
+    eventually("both say the same", || {
+        let (ours, theirs) = (connections(chosen), connections(forced));
+        let answers = |lives: &[Value]| lives.iter().map(answer).collect::<Vec<_>>();
+        if answers(&ours) != answers(&theirs) {
+            return Err(format!("{:#?}\nbut\n{:#?}", answers(&ours), answers(&theirs)));
+        }
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let differ = durations(ours)
+                .iter()
+                .zip(durations(theirs))
+                .any(|(ours, theirs)| (ours - theirs).abs() > SAME_SECONDS);
+            if differ {
+                return Err(format!("{:?} s but {:?} s: {ours}", durations(ours), durations(theirs)));
+            }
+        }
+        Ok(ours)
+    })
+}
+
+/// Whether this kernel takes these ways; if not, it is said why of each that it does not take.
+fn can_take(ways: &str) -> bool {
+    let output = tcpwatch(TCPWATCH).args(["check", "--json", "--hook", ways]).output().unwrap();
+    let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let Some(signals) = checked["signals"].as_array().filter(|_| checked["verdict"] != "unusable") else {
+        assert!(checked["error"].as_str().unwrap().contains("state changes"), "{checked}");
+        return false;
+    };
+    let refused: Vec<_> = signals.iter().filter(|signal| signal["hook"].is_null()).collect();
+    for signal in &refused {
+        assert!(signal["tried"][0]["error"].is_string(), "{signal}");
+    }
+    refused.is_empty()
+}
+
+fn give_the_same_answers(ways: &str) {
+    let (chosen, forced) = (Daemon::start(&[]), Daemon::start(&["--hook", ways]));
+    let mut namespaces = Vec::new();
+    for addr in ["127.0.0.1", "::1"] {
+        let namespace = Namespace::new();
+        let mut server = Workload::start(&namespace, "ways-server", SERVER, &[addr]);
+        let port = server.hear();
+        let mut client = Workload::start(&namespace, "ways-client", CLIENT, &[addr, &port]);
+        client.hear_numbers::<6>();
+        let accepted = server.hear();
+        let worker: u64 = accepted.strip_prefix("accepted ").unwrap().parse().unwrap();
+        for life in agree(&chosen, &forced, &namespace) {
+            let (role, pid) = (&life["role"], &life["process"]["pid"]);
+            let owner = if role == "server" { worker } else { u64::from(client.pid()) };
+            assert_eq!((&life["state"], pid), (&json!("ESTABLISHED"), &json!(owner)), "{life}");
+        }
+        // Long enough to tell a duration from none.
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(client.ask(), "done");
+        assert_eq!(server.ask(), "done");
+        assert_eq!(client.ask(), "done");
+        let lives = agree(&chosen, &forced, &namespace);
+        assert_eq!(lives.len(), 12, "{lives:#?}");
+        let unread = |life: &&Value| life["role"] == "server" && life["unread_bytes"] == 5;
+        if ways != RAW {
+            assert_eq!(lives.iter().filter(unread).count(), 1, "closed with unread bytes: {lives:#?}");
+        }
+        namespaces.push((namespace, server, client));
+    }
+    if ways == RAW {
+        return;
+    }
+    // The end of TIME_WAIT, by the hook that tells it.
+    while namespaces.iter().any(|(_, server, _)| server.sockets_in(TIME_WAIT) > 0) {
+        thread::sleep(Duration::from_secs(1));
+    }
+    for (namespace, ..) in &namespaces {
+        let lives = agree(&chosen, &forced, namespace);
+        let waited = |life: &Value| {
+            let steps = life["life"].as_array().unwrap();
+            steps
+                .iter()
+                .find(|step| step["state"] == "TIME_WAIT")
+                .map(|step| step["seconds"].as_f64().unwrap())
+        };
+        let waited: Vec<f64> = lives.iter().filter_map(waited).collect();
+        assert_eq!(waited.len(), 3, "{lives:#?}");
+        // The timer's wheel turns in steps of some seconds.
+        assert!(waited.iter().all(|seconds| (59.9..69.0).contains(seconds)), "{waited:?}");
+    }
+}
+
+#[test]
+fn each_way_gives_the_same_answers_or_says_why_it_cannot_be_taken() {
+    for ways in [RAW, FENTRY, KPROBE] {
+        if can_take(ways) {
+            give_the_same_answers(ways);
+        } else {
+            // A kernel with kprobes takes them all; any takes raw tracepoints.
+            let kprobes = Path::new("/sys/bus/event_source/devices/kprobe").exists();
+            assert!(!kprobes && ways != RAW, "this kernel should take {ways}");
+        }
+    }
+}
