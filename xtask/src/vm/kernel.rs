@@ -62,7 +62,7 @@ fn find(folder: &Path, series: &Series) -> Result<Kernel> {
         .flatten()
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .find(|path| path.join("kernel").is_dir())
+        .find(|path| path.join("modules.builtin").is_file())
         .with_context(|| format!("no kernel modules under {}", root.display()))?;
     let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let image = [root.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")]
@@ -78,7 +78,7 @@ fn fetch(apt: &Apt, folder: &Path, series: &Series) -> Result<()> {
     let release = package.trim_start_matches("linux-image-").to_owned();
     let version = apt.version(&package)?;
     // From 7.x on the image package only names these.
-    let parts = ["linux-binary-", "linux-modules-"].map(|prefix| format!("{prefix}{release}"));
+    let parts = ["linux-binary-", "linux-modules-", "linux-base-"].map(|prefix| format!("{prefix}{release}"));
     let mut packages = Vec::new();
     for part in parts {
         if apt.packages(&part)?.contains(&part) {
