@@ -11,7 +11,7 @@ use super::support::{FORCED, Forced, Series, skipped};
 const STEP_LIMIT_SECONDS: u32 = 900;
 /// What the random workloads are shortened to, for an emulated processor, and the seed that makes each run of
 /// the matrix the same. `cargo xtask test` runs them longer and from ever new seeds.
-const ROUNDS_AND_SEED: &str = "TCPWATCH_ROUNDS=1 TCPWATCH_SEED=1";
+const RANDOM: &str = "TCPWATCH_ROUNDS=1 TCPWATCH_COMPARISONS=20 TCPWATCH_SEED=1";
 
 #[derive(Debug)]
 pub(crate) struct Step {
@@ -65,7 +65,7 @@ pub(crate) fn script(steps: &[Step], tests: &Path, tcpwatch: &Path) -> String {
                     [] => String::new(),
                     hooks => format!(" TCPWATCH_HOOK={}", hooks.join(",")),
                 };
-                format!("env {ROUNDS_AND_SEED}{hooks} {} --exact {name} --nocapture", tests.display())
+                format!("env {RANDOM}{hooks} {} --exact {name} --nocapture", tests.display())
             }
         };
         script += &format!("step {number} {STEP_LIMIT_SECONDS} {command}\n");
