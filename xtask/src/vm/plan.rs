@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use super::support::{FORCED, Forced, Series, skipped};
 
-/// The longest that a step may take, by the guest's clock; the longest test takes a third of it.
-const STEP_LIMIT_SECONDS: u32 = 900;
+/// The longest that a step may take, by the guest's clock; the longest test takes a quarter of it.
+const STEP_LIMIT_SECONDS: u32 = 300;
 /// What the random workloads are shortened to, for an emulated processor, and the seed that makes each run of
 /// the matrix the same. `cargo xtask test` runs them longer and from ever new seeds.
 const RANDOM: &str = "TCPWATCH_ROUNDS=1 TCPWATCH_COMPARISONS=20 TCPWATCH_SEED=1";
