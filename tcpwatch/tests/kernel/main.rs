@@ -4,6 +4,7 @@
 //! Wants root, a kernel that tcpwatch supports, `ip`, `nsenter` and `python3`; `cargo xtask test` sees to it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod capabilities;
 mod containers;
 mod counts;
 mod daemon;
@@ -15,8 +16,11 @@ mod loss;
 mod metrics;
 mod netns;
 mod owners;
+mod privilege;
 mod program;
 mod recording;
+mod rights;
 
+mod unentered;
 mod ways;
 mod workload;
