@@ -5,11 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod capabilities;
+mod check;
 mod containers;
 mod counts;
 mod daemon;
 mod differential;
 mod eventually;
+mod hidden_types;
 mod leaks;
 mod life;
 mod loss;

@@ -25,16 +25,27 @@ pub(crate) fn as_user(uid: u32) -> [String; 6] {
     ["setpriv", &user, &group, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"].map(str::to_owned)
 }
 
-/// The program where everybody may run it, whatever the permissions of the way to `target/`.
+/// All that tcpwatch can use.
+pub(crate) const ALL: [&str; 5] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search", "sys_admin"];
+
+/// The program, or another file, where everybody may read it, whatever the permissions of the way to `target/`.
 pub(crate) struct Copy(PathBuf);
 
 impl Copy {
     pub(crate) fn new() -> Self {
+        Self::of(TCPWATCH)
+    }
+
+    pub(crate) fn of(file: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("tcpwatch-test-{}-{number}", std::process::id()));
-        std::fs::copy(TCPWATCH, &path).unwrap();
-        Self(path)
+        let copy = Self(std::env::temp_dir().join(format!("tcpwatch-test-{}-{number}", std::process::id())));
+        std::fs::copy(file, &copy.0).unwrap();
+        copy
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.0.to_str().unwrap()
     }
 
     /// A command that becomes the program, with these capabilities (`bpf`, `perfmon`) and no others.

@@ -7,7 +7,7 @@ use crate::{
     daemon::Daemon,
     eventually::eventually,
     netns::Namespace,
-    rights::{Copy, User::Root},
+    rights::{ALL, Copy, User::Root},
     workload::Workload,
 };
 
@@ -15,7 +15,6 @@ use crate::{
 const FIN_WAIT2: u8 = 5;
 const TIME_WAIT: u8 = 6;
 
-const ALL: [&str; 5] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search", "sys_admin"];
 const ALL_BUT_SYS_ADMIN: [&str; 4] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search"];
 
 /// `before` is closed and `after` made while the ring is full.
