@@ -23,7 +23,7 @@ struct Use {
     kept: bool,
 }
 
-/// docs/ARCHITECTURE.md and deploy/ have the same table; the kernel test `privilege` takes each away.
+/// README.md has the same table; the kernel tests `capabilities`, `privilege` and `unentered` take each away.
 const USES: [Use; 5] = [
     Use {
         capability: CapabilitySet::BPF,
@@ -40,8 +40,8 @@ const USES: [Use; 5] = [
     Use {
         capability: CapabilitySet::SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
-        without: "executables of other users' processes are not known, and network namespaces without a name not \
-                  looked into",
+        without: "executables are known only of processes of the same user that have no more capabilities, and network \
+                  namespaces without a name are not looked into",
         kept: true,
     },
     Use {
@@ -54,8 +54,9 @@ const USES: [Use; 5] = [
     Use {
         capability: CapabilitySet::SYS_ADMIN,
         name: "CAP_SYS_ADMIN",
-        without: "in other network namespaces only sockets that a process holds are seen: no TIME_WAIT, orphan or \
-                  un-accepted connection from before the start, and no repair of their lost records",
+        without: "other network namespaces are not looked into: no TIME_WAIT, orphan or un-accepted connection from \
+                  before the start, no repair of what was lost but for held sockets, and an orphan stays in FIN_WAIT2 \
+                  though its peer has closed, so /leaks may name it",
         kept: true,
     },
 ];

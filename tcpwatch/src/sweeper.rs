@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use rustix::{
-    thread::{LinkNameSpaceType, move_into_link_name_space},
+    thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space},
     time::{ClockId, clock_gettime},
 };
 
@@ -105,8 +105,9 @@ impl Sweep<'_> {
 
     /// Every namespace that a process is in or that has a name.
     fn namespaces(&mut self, probes: &mut Probes) {
-        let (found, all) = find_namespaces();
-        self.coverage.all = all;
+        let (found, hidden) = find_namespaces();
+        self.coverage.all = hidden.is_empty();
+        self.problems.extend(hidden);
         for (inode, path) in found {
             // Without CAP_SYS_ADMIN the thread's own is still to be had.
             let entered = if self.inside == Some(inode) { Ok(true) } else { enter(&path, inode) };
@@ -160,17 +161,26 @@ fn cpu_time() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Inodes of the network namespaces with a path to each, and whether the search was complete.
-fn find_namespaces() -> (HashMap<u32, PathBuf>, bool) {
+/// Inodes of the network namespaces with a path to each, and why there may be others.
+fn find_namespaces() -> (HashMap<u32, PathBuf>, Vec<String>) {
     let mut found = HashMap::new();
-    let mut complete = true;
+    let mut hidden = Vec::new();
     let mut seen = HashSet::new();
+    let mut refused = false;
     match procfs::process::all_processes() {
         Ok(processes) => {
             for process in processes.flatten() {
                 let path = PathBuf::from(format!("/proc/{}/ns/net", process.pid));
                 // `net:[4026531833]`; a process that just ended, or a zombie, has none.
-                let Ok(link) = std::fs::read_link(&path) else { continue };
+                let link = match std::fs::read_link(&path) {
+                    Ok(link) => link,
+                    Err(error) => {
+                        // The kernel says so of a process that is gone, too.
+                        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+                        refused = refused || (denied && process.is_alive());
+                        continue;
+                    }
+                };
                 let inode = link
                     .to_str()
                     .and_then(|link| link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok());
@@ -181,18 +191,31 @@ fn find_namespaces() -> (HashMap<u32, PathBuf>, bool) {
                 }
             }
         }
-        Err(_) => complete = false,
+        Err(error) => hidden.push(format!("cannot list the processes: {error}")),
+    }
+    // With the capability only what is shielded from root refuses, such as what made the container all this runs in.
+    if refused && !may_ask() {
+        hidden.push("CAP_SYS_PTRACE is missing to ask every process for its network namespace".to_owned());
     }
     for directory in NAMED {
-        // Absent where nobody names namespaces.
-        let Ok(entries) = std::fs::read_dir(directory) else { continue };
-        for entry in entries.flatten() {
-            if let Ok(inode) = inode(&entry.path()) {
-                found.entry(inode).or_insert_with(|| entry.path());
+        match std::fs::read_dir(directory) {
+            Ok(entries) => {
+                for entry in entries.flatten() {
+                    if let Ok(inode) = inode(&entry.path()) {
+                        found.entry(inode).or_insert_with(|| entry.path());
+                    }
+                }
             }
+            // Nobody names namespaces there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => hidden.push(format!("cannot list the namespaces named in {directory}: {error}")),
         }
     }
-    (found, complete)
+    (found, hidden)
+}
+
+fn may_ask() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_PTRACE))
 }
 
 /// Moves this thread into the namespace at `path`, if it still is the one with `inode`.

@@ -1,6 +1,6 @@
 //! Where the fields of a tracepoint's record lie: its `format` file in tracefs.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 /// Where tracefs is mounted.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -45,17 +45,22 @@ pub(super) fn resolve() -> Formats {
 
 fn offset(tracepoint: &str, field: &str) -> Result<u32, String> {
     let path = |mount: &str| Path::new(mount).join("events").join(tracepoint).join("format");
-    let mut last = String::new();
+    let mut refused = Vec::new();
     for mount in TRACEFS {
         match std::fs::read_to_string(path(mount)) {
             Ok(format) => {
                 return offset_in(&format, field)
                     .ok_or_else(|| format!("its record has no field {field} on this kernel"));
             }
-            Err(error) => last = format!("cannot read {}: {error}", path(mount).display()),
+            Err(error) => refused.push((path(mount), error)),
         }
     }
-    Err(last)
+    // A mount that refuses says more than one that is not there.
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match refused.iter().find(|(_, error)| !absent(error)) {
+        Some((path, error)) => Err(format!("cannot read {}: {error}", path.display())),
+        None => Err(format!("tracefs is not mounted, or has no events: no {}", path(TRACEFS[0]).display())),
+    }
 }
 
 /// A line such as `field:__u16 sport; offset:24; size:2; signed:0;`, with tabs between.

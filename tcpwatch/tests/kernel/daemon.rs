@@ -40,7 +40,12 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Ready, on a port of its own.
     pub(crate) fn start(options: &[&str]) -> Self {
-        let mut child = tcpwatch(TCPWATCH)
+        Self::start_by(tcpwatch(TCPWATCH), options)
+    }
+
+    /// The same by a command that becomes the program.
+    pub(crate) fn start_by(mut command: Command, options: &[&str]) -> Self {
+        let mut child = command
             .args(["run", "--listen", "127.0.0.1:0"])
             // Ways that are forced: the same tests prove each of them.
             .envs(std::env::var(HOOKS).map(|hooks| (HOOKS, hooks)))
@@ -105,13 +110,22 @@ impl Daemon {
 
     /// All rows of `/connections` in a namespace.
     pub(crate) fn connections_in(&self, namespace: &Namespace) -> Vec<Value> {
+        self.connections_of(namespace.inode)
+    }
+
+    /// The same of a namespace without a name.
+    pub(crate) fn connections_of(&self, netns: u64) -> Vec<Value> {
         let answer = self.json("/connections?limit=0");
         let rows = answer["connections"].as_array().unwrap().iter();
-        rows.filter(|row| row["netns"] == namespace.inode).cloned().collect()
+        rows.filter(|row| row["netns"] == netns).cloned().collect()
     }
 
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -4,19 +4,24 @@
 //! Wants root, a kernel that tcpwatch supports, `ip`, `nsenter` and `python3`; `cargo xtask test` sees to it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod capabilities;
+mod check;
 mod containers;
 mod counts;
 mod daemon;
 mod differential;
 mod eventually;
+mod hidden_types;
 mod leaks;
 mod life;
 mod loss;
 mod metrics;
 mod netns;
 mod owners;
+mod privilege;
 mod program;
 mod recording;
-
+mod rights;
+mod unentered;
 mod ways;
 mod workload;

@@ -3,13 +3,14 @@
 use std::{
     io::Write as _,
     net::{TcpListener, TcpStream},
-    path::PathBuf,
-    process::{Command, Output},
 };
 
 use rustix::process::Signal;
 
-use crate::daemon::{Daemon, TCPWATCH, tcpwatch};
+use crate::{
+    daemon::{Daemon, TCPWATCH, tcpwatch},
+    rights::{Copy, User, run},
+};
 
 #[test]
 fn a_signal_to_stop_ends_it_well_even_with_a_client_connected() {
@@ -23,13 +24,6 @@ fn a_signal_to_stop_ends_it_well_even_with_a_client_connected() {
     }
 }
 
-fn run(command: &mut Command) -> (Option<i32>, String) {
-    let Output { status, stderr, .. } = command.output().unwrap();
-    let said = String::from_utf8_lossy(&stderr).into_owned();
-    assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
-    (status.code(), said)
-}
-
 #[test]
 fn bad_options_are_refused_wherever_they_come_from() {
     for args in [
@@ -41,11 +35,11 @@ fn bad_options_are_refused_wherever_they_come_from() {
         &["--config", "/proc/self/status"],
         &["no-such-command"],
     ] {
-        let (code, said) = run(tcpwatch(TCPWATCH).args(args));
+        let (code, _, said) = run(tcpwatch(TCPWATCH).args(args));
         assert_eq!(code, Some(64), "{args:?}: {said}");
         assert!(said.contains(args[args.len() - 1]) || said.contains(args[0]), "{args:?}: {said}");
     }
-    let (code, said) = run(tcpwatch(TCPWATCH).env("TCPWATCH_LINGER", "close-wait"));
+    let (code, _, said) = run(tcpwatch(TCPWATCH).env("TCPWATCH_LINGER", "close-wait"));
     assert_eq!(code, Some(64), "{said}");
     assert!(said.contains("--linger"), "{said}");
 }
@@ -54,42 +48,21 @@ fn bad_options_are_refused_wherever_they_come_from() {
 fn a_taken_port_is_named_with_the_option_that_changes_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let (code, said) = run(tcpwatch(TCPWATCH).args(["--listen", &address]));
+    let (code, _, said) = run(tcpwatch(TCPWATCH).args(["--listen", &address]));
     assert_eq!(code, Some(69), "{said}");
     assert!(said.contains(&address) && said.contains("--listen"), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-/// The program where everybody may run it, whatever the permissions of the way to `target/`.
-struct Copy(PathBuf);
-
-impl Copy {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("tcpwatch-of-nobody-{}", std::process::id()));
-        std::fs::copy(TCPWATCH, &path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 #[test]
 fn without_privilege_it_says_what_would_give_it() {
     let copy = Copy::new();
-    for drop in [
-        &["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"][..],
-        &["--inh-caps=-all", "--bounding-set=-all"],
-    ] {
-        let mut command = tcpwatch("setpriv");
-        let (code, said) = run(command.args(drop).arg(&copy.0).args(["--listen", "127.0.0.1:0"]));
-        assert_eq!(code, Some(77), "{drop:?}: {said}");
-        assert_eq!(said.lines().count(), 1, "{drop:?}: {said}");
+    for user in [User::Root, User::Nobody] {
+        let (code, _, said) = run(copy.with(user, &[]).args(["--listen", "127.0.0.1:0"]));
+        assert_eq!(code, Some(77), "{user:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{user:?}: {said}");
         for way in ["sudo", "CAP_BPF", "CAP_PERFMON"] {
-            assert!(said.contains(way), "{drop:?}: no {way} in: {said}");
+            assert!(said.contains(way), "{user:?}: no {way} in: {said}");
         }
     }
 }

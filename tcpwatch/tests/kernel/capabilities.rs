@@ -1,0 +1,81 @@
+//! Capabilities: which are missed, by name, and which are kept after the start.
+
+use serde_json::Value;
+
+use crate::{
+    daemon::{Daemon, TCPWATCH, tcpwatch},
+    rights::{
+        Copy,
+        User::{Nobody, Root},
+        run,
+    },
+};
+
+/// Bits of `/proc/PID/status` (include/uapi/linux/capability.h).
+const DAC_READ_SEARCH: u64 = 1 << 2;
+const SYS_PTRACE: u64 = 1 << 19;
+const SYS_ADMIN: u64 = 1 << 21;
+const BPF: u64 = 1 << 39;
+const KEPT: u64 = DAC_READ_SEARCH | SYS_PTRACE | SYS_ADMIN | BPF;
+
+#[test]
+fn after_the_start_no_thread_has_more_capabilities_than_it_needs() {
+    let copy = Copy::new();
+    let root = tcpwatch(TCPWATCH);
+    let some = ["bpf", "perfmon", "sys_ptrace", "net_admin", "dac_override"];
+    for (command, left) in [
+        (root, KEPT),
+        (copy.with(Root, &some), BPF | SYS_PTRACE),
+        (copy.with(Nobody, &some), BPF | SYS_PTRACE),
+    ] {
+        let daemon = Daemon::start_by(command, &[]);
+        let mut names = Vec::new();
+        for task in std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().flatten() {
+            let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+            let bits = |name: &str| u64::from_str_radix(field(name), 16).unwrap();
+            assert_eq!(
+                ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:"].map(bits),
+                [left, left, 0, 0],
+                "{status}"
+            );
+            names.push(field("Name:").to_owned());
+        }
+        // The first one, the runtime's and the one that enters namespaces.
+        assert!(names.len() >= 4 && names.iter().any(|name| name == "sweeper"), "{names:?}");
+    }
+}
+
+#[test]
+fn check_names_the_capability_that_is_missing() {
+    let copy = Copy::new();
+    for user in [Root, Nobody] {
+        for (capabilities, missing) in [
+            (&[][..], Some("CAP_BPF and CAP_PERFMON missing")),
+            (&["bpf", "sys_ptrace"], Some("CAP_PERFMON missing")),
+            (&["perfmon", "sys_ptrace"], Some("CAP_BPF missing")),
+            (&["sys_admin"], None),
+            (&["bpf", "perfmon"], None),
+        ] {
+            let (code, printed, said) = run(copy.with(user, capabilities).args(["check", "--json"]));
+            let checked: Value = serde_json::from_str(&printed).unwrap();
+            let told = checked["kernel"]["capabilities"].as_array().unwrap();
+            let held = told.iter().filter(|one| one["held"] == true).map(|one| one["name"].as_str().unwrap());
+            let mut held: Vec<_> = held.map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
+            held.sort();
+            let mut given = capabilities.to_vec();
+            given.sort_unstable();
+            assert_eq!(held, given, "{user:?}: {printed}");
+            let Some(missing) = missing else {
+                assert!(matches!(code, Some(0 | 1)), "{user:?} {capabilities:?}: {code:?} {printed}");
+                continue;
+            };
+            assert_eq!(code, Some(2), "{user:?} {capabilities:?}: {printed} {said}");
+            let error = checked["error"].as_str().unwrap();
+            assert!(error.contains(&format!(": {missing};")), "{error}");
+            let (code, _, said) = run(copy.with(user, capabilities).args(["run", "--listen", "127.0.0.1:0"]));
+            assert_eq!(code, Some(77), "{said}");
+            assert!(said.contains(&format!(": {missing};")), "{said}");
+        }
+    }
+}

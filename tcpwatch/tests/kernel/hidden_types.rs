@@ -1,0 +1,181 @@
+//! Kernels that do not publish their types, and sockets that are told apart by their address: what is followed
+//! there. `/sys/kernel/btf` is hidden in a mount namespace of the daemon's own.
+
+use serde_json::Value;
+
+use crate::{
+    daemon::{Daemon, TCPWATCH, tcpwatch},
+    eventually::eventually,
+    netns::Namespace,
+    rights::{
+        ALL, Copy,
+        User::{self, Nobody, Root},
+        run,
+    },
+    workload::Workload,
+};
+
+const SERVER: &str = r#"
+listener = listen("127.0.0.1", args[0])
+say("listens")
+for _ in range(int(args[1])):
+    conn = listener.accept()[0]
+    read_to_end(conn)
+    conn.close()
+kept = listener.accept()[0]
+say("accepted")
+read_to_end(kept)
+kept.close()
+say("closed")
+order()
+"#;
+
+/// Does not close before the other has, or an orphan waits for that.
+const CLIENT: &str = r#"
+def end(conn):
+    conn.shutdown(socket.SHUT_WR)
+    read_to_end(conn)
+    conn.close()
+for _ in range(int(args[1])):
+    end(connect("127.0.0.1", args[0]))
+kept = connect("127.0.0.1", args[0])
+say(port_of(kept))
+order()
+end(kept)
+say("closed")
+order()
+"#;
+
+/// include/net/tcp_states.h
+const TIME_WAIT: u8 = 6;
+
+/// Follows many short connections, whose sockets have the same few addresses one after the other, and one that
+/// stays a while. `port`: by which they are found, as their namespace may not be known; no other test has it.
+fn follows(daemon: &Daemon, port: u16) {
+    const SHORT: &str = "500";
+    assert_eq!(daemon.json("/status")["identity"], "socket address");
+    let namespace = Namespace::new();
+    let mut server = Workload::start(&namespace, "by-address", SERVER, &[&port.to_string(), SHORT]);
+    assert_eq!(server.hear(), "listens");
+    let mut client = Workload::start(&namespace, "dials", CLIENT, &[&port.to_string(), SHORT]);
+    let kept: u16 = client.hear().parse().unwrap();
+    assert_eq!(server.hear(), "accepted");
+
+    let rows = |filter: &str| daemon.json(&format!("/connections?limit=0&{filter}"))["connections"].clone();
+    let [of_client, of_server] =
+        [format!("local_port={kept}&remote_port={port}"), format!("local_port={port}&remote_port={kept}")];
+    let [client_id, server_id] = [(&of_client, &client), (&of_server, &server)].map(|(filter, owner)| {
+        let found = rows(filter);
+        assert_eq!(found.as_array().map(Vec::len), Some(1), "{found}");
+        assert_eq!(found[0]["state"], "ESTABLISHED", "{found}");
+        assert_eq!(found[0]["process"]["pid"], owner.pid(), "{found}");
+        found[0]["id"].as_str().unwrap().to_owned()
+    });
+    assert_eq!(client.ask(), "closed");
+    assert_eq!(server.hear(), "closed");
+
+    let lives = [(client_id, &client), (server_id, &server)].map(|(id, owner)| {
+        let life = daemon.json(&format!("/connections/{id}"));
+        assert_eq!(life["closer"]["pid"], owner.pid(), "{life}");
+        let steps =
+            life["life"].as_array().unwrap().iter().map(|step| step["state"].as_str().unwrap().to_owned());
+        // Not seen where the peer's FIN comes with its ACK.
+        steps.filter(|state| state != "FIN_WAIT2").collect::<Vec<_>>()
+    });
+    assert_eq!(lives[0], ["SYN_SENT", "ESTABLISHED", "FIN_WAIT1", "TIME_WAIT"]);
+    assert_eq!(lives[1], ["ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "CLOSE"]);
+
+    eventually("every TIME_WAIT of the kernel is listed, with whoever closed", || {
+        let listed = rows(&format!("state=time-wait&remote_port={port}"));
+        let listed = listed.as_array().unwrap();
+        let owned = listed.iter().filter(|row| row["process"]["pid"] == client.pid()).count();
+        let count = client.sockets_in(TIME_WAIT);
+        // Of the first some may be reused by the last, which the kernel does when they are a second old.
+        assert!(count > 1, "{count}");
+        if (listed.len(), owned) == (count, count) {
+            Ok(())
+        } else {
+            Err(format!("{owned} owned of {} listed, {count} in the kernel", listed.len()))
+        }
+    });
+}
+
+#[test]
+fn by_address_a_life_is_followed_and_its_time_wait_outlives_the_address() {
+    follows(&Daemon::start(&["--hook", "state=raw_tp"]), 4990);
+}
+
+const HIDE_TYPES: &str = "mount -t tmpfs tcpwatch-test /sys/kernel/btf\n";
+/// Where it cannot be mounted there is none to be had, or it is there already.
+const SHOW_TRACEPOINTS: &str = "mount -t tracefs tcpwatch-test /sys/kernel/tracing 2>/dev/null || true\n";
+const FORMAT: &str = "/sys/kernel/tracing/events/sock/inet_sock_set_state/format";
+
+fn hook_of<'a>(status: &'a Value, key: &str) -> &'a Value {
+    let signals = status["signals"].as_array().unwrap();
+    &signals.iter().find(|signal| signal["key"] == key).unwrap()["hook"]
+}
+
+#[test]
+fn types_from_a_file_do_where_the_kernel_publishes_none() {
+    let (program, types) = (Copy::new(), Copy::of("/sys/kernel/btf/vmlinux"));
+    let daemon = Daemon::start_by(program.behind(HIDE_TYPES, Root, &ALL), &["--btf", types.path()]);
+    let status = daemon.json("/status");
+    assert_eq!(status["kernel"]["btf"], types.path());
+    for (signal, hook) in
+        [("state", "raw_tp inet_sock_set_state"), ("retransmit", "raw_tp tcp_retransmit_skb")]
+    {
+        assert_eq!(hook_of(&status, signal), hook, "{status:#}");
+    }
+    // Iterators are typed by what the kernel publishes.
+    assert_eq!([hook_of(&status, "held"), hook_of(&status, "unheld")], [&Value::Null; 2], "{status:#}");
+    follows(&daemon, 4991);
+}
+
+#[test]
+fn a_file_that_has_no_types_is_named() {
+    for (file, said) in [("/no/such/file", "cannot read"), ("/proc/self/status", "do not serve")] {
+        let (code, _, error) = run(tcpwatch(TCPWATCH).args(["--listen", "127.0.0.1:0", "--btf", file]));
+        assert_eq!(code, Some(69), "{error}");
+        assert!(error.contains(file) && error.contains(said), "{error}");
+        let (code, printed, _) = run(tcpwatch(TCPWATCH).args(["check", "--btf", file]));
+        assert_eq!(code, Some(2), "{printed}");
+        assert!(printed.contains(file) && printed.contains(said), "{printed}");
+    }
+}
+
+#[test]
+fn without_any_types_tracepoints_serve_where_they_are_to_be_had() {
+    let script = format!("{HIDE_TYPES}{SHOW_TRACEPOINTS}");
+    let shown = format!("{script}test -e {FORMAT}");
+    let mut look = tcpwatch("unshare");
+    let offered = run(look.args(["--mount", "--propagation=private", "sh", "-ec", &shown])).0 == Some(0);
+
+    let program = Copy::new();
+    let mut without_search = ALL.to_vec();
+    without_search.retain(|capability| *capability != "dac_read_search");
+    let cases: [(User, &[&str], bool); 3] =
+        [(Root, &ALL, offered), (Nobody, &ALL, offered), (Nobody, &without_search, false)];
+    for (user, capabilities, serves) in cases {
+        let (code, printed, _) = run(program.behind(&script, user, capabilities).args(["check", "--json"]));
+        let checked: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(checked["kernel"]["btf"], Value::Null);
+        if serves {
+            assert_eq!(code, Some(1), "{checked:#}");
+            assert_eq!(hook_of(&checked, "state"), "tracepoint sock:inet_sock_set_state");
+            assert_eq!(hook_of(&checked, "retransmit"), "tracepoint tcp:tcp_retransmit_skb");
+        } else {
+            assert_eq!(code, Some(2), "{user:?}: {checked:#}");
+            let error = checked["error"].as_str().unwrap();
+            for named in ["/sys/kernel/btf/vmlinux", "--btf", "events/sock/inet_sock_set_state/format"] {
+                assert!(error.contains(named), "{user:?}: no {named} in: {error}");
+            }
+            // Where there are tracepoints, they are root's.
+            assert_eq!(error.contains("Permission denied"), offered, "{user:?}: {error}");
+            let mut run_it = program.behind(&script, user, capabilities);
+            assert_eq!(run(run_it.args(["--listen", "127.0.0.1:0"])).0, Some(69), "{user:?}");
+        }
+    }
+    if offered {
+        follows(&Daemon::start_by(program.behind(&script, Root, &ALL), &[]), 4992);
+    }
+}

@@ -1,0 +1,95 @@
+//! The program as another user, with fewer capabilities, or where it does not see the whole machine.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use crate::daemon::{TCPWATCH, tcpwatch};
+
+/// Of the daemon, where it is not root.
+pub(crate) const NOBODY: u32 = 65534;
+/// Of processes that are neither root's nor the daemon's.
+pub(crate) const SOMEBODY_ELSE: u32 = 65533;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum User {
+    Root,
+    Nobody,
+}
+
+/// What `setpriv` is to be given to run a command as this user without any capability.
+pub(crate) fn as_user(uid: u32) -> [String; 6] {
+    let [user, group] = ["reuid", "regid"].map(|what| format!("--{what}={uid}"));
+    ["setpriv", &user, &group, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"].map(str::to_owned)
+}
+
+/// All that tcpwatch can use.
+pub(crate) const ALL: [&str; 5] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search", "sys_admin"];
+
+/// The program, or another file, where everybody may read it, whatever the permissions of the way to `target/`.
+pub(crate) struct Copy(PathBuf);
+
+impl Copy {
+    pub(crate) fn new() -> Self {
+        Self::of(TCPWATCH)
+    }
+
+    pub(crate) fn of(file: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let copy = Self(std::env::temp_dir().join(format!("tcpwatch-test-{}-{number}", std::process::id())));
+        std::fs::copy(file, &copy.0).unwrap();
+        copy
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+
+    /// A command that becomes the program, with these capabilities (`bpf`, `perfmon`) and no others.
+    pub(crate) fn with(&self, user: User, capabilities: &[&str]) -> Command {
+        self.behind("", user, capabilities)
+    }
+
+    /// The same, in a mount namespace of its own that a shell script has changed before.
+    pub(crate) fn behind(&self, script: &str, user: User, capabilities: &[&str]) -> Command {
+        let mut list = "-all".to_owned();
+        for capability in capabilities {
+            list += &format!(",+{capability}");
+        }
+        let mut command = match script {
+            "" => tcpwatch("setpriv"),
+            script => {
+                let mut command = tcpwatch("unshare");
+                // Private: what the script mounts is seen there only, and gone with the last process there.
+                command.args(["--mount", "--propagation=private", "sh", "-ec"]);
+                command.arg(format!("{script}\nexec \"$@\"")).args(["sh", "setpriv"]);
+                command
+            }
+        };
+        command.args([format!("--inh-caps={list}"), format!("--bounding-set={list}")]);
+        if user == User::Nobody {
+            command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]);
+            // Root gets what its bounding set has; others only what is ambient.
+            command.args(["--clear-groups".to_owned(), format!("--ambient-caps={list}")]);
+        }
+        command.arg(&self.0);
+        command
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Exit code, what it printed and what it complained of.
+pub(crate) fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().expect("setpriv and unshare (util-linux)");
+    let [printed, said] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
+    (status.code(), printed, said)
+}
