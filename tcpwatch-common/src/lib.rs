@@ -1,7 +1,7 @@
 //! The records that the BPF programs write and the daemon reads: their layout, and nothing else.
 //!
 //! All numbers are in the machine's own byte order, ports included. An IPv4 address is written
-//! v4-mapped (`::ffff:a.b.c.d`). Each record of the ring starts with its kind, one of `KIND_*`.
+//! v4-mapped (`::ffff:a.b.c.d`). Each record starts with its kind, one of `KIND_*`, and has its time at byte 8.
 #![no_std]
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
@@ -21,6 +21,8 @@ pub const KIND_CLOSE: u8 = 3;
 pub const KIND_MINISOCK_END: u8 = 5;
 /// A [`SocketEvent`]: the application accepted the connection.
 pub const KIND_ACCEPT: u8 = 6;
+/// Eight bytes, in the ring only: a [`Queue`] fills.
+pub const KIND_WAKE: u8 = 7;
 /// A [`TaskEvent`]: the process that the next records name.
 pub const KIND_TASK: u8 = 4;
 
@@ -59,7 +61,7 @@ pub mod state {
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
 pub struct SocketEvent {
-    /// Any `KIND_*` but `KIND_TASK`.
+    /// Any `KIND_*` but `KIND_TASK` and `KIND_WAKE`.
     pub kind: u8,
     pub old_state: u8,
     pub new_state: u8,
@@ -100,7 +102,7 @@ pub struct CloseEvent {
     pub zero: u32,
 }
 
-/// A process, written before the first record that names it and again when its name changes. 32 bytes.
+/// A process, written before the first record that names it and again when its name changes. 40 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -110,10 +112,30 @@ pub struct TaskEvent {
     pub zero: [u8; 3],
     /// Process id in the initial pid namespace.
     pub tgid: u32,
+    /// CLOCK_MONOTONIC; the same as of the record that names it.
+    pub time_ns: u64,
     /// Start of the process, CLOCK_BOOTTIME; with `tgid` it identifies the process.
     pub start_ns: u64,
     /// Name of the thread group's leader, NUL-terminated.
     pub comm: [u8; 16],
+}
+
+/// Room for one record in a [`Queue`]: a [`SocketEvent`], or a [`TaskEvent`] and nothing.
+pub type Slot = [u64; 8];
+
+/// A processor's queue of state changes, and of the processes that they name. Its slots lie in another map; `head` and `tail` count records, and
+/// stand on cache lines of their own, as one is written by that processor and one by the reader. 128 bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Queue {
+    /// Records written so far.
+    pub head: u64,
+    /// A record is being written.
+    pub busy: u64,
+    pub zero: [u64; 6],
+    /// Records read so far.
+    pub tail: u64,
+    pub more_zero: [u64; 7],
 }
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
@@ -179,9 +201,13 @@ const _: () = {
     assert!(offset_of!(SocketEvent, daddr) == 48);
     assert!(size_of::<CloseEvent>() == 72);
     assert!(offset_of!(CloseEvent, unread_bytes) == 64);
-    assert!(size_of::<TaskEvent>() == 32);
-    assert!(offset_of!(TaskEvent, start_ns) == 8);
-    assert!(offset_of!(TaskEvent, comm) == 16);
+    assert!(size_of::<TaskEvent>() == 40);
+    assert!(offset_of!(TaskEvent, time_ns) == 8);
+    assert!(offset_of!(TaskEvent, start_ns) == 16);
+    assert!(offset_of!(TaskEvent, comm) == 24);
+    assert!(size_of::<Queue>() == 128);
+    assert!(size_of::<Slot>() == size_of::<SocketEvent>() && size_of::<Slot>() > size_of::<TaskEvent>());
+    assert!(offset_of!(Queue, tail) == 64);
     assert!(size_of::<SeenSocket>() == 136);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);

@@ -12,7 +12,8 @@ use tcpwatch_common::{KIND_ACCEPT, counter::LOST_ACCEPT};
 use crate::{
     event::{self, What},
     field::{Kernel, OFF_REGS_RETURN, OFF_SKC_STATE, Raw, Typed},
-    fill, registers, task,
+    fill, registers,
+    task::{self, By},
 };
 
 /// inet_csk_accept(sk, arg), since Linux 6.10: what it returned follows its two arguments.
@@ -52,7 +53,7 @@ fn accepted(ctx: &impl EbpfContext, sk: impl Kernel) {
         old_state: state,
         new_state: state,
         flags: fill::flags(sk),
-        value: task::current_tgid(LOST_ACCEPT),
+        value: task::current_tgid(time_ns, By::Ring, LOST_ACCEPT),
         lost: LOST_ACCEPT,
     };
     event::send(ctx, sk, time_ns, what);

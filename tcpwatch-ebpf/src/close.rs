@@ -18,7 +18,8 @@ use tcpwatch_common::{
 use crate::{
     event::{self, What},
     field::{Kernel, OFF_REGS_ARG0, OFF_SKC_STATE, Raw, Typed},
-    fill, registers, ring, task,
+    fill, registers, ring,
+    task::{self, By},
 };
 
 #[fentry(function = "tcp_close")]
@@ -52,7 +53,7 @@ fn closed(sk: impl Kernel) {
         old_state: state,
         new_state: state,
         flags,
-        value: task::current_tgid(LOST_CLOSE),
+        value: task::current_tgid(time_ns, By::Ring, LOST_CLOSE),
         lost: LOST_CLOSE,
     };
     let unread_bytes = fill::unread_bytes(sk, flags);

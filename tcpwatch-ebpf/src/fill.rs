@@ -26,10 +26,15 @@ static IDENTITY_IS_ADDRESS: u32 = 0;
 #[unsafe(no_mangle)]
 static ADDRESS_KEY: u64 = 0;
 
+#[inline(always)]
+pub fn by_address() -> bool {
+    field::value(&IDENTITY_IS_ADDRESS) != 0
+}
+
 /// The identity of the socket: `SocketEvent::cookie`.
 #[inline(always)]
 pub fn cookie(sk: impl Kernel) -> u64 {
-    if field::value(&IDENTITY_IS_ADDRESS) == 0 {
+    if !by_address() {
         return sk.cookie();
     }
     let pointer = sk.as_ptr();

@@ -13,7 +13,7 @@ use tcpwatch_common::{
     state::{CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
 
-use crate::{field, fill, ring};
+use crate::{field, fill, queue, ring};
 
 macro_rules! fields {
     ($($name:ident)*) => { $( #[unsafe(no_mangle)] static $name: u32 = 0; )* };
@@ -46,8 +46,10 @@ pub fn state_change(ctx: &TracePointContext) -> Option<()> {
     if old_state == LISTEN && new_state == SYN_RECV {
         return None;
     }
+    // SAFETY: no arguments.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
     let value = match new_state {
-        SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => current_tgid().unwrap_or(0),
+        SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => current_tgid(time_ns).unwrap_or(0),
         _ => 0,
     };
     // As these transitions nearly always come about.
@@ -62,8 +64,7 @@ pub fn state_change(ctx: &TracePointContext) -> Option<()> {
         new_state,
         flags,
         netns: 0,
-        // SAFETY: no arguments.
-        time_ns: unsafe { bpf_ktime_get_ns() },
+        time_ns,
         cookie: fill::hide_address(read(ctx, &TP_STATE_SKADDR)?),
         value,
         sport: read(ctx, &TP_STATE_SPORT)?,
@@ -71,10 +72,7 @@ pub fn state_change(ctx: &TracePointContext) -> Option<()> {
         saddr: read(ctx, &TP_STATE_SADDR_V6)?,
         daddr: read(ctx, &TP_STATE_DADDR_V6)?,
     };
-    let mut entry = ring::reserve::<SocketEvent>(LOST_STATE)?;
-    entry.write(event);
-    ring::submit(entry);
-    Some(())
+    queue::push(&event, LOST_STATE).then_some(())
 }
 
 #[inline(always)]
@@ -104,11 +102,12 @@ pub fn retransmit(ctx: &TracePointContext) -> Option<()> {
 
 /// The current process, told each time: what it was told before cannot be compared without its start.
 #[inline(always)]
-fn current_tgid() -> Option<u32> {
+fn current_tgid(time_ns: u64) -> Option<u32> {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let comm = bpf_get_current_comm().ok()?;
-    let mut entry = ring::reserve::<TaskEvent>(LOST_STATE)?;
-    entry.write(TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, start_ns: 0, comm });
-    ring::submit(entry);
+    let record = TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, time_ns, start_ns: 0, comm };
+    if !queue::push(&record, LOST_STATE) {
+        return None;
+    }
     Some(tgid)
 }

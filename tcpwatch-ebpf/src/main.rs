@@ -14,6 +14,7 @@ mod fill;
 mod format;
 mod iter;
 mod minisock;
+mod queue;
 mod registers;
 mod retransmit;
 mod ring;

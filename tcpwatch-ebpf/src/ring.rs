@@ -1,4 +1,4 @@
-//! The way out: the ring buffer, when its reader is woken, and the count of what did not fit.
+//! The way out for what is rare: the ring buffer, when its reader is woken, and the count of what did not fit.
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -6,13 +6,14 @@ use aya_ebpf::{
     macros::map,
     maps::{PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
-use tcpwatch_common::counter;
+use tcpwatch_common::{KIND_WAKE, counter};
 
-/// 4 MiB unless the loader sets another size: some 58,000 records of 64 bytes, more than a second of
-/// what two cores can make. Full: the record is not written, a
-/// `counter::LOST_*` counts it.
+use crate::field;
+
+/// For all that is rare: processes, closes, accepts, retransmits, ends of minisocks. State changes have queues of
+/// their own (`queue.rs`). Full: the record is not written, a `counter::LOST_*` counts it.
 #[map]
-static RING: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// `counter::*`, one set a CPU so that counting costs no shared cache line.
 #[map]
@@ -20,7 +21,7 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT
 
 /// Bytes in the ring from which on the reader is woken; the loader sets a share of the ring's size.
 #[unsafe(no_mangle)]
-static WAKEUP_BYTES: u32 = 1 << 19;
+static WAKEUP_BYTES: u32 = 1 << 17;
 
 /// Of 2^32 records so many are dropped as if the ring were full. Set by tests of the repair only; while it
 /// is 0 the verifier removes the code.
@@ -34,10 +35,7 @@ const WAKEUP_BAND_BYTES: u64 = 1024;
 /// Room for one record, or `None` and the loss counted under `lost`, the program's own `counter::LOST_*`.
 #[inline(always)]
 pub fn reserve<T: 'static>(lost: u32) -> Option<RingBufEntry<T>> {
-    // SAFETY: a live static. Volatile, or the compiler folds its value at build time.
-    let share = unsafe { core::ptr::read_volatile(&raw const DROP_SHARE) };
-    // SAFETY: no arguments.
-    let drop = share != 0 && unsafe { bpf_get_prandom_u32() } < share;
+    let drop = drops();
     let entry = if drop { None } else { RING.reserve::<T>(0) };
     if entry.is_none() {
         count(lost);
@@ -45,13 +43,28 @@ pub fn reserve<T: 'static>(lost: u32) -> Option<RingBufEntry<T>> {
     entry
 }
 
+/// Whether the next record is to be dropped on purpose.
+#[inline(always)]
+pub fn drops() -> bool {
+    let share = field::value(&DROP_SHARE) as u32;
+    // SAFETY: no arguments.
+    share != 0 && unsafe { bpf_get_prandom_u32() } < share
+}
+
+/// Wakes the reader for what is in the queues. Where the ring is full it has been woken.
+#[inline(always)]
+pub fn wake() {
+    if let Some(mut entry) = RING.reserve::<u64>(0) {
+        entry.write(KIND_WAKE as u64);
+        submit_and_wake(entry);
+    }
+}
+
 /// Hands the record over; the reader comes for it on its timer, or at once past the fill mark.
 #[inline(always)]
 pub fn submit<T: 'static>(entry: RingBufEntry<T>) {
-    // SAFETY: a live static. Volatile, or the compiler folds its value at build time.
-    let mark = unsafe { core::ptr::read_volatile(&raw const WAKEUP_BYTES) } as u64;
     let waiting = RING.query(BPF_RB_AVAIL_DATA as u64);
-    let past = waiting.wrapping_sub(mark) < WAKEUP_BAND_BYTES;
+    let past = waiting.wrapping_sub(field::value(&WAKEUP_BYTES) as u64) < WAKEUP_BAND_BYTES;
     entry.submit(if past { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP } as u64);
 }
 
@@ -62,7 +75,7 @@ pub fn submit_and_wake<T: 'static>(entry: RingBufEntry<T>) {
 }
 
 #[inline(always)]
-fn count(index: u32) {
+pub fn count(index: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: a non-null value of a per-CPU map belongs to this CPU. Each program has an index of its
         // own and the kernel never runs a program inside itself, so nothing comes between load and store.

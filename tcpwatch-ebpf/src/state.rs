@@ -7,6 +7,7 @@ use aya_ebpf::{
     macros::{btf_tracepoint, fentry, kprobe, raw_tracepoint, tracepoint},
     programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
+use aya_log_ebpf::debug;
 use tcpwatch_common::{
     KIND_TRANSITION,
     counter::LOST_STATE,
@@ -16,7 +17,8 @@ use tcpwatch_common::{
 use crate::{
     event::{self, What},
     field::{Kernel, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, Raw, Typed},
-    fill, format, registers, task,
+    fill, format, queue, registers,
+    task::{self, By},
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -64,12 +66,15 @@ fn changes(ctx: &impl EbpfContext, sk: impl Kernel, old_state: u8, new_state: u8
     let flags = fill::flags(sk);
     let value = match new_state {
         // Only the application's own connect, listen, close or shutdown leads to these, in its context.
-        SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(LOST_STATE),
+        SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(time_ns, By::Queue, LOST_STATE),
         CLOSE_WAIT => fill::unread_bytes(sk, flags),
         CLOSE => fill::error_and_retransmits(sk),
         _ => 0,
     };
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
-    event::send(ctx, sk, time_ns, what);
+    let event = event::describe(sk, time_ns, &what);
+    if !queue::push(&event, LOST_STATE) {
+        debug!(ctx, "no room for socket {:x}, state {} to {}", event.cookie, old_state, new_state);
+    }
     0
 }

@@ -1,61 +1,96 @@
 //! The process in whose context a program runs, told to the reader once.
 
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf},
     macros::map,
-    maps::LruHashMap,
+    maps::Array,
 };
 use tcpwatch_common::{KIND_TASK, TaskEvent};
 
 use crate::{
-    field::{Kernel, OFF_TASK_COMM, OFF_TASK_FLAGS, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME, Raw},
-    fill, ring,
+    field::{
+        Kernel, OFF_TASK_COMM, OFF_TASK_FLAGS, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME, Raw, Typed,
+    },
+    fill, queue, ring,
 };
 
 /// include/linux/sched.h: PF_KTHREAD. The kernel closes sockets from its own threads when the last
 /// reference was dropped where closing is not allowed; that thread is nobody's owner.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What the reader was told of a process.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Told {
     start_ns: u64,
     comm: [u64; 2],
 }
 
-/// What the reader was told of each tgid. LRU: a forgotten process is told again, which costs one record.
+/// One for each of the lower bits of a tgid: two processes that share them are told in turn, each time one record.
+const TOLD_COUNT: u32 = 4096;
+
+/// First what was told through the queues, then what was told through the ring: the reader may see one before the
+/// other, so each tells of the processes that its own records name.
 #[map]
-static TOLD: LruHashMap<u32, Told> = LruHashMap::with_max_entries(8192, 0);
+static TOLD: Array<Told> = Array::with_max_entries(2 * TOLD_COUNT, 0);
+
+/// The way that the record goes which names the process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    Queue,
+    Ring,
+}
 
 /// The current process, after the reader was told who it is. 0 for a kernel thread, or when the ring had
 /// no room to tell: a pid whose process the reader cannot know may name the wrong one. `lost`: as for `ring::reserve`.
 #[inline(always)]
-pub fn current_tgid(lost: u32) -> u32 {
-    tell_current(lost).unwrap_or(0)
+pub fn current_tgid(time_ns: u64, by: By, lost: u32) -> u32 {
+    // Kernels without cookies (before 5.12) have no typed current task either (5.11).
+    let told = if fill::by_address() {
+        // SAFETY: no arguments.
+        tell(Raw::new(unsafe { bpf_get_current_task() } as *const u8), time_ns, by, lost)
+    } else {
+        // SAFETY: no arguments.
+        tell(Typed::new(unsafe { bpf_get_current_task_btf() }.cast()), time_ns, by, lost)
+    };
+    told.unwrap_or(0)
 }
 
 #[inline(always)]
-fn tell_current(lost: u32) -> Option<u32> {
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: no arguments. Always a task_struct, but a plain number to the verifier.
-    let task = Raw::new(unsafe { bpf_get_current_task() } as *const u8)?;
+fn tell(task: Option<impl Kernel>, time_ns: u64, by: By, lost: u32) -> Option<u32> {
+    let task = task?;
     if task.read::<u32>(&OFF_TASK_FLAGS) & PF_KTHREAD != 0 {
         return None;
     }
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // A thread may carry a name of its own; the process is called what its leader is called.
     let leader = task.follow(&OFF_TASK_GROUP_LEADER)?;
-    let now =
-        Told { start_ns: leader.read(&OFF_TASK_START_BOOTTIME), comm: leader.read_16_bytes(&OFF_TASK_COMM) };
-    // SAFETY: the value is copied out at once; a torn read only tells the process again.
-    if unsafe { TOLD.get(tgid) }.is_some_and(|told| *told == now) {
+    let start_ns = leader.read::<u64>(&OFF_TASK_START_BOOTTIME);
+    let comm = leader.read_16_bytes(&OFF_TASK_COMM);
+    let told = TOLD.get_ptr_mut(tgid % TOLD_COUNT + by as u32 * TOLD_COUNT)?;
+    // SAFETY: a value of the map; what another processor writes meanwhile can only make it be told again, as a
+    // start is no other process's.
+    let known = unsafe { *told };
+    if known.start_ns == start_ns && known.comm == comm {
         return Some(tgid);
     }
-    let mut entry = ring::reserve::<TaskEvent>(lost)?;
-    let comm = fill::bytes(now.comm);
-    entry.write(TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, start_ns: now.start_ns, comm });
+    let record =
+        TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, time_ns, start_ns, comm: fill::bytes(comm) };
     // Woken at once: a short-lived process leaves /proc with its executable and cgroup unread.
-    ring::submit_and_wake(entry);
-    // A full map evicts, an error would only tell the process again.
-    let _ = TOLD.insert(tgid, now, 0);
+    match by {
+        By::Queue => {
+            if !queue::push(&record, lost) {
+                return None;
+            }
+            ring::wake();
+        }
+        By::Ring => {
+            let mut entry = ring::reserve::<TaskEvent>(lost)?;
+            entry.write(record);
+            ring::submit_and_wake(entry);
+        }
+    }
+    // SAFETY: as above.
+    unsafe { *told = Told { start_ns, comm } };
     Some(tgid)
 }

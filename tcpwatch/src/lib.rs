@@ -3,6 +3,7 @@
 //! The modules stand in the order in which data flows through them; see docs/ARCHITECTURE.md.
 
 pub mod btf;
+pub mod inbox;
 pub mod kernel;
 pub mod offsets;
 pub mod probes;

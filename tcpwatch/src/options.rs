@@ -122,7 +122,8 @@ pub struct RunArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub linger: LingerArgs,
-    /// Bytes for records on their way from the kernel, a power of two such as 4MiB [default: 4MiB]
+    /// Bytes for records on their way from the kernel, a power of two such as 4MiB [default:
+    /// 4MiB, or 128KiB for each processor where that is more]
     #[arg(long, value_name = "SIZE", env = "TCPWATCH_RING_SIZE")]
     pub ring_size: Option<ByteSize>,
     /// Connections kept at once; more are counted but not kept [default: 1000000]
@@ -241,8 +242,6 @@ pub enum OptionsError {
 
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 18279);
 
-const DEFAULT_RING_BYTES: u32 = 4 << 20;
-
 pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
 
 impl RunArgs {
@@ -273,7 +272,7 @@ impl RunArgs {
             limits,
             record: self.record.or(file.record),
             load: LoadOptions {
-                ring_bytes: self.ring_size.or(file.ring_size).map_or(DEFAULT_RING_BYTES, |size| size.0),
+                record_bytes: self.ring_size.or(file.ring_size).map(|size| size.0),
                 drop_share: (self.drop_records.unwrap_or(0.0) * f64::from(u32::MAX)) as u32,
                 btf: self.hooks.btf.or(file.hooks.btf),
                 // For each signal the last counts.
@@ -285,10 +284,10 @@ impl RunArgs {
 }
 
 impl CheckArgs {
-    /// What the check loads: as `run` would, with a ring that nothing is read from.
+    /// What the check loads: as `run` would.
     pub fn load_options(&self) -> LoadOptions {
         LoadOptions {
-            ring_bytes: DEFAULT_RING_BYTES,
+            record_bytes: None,
             drop_share: 0,
             btf: self.hooks.btf.clone(),
             choices: self.hooks.hook.clone(),
@@ -330,7 +329,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let limit = |wanted| options.linger.iter().find(|(state, _)| *state == wanted).unwrap().1;
         assert_eq!(options.listen, "[::1]:1".parse().unwrap());
-        assert_eq!(options.load.ring_bytes, 8 << 20);
+        assert_eq!(options.load.record_bytes, Some(8 << 20));
         assert_eq!(limit(TcpState::CloseWait), Duration::from_secs(2));
         assert_eq!(limit(TcpState::SynSent), Duration::from_secs(4));
         assert_eq!(limit(TcpState::LastAck), Duration::from_secs(30));

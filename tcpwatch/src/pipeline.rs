@@ -1,7 +1,7 @@
 //! The wiring: one task that owns the state, fed by the kernel, asked by HTTP.
 //!
-//! The ring is drained when the kernel says it fills, when somebody asks, and else ten times a second; so an
-//! answer always contains what happened before the question.
+//! Ring and queues are drained when the kernel says that they fill, when somebody asks, and else ten times a second;
+//! so an answer always contains what happened before the question.
 
 use std::{
     pin::pin,
@@ -9,13 +9,15 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
+use tcpwatch_common::KIND_WAKE;
 use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
 
 use crate::{
     clock::Clock,
     http::Question,
+    inbox::Inbox,
     node::Node,
-    probes::{self, Loaded, LossCounters},
+    probes::{self, Loaded, LossCounters, Queues},
     proc,
     recording::{Frame, ProcessFrame, Recorder, RecordingError},
     sweeper::{Report, Sweeper, Swept},
@@ -25,10 +27,11 @@ use crate::{
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How often old entries expire and the kernel's counts of lost records are read.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
-/// Records read in one go, before questions get their turn.
-const BATCH: usize = 16_384;
-/// A `TaskEvent` with the kernel's header.
-const SMALLEST_RECORD_BYTES: usize = size_of::<tcpwatch_common::TaskEvent>() + 8;
+/// A wake-up with the kernel's header.
+const SMALLEST_RECORD_BYTES: usize = 16;
+/// How long a record may take to be seen by another processor. x86 shows stores in their order; others are given far
+/// longer than they need, as BPF programs for Linux 5.10 have no barrier.
+const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_000 };
 /// Sweeps may take this share of one processor's time: one that cost 1 ms is not repeated for 50 ms.
 const SWEEP_COST_SHARE: u32 = 50;
 /// An answer waits for a sweep that is expected to cost no more than this.
@@ -41,7 +44,9 @@ const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// The owner of the state.
 pub struct Pipeline {
     node: Node,
+    queues: Queues,
     ring: AsyncFd<RingBuf<MapData>>,
+    inbox: Inbox,
     /// How many of the smallest records fit into the ring.
     ring_records: usize,
     lost: LossCounters,
@@ -68,7 +73,9 @@ impl Pipeline {
         let now = Instant::now();
         Ok(Self {
             node,
+            queues: loaded.queues,
             ring: probes::pollable(loaded.ring)?,
+            inbox: Inbox::default(),
             ring_records: loaded.ring_bytes as usize / SMALLEST_RECORD_BYTES,
             lost: loaded.lost,
             recorder,
@@ -105,7 +112,7 @@ impl Pipeline {
                 Some(report) = self.reports.recv() => match report {
                     Report::Seen(records) => {
                         // What happened before these looks comes first.
-                        self.drain_all();
+                        self.drain();
                         self.ingest(&Frame::Seen(records));
                     }
                     Report::Done(swept) => self.finish_sweep(swept),
@@ -120,40 +127,35 @@ impl Pipeline {
                 }
             }
         }
-        self.drain_all();
+        self.drain();
         self.tick();
         Ok(())
     }
 
-    /// Reads what is in the ring; `true` when there may be more.
-    fn drain(&mut self) -> bool {
+    /// Reads what was written until now: no more than there is room for, or a kernel that writes faster than this
+    /// reads would never let an answer out.
+    fn drain(&mut self) {
+        let now_ns = Clock::read().now_ns.saturating_sub(PUBLICATION_NS);
+        self.queues.look();
         let ring = self.ring.get_mut();
-        let mut count = 0;
-        while count < BATCH
-            && let Some(record) = ring.next()
-        {
-            count += 1;
-            if let Some(recorder) = &mut self.recorder
-                && let Err(error) = recorder.record(&record)
-            {
-                stop_recording(&mut self.recorder, &error);
+        for _ in 0..self.ring_records {
+            let Some(record) = ring.next() else { break };
+            if record.first() != Some(&KIND_WAKE) {
+                self.inbox.push(&record);
             }
-            self.node.record(&record);
         }
+        let (node, recorder) = (&mut self.node, &mut self.recorder);
+        self.inbox.take(&mut self.queues, now_ns, |record| {
+            if let Some(open) = recorder
+                && let Err(error) = open.record(record)
+            {
+                stop_recording(recorder, &error);
+            }
+            node.record(record);
+        });
         for (pid, start_ns) in self.node.tracker.processes.take_unread() {
             if let Some(details) = proc::details(pid, start_ns) {
                 self.ingest(&Frame::Process(ProcessFrame { pid, start_ns, details }));
-            }
-        }
-        count == BATCH
-    }
-
-    /// Reads what is in the ring now: no more than it holds, or a kernel that writes faster than this reads
-    /// would never let an answer out.
-    fn drain_all(&mut self) {
-        for _ in 0..=self.ring_records / BATCH {
-            if !self.drain() {
-                break;
             }
         }
     }
@@ -202,7 +204,7 @@ impl Pipeline {
                 return;
             }
         }
-        self.drain_all();
+        self.drain();
         self.say(question);
     }
 
@@ -239,7 +241,7 @@ impl Pipeline {
             }
             self.node.sweep_problems = swept.problems;
         }
-        self.drain_all();
+        self.drain();
         self.ingest(&Frame::SweepEnd(swept.coverage));
         for question in std::mem::take(&mut self.waiting) {
             self.say(question);

@@ -10,7 +10,8 @@ const NANOS_PER_TICK: u64 = 10_000_000;
 /// Executable and cgroup of the process with this pid, if it still is the one that started at `start_ns`.
 pub fn details(pid: u32, start_ns: u64) -> Option<ProcDetails> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
-    if process.stat().ok()?.starttime != start_ns / NANOS_PER_TICK {
+    // A kernel without BTF does not tell the start.
+    if start_ns != 0 && process.stat().ok()?.starttime != start_ns / NANOS_PER_TICK {
         return None;
     }
     Some(ProcDetails {

@@ -1,5 +1,4 @@
-//! Running other programs: finding them, becoming root, installing Debian packages, asking cargo
-//! which executable it built. Every command is printed before it runs, so that nothing (least of all
+//! Running other programs: finding them, becoming root, asking cargo what it built and where. Every command is printed before it runs, so that nothing (least of all
 //! a `sudo`) happens unseen; on stderr, for stdout belongs to what is run.
 
 use std::{
@@ -89,15 +88,23 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Builds with `command` (a `cargo build` or `cargo test --no-run`) and returns the executable that
-/// cargo reports for `target`, wherever CARGO_TARGET_DIR or a configuration puts it.
-pub(crate) fn build_executable(command: &mut Command, target: &str) -> Result<PathBuf> {
+/// Builds with `command` (a `cargo build` or `cargo test --no-run`) and returns the executables that
+/// cargo reports for `targets`, wherever CARGO_TARGET_DIR or a configuration puts them.
+pub(crate) fn build_executables<const N: usize>(
+    command: &mut Command,
+    targets: [&str; N],
+) -> Result<[PathBuf; N]> {
     command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped()).stderr(Stdio::inherit());
     announce(command);
     let output = command.output().with_context(|| format!("starting {}", line(command)))?;
     ensure!(output.status.success(), "{} failed: {}", line(command), output.status);
-    executable_in(&String::from_utf8_lossy(&output.stdout), target)
-        .with_context(|| format!("{} reported no executable named {target}", line(command)))
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let mut executables = std::array::from_fn(|_| PathBuf::new());
+    for (executable, target) in executables.iter_mut().zip(targets) {
+        *executable = executable_in(&messages, target)
+            .with_context(|| format!("{} reported no executable named {target}", line(command)))?;
+    }
+    Ok(executables)
 }
 
 fn executable_in(messages: &str, target: &str) -> Option<PathBuf> {
@@ -108,23 +115,14 @@ fn executable_in(messages: &str, target: &str) -> Option<PathBuf> {
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
-pub(crate) fn has_apt() -> bool {
-    find_program("apt-get").is_some() && find_program("dpkg").is_some()
-}
-
-/// Installs Debian packages, saying so. `why` completes "installing … for".
-pub(crate) fn apt_install(packages: &[&str], why: &str) -> Result<()> {
-    eprintln!("Installing for {why}: {}", packages.join(" "));
-    apt_update()?;
-    // `env` because sudo's policy may drop variables in spite of -E.
-    run(as_root("env")?
-        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--no-install-recommends"])
-        .args(packages))
-}
-
-/// A fresh machine or container has no package lists at all.
-pub(crate) fn apt_update() -> Result<()> {
-    run(as_root("apt-get")?.args(["update", "--quiet"]))
+/// Where cargo builds, and where the chores keep what they fetch.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo metadata")?;
+    metadata["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .context("cargo metadata names no target_directory")
 }
 
 fn announce(command: &Command) {

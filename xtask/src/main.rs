@@ -6,10 +6,12 @@
 mod bpf;
 mod btf;
 mod command;
+mod debian;
 mod run;
 mod rustc_wrapper;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -29,6 +31,7 @@ enum Chore {
     Bpf(bpf::Args),
     Run(run::Args),
     Test(test::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,5 +53,6 @@ fn chore(chore: &Chore) -> Result<()> {
         Chore::Bpf(args) => bpf::bpf(args),
         Chore::Run(args) => run::run(args),
         Chore::Test(args) => test::test(args),
+        Chore::Vm(args) => vm::vm(args),
     }
 }

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command::as_root("tcpwatch")?;
     let mut build = command::cargo();
     build.args(["build", "--release", "--package", "tcpwatch", "--bin", "tcpwatch", "--locked"]);
-    let tcpwatch = command::build_executable(&mut build, "tcpwatch")?;
+    let [tcpwatch] = command::build_executables(&mut build, ["tcpwatch"])?;
 
     let mut run = command::as_root(&tcpwatch)?;
     run.args(&args.args);

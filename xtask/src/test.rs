@@ -4,16 +4,14 @@
 //! feature `kernel-tests` so that a plain `cargo test` never builds them) are built as the current
 //! user too, so that `target/` stays theirs, and only run as root.
 
-use std::{
-    env,
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{env, ffi::OsString, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::command::{self, find_program};
+use crate::{
+    command::{self, find_program},
+    debian,
+};
 
 /// Run all tests: the workspace's as you, then the kernel tests as root
 ///
@@ -30,15 +28,13 @@ pub(crate) struct Args {
 pub(crate) fn test(args: &Args) -> Result<()> {
     // First, lest a long build end in "no sudo".
     command::as_root("the kernel test executable")?;
-    install_tools()?;
+    debian::install_missing(&TOOLS, "the tests")?;
     let promtool = promtool()?;
 
     command::run(command::cargo().args(["test", "--workspace", "--locked"]).env("PROMTOOL", &promtool))
         .context("the workspace's tests")?;
 
-    let mut build = command::cargo();
-    build.args(["test", "--package", "tcpwatch", "--test", "kernel", "--features", "kernel-tests"]);
-    let kernel = command::build_executable(build.args(["--no-run", "--locked"]), "kernel")?;
+    let [kernel, _] = build_kernel_tests()?;
     let mut promtool_variable = OsString::from("PROMTOOL=");
     promtool_variable.push(&promtool);
     // `env` because sudo's policy may drop variables in spite of -E. The folder is the one in which
@@ -58,31 +54,22 @@ pub(crate) fn test(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn install_tools() -> Result<()> {
-    let missing: Vec<(&str, &str)> = [
-        ("ip", "iproute2"),
-        ("ss", "iproute2"),
-        ("nsenter", "util-linux"),
-        ("setpriv", "util-linux"),
-        ("/usr/bin/python3", "python3"),
-        ("runc", "runc"),
-        ("nft", "nftables"),
-    ]
-    .into_iter()
-    .filter(|(program, _)| find_program(program).is_none())
-    .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let (programs, packages): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
-    ensure!(
-        command::has_apt(),
-        "the tests use {}, which this machine lacks and only apt-get could install: install them (on Debian \
-         they are in {})",
-        programs.join(" and "),
-        packages.join(" and ")
-    );
-    command::apt_install(&packages, "the tests")
+/// What the kernel tests run, and the Debian packages that have it.
+pub(crate) const TOOLS: [(&str, &str); 7] = [
+    ("ip", "iproute2"),
+    ("ss", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("/usr/bin/python3", "python3"),
+    ("runc", "runc"),
+    ("nft", "nftables"),
+];
+
+/// Paths of the kernel tests' executable and of the tcpwatch that they start.
+pub(crate) fn build_kernel_tests() -> Result<[PathBuf; 2]> {
+    let mut build = command::cargo();
+    build.args(["test", "--package", "tcpwatch", "--test", "kernel", "--features", "kernel-tests"]);
+    command::build_executables(build.args(["--no-run", "--locked"]), ["kernel", "tcpwatch"])
 }
 
 /// The program that checks tcpwatch's metrics: PROMTOOL, else from PATH, else unpacked from Debian's
@@ -99,52 +86,23 @@ fn promtool() -> Result<PathBuf> {
     if let Some(found) = find_program("promtool") {
         return Ok(found);
     }
-    let tools = target_directory()?.join("tools");
+    let tools = command::target_directory()?.join("tools");
     let unpacked = tools.join("usr/bin/promtool");
     if command::is_executable(&unpacked) {
         return Ok(unpacked);
     }
-    if !command::has_apt() {
+    if !debian::has_apt() {
         bail!(
             "the tests use promtool, which this machine lacks and only apt-get could fetch: install Prometheus, \
              or set PROMTOOL to its path"
         );
     }
     eprintln!("Fetching promtool for the tests: only unpacked, into {}", tools.display());
-    command::apt_update()?;
-    unpack_package("prometheus", &tools)?;
+    debian::update()?;
+    debian::unpack(&[], &["prometheus"], &tools)?;
     ensure!(
         command::is_executable(&unpacked),
         "the Debian package prometheus has no usr/bin/promtool: set PROMTOOL to its path"
     );
     Ok(unpacked)
-}
-
-fn unpack_package(package: &str, into: &Path) -> Result<()> {
-    // apt-get downloads into the current folder, under a name with the version in it.
-    let download = into.join("download");
-    if download.exists() {
-        fs::remove_dir_all(&download).with_context(|| format!("removing {}", download.display()))?;
-    }
-    fs::create_dir_all(&download).with_context(|| format!("creating {}", download.display()))?;
-    command::run(std::process::Command::new("apt-get").args(["download", package]).current_dir(&download))?;
-    let deb = fs::read_dir(&download)
-        .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
-        .with_context(|| format!("listing {}", download.display()))?
-        .into_iter()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download {package} left no .deb in {}", download.display()))?;
-    command::run(std::process::Command::new("dpkg").arg("-x").arg(&deb).arg(into))?;
-    fs::remove_dir_all(&download).with_context(|| format!("removing {}", download.display()))
-}
-
-fn target_directory() -> Result<PathBuf> {
-    let metadata =
-        command::output(command::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo metadata")?;
-    metadata["target_directory"]
-        .as_str()
-        .map(PathBuf::from)
-        .context("cargo metadata names no target_directory")
 }

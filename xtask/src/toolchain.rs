@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::command::{self, find_program, is_executable};
+use crate::{
+    command::{self, find_program, is_executable},
+    debian,
+};
 
 /// llvm-22-dev, libpolly, libzstd and zlib are what bpf-linker links against.
 const DEBIAN_PACKAGES: [&str; 7] =
@@ -74,7 +77,7 @@ impl Toolchain {
     pub(crate) fn installed_or_install() -> Result<Self> {
         let found = match Self::installed() {
             Ok(found) => found,
-            Err(missing) if command::has_apt() => {
+            Err(missing) if debian::has_apt() => {
                 eprintln!("{missing}");
                 install().with_context(|| format!("installing the toolchain ({WITHOUT_APT})"))?;
                 Self::installed()?
@@ -160,7 +163,7 @@ fn is_installed(package: &str) -> bool {
 }
 
 fn install() -> Result<()> {
-    command::apt_install(&DEBIAN_PACKAGES, "building the BPF object")?;
+    debian::install(&DEBIAN_PACKAGES, "building the BPF object")?;
     if find_program("bpf-linker").is_none() {
         eprintln!("Installing for building the BPF object, with cargo: bpf-linker {BPF_LINKER_VERSION}");
         command::run(

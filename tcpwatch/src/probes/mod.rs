@@ -7,6 +7,7 @@
 
 mod format;
 mod loss;
+mod queue;
 mod ways;
 
 use std::{
@@ -20,13 +21,13 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{MapData, RingBuf},
+    maps::{Map, MapData, RingBuf},
     programs::{
         BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
     },
 };
 use serde::{Deserialize, Serialize};
-use tcpwatch_common::{ABI, ABI_SYMBOL};
+use tcpwatch_common::{ABI, ABI_SYMBOL, SocketEvent};
 use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -36,6 +37,7 @@ use self::{
 };
 pub use self::{
     loss::{LossCounters, Lost},
+    queue::Queues,
     ways::{Attempt, Choice, Signal},
 };
 use crate::{
@@ -50,6 +52,14 @@ static OBJECT: &[u8] =
 
 /// The daemon wakes when the ring is this share full (one eighth), and else on its timer.
 const WAKEUP_SHARE: u32 = 8;
+/// Of the memory for records, the ring's share (one quarter); the queues of state changes have the rest, as far as
+/// powers of two allow.
+const RING_SHARE: u32 = 4;
+/// The least that a ring buffer can have, on kernels with the smallest pages.
+const SMALLEST_RING_BYTES: u32 = 4096;
+/// Unless told otherwise: more than a second of what two processors can make, and on large machines 128 KiB for each.
+const RECORD_BYTES: u32 = 4 << 20;
+const RECORD_BYTES_EACH: u32 = 128 << 10;
 
 #[derive(Debug, Error)]
 pub enum ProbeError {
@@ -69,6 +79,10 @@ pub enum ProbeError {
     Object(&'static str),
     #[error("no way to see state changes on this kernel: {0}")]
     NoStateChanges(String),
+    #[error("cannot tell how many processors there are: {0}: {1}")]
+    Processors(&'static str, io::Error),
+    #[error("cannot map the queues of state changes: {0}")]
+    Queues(io::Error),
     #[error("cannot map {map}: {error}")]
     Map { map: &'static str, error: aya::maps::MapError },
 }
@@ -129,6 +143,30 @@ pub struct LoadedProgram {
     pub verified_instructions: Option<u32>,
 }
 
+/// How much room records have on their way.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    ring_bytes: u32,
+    processors: u32,
+    /// Slots of each processor's queue.
+    slots: u32,
+}
+
+impl Room {
+    fn new(record_bytes: Option<u32>) -> Result<Self, ProbeError> {
+        let processors = aya::util::nr_cpus().map_err(|(path, error)| ProbeError::Processors(path, error))?;
+        let processors = u32::try_from(processors).unwrap_or(u32::MAX);
+        let record_bytes = record_bytes.unwrap_or_else(|| {
+            RECORD_BYTES.max(processors.saturating_mul(RECORD_BYTES_EACH).next_power_of_two())
+        });
+        let ring_bytes = (record_bytes / RING_SHARE).max(SMALLEST_RING_BYTES);
+        let slots =
+            (record_bytes - record_bytes / RING_SHARE) / (size_of::<SocketEvent>() as u32 * processors);
+        // The greatest power of two that is no more, and at least one.
+        Ok(Self { ring_bytes, processors, slots: 1 << slots.max(1).ilog2() })
+    }
+}
+
 /// The loaded programs; they stay attached while this lives.
 pub struct Probes {
     ebpf: Ebpf,
@@ -140,6 +178,7 @@ pub struct Probes {
 pub struct Loaded {
     pub probes: Probes,
     pub hooks: Hooks,
+    pub queues: Queues,
     pub ring: RingBuf<MapData>,
     pub ring_bytes: u32,
     pub lost: LossCounters,
@@ -148,8 +187,8 @@ pub struct Loaded {
 /// How to load.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// A power of two, at least one page.
-    pub ring_bytes: u32,
+    /// Memory for records on their way, a power of two and at least one page.
+    pub record_bytes: Option<u32>,
     /// Of 2^32 records so many are dropped on purpose, and counted as lost: a test of the repair.
     pub drop_share: u32,
     /// The kernel's types, where it does not publish them itself.
@@ -211,7 +250,8 @@ impl Probes {
             offsets: offsets.unwrap_or_default(),
             formats: format::resolve(),
         };
-        let (mut probes, identity, state) = Self::see_states(options, &known)?;
+        let room = Room::new(options.record_bytes)?;
+        let (mut probes, identity, state) = Self::see_states(options, room, &known)?;
         let mut signals = vec![state];
         for spec in &OTHERS {
             signals.push(probes.serve(spec, &known, spec.open(&options.choices)).unwrap_or_else(|tried| {
@@ -221,41 +261,57 @@ impl Probes {
         }
         drop(known);
         let ring = take_map(&mut probes.ebpf, "RING")?;
+        let (queues, slots) =
+            (take_array(&mut probes.ebpf, "QUEUES")?, take_array(&mut probes.ebpf, "SLOTS")?);
+        let queues =
+            Queues::map(queues.fd(), slots.fd(), room.processors, room.slots).map_err(ProbeError::Queues)?;
         let lost = probes.loss_counters()?;
         let identity = match identity {
             Identity::Cookie => BY_COOKIE,
             Identity::Address => BY_ADDRESS,
         };
         let hooks = Hooks { kernel, identity, signals, programs: probes.loaded() };
-        Ok(Loaded { probes, hooks, ring, ring_bytes: options.ring_bytes, lost })
+        Ok(Loaded { probes, hooks, queues, ring, ring_bytes: room.ring_bytes, lost })
     }
 
     /// Loads the object and attaches to state changes: by cookies where a program may ask for them.
-    fn see_states(options: &LoadOptions, known: &Known<'_>) -> Result<(Self, Identity, Signal), ProbeError> {
+    fn see_states(
+        options: &LoadOptions,
+        room: Room,
+        known: &Known<'_>,
+    ) -> Result<(Self, Identity, Signal), ProbeError> {
         let ways = || STATE.open(&options.choices);
         let typed = || ways().filter(|way| way.program.as_ref().is_some_and(|one| one.attach.is_typed()));
         if known.published.is_some() && typed().next().is_some() {
-            let mut probes = Self::open(options, known, Identity::Cookie)?;
+            let mut probes = Self::open(options, room, known, Identity::Cookie)?;
             if let Ok(signal) = probes.serve(&STATE, known, typed()) {
                 return Ok((probes, Identity::Cookie, signal));
             }
         }
-        let mut probes = Self::open(options, known, Identity::Address)?;
+        let mut probes = Self::open(options, room, known, Identity::Address)?;
         match probes.serve(&STATE, known, ways()) {
             Ok(signal) => Ok((probes, Identity::Address, signal)),
             Err(tried) => Err(ways::no_state_changes(&tried)),
         }
     }
 
-    fn open(options: &LoadOptions, known: &Known<'_>, identity: Identity) -> Result<Self, ProbeError> {
-        let wakeup_bytes = options.ring_bytes / WAKEUP_SHARE;
+    fn open(
+        options: &LoadOptions,
+        room: Room,
+        known: &Known<'_>,
+        identity: Identity,
+    ) -> Result<Self, ProbeError> {
+        let wakeup_bytes = room.ring_bytes / WAKEUP_SHARE;
         let log_level = if options.debug { DEBUG_LEVEL } else { 0 };
         let by_address = u32::from(identity == Identity::Address);
         let address_key = RandomState::new().build_hasher().finish();
         let mut loader = EbpfLoader::new();
         loader
             .btf(known.published.as_ref())
-            .map_max_entries("RING", options.ring_bytes)
+            .map_max_entries("RING", room.ring_bytes)
+            .map_max_entries("QUEUES", room.processors)
+            .map_max_entries("SLOTS", room.processors * room.slots)
+            .override_global("QUEUE_SLOTS", &room.slots, true)
             .override_global("WAKEUP_BYTES", &wakeup_bytes, true)
             .override_global(aya_log::LEVEL, &log_level, true)
             .override_global("DROP_SHARE", &options.drop_share, true)
@@ -478,7 +534,15 @@ pub fn pollable(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>>
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
-fn take_map<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
+/// An array that is to be mapped.
+fn take_array(ebpf: &mut Ebpf, map: &'static str) -> Result<MapData, ProbeError> {
+    match ebpf.take_map(map) {
+        Some(Map::Array(data)) => Ok(data),
+        _ => Err(ProbeError::Object(map)),
+    }
+}
+
+fn take_map<T: TryFrom<Map, Error = aya::maps::MapError>>(
     ebpf: &mut Ebpf,
     map: &'static str,
 ) -> Result<T, ProbeError> {

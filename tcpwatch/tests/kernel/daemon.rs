@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::{eventually::eventually, metrics::Metrics, netns::Namespace};
 
 pub(crate) const TCPWATCH: &str = env!("CARGO_BIN_EXE_tcpwatch");
+const HOOKS: &str = "TCPWATCH_HOOK";
 
 /// The program, without what the environment of the tests would tell it.
 pub(crate) fn tcpwatch(program: &str) -> Command {
@@ -46,6 +47,8 @@ impl Daemon {
     pub(crate) fn start_by(mut command: Command, options: &[&str]) -> Self {
         let mut child = command
             .args(["run", "--listen", "127.0.0.1:0"])
+            // Ways that are forced: the same tests prove each of them.
+            .envs(std::env::var(HOOKS).map(|hooks| (HOOKS, hooks)))
             .args(options)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

@@ -1,7 +1,8 @@
 //! The table against the kernel's own view: after whatever processes do at random, `/connections` has the
 //! sockets that `ss` and /proc show, each in the same state and of the right process, and no other.
 //!
-//! TCPWATCH_SEED=N repeats the workload of a failed run, TCPWATCH_ROUNDS=N does more or less of it.
+//! TCPWATCH_SEED=N repeats the workload of a failed run, TCPWATCH_ROUNDS=N does more or less of it,
+//! TCPWATCH_COMPARISONS=N looks at it more or less often.
 
 mod random;
 mod ss;
@@ -23,9 +24,9 @@ use self::{
 };
 use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
 
-/// How many daemons see one world, one after the other, and how often each is asked.
+/// How many daemons see one world, one after the other, and how often each is asked unless told otherwise.
 const DAEMONS: usize = 2;
-const COMPARISONS: usize = 34;
+const COMPARISONS: u64 = 34;
 /// Of sweeps after a loss, with room for a busy machine; `SWEEP_INTERVAL` in pipeline.rs is 10 s.
 const REPAIR: Duration = Duration::from_secs(12);
 /// `ss` is no snapshot, timers go on while it looks, and nothing tells of an accept, a passed descriptor or a
@@ -72,7 +73,7 @@ fn at_every_quiet_moment_the_table_equals_ss() {
                 world.steps();
             }
             let mut watched = if number == 0 { start_amid(&mut world) } else { start(&[]) };
-            for _ in 0..COMPARISONS {
+            for _ in 0..number_from("TCPWATCH_COMPARISONS").unwrap_or(COMPARISONS) {
                 watched.compare(&world, &mut tally);
                 world.steps();
             }
@@ -129,16 +130,17 @@ fn start_amid(world: &mut World) -> Watched {
 }
 
 fn seed() -> u64 {
-    let given = std::env::var("TCPWATCH_SEED").ok();
-    given.map_or_else(
-        || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 % 1_000_000_000,
-        |seed| seed.parse().expect("TCPWATCH_SEED is a number"),
-    )
+    number_from("TCPWATCH_SEED")
+        .unwrap_or_else(|| SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 % 1_000_000_000)
 }
 
 fn rounds() -> Option<u64> {
-    let given = std::env::var("TCPWATCH_ROUNDS").ok();
-    given.map(|rounds| rounds.parse().expect("TCPWATCH_ROUNDS is a number"))
+    number_from("TCPWATCH_ROUNDS")
+}
+
+fn number_from(variable: &str) -> Option<u64> {
+    let given = std::env::var(variable).ok()?;
+    Some(given.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {given:?}")))
 }
 
 /// A row of `/connections`.
@@ -366,7 +368,6 @@ order()
 
 #[test]
 fn every_time_wait_is_counted_until_its_end_with_the_process_that_closed() {
-    const COUNT: usize = 5000;
     const COMM: &str = "closes-first";
     // Below the ports that the kernel chooses: no other test has it.
     const PORT: u16 = 4999;
@@ -374,10 +375,11 @@ fn every_time_wait_is_counted_until_its_end_with_the_process_that_closed() {
     let namespace = Namespace::new();
     // On loopback the kernel would use the ports of TIME_WAITs older than a second again.
     namespace.run(&["sh", "-c", "echo 0 > /proc/sys/net/ipv4/tcp_tw_reuse"]);
+    let count = 1000 * rounds().unwrap_or(5) as usize;
     let mut server = Workload::start(&namespace, "waits-for-end", SERVER, &[&PORT.to_string()]);
     assert_eq!(server.hear(), "listens");
     let began = Instant::now();
-    let args = [PORT.to_string(), COUNT.to_string()];
+    let args = [PORT.to_string(), count.to_string()];
     let client = Workload::start(&namespace, COMM, CLIENT, &[&args[0], &args[1]]);
     let pid = client.pid();
     let mut client = Some(client);
@@ -407,6 +409,6 @@ fn every_time_wait_is_counted_until_its_end_with_the_process_that_closed() {
         assert!(began.elapsed() < Duration::from_secs(100), "{before} still there");
         thread::sleep(Duration::from_millis(500).saturating_sub(asked.elapsed()));
     }
-    assert!(most * 100 >= COUNT * 99, "{most}");
+    assert!(most * 100 >= count * 99, "{most}");
     eprintln!("time_wait: {looks} looks, at most {most}, worst off by {:.2} %", worst * 100.0);
 }

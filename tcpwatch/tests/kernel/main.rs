@@ -22,7 +22,6 @@ mod privilege;
 mod program;
 mod recording;
 mod rights;
-
 mod unentered;
 mod ways;
 mod workload;

@@ -1,0 +1,139 @@
+//! What is expected of each kernel: where it comes from, how tcpwatch sees each signal on it, which tests it
+//! cannot pass and why. Whatever is not named here must work everywhere; a run that finds it otherwise fails.
+
+use super::check::Verdict;
+
+/// One of Debian's kernel series.
+#[derive(Debug)]
+pub(crate) struct Series {
+    pub(crate) name: &'static str,
+    /// Where Debian has it, security updates included.
+    pub(crate) suites: &'static [(Archive, &'static str)],
+    pub(crate) verdict: Verdict,
+    /// Ways that differ from [`WAYS`]; `None` for a signal that this kernel does not give.
+    pub(crate) other_ways: &'static [(&'static str, Option<&'static str>)],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Archive {
+    Main,
+    Security,
+}
+
+pub(crate) const SERIES: [Series; 6] = [
+    Series {
+        name: "5.10",
+        suites: &[(Archive::Main, "bullseye"), (Archive::Security, "bullseye-security")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+    Series {
+        name: "6.1",
+        suites: &[(Archive::Main, "bookworm"), (Archive::Security, "bookworm-security")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+    Series {
+        name: "6.12",
+        suites: &[(Archive::Main, "trixie"), (Archive::Security, "trixie-security")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+    Series {
+        name: "6.18",
+        suites: &[(Archive::Main, "trixie-backports")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+    Series { name: "7.2", suites: &[(Archive::Main, "sid")], verdict: Verdict::Full, other_ways: &[] },
+    Series {
+        name: "7.3",
+        suites: &[(Archive::Main, "trixie-backports")],
+        verdict: Verdict::Full,
+        other_ways: &[],
+    },
+];
+
+/// How tcpwatch sees each signal when nothing forces it: the best way it knows.
+pub(crate) const WAYS: [(&str, &str); 7] = [
+    ("state", "tp_btf"),
+    ("retransmit", "tp_btf"),
+    ("close", "fentry"),
+    ("accept", "fexit"),
+    ("minisock", "fentry"),
+    ("held", "iter"),
+    ("unheld", "iter"),
+];
+
+/// Ways forced one after the other, so that each is proved on each kernel and not only the best.
+#[derive(Debug)]
+pub(crate) struct Forced {
+    pub(crate) name: &'static str,
+    /// Signals and ways, as `--hook` takes them.
+    pub(crate) hooks: &'static [(&'static str, &'static str)],
+    /// The tests that are run with them: those whose answers these ways give as the best do.
+    pub(crate) tests: &'static [&'static str],
+}
+
+pub(crate) const FORCED: [Forced; 4] = [
+    Forced {
+        name: "fentry",
+        hooks: &[("state", "fentry"), ("close", "fentry"), ("accept", "fexit"), ("minisock", "fentry")],
+        tests: &LIVES,
+    },
+    Forced {
+        name: "kprobe",
+        hooks: &[("state", "kprobe"), ("close", "kprobe"), ("accept", "kretprobe"), ("minisock", "kprobe")],
+        tests: &LIVES,
+    },
+    Forced { name: "raw_tp", hooks: &[("state", "raw_tp"), ("retransmit", "raw_tp")], tests: &LIVES },
+    Forced {
+        name: "tracepoint",
+        hooks: &[("state", "tracepoint"), ("retransmit", "tracepoint")],
+        // Without the kernel's types no namespace is known, by which other tests find their own sockets.
+        tests: &[RETRANSMITS],
+    },
+];
+
+const RETRANSMITS: &str = "counts::retransmits_equal_the_kernels_own_count";
+/// Between them they need every signal, but not when a listener began: fentry and kprobe do not tell.
+const LIVES: [&str; 4] = [
+    RETRANSMITS,
+    "leaks::a_half_closed_client_is_named_even_when_it_is_gone",
+    "life::a_life_is_told_while_it_is_lived_and_afterwards",
+    "owners::a_prefork_servers_connection_is_the_accepting_workers",
+];
+
+/// A test that is not run.
+#[derive(Debug)]
+pub(crate) struct Skip {
+    pub(crate) test: &'static str,
+    /// Empty for all.
+    pub(crate) series: &'static [&'static str],
+    pub(crate) reason: &'static str,
+}
+
+pub(crate) const SKIPS: [Skip; 1] = [Skip {
+    test: "counts::promtool_has_nothing_to_say_about_the_metrics",
+    series: &[],
+    reason: "about the text of /metrics, which no kernel changes; `cargo xtask test` runs it",
+}];
+
+/// Why this test is not run on that kernel.
+pub(crate) fn skipped(test: &str, series: &Series) -> Option<&'static str> {
+    let applies =
+        |skip: &&Skip| skip.test == test && (skip.series.is_empty() || skip.series.contains(&series.name));
+    SKIPS.iter().find(applies).map(|skip| skip.reason)
+}
+
+impl Series {
+    pub(crate) fn named(name: &str) -> Option<&'static Self> {
+        SERIES.iter().find(|series| series.name == name)
+    }
+
+    /// The way that is to serve a signal here, `None` where none can.
+    pub(crate) fn way(&self, signal: &str) -> Option<&'static str> {
+        let other = self.other_ways.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way);
+        other.unwrap_or_else(|| WAYS.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way))
+    }
+}
