@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::{rfc3339, seconds},
-    decode::{Endpoint, SocketRecord, What},
+    decode::{Endpoint, Socket, SocketRecord, What},
     life::cause,
     state::TcpState,
     tracker::Tracker,
@@ -60,7 +60,11 @@ impl Transition {
                 return None;
             }
         };
-        let live = tracker.table.find(cookie).map(|slot| tracker.table.get(slot));
+        let Socket { netns, local, remote, .. } = record.socket;
+        // What became a minisock is not found by its address any more.
+        let minisock =
+            || tracker.told.addresses.then(|| tracker.table.find_minisock(netns, local, remote)).flatten();
+        let live = tracker.table.find(cookie).or_else(minisock).map(|slot| tracker.table.get(slot));
         let ended = || tracker.ended.back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);
         let conn = live.or_else(ended);
         // To the kernel a socket that becomes a minisock reaches CLOSE.

@@ -4,6 +4,7 @@
 #[path = "../scenario/mod.rs"]
 mod scenario;
 
+mod addresses;
 mod bounds;
 mod counts;
 mod first_sight;
