@@ -53,7 +53,7 @@ const TOOLS: [(&str, &str); 6] = [
 /// Fetches Debian's kernels into target/vm (only unpacked, and kept there), boots each in QEMU with the tests and
 /// tcpwatch in it, and prints what works where. Needs no KVM: time is virtual, waits cost nothing. Installs what
 /// it needs and this machine lacks (qemu-system-x86, busybox-static, xz-utils, and what the tests use) with
-/// apt-get, saying so. When all kernels ran all tests well, docs/kernel-support.md is written anew.
+/// apt-get, saying so.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Which of Debian's kernel series, such as 6.1; all when none is given
@@ -70,6 +70,10 @@ pub(crate) struct Args {
     /// How many guests at a time; as many as processors when not given
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+
+    /// Write what was seen to docs/kernel-support.md, when all tests ran and all went well
+    #[arg(long, conflicts_with = "filter")]
+    write: bool,
 
     /// Which tests, as the kernel test executable takes it
     #[arg(last = true)]
@@ -99,8 +103,9 @@ pub(crate) fn vm(args: &Args) -> Result<()> {
     let failed: Vec<&str> =
         runs.iter().filter(|run| !run.faults.is_empty()).map(|run| run.series.name).collect();
     ensure!(failed.is_empty(), "not as it is to be on {}", failed.join(", "));
-    if runs.len() == SERIES.len() && args.filter.is_empty() {
-        let text = format!("# Kernel support\n\nWritten by `cargo xtask vm`; not to be edited.\n\n{matrix}");
+    if args.write {
+        let text =
+            format!("# Kernel support\n\nWritten by `cargo xtask vm --write`; not to be edited.\n\n{matrix}");
         let document = command::repository().join(DOCUMENT);
         fs::write(&document, text).with_context(|| format!("writing {}", document.display()))?;
         println!("Wrote {DOCUMENT}");

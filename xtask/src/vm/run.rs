@@ -23,9 +23,9 @@ use crate::test;
 /// translation of nftables.
 const MODULES: [&str; 5] = ["veth", "tcp_diag", "nf_tables", "nft_chain_nat", "nft_nat"];
 /// What `init.sh` and the tests' own `sh` call of busybox.
-const APPLETS: [&str; 15] = [
-    "cat", "chmod", "chroot", "env", "hostname", "insmod", "kill", "mkdir", "mount", "poweroff", "sh",
-    "sleep", "stty", "timeout", "true",
+const APPLETS: [&str; 17] = [
+    "cat", "chmod", "chroot", "env", "hostname", "insmod", "kill", "mkdir", "mount", "poweroff", "rm", "sh",
+    "sleep", "stty", "timeout", "true", "umount",
 ];
 /// Parts of Python's library that no test imports.
 const NOT_OF_PYTHON: [&str; 9] = [
