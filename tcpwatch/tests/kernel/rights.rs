@@ -19,10 +19,13 @@ pub(crate) enum User {
     Nobody,
 }
 
-/// What `setpriv` is to be given to run a command as this user without any capability.
+/// By its path: a shell may have a lesser one built in, as busybox has.
+const SETPRIV: &str = "/usr/bin/setpriv";
+
+/// What a command is to follow to run as this user without any capability.
 pub(crate) fn as_user(uid: u32) -> [String; 6] {
     let [user, group] = ["reuid", "regid"].map(|what| format!("--{what}={uid}"));
-    ["setpriv", &user, &group, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"].map(str::to_owned)
+    [SETPRIV, &user, &group, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"].map(str::to_owned)
 }
 
 /// All that tcpwatch can use.
@@ -60,12 +63,12 @@ impl Copy {
             list += &format!(",+{capability}");
         }
         let mut command = match script {
-            "" => tcpwatch("setpriv"),
+            "" => tcpwatch(SETPRIV),
             script => {
                 let mut command = tcpwatch("unshare");
                 // Private: what the script mounts is seen there only, and gone with the last process there.
                 command.args(["--mount", "--propagation=private", "sh", "-ec"]);
-                command.arg(format!("{script}\nexec \"$@\"")).args(["sh", "setpriv"]);
+                command.arg(format!("{script}\nexec \"$@\"")).args(["sh", SETPRIV]);
                 command
             }
         };

@@ -62,13 +62,14 @@ fn without_sys_admin_a_loss_in_another_namespace_is_told_and_not_made_good() {
     eventually("a sweep finds what is held", || {
         state_of(after).filter(|state| state == "ESTABLISHED").ok_or("not listed")
     });
-    assert_eq!(
-        state_of(before).as_deref(),
-        Some("ESTABLISHED"),
-        "who knows whether it lives on without a holder"
-    );
+    let status = daemon.json("/status");
+    // Told apart by address: another socket may have this one's meanwhile.
+    if status["identity"] == "socket cookie" {
+        let state = state_of(before);
+        assert_eq!(state.as_deref(), Some("ESTABLISHED"), "who knows whether it lives on without a holder");
+    }
     assert_eq!(daemon.json("/leaks")["complete"], false);
-    let problems = daemon.json("/status")["sweep_problems"].to_string();
+    let problems = status["sweep_problems"].to_string();
     assert!(problems.contains("cannot enter network namespace"), "{problems}");
 }
 
