@@ -171,23 +171,16 @@ fn find_namespaces() -> (HashMap<u32, PathBuf>, Vec<String>) {
         Ok(processes) => {
             for process in processes.flatten() {
                 let path = PathBuf::from(format!("/proc/{}/ns/net", process.pid));
-                // `net:[4026531833]`; a process that just ended, or a zombie, has none.
-                let link = match std::fs::read_link(&path) {
-                    Ok(link) => link,
-                    Err(error) => {
-                        // The kernel says so of a process that is gone, too.
-                        let denied = error.kind() == io::ErrorKind::PermissionDenied;
-                        refused = refused || (denied && process.is_alive());
-                        continue;
+                // A process that just ended, or a zombie, has none.
+                match std::fs::read_link(&path).map(|link| inode_of(&link)) {
+                    Ok(Some(inode)) => {
+                        if seen.insert(inode) {
+                            found.insert(inode, path);
+                        }
                     }
-                };
-                let inode = link
-                    .to_str()
-                    .and_then(|link| link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok());
-                if let Some(inode) = inode
-                    && seen.insert(inode)
-                {
-                    found.insert(inode, path);
+                    Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {}
+                    // Linux 5.10 refuses with an empty link. Of a process that is gone the kernel says the same.
+                    Ok(None) | Err(_) => refused = refused || process.is_alive(),
                 }
             }
         }
@@ -230,6 +223,11 @@ fn enter(path: &Path, inode: u32) -> io::Result<bool> {
         Err(rustix::io::Errno::INVAL) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// `net:[4026531833]`
+fn inode_of(link: &Path) -> Option<u32> {
+    link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 
 fn inode(path: &Path) -> io::Result<u32> {
