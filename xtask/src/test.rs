@@ -55,11 +55,12 @@ pub(crate) fn test(args: &Args) -> Result<()> {
 }
 
 /// What the kernel tests run, and the Debian packages that have it.
-pub(crate) const TOOLS: [(&str, &str); 7] = [
+pub(crate) const TOOLS: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
     ("/usr/bin/python3", "python3"),
     ("runc", "runc"),
     ("nft", "nftables"),
