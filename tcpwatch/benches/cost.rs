@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "benches")]
 
 use std::{
+    cell::LazyCell,
     hint::black_box,
     net::Ipv4Addr,
     time::{Instant, UNIX_EPOCH},
@@ -175,7 +176,7 @@ fn connections(criterion: &mut Criterion) {
             });
         });
     });
-    let mut churn = Churn::new();
+    let mut churn = LazyCell::new(Churn::new);
     group.bench_function("table", |bench| {
         bench.iter_custom(|count| {
             let connections: Vec<_> = (0..count).map(|_| churn.next()).collect();
@@ -260,19 +261,22 @@ fn answers(criterion: &mut Criterion) {
         ("metrics of a thousand label sets", all_label_sets, "/metrics"),
     ];
     for (name, node, path) in questions {
-        let node = node();
-        let (sender, mut asked) = mpsc::channel::<Question>(1);
-        let router = router(Api::new(sender));
-        runtime.spawn(async move {
-            while let Some(question) = asked.recv().await {
-                (question.ask)(&node, clock);
-            }
+        // Made only when it is asked for.
+        let server = LazyCell::new(|| {
+            let node = node();
+            let (sender, mut asked) = mpsc::channel::<Question>(1);
+            runtime.spawn(async move {
+                while let Some(question) = asked.recv().await {
+                    (question.ask)(&node, clock);
+                }
+            });
+            router(Api::new(sender))
         });
         group.bench_function(name, |bench| {
             bench.iter(|| {
                 runtime.block_on(async {
                     let request = Request::get(path).body(Body::empty()).unwrap();
-                    let response = router.clone().oneshot(request).await.unwrap();
+                    let response = server.clone().oneshot(request).await.unwrap();
                     assert!(response.status().is_success());
                     to_bytes(response.into_body(), usize::MAX).await.unwrap()
                 })

@@ -49,7 +49,19 @@ impl Serialize for Role {
 /// Upper bounds of the state durations' buckets, in seconds: from a loopback round trip to a leak of hours.
 pub const DURATION_BUCKETS: [f64; 8] = [0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0];
 
+/// The same in nanoseconds.
+const BOUNDS_NS: [u64; DURATION_BUCKETS.len()] = {
+    let mut bounds = [0; DURATION_BUCKETS.len()];
+    let mut at = 0;
+    while at < bounds.len() {
+        bounds[at] = (DURATION_BUCKETS[at] * NANOS_PER_SECOND) as u64;
+        at += 1;
+    }
+    bounds
+};
+
 const NANOS_PER_SECOND: f64 = 1e9;
+const SECONDS_PER_NANO: f64 = 1e-9;
 
 /// A Prometheus histogram: counts for each bucket, the last one unbounded.
 #[derive(Clone, Debug, Default)]
@@ -60,10 +72,9 @@ pub struct Histogram {
 
 impl Histogram {
     fn observe(&mut self, nanos: u64) {
-        let seconds = nanos as f64 / NANOS_PER_SECOND;
-        let bucket = DURATION_BUCKETS.iter().position(|bound| seconds <= *bound);
-        self.buckets[bucket.unwrap_or(DURATION_BUCKETS.len())] += 1;
-        self.sum_seconds += seconds;
+        let bucket = BOUNDS_NS.iter().position(|bound| nanos <= *bound);
+        self.buckets[bucket.unwrap_or(BOUNDS_NS.len())] += 1;
+        self.sum_seconds += nanos as f64 * SECONDS_PER_NANO;
     }
 
     fn add(&mut self, other: &Self) {

@@ -52,6 +52,8 @@ pub struct Node {
     pub sweep_problems: Vec<String>,
     /// For whoever follows live; costs nothing while nobody does.
     pub transitions: broadcast::Sender<Arc<Transition>>,
+    /// Whether somebody does, when last asked: asking takes a lock.
+    followed: bool,
     /// What was lost before the sweep under way began, and before the last complete one.
     lost_before_sweep: Lost,
     repaired: Lost,
@@ -68,6 +70,7 @@ impl Node {
             hooks,
             records: RecordCounts::default(),
             transitions: broadcast::Sender::new(FOLLOWER_BACKLOG),
+            followed: false,
             sweep_problems: Vec::new(),
             waiting_for: Some("the first sweep of open sockets"),
             lost_before_sweep: Lost::default(),
@@ -104,11 +107,16 @@ impl Node {
         }
     }
 
-    /// One record of the ring. A malformed one is counted and skipped.
+    /// To be called before records are applied that a follower is to be told of.
+    pub fn look_for_followers(&mut self) {
+        self.followed = self.transitions.receiver_count() > 0;
+    }
+
+    /// One record. A malformed one is counted and skipped.
     pub fn record(&mut self, bytes: &[u8]) {
         self.records.received += 1;
         match decode::record(bytes) {
-            Ok(Record::Socket(record)) if self.transitions.receiver_count() > 0 => {
+            Ok(Record::Socket(record)) if self.followed => {
                 self.apply_and_tell(&record);
             }
             Ok(record) => self.tracker.apply(&record),

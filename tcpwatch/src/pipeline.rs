@@ -145,6 +145,7 @@ impl Pipeline {
             }
         }
         let (node, recorder) = (&mut self.node, &mut self.recorder);
+        node.look_for_followers();
         self.inbox.take(&mut self.queues, now_ns, |record| {
             if let Some(open) = recorder
                 && let Err(error) = open.record(record)

@@ -8,11 +8,11 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     aggregate::Role,
-    decode::{Endpoint, Seen, TaskRecord},
+    decode::{Seen, TaskRecord},
     life::{Cause, Life},
     process::ProcessId,
     state::TcpState,
-    table::{Conn, Marks, Slot},
+    table::{Conn, Ends, Marks, Slot},
     ticks::Ticks,
     tracker::{Ended, MINISOCK_NS, Tracker},
 };
@@ -91,8 +91,6 @@ pub struct Unconnected {
     /// The last sweep that saw it.
     swept: u32,
 }
-
-type Ends = (u32, Endpoint, Endpoint);
 
 impl Tracker {
     /// To be called before a sweep looks at its first socket.
@@ -397,7 +395,7 @@ impl Tracker {
         let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
         self.table.enter(slot, seen.state, Cause::Unknown, since_ns);
         let expires_ns = self.expires_ns(seen);
-        self.table.shrink(slot, expires_ns);
+        self.shrink(slot, expires_ns, seen.time_ns);
         self.table.get_mut(slot).swept = self.sweep.number;
         self.doubt_listener(slot, seen.time_ns);
     }
@@ -423,7 +421,7 @@ impl Tracker {
         }
         let (number, expires_ns) = (self.sweep.number, self.expires_ns(seen));
         self.table.get_mut(slot).swept = number;
-        self.table.shrink(slot, expires_ns);
+        self.shrink(slot, expires_ns, seen.time_ns);
     }
 
     fn take_owners(&mut self, slot: Slot, before: &Conn, now_ns: u64) {

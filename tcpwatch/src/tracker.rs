@@ -176,7 +176,9 @@ impl Tracker {
             TcpState::CloseWait => conn.unread_bytes = value,
             TcpState::Established => {
                 let first = !std::mem::replace(&mut conn.marks.established, true);
-                self.replace_minisock(&record.socket, Some(slot), now_ns);
+                if known.is_some() {
+                    self.replace_minisock(&record.socket, now_ns);
+                }
                 if first && let Some(group) = self.group(slot, now_ns) {
                     self.groups.counts(group).opened += 1;
                 }
@@ -223,7 +225,8 @@ impl Tracker {
         self.count_closed(slot, from, now_ns);
         self.table.get_mut(slot).error = error;
         if let Some(state) = minisock(&record.socket, from, error) {
-            self.replace_minisock(&record.socket, Some(slot), now_ns);
+            let Socket { netns, local, remote, .. } = record.socket;
+            self.sweep.ended_minisock((netns, local, remote), now_ns);
             if state == self.table.get(slot).state() {
                 self.table.get_mut(slot).seen_ns = now_ns;
             } else {
@@ -232,7 +235,7 @@ impl Tracker {
                 self.table.get_mut(slot).marks.state_older = state == from;
             }
             let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
-            self.table.shrink(slot, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)));
+            self.shrink(slot, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)), now_ns);
             self.doubt_listener(slot, now_ns);
         } else {
             self.leave(slot, from, now_ns);
@@ -320,7 +323,10 @@ impl Tracker {
     }
 
     pub(crate) fn insert(&mut self, socket: &Socket, life: Life, now_ns: u64, marks: Marks) -> Option<Slot> {
-        self.replace_minisock(socket, None, now_ns);
+        // A socket that connects has not got its ends yet.
+        if life.state() != TcpState::SynSent {
+            self.replace_minisock(socket, now_ns);
+        }
         if self.table.is_full() && !self.make_room(now_ns) {
             self.untracked += 1;
             return None;
@@ -392,13 +398,18 @@ impl Tracker {
     }
 
     /// Whoever has these ends now replaced the minisock that had them.
-    fn replace_minisock(&mut self, socket: &Socket, by: Option<Slot>, now_ns: u64) {
+    fn replace_minisock(&mut self, socket: &Socket, now_ns: u64) {
         if !socket.is_minisock() {
             self.sweep.ended_minisock((socket.netns, socket.local, socket.remote), now_ns);
         }
-        if let Some(old) = self.table.find_minisock(socket.netns, socket.local, socket.remote)
-            && Some(old) != by
-        {
+        if let Some(old) = self.table.find_minisock(socket.netns, socket.local, socket.remote) {
+            self.remove(old, Cause::Unknown, now_ns);
+        }
+    }
+
+    /// The connection goes on as a minisock, until `expires_ns`.
+    pub(crate) fn shrink(&mut self, slot: Slot, expires_ns: u64, now_ns: u64) {
+        if let Some(old) = self.table.shrink(slot, expires_ns) {
             self.remove(old, Cause::Unknown, now_ns);
         }
     }

@@ -260,6 +260,7 @@ impl Probes {
             }));
         }
         drop(known);
+        give_memory_back();
         let ring = take_map(&mut probes.ebpf, "RING")?;
         let (queues, slots) =
             (take_array(&mut probes.ebpf, "QUEUES")?, take_array(&mut probes.ebpf, "SLOTS")?);
@@ -539,6 +540,17 @@ fn take_array(ebpf: &mut Ebpf, map: &'static str) -> Result<MapData, ProbeError>
     match ebpf.take_map(map) {
         Some(Map::Array(data)) => Ok(data),
         _ => Err(ProbeError::Object(map)),
+    }
+}
+
+/// The kernel's types took some 40 MiB for a moment. The C library would keep half of that for later, and nothing later
+/// needs it.
+#[allow(unsafe_code, reason = "a call that has no other name in Rust")]
+fn give_memory_back() {
+    // SAFETY: takes no pointer and may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
