@@ -323,8 +323,8 @@ impl Tracker {
     }
 
     pub(crate) fn insert(&mut self, socket: &Socket, life: Life, now_ns: u64, marks: Marks) -> Option<Slot> {
-        // A socket that connects has not got its ends yet.
-        if life.state() != TcpState::SynSent {
+        // A socket that connects from a port of the kernel's choice has not got it yet.
+        if socket.local.port != 0 {
             self.replace_minisock(socket, now_ns);
         }
         if self.table.is_full() && !self.make_room(now_ns) {
