@@ -3,7 +3,7 @@
 //! In: what the BPF programs wrote, or a recording of it. Out: records whose every field is valid, or an
 //! error that the caller counts. No state, no I/O.
 
-use std::net::Ipv6Addr;
+use std::{borrow::Cow, fmt, net::Ipv6Addr};
 
 use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
@@ -25,7 +25,7 @@ pub enum DecodeError {
 }
 
 /// One record of the ring.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
     Socket(SocketRecord),
     Task(TaskRecord),
@@ -137,12 +137,40 @@ pub enum What {
 }
 
 /// A process, told before it is first named.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskRecord {
     pub pid: u32,
     /// CLOCK_BOOTTIME.
     pub start_ns: u64,
-    pub comm: String,
+    pub comm: Comm,
+}
+
+/// A process's name, as the kernel keeps it: up to 15 bytes (TASK_COMM_LEN, include/linux/sched.h) and a NUL.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Comm([u8; 16]);
+
+impl Comm {
+    /// A process may call itself anything; bytes that are not UTF-8 are shown as such.
+    pub fn text(&self) -> Cow<'_, str> {
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        String::from_utf8_lossy(&self.0[..end])
+    }
+}
+
+/// As much as fits.
+impl From<&str> for Comm {
+    fn from(name: &str) -> Self {
+        let mut comm = [0; 16];
+        let len = name.len().min(comm.len() - 1);
+        comm[..len].copy_from_slice(&name.as_bytes()[..len]);
+        Self(comm)
+    }
+}
+
+impl fmt::Debug for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.text(), f)
+    }
 }
 
 /// A socket that an iterator found.
@@ -197,7 +225,7 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
 /// When the bytes are not a `SeenSocket`.
 pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
     let raw: SeenSocket = read(bytes)?;
-    let task = TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) };
+    let task = TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: Comm(raw.comm) };
     Ok(Seen {
         socket: Socket {
             cookie: raw.cookie,
@@ -246,7 +274,7 @@ fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, D
 }
 
 fn task(raw: &TaskEvent) -> TaskRecord {
-    TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) }
+    TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: Comm(raw.comm) }
 }
 
 fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Result<T, DecodeError> {
@@ -259,12 +287,6 @@ fn state(number: u8) -> Result<TcpState, DecodeError> {
 
 fn endpoint(addr: [u8; 16], port: u16) -> Endpoint {
     Endpoint { addr: Ipv6Addr::from(addr), port }
-}
-
-/// A process may call itself anything; bytes that are not UTF-8 are shown as such.
-fn comm(bytes: [u8; 16]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 #[cfg(test)]
@@ -303,6 +325,6 @@ mod tests {
     fn a_name_of_sixteen_bytes_without_end_and_of_no_charset_is_kept() {
         let raw = TaskEvent { kind: KIND_TASK, comm: [0xff; 16], ..TaskEvent::zeroed() };
         let Ok(Record::Task(task)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
-        assert_eq!(task.comm, "\u{fffd}".repeat(16));
+        assert_eq!(task.comm.text(), "\u{fffd}".repeat(16));
     }
 }

@@ -401,7 +401,8 @@ fn hash(cookie: u64) -> u64 {
     const TOGETHER: u64 = 16;
     let scattered = FxBuildHasher.hash_one(cookie / TOGETHER);
     // hashbrown takes the place from the lower bits, and from the upper ones what it compares first.
-    (scattered & !(TOGETHER - 1) | cookie % TOGETHER) ^ (cookie % TOGETHER) << 57
+    let place = cookie % TOGETHER;
+    ((scattered & !(TOGETHER - 1)) | place) ^ (place << 57)
 }
 
 /// By words: the derived way goes byte by byte.

@@ -366,24 +366,25 @@ impl Tracker {
     /// What every record repeats. A connecting socket gets its port, sometimes its address, only after
     /// SYN_SENT was announced.
     pub(crate) fn describe(&mut self, slot: Slot, socket: &Socket) {
-        let conn = self.table.get(slot);
+        let conn = self.table.get_mut(slot);
         if conn.marks.minisock {
             return;
         }
-        if conn.role == Role::Listener && conn.local.port != socket.local.port {
-            let (netns, port) = (conn.netns, conn.local.port);
-            self.unlist(slot, (netns, port));
-            self.listeners.entry((netns, socket.local.port)).or_default().push(slot);
-        }
-        let conn = self.table.get_mut(slot);
         if conn.marks.request && !socket.is_request() {
             conn.marks.request = false;
             conn.marks.unaccepted = socket.is_unaccepted();
             conn.swept = 0;
         }
-        (conn.local, conn.remote) = (socket.local, socket.remote);
         if socket.is_held() {
             conn.marks.unaccepted = false;
+        }
+        if (conn.local, conn.remote) != (socket.local, socket.remote) {
+            let (role, netns, port) = (conn.role, conn.netns, conn.local.port);
+            (conn.local, conn.remote) = (socket.local, socket.remote);
+            if role == Role::Listener && port != socket.local.port {
+                self.unlist(slot, (netns, port));
+                self.listeners.entry((netns, socket.local.port)).or_default().push(slot);
+            }
         }
     }
 
@@ -418,6 +419,11 @@ impl Tracker {
     /// several processes listen and the kernel may have chosen any.
     pub(crate) fn listener_of(&self, netns: u32, local: Endpoint) -> Option<ProcessId> {
         let listeners = self.listeners.get(&(netns, local.port))?;
+        // Mostly there is one.
+        if let [only] = listeners[..] {
+            let listener = self.table.get(only);
+            return match_score(listener.local, local).and(listener.process);
+        }
         let scored = || {
             listeners.iter().filter_map(|slot| {
                 let listener = self.table.get(*slot);

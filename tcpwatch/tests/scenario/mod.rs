@@ -72,7 +72,7 @@ pub(crate) fn ended(from: TcpState, error: u8) -> What {
 }
 
 pub(crate) fn process(pid: u32, comm: &str) -> TaskRecord {
-    TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.to_owned() }
+    TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.into() }
 }
 
 /// What an iterator says of a socket; the rest is filled in with `Seen { .., ..look() }`.
