@@ -7,6 +7,7 @@ mod bpf;
 mod btf;
 mod command;
 mod debian;
+mod load;
 mod run;
 mod rustc_wrapper;
 mod test;
@@ -29,6 +30,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Chore {
     Bpf(bpf::Args),
+    Load(load::Args),
     Run(run::Args),
     Test(test::Args),
     Vm(vm::Args),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
 fn chore(chore: &Chore) -> Result<()> {
     match chore {
         Chore::Bpf(args) => bpf::bpf(args),
+        Chore::Load(args) => load::load(args),
         Chore::Run(args) => run::run(args),
         Chore::Test(args) => test::test(args),
         Chore::Vm(args) => vm::vm(args),
