@@ -34,7 +34,8 @@ pub(crate) fn source(index: u64) -> Ipv4Addr {
 /// A listener, whose connections inherit the limits in time.
 pub(crate) fn listen(address: SocketAddrV4, limit: Duration) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
-    let limit = TimeVal::new(limit.as_secs() as i64, limit.subsec_micros().into());
+    let limit =
+        TimeVal::new(i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), limit.subsec_micros().into());
     setsockopt(&listener, sockopt::ReceiveTimeout, &limit).context("limiting how long to receive")?;
     setsockopt(&listener, sockopt::SendTimeout, &limit).context("limiting how long to send")?;
     Ok(listener)
