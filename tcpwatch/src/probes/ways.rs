@@ -167,7 +167,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 6] = [
+pub(super) const OTHERS: [Spec; 7] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -191,10 +191,40 @@ pub(super) const OTHERS: [Spec; 6] = [
                 "tracepoint tcp:tcp_retransmit_skb",
                 "retransmit_tracepoint",
                 Attach::Tracepoint("tcp", "tcp_retransmit_skb"),
-                Some("retransmitted packets are counted, not their segments"),
+                Some(
+                    "retransmitted packets are counted, not their segments nor bytes, and only SYNs are told apart",
+                ),
             ),
         ],
         without: "retransmits are seen only when a connection ends",
+    },
+    Spec {
+        key: "synack",
+        signal: "retransmits of SYN-ACKs",
+        ways: &[
+            way(
+                "tp_btf",
+                "tp_btf tcp_retransmit_synack",
+                "synack_tp_btf",
+                Attach::TpBtf("tcp_retransmit_synack"),
+                None,
+            ),
+            way(
+                "raw_tp",
+                "raw_tp tcp_retransmit_synack",
+                "synack_raw_tp",
+                Attach::RawTp("tcp_retransmit_synack"),
+                None,
+            ),
+            way(
+                "tracepoint",
+                "tracepoint tcp:tcp_retransmit_synack",
+                "synack_tracepoint",
+                Attach::Tracepoint("tcp", "tcp_retransmit_synack"),
+                None,
+            ),
+        ],
+        without: "retransmits of SYN-ACKs are not counted",
     },
     Spec {
         key: "close",
@@ -337,7 +367,7 @@ mod tests {
         assert_eq!("close=kprobe".parse(), Ok(Choice { key: "close", way: "kprobe" }));
         for (text, said) in [
             ("close", "SIGNAL=WAY"),
-            ("open=kprobe", "state, retransmit, close, accept, minisock, held, unheld"),
+            ("open=kprobe", "state, retransmit, synack, close, accept, minisock, held, unheld"),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {
             let error = text.parse::<Choice>().unwrap_err();
