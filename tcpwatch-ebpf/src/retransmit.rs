@@ -59,10 +59,20 @@ const TCP_CA_BITS: u8 = 0x1f;
 /// include/net/inet_connection_sock.h: the tail loss probe's timer.
 const ICSK_TIME_LOSS_PROBE: u8 = 5;
 
+/// tcp_retransmit_skb(sk, skb, err), since Linux 6.18.
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn retransmit_tp_btf(ctx: BtfTracePointContext) -> i32 {
     if let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        retransmitted(&ctx, sk, ctx.arg(1));
+        retransmitted(&ctx, sk, ctx.arg(1), ctx.arg::<i32>(2) != 0);
+    }
+    0
+}
+
+/// tcp_retransmit_skb(sk, skb), before: of what did not fail.
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn retransmit_tp_btf_2(ctx: BtfTracePointContext) -> i32 {
+    if let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
+        retransmitted(&ctx, sk, ctx.arg(1), false);
     }
     0
 }
@@ -70,7 +80,15 @@ pub fn retransmit_tp_btf(ctx: BtfTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
 pub fn retransmit_raw_tp(ctx: RawTracePointContext) -> i32 {
     if let Some(sk) = Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        retransmitted(&ctx, sk, ctx.arg(1));
+        retransmitted(&ctx, sk, ctx.arg(1), ctx.arg::<i32>(2) != 0);
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
+pub fn retransmit_raw_tp_2(ctx: RawTracePointContext) -> i32 {
+    if let Some(sk) = Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
+        retransmitted(&ctx, sk, ctx.arg(1), false);
     }
     0
 }
@@ -83,13 +101,14 @@ pub fn retransmit_tracepoint(ctx: TracePointContext) -> u32 {
 }
 
 #[inline(always)]
-fn retransmitted(ctx: &impl EbpfContext, sk: impl Kernel, skb: *const u8) {
+fn retransmitted(ctx: &impl EbpfContext, sk: impl Kernel, skb: *const u8, failed: bool) {
     let Some(skb) = Raw::new(skb) else { return };
     let cb = Raw::new(skb.as_ptr().wrapping_add(field::value(&OFF_SKB_CB)));
     let what = Retransmitted {
         kind: kind(sk),
         segments: cb.map_or(1, |cb| cb.read::<u16>(&OFF_SKB_CB_SEGMENTS)) as u32,
         bytes: skb.read(&OFF_SKB_LEN),
+        failed,
         lost: LOST_RETRANSMIT,
         held_back: HELD_BACK_RETRANSMIT,
     };
@@ -123,6 +142,8 @@ pub struct Retransmitted {
     pub kind: usize,
     pub segments: u32,
     pub bytes: u32,
+    /// The kernel may not have counted it.
+    pub failed: bool,
     /// The calling program's `counter::LOST_*` and `counter::HELD_BACK_*`.
     pub lost: u32,
     pub held_back: u32,
@@ -139,16 +160,23 @@ pub fn count(ctx: &impl EbpfContext, sk: impl Kernel, what: &Retransmitted) {
     let duplicates = sk.read::<u32>(&OFF_DSACK_DUPS);
     let cookie = fill::cookie(sk);
     let known = COUNTED.get_ptr_mut(&cookie);
-    // Of a socket whose retransmits the kernel itself counts, only those that it counted: not all that failed.
     let mut segments = what.segments;
     let counted = if let Some(counted) = known {
         // SAFETY: a value of the map; `total_retrans` of one socket is changed under its lock.
         let before = unsafe { (*counted).event.socket.value };
+        // What failed early (no memory, no route, still on its way out of this machine) is not in the socket's count.
+        if what.failed && total == before {
+            return;
+        }
         if total != 0 && total.wrapping_sub(before) < segments {
             segments = total.wrapping_sub(before);
         }
         counted
     } else {
+        // Nor can it be told of the first whether it is; if so, its kind is not known.
+        if what.failed {
+            return;
+        }
         let described = What {
             kind: KIND_RETRANSMIT,
             old_state: state,

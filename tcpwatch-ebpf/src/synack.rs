@@ -50,6 +50,7 @@ fn retransmitted(ctx: &impl EbpfContext, sk: impl Kernel) {
         kind: SYN_ACK,
         segments: 1,
         bytes: 0,
+        failed: false,
         lost: LOST_SYN_ACK,
         held_back: HELD_BACK_SYN_ACK,
     };

@@ -24,8 +24,8 @@ pub enum DecodeError {
     State(u8),
 }
 
-/// One record of the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One record. Boxed is what is rare and would make all others longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     Socket(SocketRecord),
     /// The record says [`What::Retransmit`].

@@ -381,11 +381,11 @@ impl Probes {
                 .ok_or_else(|| format!("this kernel does not publish its types at {VMLINUX_BTF}"))
         };
         match attach {
-            Attach::TpBtf(tracepoint) => {
+            Attach::TpBtf(tracepoint) | Attach::TpBtfOf(tracepoint, _) => {
                 let program: &mut BtfTracePoint = self.program(name)?;
                 program.load(tracepoint, btf()?).and_then(|()| program.attach().map(drop))
             }
-            Attach::RawTp(tracepoint) => {
+            Attach::RawTp(tracepoint) | Attach::RawTpOf(tracepoint, _) => {
                 let program: &mut RawTracePoint = self.program(name)?;
                 program.load().and_then(|()| program.attach(tracepoint).map(drop))
             }

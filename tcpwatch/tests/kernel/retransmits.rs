@@ -423,3 +423,46 @@ fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
     assert_eq!(detail["retransmits"], client.retransmitted(), "{detail}");
     assert_eq!(detail["retransmitted_bytes"], new, "{detail}");
 }
+
+#[test]
+fn what_fails_to_be_retransmitted_counts_as_the_kernel_counts_it() {
+    if !has_nft() {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let (there, here) = joined();
+    let mut server = Workload::start(&here, "failing-server", SERVER, &[ADDRESS, "1"]);
+    let port = server.hear();
+    let mut client = Workload::start(&there, "failing-client", ONE_REQUEST, &[ADDRESS, &port]);
+    assert_eq!(client.hear(), "warm");
+    let timeouts = |client: &Workload, from: u64| {
+        eventually("it is tried again", || match client.kernel_count("TCPTimeouts").unwrap() {
+            now if now > from => Ok(now),
+            now => Err(now.to_string()),
+        })
+    };
+    lose(&here, "");
+    client.order();
+    let now = timeouts(&client, client.kernel_count("TCPTimeouts").unwrap());
+    // Counted before it fails: this machine's own rules forbid it.
+    there.run(&["nft", "add table inet fail"]);
+    there.run(&["nft", "add chain inet fail output { type filter hook output priority 0; }"]);
+    there.run(&["nft", "add rule inet fail output oif veth0 drop"]);
+    let now = timeouts(&client, now);
+    assert!(client.kernel_count("TCPRetransFail").unwrap() > 0);
+    // Not counted: it has no route.
+    there.run(&["ip", "link", "set", "veth0", "down"]);
+    timeouts(&client, now);
+    there.run(&["nft", "delete table inet fail"]);
+    there.run(&["ip", "link", "set", "veth0", "up"]);
+    lose_nothing(&here);
+    assert_eq!((client.hear(), client.hear()), ("sent".to_owned(), "answered".to_owned()));
+    eventually("the count is the kernel's", || {
+        // Asked for them, it also looks at the sockets: before Linux 6.18 nothing tells of a failure.
+        let told = told_by_us(&daemon, &there);
+        let (kernel, ours) =
+            (client.retransmitted(), counted(&daemon.metrics(), RETRANSMITS, &["failing-client"]));
+        let rows: Vec<_> = told.iter().map(|(_, segments, _)| *segments).collect();
+        if ours == kernel && rows == [kernel] { Ok(()) } else { Err(format!("{ours} {rows:?} of {kernel}")) }
+    });
+}
