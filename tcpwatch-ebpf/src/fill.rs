@@ -127,10 +127,12 @@ pub fn unread_bytes(sk: impl Kernel, flags: u8) -> u32 {
     if flags & FLAG_FIN_RECEIVED != 0 { waiting.saturating_sub(1) } else { waiting }
 }
 
+/// The bits of `SocketEvent::value` that a transition to CLOSE has retransmitted segments in.
+pub const RETRANSMITS: u32 = (1 << 24) - 1;
+
 /// The error that ended the socket and its retransmits, as `SocketEvent::value` carries them.
 #[inline(always)]
 pub fn error_and_retransmits(sk: impl Kernel) -> u32 {
-    const RETRANSMITS: u32 = (1 << 24) - 1;
     let retransmits = sk.read::<u32>(&OFF_TOTAL_RETRANS);
     let retransmits = if retransmits > RETRANSMITS { RETRANSMITS } else { retransmits };
     sk.read::<u32>(&OFF_SK_ERR) << 24 | retransmits

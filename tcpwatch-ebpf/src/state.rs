@@ -11,13 +11,13 @@ use aya_log_ebpf::debug;
 use tcpwatch_common::{
     KIND_TRANSITION,
     counter::LOST_STATE,
-    state::{CLOSE, CLOSE_WAIT, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
+    state::{CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
 
 use crate::{
     event::{self, What},
-    field::{Kernel, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, Raw, Typed},
-    fill, format, queue, registers,
+    field::{Kernel, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, OFF_TOTAL_RETRANS, Raw, Typed},
+    fill, format, queue, registers, retransmit,
     task::{self, By},
 };
 
@@ -69,12 +69,17 @@ fn changes(ctx: &impl EbpfContext, sk: impl Kernel, old_state: u8, new_state: u8
         SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(time_ns, By::Queue, LOST_STATE),
         CLOSE_WAIT => fill::unread_bytes(sk, flags),
         CLOSE => fill::error_and_retransmits(sk),
+        ESTABLISHED if old_state == SYN_RECV => sk.read(&OFF_TOTAL_RETRANS),
         _ => 0,
     };
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
     let event = event::describe(sk, time_ns, &what);
     if !queue::push(&event, LOST_STATE) {
         debug!(ctx, "no room for socket {:x}, state {} to {}", event.cookie, old_state, new_state);
+    }
+    // The time is the same, and at one time the ring's records come first.
+    if new_state == CLOSE && (old_state == LISTEN || value & fill::RETRANSMITS != 0) {
+        retransmit::end(sk, &event);
     }
     0
 }

@@ -7,8 +7,8 @@ use std::{borrow::Cow, fmt, net::Ipv6Addr};
 
 use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket,
-    SocketEvent, TaskEvent,
+    KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, RetransmitEvent,
+    SeenSocket, SocketEvent, TaskEvent, retransmit,
 };
 use thiserror::Error;
 
@@ -24,10 +24,12 @@ pub enum DecodeError {
     State(u8),
 }
 
-/// One record of the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One record. Boxed is what is rare and would make all others longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     Socket(SocketRecord),
+    /// The record says [`What::Retransmit`].
+    Retransmit(SocketRecord, Box<Retransmits>),
     Task(TaskRecord),
 }
 
@@ -136,6 +138,56 @@ pub enum What {
     Close { state: TcpState, pid: Option<u32>, unread_bytes: u32 },
 }
 
+/// What was retransmitted on a socket. See `RetransmitEvent`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retransmits {
+    /// CLOCK_MONOTONIC; which count `segments` is.
+    pub since_ns: u64,
+    /// Segments since then, by [`Kind`].
+    pub segments: [u64; Kind::COUNT],
+    /// The socket's own count before that, and now.
+    pub bytes_before: u64,
+    pub bytes: u64,
+    /// Segments that the peer said it had twice.
+    pub duplicates: u32,
+}
+
+/// Why the kernel retransmitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Syn = retransmit::SYN as u8,
+    SynAck = retransmit::SYN_ACK as u8,
+    /// Acknowledgements said that it was lost.
+    Fast = retransmit::FAST as u8,
+    /// The same in the recovery from a time-out.
+    SlowStart = retransmit::SLOW_START as u8,
+    Timeout = retransmit::TIMEOUT as u8,
+    /// A tail loss probe.
+    Probe = retransmit::PROBE as u8,
+    Unknown = retransmit::UNKNOWN as u8,
+}
+
+impl Kind {
+    pub const COUNT: usize = retransmit::COUNT;
+
+    /// In the order of the records' counts.
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Syn, Self::SynAck, Self::Fast, Self::SlowStart, Self::Timeout, Self::Probe, Self::Unknown];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Syn => "syn",
+            Self::SynAck => "syn_ack",
+            Self::Fast => "fast",
+            Self::SlowStart => "slow_start",
+            Self::Timeout => "timeout",
+            Self::Probe => "probe",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A process, told before it is first named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskRecord {
@@ -213,7 +265,12 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
             let raw: CloseEvent = read(bytes)?;
             socket_record(&raw.socket, raw.unread_bytes).map(Record::Socket)
         }
-        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_MINISOCK_END | KIND_ACCEPT) => {
+        Some(KIND_RETRANSMIT) => {
+            let raw: RetransmitEvent = read(bytes)?;
+            let record = socket_record(&raw.socket, 0)?;
+            Ok(Record::Retransmit(record, Box::new(retransmits(&raw))))
+        }
+        Some(KIND_TRANSITION | KIND_MINISOCK_END | KIND_ACCEPT) => {
             socket_record(&read(bytes)?, 0).map(Record::Socket)
         }
         Some(kind) => Err(DecodeError::Kind(kind)),
@@ -271,6 +328,16 @@ fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, D
         _ => What::Transition { from: state(raw.old_state)?, to, value: raw.value },
     };
     Ok(SocketRecord { socket, time_ns: raw.time_ns, what })
+}
+
+fn retransmits(raw: &RetransmitEvent) -> Retransmits {
+    Retransmits {
+        since_ns: raw.since_ns,
+        segments: raw.segments,
+        bytes_before: raw.bytes_before,
+        bytes: raw.bytes,
+        duplicates: raw.duplicates,
+    }
 }
 
 fn task(raw: &TaskEvent) -> TaskRecord {

@@ -227,7 +227,9 @@ impl World {
         let mut sums = [0; 3];
         for group in self.tracker.groups.iter() {
             let counts = &group.counts;
-            for (sum, count) in sums.iter_mut().zip([counts.opened, counts.closed, counts.retransmits]) {
+            for (sum, count) in
+                sums.iter_mut().zip([counts.opened, counts.closed, counts.retransmitted.total()])
+            {
                 *sum += count;
             }
         }
@@ -239,7 +241,7 @@ impl World {
         let of = self.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some(name));
         of.fold([0; 3], |[opened, closed, retransmits], group| {
             let counts = &group.counts;
-            [opened + counts.opened, closed + counts.closed, retransmits + counts.retransmits]
+            [opened + counts.opened, closed + counts.closed, retransmits + counts.retransmitted.total()]
         })
     }
 
