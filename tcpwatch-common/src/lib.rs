@@ -26,8 +26,6 @@ pub const KIND_WAKE: u8 = 7;
 /// A [`TaskEvent`]: the process that the next records name.
 pub const KIND_TASK: u8 = 4;
 
-/// The socket is an `AF_INET6` one (its addresses may still be v4-mapped).
-pub const FLAG_IPV6: u8 = 1;
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).

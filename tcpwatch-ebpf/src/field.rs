@@ -109,6 +109,10 @@ impl Kernel for Typed {
     /// Made on first request.
     #[inline(always)]
     fn cookie(self) -> u64 {
+        let made = self.read::<u64>(&OFF_SKC_COOKIE);
+        if made != 0 {
+            return made;
+        }
         // SAFETY: the verifier checks that the argument is a socket.
         unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
     }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_IPV6, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE,
     state::{CLOSE_WAIT, ESTABLISHED},
 };
 
@@ -102,9 +102,6 @@ pub fn ports(sk: impl Kernel) -> (u16, u16) {
 pub fn flags(sk: impl Kernel) -> u8 {
     let sk_flags = sk.read::<u64>(&OFF_SKC_FLAGS);
     let mut flags = 0;
-    if sk.read::<u16>(&OFF_SKC_FAMILY) == AF_INET6 {
-        flags |= FLAG_IPV6;
-    }
     if sk_flags & (1 << SOCK_DONE) != 0 {
         flags |= FLAG_FIN_RECEIVED;
     }

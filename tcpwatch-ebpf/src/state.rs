@@ -23,27 +23,27 @@ use crate::{
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn state_tp_btf(ctx: BtfTracePointContext) -> i32 {
-    let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
-    changes(&ctx, sk, ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8)
+    let states = (ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
+    changes(&ctx, states, || Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock))
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn state_raw_tp(ctx: RawTracePointContext) -> i32 {
-    let Some(sk) = Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
-    changes(&ctx, sk, ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8)
+    let states = (ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
+    changes(&ctx, states, || Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock))
 }
 
 #[fentry(function = "tcp_set_state")]
 pub fn state_fentry(ctx: FEntryContext) -> i32 {
     let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
-    changes(&ctx, sk, sk.read(&OFF_SKC_STATE), ctx.arg::<i32>(1) as u8)
+    changes(&ctx, (sk.read(&OFF_SKC_STATE), ctx.arg::<i32>(1) as u8), || Some(sk))
 }
 
 #[kprobe]
 pub fn state_kprobe(ctx: ProbeContext) -> u32 {
     let sk = Raw::new(registers::read(&ctx, &OFF_REGS_ARG0) as *const u8);
     let Some(sk) = sk.and_then(Kernel::tcp_sock) else { return 0 };
-    changes(&ctx, sk, sk.read(&OFF_SKC_STATE), registers::read(&ctx, &OFF_REGS_ARG1) as u8);
+    changes(&ctx, (sk.read(&OFF_SKC_STATE), registers::read(&ctx, &OFF_REGS_ARG1) as u8), || Some(sk));
     0
 }
 
@@ -54,13 +54,19 @@ pub fn state_tracepoint(ctx: TracePointContext) -> u32 {
     0
 }
 
+/// `sk` gives the socket, if it is TCP's; asked only where there is something to tell.
 #[inline(always)]
-fn changes(ctx: &impl EbpfContext, sk: impl Kernel, old_state: u8, new_state: u8) -> i32 {
+fn changes<K: Kernel>(
+    ctx: &impl EbpfContext,
+    (old_state, new_state): (u8, u8),
+    sk: impl FnOnce() -> Option<K>,
+) -> i32 {
     // A listener's child is SYN_RECV for the microseconds until the same softirq establishes it, and on
     // 5.10 has no remote address yet. Its life begins with SYN_RECV -> ESTABLISHED.
     if old_state == LISTEN && new_state == SYN_RECV {
         return 0;
     }
+    let Some(sk) = sk() else { return 0 };
     // SAFETY: no arguments.
     let time_ns = unsafe { bpf_ktime_get_ns() };
     let flags = fill::flags(sk);
