@@ -6,14 +6,14 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
 
 /// A [`SocketEvent`]: the socket went from `old_state` to `new_state`.
 pub const KIND_TRANSITION: u8 = 1;
-/// A [`SocketEvent`]: the kernel retransmitted on the socket.
+/// A [`RetransmitEvent`]: the kernel retransmitted on the socket, or the socket ends that it retransmitted on.
 pub const KIND_RETRANSMIT: u8 = 2;
 /// A [`CloseEvent`]: the application closed its last descriptor of the socket.
 pub const KIND_CLOSE: u8 = 3;
@@ -26,8 +26,6 @@ pub const KIND_WAKE: u8 = 7;
 /// A [`TaskEvent`]: the process that the next records name.
 pub const KIND_TASK: u8 = 4;
 
-/// The socket is an `AF_INET6` one (its addresses may still be v4-mapped).
-pub const FLAG_IPV6: u8 = 1;
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).
@@ -81,7 +79,9 @@ pub struct SocketEvent {
     /// - a transition to CLOSE_WAIT: received bytes the application has not read;
     /// - a transition to CLOSE: the socket's error (`sk_err`) in the upper 8 bits, segments retransmitted so
     ///   far (`total_retrans`) in the lower 24, as many as fit;
-    /// - `KIND_RETRANSMIT`: segments retransmitted so far, 0 where that is not known;
+    /// - a transition from SYN_RECV to ESTABLISHED: `total_retrans`, where the socket was made by a listener
+    ///   (tcp_create_openreq_child in net/ipv4/tcp_minisocks.c) its retransmits of the SYN-ACK;
+    /// - `KIND_RETRANSMIT`: `total_retrans`, 0 where that is not known and of listeners;
     /// - else 0.
     pub value: u32,
     pub sport: u16,
@@ -100,6 +100,45 @@ pub struct CloseEvent {
     /// Received bytes that the application did not read: closing with some resets the connection.
     pub unread_bytes: u32,
     pub zero: u32,
+}
+
+/// What was retransmitted on a socket. All counts grow only. 152 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct RetransmitEvent {
+    /// Its kind is `KIND_RETRANSMIT`; its time that of the latest retransmit, or of the socket's end.
+    pub socket: SocketEvent,
+    /// CLOCK_MONOTONIC, when the programs began to count `segments`. The same socket may be counted anew.
+    pub since_ns: u64,
+    /// The socket's own count of retransmitted bytes (`bytes_retrans`) before that, and now.
+    pub bytes_before: u64,
+    pub bytes: u64,
+    /// Segments retransmitted since then, by `retransmit::*`.
+    pub segments: [u64; retransmit::COUNT],
+    /// Segments that the peer said it had twice (`dsack_dups`).
+    pub duplicates: u32,
+    pub zero: u32,
+}
+
+/// Indices into `RetransmitEvent::segments`: why the kernel retransmitted.
+pub mod retransmit {
+    /// A SYN.
+    pub const SYN: usize = 0;
+    /// A SYN-ACK.
+    pub const SYN_ACK: usize = 1;
+    /// What the peer's acknowledgements say is lost.
+    pub const FAST: usize = 2;
+    /// The same in the recovery from a time-out.
+    pub const SLOW_START: usize = 3;
+    /// No acknowledgement came in time.
+    pub const TIMEOUT: usize = 4;
+    /// The last segment again, to hear whether it was lost (tail loss probe).
+    pub const PROBE: usize = 5;
+    /// Not known.
+    pub const UNKNOWN: usize = 6;
+    /// Number of kinds.
+    pub const COUNT: usize = 7;
 }
 
 /// A process, written before the first record that names it and again when its name changes. 40 bytes.
@@ -177,16 +216,21 @@ pub struct SeenSocket {
     pub daddr: [u8; 16],
 }
 
-/// Indices into the per-CPU `COUNTERS` array: records that found no room in the ring, by the program that
-/// had something to say.
+/// Indices into the per-CPU `COUNTERS` array: records that found no room, by the program that had something to
+/// say; and those that it did not write because it had told of that socket a moment ago.
 pub mod counter {
     pub const LOST_STATE: u32 = 0;
     pub const LOST_RETRANSMIT: u32 = 1;
     pub const LOST_CLOSE: u32 = 2;
     pub const LOST_MINISOCK: u32 = 3;
     pub const LOST_ACCEPT: u32 = 4;
+    pub const LOST_SYN_ACK: u32 = 5;
+    /// Number of counters of lost records.
+    pub const LOST_COUNT: u32 = 6;
+    pub const HELD_BACK_RETRANSMIT: u32 = 6;
+    pub const HELD_BACK_SYN_ACK: u32 = 7;
     /// Number of counters.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 8;
 }
 
 const _: () = {
@@ -201,6 +245,10 @@ const _: () = {
     assert!(offset_of!(SocketEvent, daddr) == 48);
     assert!(size_of::<CloseEvent>() == 72);
     assert!(offset_of!(CloseEvent, unread_bytes) == 64);
+    assert!(size_of::<RetransmitEvent>() == 152);
+    assert!(offset_of!(RetransmitEvent, since_ns) == 64);
+    assert!(offset_of!(RetransmitEvent, segments) == 88);
+    assert!(offset_of!(RetransmitEvent, duplicates) == 144);
     assert!(size_of::<TaskEvent>() == 40);
     assert!(offset_of!(TaskEvent, time_ns) == 8);
     assert!(offset_of!(TaskEvent, start_ns) == 16);

@@ -16,7 +16,8 @@ offsets! {
     OFF_SK_TYPE OFF_SK_PROTOCOL OFF_SK_ERR OFF_SK_SOCKET OFF_SK_DROPS OFF_SK_ACK_BACKLOG
     OFF_SK_MAX_ACK_BACKLOG
     OFF_INET_SPORT
-    OFF_RCV_NXT OFF_COPIED_SEQ OFF_TOTAL_RETRANS
+    OFF_RCV_NXT OFF_COPIED_SEQ OFF_TOTAL_RETRANS OFF_BYTES_RETRANS OFF_DSACK_DUPS
+    OFF_ICSK_CA_STATE OFF_ICSK_PENDING OFF_SKB_LEN OFF_SKB_CB OFF_SKB_CB_SEGMENTS
     OFF_RCV_TSTAMP OFF_LSNDTIME
     OFF_TW_SUBSTATE OFF_TW_SPORT OFF_TW_EXPIRES OFF_SKC_NUM
     OFF_NET_INUM
@@ -108,6 +109,10 @@ impl Kernel for Typed {
     /// Made on first request.
     #[inline(always)]
     fn cookie(self) -> u64 {
+        let made = self.read::<u64>(&OFF_SKC_COOKIE);
+        if made != 0 {
+            return made;
+        }
         // SAFETY: the verifier checks that the argument is a socket.
         unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
     }

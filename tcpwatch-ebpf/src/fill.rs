@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_IPV6, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE,
     state::{CLOSE_WAIT, ESTABLISHED},
 };
 
@@ -102,9 +102,6 @@ pub fn ports(sk: impl Kernel) -> (u16, u16) {
 pub fn flags(sk: impl Kernel) -> u8 {
     let sk_flags = sk.read::<u64>(&OFF_SKC_FLAGS);
     let mut flags = 0;
-    if sk.read::<u16>(&OFF_SKC_FAMILY) == AF_INET6 {
-        flags |= FLAG_IPV6;
-    }
     if sk_flags & (1 << SOCK_DONE) != 0 {
         flags |= FLAG_FIN_RECEIVED;
     }
@@ -127,10 +124,12 @@ pub fn unread_bytes(sk: impl Kernel, flags: u8) -> u32 {
     if flags & FLAG_FIN_RECEIVED != 0 { waiting.saturating_sub(1) } else { waiting }
 }
 
+/// The bits of `SocketEvent::value` that a transition to CLOSE has retransmitted segments in.
+pub const RETRANSMITS: u32 = (1 << 24) - 1;
+
 /// The error that ended the socket and its retransmits, as `SocketEvent::value` carries them.
 #[inline(always)]
 pub fn error_and_retransmits(sk: impl Kernel) -> u32 {
-    const RETRANSMITS: u32 = (1 << 24) - 1;
     let retransmits = sk.read::<u32>(&OFF_TOTAL_RETRANS);
     let retransmits = if retransmits > RETRANSMITS { RETRANSMITS } else { retransmits };
     sk.read::<u32>(&OFF_SK_ERR) << 24 | retransmits

@@ -7,9 +7,10 @@ use aya_ebpf::{
     programs::TracePointContext,
 };
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_PASSIVE, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SocketEvent,
-    TaskEvent,
-    counter::{LOST_RETRANSMIT, LOST_STATE},
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_PASSIVE, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, RetransmitEvent,
+    SocketEvent, TaskEvent,
+    counter::{LOST_RETRANSMIT, LOST_STATE, LOST_SYN_ACK},
+    retransmit::{COUNT, SYN, SYN_ACK, UNKNOWN},
     state::{CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
 
@@ -25,6 +26,7 @@ fields! {
     TP_STATE_SADDR_V6 TP_STATE_DADDR_V6
     TP_RETRANSMIT_SKADDR TP_RETRANSMIT_STATE TP_RETRANSMIT_SPORT TP_RETRANSMIT_DPORT
     TP_RETRANSMIT_SADDR_V6 TP_RETRANSMIT_DADDR_V6
+    TP_SYNACK_SKADDR TP_SYNACK_SPORT TP_SYNACK_SADDR_V6
 }
 
 /// include/uapi/linux/in.h
@@ -94,8 +96,51 @@ pub fn retransmit(ctx: &TracePointContext) -> Option<()> {
         saddr: read(ctx, &TP_RETRANSMIT_SADDR_V6)?,
         daddr: read(ctx, &TP_RETRANSMIT_DADDR_V6)?,
     };
-    let mut entry = ring::reserve::<SocketEvent>(LOST_RETRANSMIT)?;
-    entry.write(event);
+    let kind = match state {
+        SYN_SENT => SYN,
+        SYN_RECV => SYN_ACK,
+        _ => UNKNOWN,
+    };
+    tell(event, kind, LOST_RETRANSMIT)
+}
+
+#[inline(always)]
+pub fn retransmit_synack(ctx: &TracePointContext) -> Option<()> {
+    let event = SocketEvent {
+        kind: KIND_RETRANSMIT,
+        // As nearly always: with TCP Fast Open it is the new socket's.
+        old_state: LISTEN,
+        new_state: LISTEN,
+        flags: FLAG_HELD,
+        netns: 0,
+        // SAFETY: no arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        cookie: fill::hide_address(read(ctx, &TP_SYNACK_SKADDR)?),
+        value: 0,
+        sport: read(ctx, &TP_SYNACK_SPORT)?,
+        dport: 0,
+        saddr: read(ctx, &TP_SYNACK_SADDR_V6)?,
+        daddr: [0; 16],
+    };
+    tell(event, SYN_ACK, LOST_SYN_ACK)
+}
+
+/// One packet, each told by itself: when a socket here ends, nobody would empty the map of counts.
+#[inline(always)]
+fn tell(socket: SocketEvent, kind: usize, lost: u32) -> Option<()> {
+    let mut segments = [0; COUNT];
+    segments[kind] = 1;
+    let mut entry = ring::reserve::<RetransmitEvent>(lost)?;
+    let since_ns = socket.time_ns;
+    entry.write(RetransmitEvent {
+        socket,
+        since_ns,
+        bytes_before: 0,
+        bytes: 0,
+        segments,
+        duplicates: 0,
+        zero: 0,
+    });
     ring::submit(entry);
     Some(())
 }

@@ -5,6 +5,7 @@
 //! What cannot be written (the ring is full) is counted, never waited for.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod accept;
 mod close;
@@ -19,6 +20,7 @@ mod registers;
 mod retransmit;
 mod ring;
 mod state;
+mod synack;
 mod task;
 mod task_file;
 mod tcp;

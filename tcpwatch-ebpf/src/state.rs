@@ -11,39 +11,39 @@ use aya_log_ebpf::debug;
 use tcpwatch_common::{
     KIND_TRANSITION,
     counter::LOST_STATE,
-    state::{CLOSE, CLOSE_WAIT, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
+    state::{CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
 
 use crate::{
     event::{self, What},
-    field::{Kernel, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, Raw, Typed},
-    fill, format, queue, registers,
+    field::{Kernel, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, OFF_TOTAL_RETRANS, Raw, Typed},
+    fill, format, queue, registers, retransmit,
     task::{self, By},
 };
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn state_tp_btf(ctx: BtfTracePointContext) -> i32 {
-    let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
-    changes(&ctx, sk, ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8)
+    let states = (ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
+    changes(&ctx, states, || Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock))
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn state_raw_tp(ctx: RawTracePointContext) -> i32 {
-    let Some(sk) = Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
-    changes(&ctx, sk, ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8)
+    let states = (ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
+    changes(&ctx, states, || Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock))
 }
 
 #[fentry(function = "tcp_set_state")]
 pub fn state_fentry(ctx: FEntryContext) -> i32 {
     let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) else { return 0 };
-    changes(&ctx, sk, sk.read(&OFF_SKC_STATE), ctx.arg::<i32>(1) as u8)
+    changes(&ctx, (sk.read(&OFF_SKC_STATE), ctx.arg::<i32>(1) as u8), || Some(sk))
 }
 
 #[kprobe]
 pub fn state_kprobe(ctx: ProbeContext) -> u32 {
     let sk = Raw::new(registers::read(&ctx, &OFF_REGS_ARG0) as *const u8);
     let Some(sk) = sk.and_then(Kernel::tcp_sock) else { return 0 };
-    changes(&ctx, sk, sk.read(&OFF_SKC_STATE), registers::read(&ctx, &OFF_REGS_ARG1) as u8);
+    changes(&ctx, (sk.read(&OFF_SKC_STATE), registers::read(&ctx, &OFF_REGS_ARG1) as u8), || Some(sk));
     0
 }
 
@@ -54,13 +54,19 @@ pub fn state_tracepoint(ctx: TracePointContext) -> u32 {
     0
 }
 
+/// `sk` gives the socket, if it is TCP's; asked only where there is something to tell.
 #[inline(always)]
-fn changes(ctx: &impl EbpfContext, sk: impl Kernel, old_state: u8, new_state: u8) -> i32 {
+fn changes<K: Kernel>(
+    ctx: &impl EbpfContext,
+    (old_state, new_state): (u8, u8),
+    sk: impl FnOnce() -> Option<K>,
+) -> i32 {
     // A listener's child is SYN_RECV for the microseconds until the same softirq establishes it, and on
     // 5.10 has no remote address yet. Its life begins with SYN_RECV -> ESTABLISHED.
     if old_state == LISTEN && new_state == SYN_RECV {
         return 0;
     }
+    let Some(sk) = sk() else { return 0 };
     // SAFETY: no arguments.
     let time_ns = unsafe { bpf_ktime_get_ns() };
     let flags = fill::flags(sk);
@@ -69,12 +75,17 @@ fn changes(ctx: &impl EbpfContext, sk: impl Kernel, old_state: u8, new_state: u8
         SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(time_ns, By::Queue, LOST_STATE),
         CLOSE_WAIT => fill::unread_bytes(sk, flags),
         CLOSE => fill::error_and_retransmits(sk),
+        ESTABLISHED if old_state == SYN_RECV => sk.read(&OFF_TOTAL_RETRANS),
         _ => 0,
     };
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
     let event = event::describe(sk, time_ns, &what);
     if !queue::push(&event, LOST_STATE) {
         debug!(ctx, "no room for socket {:x}, state {} to {}", event.cookie, old_state, new_state);
+    }
+    // The time is the same, and at one time the ring's records come first.
+    if new_state == CLOSE && (old_state == LISTEN || value & fill::RETRANSMITS != 0) {
+        retransmit::end(sk, &event);
     }
     0
 }

@@ -10,7 +10,7 @@ use std::{fmt, net::Ipv6Addr, sync::Arc};
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
 
-use crate::state::TcpState;
+use crate::{state::TcpState, tally::Retransmitted};
 
 /// Which side of the connection this socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -134,8 +134,7 @@ pub struct Counts {
     pub opened: u64,
     /// Connections that had been ESTABLISHED and reached CLOSE.
     pub closed: u64,
-    /// Segments.
-    pub retransmits: u64,
+    pub retransmitted: Retransmitted,
     /// By state; allocated with the first observation.
     pub durations: [Option<Box<Histogram>>; TcpState::COUNT],
 }
@@ -144,7 +143,7 @@ impl Counts {
     fn add(&mut self, other: &Self) {
         self.opened += other.opened;
         self.closed += other.closed;
-        self.retransmits += other.retransmits;
+        self.retransmitted.add(&other.retransmitted);
         for (mine, theirs) in self.durations.iter_mut().zip(&other.durations) {
             if let Some(theirs) = theirs {
                 mine.get_or_insert_default().add(theirs);

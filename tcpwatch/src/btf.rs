@@ -2,7 +2,7 @@
 //!
 //! In: the bytes of /sys/kernel/btf/vmlinux. Out: byte offsets of named members, also of those in nested
 //! anonymous structs and unions; and the parameters of functions. It keeps one offset for each type while it
-//! lives and is dropped after the start; it does not resolve relocations or bit fields.
+//! lives and is dropped after the start; it does not resolve relocations.
 //! Format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h of the kernel.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ pub enum BtfError {
     NoStruct(String),
     #[error("`struct {0}` of this kernel has no member `{1}`")]
     NoMember(String, String),
-    #[error("`struct {0}` of this kernel has a bit field `{1}`, which has no byte offset")]
+    #[error("`struct {0}` of this kernel has at `{1}` not the bits that were looked for")]
     BitField(String, String),
 }
 
@@ -82,21 +82,30 @@ impl<'a> Btf<'a> {
         Ok(btf)
     }
 
-    /// Byte offset of `path` in `struct name`; dots step into a member that is itself a struct.
+    /// Byte offset of `path` in `struct name`; dots step into a member that is itself a struct. `member:5` is a bit field
+    /// of five bits, which must be the lowest of a byte.
     ///
     /// # Errors
-    /// When the kernel has no such struct or member, or the member is a bit field.
+    /// When the kernel has no such struct or member, or the member is another bit field.
     pub fn offset_of(&self, name: &str, path: &str) -> Result<u32, BtfError> {
         let mut at =
             *self.structs.get(name.as_bytes()).ok_or_else(|| BtfError::NoStruct(name.to_owned()))? as usize;
-        let mut bits = 0;
+        let (path, width) =
+            path.split_once(':').map_or((path, 0), |(path, width)| (path, width.parse().unwrap_or(0)));
+        let (mut bits, mut found_width) = (0, 0);
         for member in path.split('.') {
             let missing = || BtfError::NoMember(name.to_owned(), path.to_owned());
-            let (offset, type_id) = self.member(at, member.as_bytes(), 0)?.ok_or_else(missing)?;
+            let (offset, bit_field_size, type_id) =
+                self.member(at, member.as_bytes(), 0)?.ok_or_else(missing)?;
             bits += offset;
+            found_width = bit_field_size;
             at = self.type_at(self.skip_modifiers(type_id)?).unwrap_or(0);
         }
-        if bits % 8 == 0 { Ok(bits / 8) } else { Err(BtfError::BitField(name.to_owned(), path.to_owned())) }
+        if bits % 8 == 0 && found_width == width {
+            Ok(bits / 8)
+        } else {
+            Err(BtfError::BitField(name.to_owned(), path.to_owned()))
+        }
     }
 
     /// The structs that the function's parameters point to, `None` for any other parameter; `None` where the
@@ -157,8 +166,8 @@ impl<'a> Btf<'a> {
         Ok((read_u32(self.bytes, at + 4)? >> 24) & 0x1f)
     }
 
-    /// Bit offset and type id of a member, looked for in nested anonymous structs and unions too.
-    fn member(&self, at: usize, name: &[u8], depth: u32) -> Result<Option<(u32, u32)>, BtfError> {
+    /// Bit offset, bits where it is a bit field (else 0) and type id of a member, looked for in nested anonymous structs and unions too.
+    fn member(&self, at: usize, name: &[u8], depth: u32) -> Result<Option<(u32, u32, u32)>, BtfError> {
         let info = read_u32(self.bytes, at + 4)?;
         let (kind, vlen) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
         // The depth bounds what a malformed, self-containing type could do.
@@ -174,13 +183,12 @@ impl<'a> Btf<'a> {
             let (offset, bit_field_size) =
                 if has_bit_fields { (raw & 0x00ff_ffff, raw >> 24) } else { (raw, 0) };
             if member_name == name {
-                // An odd bit offset makes the caller refuse a bit field that starts at a byte.
-                return Ok(Some((offset | u32::from(bit_field_size != 0), type_id)));
+                return Ok(Some((offset, bit_field_size, type_id)));
             }
             if member_name.is_empty() {
                 let inner = self.type_at(self.skip_modifiers(type_id)?).ok_or(BtfError::Malformed(member))?;
-                if let Some((inner_offset, type_id)) = self.member(inner, name, depth + 1)? {
-                    return Ok(Some((offset + inner_offset, type_id)));
+                if let Some((inner_offset, bits, type_id)) = self.member(inner, name, depth + 1)? {
+                    return Ok(Some((offset + inner_offset, bits, type_id)));
                 }
             }
         }
@@ -342,6 +350,7 @@ mod tests {
             ("outer", "ns", 16),
             ("outer", "ns.inum", 28),
             ("bits", "whole", 4),
+            ("bits", "narrow:5", 8),
         ] {
             assert_eq!(btf.offset_of(name, path).unwrap(), offset, "{name}.{path}");
         }
@@ -355,7 +364,9 @@ mod tests {
         assert!(
             matches!(btf.offset_of("outer", "ns.none"), Err(BtfError::NoMember(_, path)) if path == "ns.none")
         );
-        assert!(matches!(btf.offset_of("bits", "narrow"), Err(BtfError::BitField(..))));
+        for other in ["narrow", "narrow:4", "whole:5"] {
+            assert!(matches!(btf.offset_of("bits", other), Err(BtfError::BitField(..))), "{other}");
+        }
     }
 
     #[test]

@@ -3,12 +3,12 @@
 //! In: what the BPF programs wrote, or a recording of it. Out: records whose every field is valid, or an
 //! error that the caller counts. No state, no I/O.
 
-use std::net::Ipv6Addr;
+use std::{borrow::Cow, fmt, net::Ipv6Addr};
 
 use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, SeenSocket,
-    SocketEvent, TaskEvent,
+    KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, RetransmitEvent,
+    SeenSocket, SocketEvent, TaskEvent, retransmit,
 };
 use thiserror::Error;
 
@@ -24,10 +24,12 @@ pub enum DecodeError {
     State(u8),
 }
 
-/// One record of the ring.
+/// One record. Boxed is what is rare and would make all others longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     Socket(SocketRecord),
+    /// The record says [`What::Retransmit`].
+    Retransmit(SocketRecord, Box<Retransmits>),
     Task(TaskRecord),
 }
 
@@ -136,13 +138,91 @@ pub enum What {
     Close { state: TcpState, pid: Option<u32>, unread_bytes: u32 },
 }
 
+/// What was retransmitted on a socket. See `RetransmitEvent`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retransmits {
+    /// CLOCK_MONOTONIC; which count `segments` is.
+    pub since_ns: u64,
+    /// Segments since then, by [`Kind`].
+    pub segments: [u64; Kind::COUNT],
+    /// The socket's own count before that, and now.
+    pub bytes_before: u64,
+    pub bytes: u64,
+    /// Segments that the peer said it had twice.
+    pub duplicates: u32,
+}
+
+/// Why the kernel retransmitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Syn = retransmit::SYN as u8,
+    SynAck = retransmit::SYN_ACK as u8,
+    /// Acknowledgements said that it was lost.
+    Fast = retransmit::FAST as u8,
+    /// The same in the recovery from a time-out.
+    SlowStart = retransmit::SLOW_START as u8,
+    Timeout = retransmit::TIMEOUT as u8,
+    /// A tail loss probe.
+    Probe = retransmit::PROBE as u8,
+    Unknown = retransmit::UNKNOWN as u8,
+}
+
+impl Kind {
+    pub const COUNT: usize = retransmit::COUNT;
+
+    /// In the order of the records' counts.
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Syn, Self::SynAck, Self::Fast, Self::SlowStart, Self::Timeout, Self::Probe, Self::Unknown];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Syn => "syn",
+            Self::SynAck => "syn_ack",
+            Self::Fast => "fast",
+            Self::SlowStart => "slow_start",
+            Self::Timeout => "timeout",
+            Self::Probe => "probe",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A process, told before it is first named.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskRecord {
     pub pid: u32,
     /// CLOCK_BOOTTIME.
     pub start_ns: u64,
-    pub comm: String,
+    pub comm: Comm,
+}
+
+/// A process's name, as the kernel keeps it: up to 15 bytes (TASK_COMM_LEN, include/linux/sched.h) and a NUL.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Comm([u8; 16]);
+
+impl Comm {
+    /// A process may call itself anything; bytes that are not UTF-8 are shown as such.
+    pub fn text(&self) -> Cow<'_, str> {
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        String::from_utf8_lossy(&self.0[..end])
+    }
+}
+
+/// As much as fits.
+impl From<&str> for Comm {
+    fn from(name: &str) -> Self {
+        let mut comm = [0; 16];
+        let len = name.len().min(comm.len() - 1);
+        comm[..len].copy_from_slice(&name.as_bytes()[..len]);
+        Self(comm)
+    }
+}
+
+impl fmt::Debug for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.text(), f)
+    }
 }
 
 /// A socket that an iterator found.
@@ -185,7 +265,12 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
             let raw: CloseEvent = read(bytes)?;
             socket_record(&raw.socket, raw.unread_bytes).map(Record::Socket)
         }
-        Some(KIND_TRANSITION | KIND_RETRANSMIT | KIND_MINISOCK_END | KIND_ACCEPT) => {
+        Some(KIND_RETRANSMIT) => {
+            let raw: RetransmitEvent = read(bytes)?;
+            let record = socket_record(&raw.socket, 0)?;
+            Ok(Record::Retransmit(record, Box::new(retransmits(&raw))))
+        }
+        Some(KIND_TRANSITION | KIND_MINISOCK_END | KIND_ACCEPT) => {
             socket_record(&read(bytes)?, 0).map(Record::Socket)
         }
         Some(kind) => Err(DecodeError::Kind(kind)),
@@ -197,7 +282,7 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
 /// When the bytes are not a `SeenSocket`.
 pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
     let raw: SeenSocket = read(bytes)?;
-    let task = TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) };
+    let task = TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: Comm(raw.comm) };
     Ok(Seen {
         socket: Socket {
             cookie: raw.cookie,
@@ -245,8 +330,18 @@ fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, D
     Ok(SocketRecord { socket, time_ns: raw.time_ns, what })
 }
 
+fn retransmits(raw: &RetransmitEvent) -> Retransmits {
+    Retransmits {
+        since_ns: raw.since_ns,
+        segments: raw.segments,
+        bytes_before: raw.bytes_before,
+        bytes: raw.bytes,
+        duplicates: raw.duplicates,
+    }
+}
+
 fn task(raw: &TaskEvent) -> TaskRecord {
-    TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: comm(raw.comm) }
+    TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: Comm(raw.comm) }
 }
 
 fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Result<T, DecodeError> {
@@ -259,12 +354,6 @@ fn state(number: u8) -> Result<TcpState, DecodeError> {
 
 fn endpoint(addr: [u8; 16], port: u16) -> Endpoint {
     Endpoint { addr: Ipv6Addr::from(addr), port }
-}
-
-/// A process may call itself anything; bytes that are not UTF-8 are shown as such.
-fn comm(bytes: [u8; 16]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 #[cfg(test)]
@@ -303,6 +392,6 @@ mod tests {
     fn a_name_of_sixteen_bytes_without_end_and_of_no_charset_is_kept() {
         let raw = TaskEvent { kind: KIND_TASK, comm: [0xff; 16], ..TaskEvent::zeroed() };
         let Ok(Record::Task(task)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
-        assert_eq!(task.comm, "\u{fffd}".repeat(16));
+        assert_eq!(task.comm.text(), "\u{fffd}".repeat(16));
     }
 }

@@ -4,10 +4,10 @@
 //! after the other, wherever that is; so whoever reads all queues after a certain time has, of all that was written
 //! before it, everything. What is newer waits for the next round.
 
-use tcpwatch_common::{CloseEvent, KIND_TASK, Slot, TaskEvent};
+use tcpwatch_common::{KIND_TASK, RetransmitEvent, Slot, TaskEvent};
 
 /// The longest record.
-const RECORD_BYTES: usize = size_of::<CloseEvent>();
+const RECORD_BYTES: usize = size_of::<RetransmitEvent>();
 
 /// Queues of state changes, each in the order of its times.
 pub trait Queued {
@@ -172,7 +172,7 @@ mod tests {
     fn nonsense_is_passed_on_as_such() {
         let mut inbox = Inbox::default();
         inbox.push(&[1, 2, 3]);
-        inbox.push(&[0; 100]);
+        inbox.push(&[0; 200]);
         let mut lengths = Vec::new();
         inbox.take(&mut Vec::new(), u64::MAX, |record| lengths.push(record.len()));
         assert_eq!(lengths, [3, RECORD_BYTES]);

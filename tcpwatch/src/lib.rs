@@ -15,11 +15,14 @@ pub mod decode;
 pub mod container;
 pub mod process;
 
+pub mod tally;
+
 pub mod aggregate;
 pub mod life;
 pub mod table;
 pub mod ticks;
 
+pub mod retransmits;
 pub mod sweep;
 pub mod tracker;
 

@@ -51,11 +51,13 @@ pub struct Life {
     began_ns: u64,
     steps: [u64; MAX_STEPS],
     len: u8,
+    /// Of the last step: asked for with every record.
+    state: TcpState,
 }
 
 impl Life {
     pub fn new(state: TcpState, cause: Cause, began_ns: u64) -> Self {
-        let mut life = Self { began_ns, steps: [0; MAX_STEPS], len: 0 };
+        let mut life = Self { began_ns, steps: [0; MAX_STEPS], len: 0, state };
         life.enter(state, cause, began_ns);
         life
     }
@@ -66,7 +68,7 @@ impl Life {
     }
 
     pub fn state(&self) -> TcpState {
-        unpack_state(self.last())
+        self.state
     }
 
     pub fn since_ns(&self) -> u64 {
@@ -80,6 +82,7 @@ impl Life {
         let index = usize::from(self.len).min(MAX_STEPS - 1);
         self.steps[index] = offset << 8 | (cause as u64) << 4 | state as u64;
         self.len = index as u8 + 1;
+        self.state = state;
     }
 
     /// The life that goes on in `state`; unchanged when it is in that state already.

@@ -37,6 +37,8 @@ pub struct RecordCounts {
     pub received: u64,
     pub malformed: u64,
     pub lost: Lost,
+    /// Not written, because the reader had been told of that socket a moment ago.
+    pub held_back: u64,
 }
 
 pub struct Node {
@@ -104,6 +106,7 @@ impl Node {
             }
             Frame::Tick(now_ns) => self.tick(*now_ns),
             Frame::Lost(lost) => self.records.lost = *lost,
+            Frame::HeldBack(held_back) => self.records.held_back = *held_back,
         }
     }
 

@@ -35,6 +35,13 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_RCV_NXT", "tcp_sock", "rcv_nxt"),
     ("OFF_COPIED_SEQ", "tcp_sock", "copied_seq"),
     ("OFF_TOTAL_RETRANS", "tcp_sock", "total_retrans"),
+    ("OFF_BYTES_RETRANS", "tcp_sock", "bytes_retrans"),
+    ("OFF_DSACK_DUPS", "tcp_sock", "dsack_dups"),
+    ("OFF_ICSK_CA_STATE", "inet_connection_sock", "icsk_ca_state:5"),
+    ("OFF_ICSK_PENDING", "inet_connection_sock", "icsk_pending"),
+    ("OFF_SKB_LEN", "sk_buff", "len"),
+    ("OFF_SKB_CB", "sk_buff", "cb"),
+    ("OFF_SKB_CB_SEGMENTS", "tcp_skb_cb", "tcp_gso_segs"),
     ("OFF_RCV_TSTAMP", "tcp_sock", "rcv_tstamp"),
     ("OFF_LSNDTIME", "tcp_sock", "lsndtime"),
     ("OFF_TW_SUBSTATE", "inet_timewait_sock", "tw_substate"),
@@ -56,6 +63,10 @@ const FIELDS: &[(&str, &str, &str)] = &[
 
 /// The signals that can do without the others, and the members that only they need.
 const ONLY_FOR: &[(&str, &[&str])] = &[
+    (
+        "retransmit",
+        &["OFF_ICSK_CA_STATE", "OFF_ICSK_PENDING", "OFF_SKB_LEN", "OFF_SKB_CB", "OFF_SKB_CB_SEGMENTS"],
+    ),
     (
         "held",
         &[

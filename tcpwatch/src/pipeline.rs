@@ -17,7 +17,7 @@ use crate::{
     http::Question,
     inbox::Inbox,
     node::Node,
-    probes::{self, Loaded, LossCounters, Queues},
+    probes::{self, CountedRetransmits, Loaded, LossCounters, Queues},
     proc,
     recording::{Frame, ProcessFrame, Recorder, RecordingError},
     sweeper::{Report, Sweeper, Swept},
@@ -50,6 +50,7 @@ pub struct Pipeline {
     /// How many of the smallest records fit into the ring.
     ring_records: usize,
     lost: LossCounters,
+    retransmits: CountedRetransmits,
     recorder: Option<Recorder>,
     sweeper: Sweeper,
     reports: mpsc::Receiver<Report>,
@@ -78,6 +79,7 @@ impl Pipeline {
             inbox: Inbox::default(),
             ring_records: loaded.ring_bytes as usize / SMALLEST_RECORD_BYTES,
             lost: loaded.lost,
+            retransmits: loaded.retransmits,
             recorder,
             sweeper: Sweeper::start(loaded.probes, report)?,
             reports,
@@ -141,9 +143,12 @@ impl Pipeline {
         for _ in 0..self.ring_records {
             let Some(record) = ring.next() else { break };
             if record.first() != Some(&KIND_WAKE) {
+                self.retransmits.note(&record);
                 self.inbox.push(&record);
             }
         }
+        let inbox = &mut self.inbox;
+        self.retransmits.look(now_ns, |record| inbox.push(record));
         let (node, recorder) = (&mut self.node, &mut self.recorder);
         node.look_for_followers();
         self.inbox.take(&mut self.queues, now_ns, |record| {
@@ -185,6 +190,10 @@ impl Pipeline {
                 "records lost in the kernel; a sweep will repair the table"
             );
             self.ingest(&Frame::Lost(lost));
+        }
+        let held_back = self.lost.held_back();
+        if held_back != self.node.records.held_back {
+            self.ingest(&Frame::HeldBack(held_back));
         }
     }
 

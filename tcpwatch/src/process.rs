@@ -11,7 +11,7 @@ use slab::Slab;
 
 use crate::{
     container::{Container, from_cgroup},
-    decode::TaskRecord,
+    decode::{Comm, TaskRecord},
 };
 
 /// Processes kept at once. At the limit those without a connection are forgotten; when all have one,
@@ -57,6 +57,8 @@ pub struct ProcDetails {
 
 struct Entry {
     process: Process,
+    /// As last told; `Process::comm` is its text.
+    comm: Comm,
     /// Connections that name it.
     users: u32,
 }
@@ -77,10 +79,11 @@ impl ProcessTable {
     /// Learns of a process, or that it has a new name (exec).
     pub fn learn(&mut self, task: &TaskRecord) -> Option<ProcessId> {
         if let Some(id) = self.by_pid.get(&task.pid).copied() {
-            let known = &mut self.entries[id.index()].process;
-            if known.start_ns == task.start_ns {
-                if *known.comm != *task.comm {
-                    known.comm = task.comm.as_str().into();
+            let known = &mut self.entries[id.index()];
+            if known.process.start_ns == task.start_ns {
+                if known.comm != task.comm {
+                    known.comm = task.comm;
+                    known.process.comm = task.comm.text().into();
                     self.unread.push((task.pid, task.start_ns));
                 }
                 return Some(id);
@@ -97,12 +100,12 @@ impl ProcessTable {
         let process = Process {
             pid: task.pid,
             start_ns: task.start_ns,
-            comm: task.comm.as_str().into(),
+            comm: task.comm.text().into(),
             exe: None,
             cgroup: None,
             container: None,
         };
-        let id = ProcessId::from_index(self.entries.insert(Entry { process, users: 0 }));
+        let id = ProcessId::from_index(self.entries.insert(Entry { process, comm: task.comm, users: 0 }));
         self.by_pid.insert(task.pid, id);
         self.idle += 1;
         self.unread.push((task.pid, task.start_ns));
@@ -171,7 +174,7 @@ mod tests {
     use super::*;
 
     fn task(pid: u32, start_ns: u64, comm: &str) -> TaskRecord {
-        TaskRecord { pid, start_ns, comm: comm.to_owned() }
+        TaskRecord { pid, start_ns, comm: comm.into() }
     }
 
     #[test]

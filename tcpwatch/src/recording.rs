@@ -60,6 +60,8 @@ pub enum Frame {
     Tick(u64),
     /// Records lost since the start.
     Lost(Lost),
+    /// Records held back since the start.
+    HeldBack(u64),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +79,7 @@ const PROCESS: u8 = 4;
 const TICK: u8 = 5;
 const LOST: u8 = 6;
 const SWEEP_END: u8 = 7;
+const HELD_BACK: u8 = 8;
 
 pub struct Recorder {
     path: PathBuf,
@@ -127,6 +130,7 @@ impl Recorder {
                 let counts = [lost.ring_full.to_le_bytes(), lost.run_skipped.to_le_bytes()];
                 self.frame(LOST, counts.as_flattened())
             }
+            Frame::HeldBack(held_back) => self.frame(HELD_BACK, &held_back.to_le_bytes()),
         }
     }
 
@@ -202,6 +206,7 @@ impl Iterator for Recording {
                 ring_full: payload.try_get_u64_le().ok()?,
                 run_skipped: payload.try_get_u64_le().ok()?,
             }),
+            HELD_BACK => Frame::HeldBack(payload.try_get_u64_le().ok()?),
             _ => return None,
         };
         self.rest = at;
@@ -248,6 +253,7 @@ mod tests {
             Frame::SweepEnd(Coverage { namespaces: [4, 5].into_iter().collect(), all: true }),
             Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
             Frame::Lost(Lost { ring_full: 3, run_skipped: 4 }),
+            Frame::HeldBack(5),
             Frame::Tick(4),
         ];
         let mut recorder = Recorder::create(&file.0, &header()).unwrap();

@@ -196,7 +196,10 @@ impl Tracker {
         let known = self.table.find(seen.socket.cookie);
         let Some(slot) = known.or_else(|| self.insert_seen(seen)) else { return };
         let number = self.sweep.number;
-        self.count_retransmits(slot, seen.total_retrans, seen.time_ns);
+        // A request has no count that its connection would go on with.
+        if !seen.socket.is_request() {
+            self.count_retransmits(slot, seen.total_retrans, seen.time_ns);
+        }
         if listens {
             self.queues.insert(seen.socket.cookie, seen.queue);
         }

@@ -16,6 +16,7 @@ use crate::{
     life::{Cause, Life},
     process::ProcessId,
     state::TcpState,
+    tally::Tally,
 };
 
 /// One connection, listener, minisock or request.
@@ -45,6 +46,8 @@ pub struct Conn {
     pub error: u8,
     /// As last told by the kernel; not yet told of a connection that is older than its first sight.
     pub total_retrans: Option<u32>,
+    /// Once something was retransmitted before our eyes.
+    pub retransmits: Option<Box<Tally>>,
     /// When last told: at the peer's FIN, or by a sweep.
     pub unread_bytes: u32,
     /// The last sweep that saw it.
@@ -168,6 +171,7 @@ impl Table {
             marks,
             error: 0,
             total_retrans: (!marks.older).then_some(0),
+            retransmits: None,
             unread_bytes: 0,
             swept: 0,
             list: 0,
@@ -401,7 +405,8 @@ fn hash(cookie: u64) -> u64 {
     const TOGETHER: u64 = 16;
     let scattered = FxBuildHasher.hash_one(cookie / TOGETHER);
     // hashbrown takes the place from the lower bits, and from the upper ones what it compares first.
-    (scattered & !(TOGETHER - 1) | cookie % TOGETHER) ^ (cookie % TOGETHER) << 57
+    let place = cookie % TOGETHER;
+    ((scattered & !(TOGETHER - 1)) | place) ^ (place << 57)
 }
 
 /// By words: the derived way goes byte by byte.

@@ -9,10 +9,11 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     aggregate::{GroupId, GroupKey, Groups, Role},
-    decode::{Endpoint, ListenQueue, Record, Socket, SocketRecord, What},
+    decode::{Endpoint, ListenQueue, Record, Retransmits, Socket, SocketRecord, What},
     life::{Cause, Life, cause},
     probes::Told,
     process::{ProcessId, ProcessTable},
+    retransmits::Unlisted,
     state::TcpState,
     sweep::{Progress, Unconnected},
     table::{Conn, Marks, Slot, Table},
@@ -57,6 +58,7 @@ pub struct Tracker {
     pub untracked: u64,
     pub repairs: Repairs,
     pub told: Told,
+    pub(crate) unlisted: Unlisted,
     pub(crate) ticks: Option<Ticks>,
     pub(crate) sweep: Progress,
     listeners: FxHashMap<(u32, u16), Vec<Slot>>,
@@ -84,6 +86,7 @@ impl Tracker {
             untracked: 0,
             repairs: Repairs::default(),
             told: Told::default(),
+            unlisted: Unlisted::default(),
             ticks: None,
             sweep: Progress::default(),
             listeners: FxHashMap::default(),
@@ -97,6 +100,11 @@ impl Tracker {
                 self.processes.learn(task);
             }
             Record::Socket(record) => self.apply_socket(record),
+            Record::Retransmit(record, told) => {
+                if let What::Retransmit { state, total } = record.what {
+                    self.retransmitted(record, state, total, told);
+                }
+            }
         }
     }
 
@@ -105,13 +113,7 @@ impl Tracker {
             What::End { from, error, total_retrans } => self.end(record, from, error, total_retrans),
             What::Transition { from, to, value } => self.change(record, from, to, value),
             What::Retransmit { state, total } => {
-                if let Some(slot) = self.find_or_insert(record, state) {
-                    let known = &mut self.table.get_mut(slot).total_retrans;
-                    let total = total.unwrap_or(known.unwrap_or(0).saturating_add(1));
-                    // At least the one that this record tells of.
-                    known.get_or_insert(total.saturating_sub(1));
-                    self.count_retransmits(slot, total, record.time_ns);
-                }
+                self.retransmitted(record, state, total, &Retransmits::one(record.time_ns));
             }
             What::MinisockEnd => self.end_minisock(record),
             What::Accept { state, pid } => {
@@ -175,6 +177,10 @@ impl Tracker {
             }
             TcpState::CloseWait => conn.unread_bytes = value,
             TcpState::Established => {
+                if from == TcpState::SynRecv && record.socket.is_passive() && conn.retransmits.is_none() {
+                    // Of the SYN-ACK, and counted as the listener's; but those of TCP Fast Open.
+                    conn.total_retrans = Some(value);
+                }
                 let first = !std::mem::replace(&mut conn.marks.established, true);
                 if known.is_some() {
                     self.replace_minisock(&record.socket, now_ns);
@@ -209,6 +215,7 @@ impl Tracker {
         let now_ns = record.time_ns;
         let cause = cause(from, TcpState::Close, error);
         self.sweep.ended(record.socket.cookie, now_ns);
+        self.end_unlisted(record.socket.cookie);
         let known = self.table.find(record.socket.cookie);
         let over = |slot: Slot| self.table.get(slot).marks.minisock || self.is_another(slot, &record.socket);
         if let Some(slot) = known.filter(|slot| over(*slot)) {
@@ -306,7 +313,7 @@ impl Tracker {
     }
 
     /// The connection, or one entered now because the record presumes a life before it.
-    fn find_or_insert(&mut self, record: &SocketRecord, state: TcpState) -> Option<Slot> {
+    pub(crate) fn find_or_insert(&mut self, record: &SocketRecord, state: TcpState) -> Option<Slot> {
         let marks = Marks { older: true, state_older: true, ..Marks::default() };
         let life = Life::new(state, Cause::Unknown, record.time_ns);
         let mut known = self.table.find(record.socket.cookie);
@@ -366,24 +373,25 @@ impl Tracker {
     /// What every record repeats. A connecting socket gets its port, sometimes its address, only after
     /// SYN_SENT was announced.
     pub(crate) fn describe(&mut self, slot: Slot, socket: &Socket) {
-        let conn = self.table.get(slot);
+        let conn = self.table.get_mut(slot);
         if conn.marks.minisock {
             return;
         }
-        if conn.role == Role::Listener && conn.local.port != socket.local.port {
-            let (netns, port) = (conn.netns, conn.local.port);
-            self.unlist(slot, (netns, port));
-            self.listeners.entry((netns, socket.local.port)).or_default().push(slot);
-        }
-        let conn = self.table.get_mut(slot);
         if conn.marks.request && !socket.is_request() {
             conn.marks.request = false;
             conn.marks.unaccepted = socket.is_unaccepted();
             conn.swept = 0;
         }
-        (conn.local, conn.remote) = (socket.local, socket.remote);
         if socket.is_held() {
             conn.marks.unaccepted = false;
+        }
+        if (conn.local, conn.remote) != (socket.local, socket.remote) {
+            let (role, netns, port) = (conn.role, conn.netns, conn.local.port);
+            (conn.local, conn.remote) = (socket.local, socket.remote);
+            if role == Role::Listener && port != socket.local.port {
+                self.unlist(slot, (netns, port));
+                self.listeners.entry((netns, socket.local.port)).or_default().push(slot);
+            }
         }
     }
 
@@ -418,6 +426,11 @@ impl Tracker {
     /// several processes listen and the kernel may have chosen any.
     pub(crate) fn listener_of(&self, netns: u32, local: Endpoint) -> Option<ProcessId> {
         let listeners = self.listeners.get(&(netns, local.port))?;
+        // Mostly there is one.
+        if let [only] = listeners[..] {
+            let listener = self.table.get(only);
+            return match_score(listener.local, local).and(listener.process);
+        }
         let scored = || {
             listeners.iter().filter_map(|slot| {
                 let listener = self.table.get(*slot);
@@ -505,19 +518,6 @@ impl Tracker {
         let was_established = self.table.get(slot).marks.established || from.follows_established();
         if was_established && let Some(group) = self.group(slot, now_ns) {
             self.groups.counts(group).closed += 1;
-        }
-    }
-
-    /// The kernel counts for each socket; what is new since the last look is added. Of an older connection
-    /// the first look only says where counting starts.
-    pub(crate) fn count_retransmits(&mut self, slot: Slot, total: u32, now_ns: u64) {
-        let conn = self.table.get_mut(slot);
-        let new = conn.total_retrans.map_or(0, |last| total.saturating_sub(last));
-        conn.total_retrans = conn.total_retrans.max(Some(total));
-        if new > 0
-            && let Some(group) = self.group(slot, now_ns)
-        {
-            self.groups.counts(group).retransmits += u64::from(new);
         }
     }
 

@@ -3,6 +3,7 @@
 //! What each command does is in the module named after it. Nothing here is part of tcpwatch itself,
 //! and nothing here runs outside this checkout, apart from the packages that a command says it installs.
 
+mod bench;
 mod bpf;
 mod btf;
 mod command;
@@ -29,6 +30,7 @@ struct Cli {
 // The help text of each is with its arguments.
 #[derive(Debug, Subcommand)]
 enum Chore {
+    Bench(bench::Args),
     Bpf(bpf::Args),
     Load(load::Args),
     Run(run::Args),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
 
 fn chore(chore: &Chore) -> Result<()> {
     match chore {
+        Chore::Bench(args) => bench::bench(args),
         Chore::Bpf(args) => bpf::bpf(args),
         Chore::Load(args) => load::load(args),
         Chore::Run(args) => run::run(args),

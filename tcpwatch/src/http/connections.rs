@@ -162,7 +162,14 @@ impl Answer for Detail {
             line("accepted", "not yet".to_owned());
         }
         if let Some(retransmits) = self.retransmits.filter(|retransmits| *retransmits > 0) {
-            line("retransmits", format!("{retransmits} segments"));
+            line("retransmits", format!("{retransmits} segments, {} bytes", self.retransmitted_bytes));
+        }
+        if !self.retransmits_by_kind.is_empty() {
+            let kinds = self.retransmits_by_kind.iter().map(|(kind, count)| format!("{count} {kind}"));
+            line("because of", kinds.collect::<Vec<_>>().join(", "));
+        }
+        if self.spurious_retransmits > 0 {
+            line("needlessly", format!("{} segments", self.spurious_retransmits));
         }
         if self.unread_bytes > 0 {
             line("unread", format!("{} bytes", self.unread_bytes));

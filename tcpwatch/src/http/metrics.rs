@@ -16,6 +16,7 @@ use super::{Api, ApiError, Asked};
 use crate::{
     aggregate::{DURATION_BUCKETS, Group, GroupKey, Histogram},
     clock::Clock,
+    decode::Kind,
     findings::lingering,
     node::{Node, RecordCounts},
     proc,
@@ -76,8 +77,37 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
         |group| group.counts.closed,
     );
     counter(&mut text, &groups, "tcpwatch_retransmits_total", "Segments retransmitted.", |group| {
-        group.counts.retransmits
+        group.counts.retransmitted.total()
     });
+    counter(
+        &mut text,
+        &groups,
+        "tcpwatch_retransmitted_bytes_total",
+        "Bytes retransmitted, without headers.",
+        |group| group.counts.retransmitted.bytes,
+    );
+    counter(
+        &mut text,
+        &groups,
+        "tcpwatch_spurious_retransmits_total",
+        "Segments that the peer said it had received twice.",
+        |group| group.counts.retransmitted.spurious,
+    );
+    family(
+        &mut text,
+        "tcpwatch_retransmits_by_kind_total",
+        "counter",
+        "Segments retransmitted, by the kernel's reason; together the same as tcpwatch_retransmits_total.",
+    );
+    for (labels, group) in &groups {
+        for (kind, count) in Kind::ALL.iter().zip(group.counts.retransmitted.segments) {
+            if count > 0 {
+                let kind = kind.name();
+                let _ =
+                    writeln!(text, "tcpwatch_retransmits_by_kind_total{{{labels},kind=\"{kind}\"}} {count}");
+            }
+        }
+    }
 
     family(
         &mut text,
@@ -180,6 +210,11 @@ fn own_metrics(records: RecordCounts, kernel: &str) -> Result<String, prometheus
     lost.with_label_values(&["ring_full"]).inc_by(records.lost.ring_full);
     lost.with_label_values(&["run_skipped"]).inc_by(records.lost.run_skipped);
     registry.register(Box::new(lost))?;
+    counter(
+        "tcpwatch_records_held_back_total",
+        "Records of retransmits not written because that socket's had been told of a moment ago; none is uncounted.",
+        records.held_back,
+    )?;
 
     let build = IntGaugeVec::new(
         Opts::new("tcpwatch_build_info", "Always 1; the labels say what runs where."),

@@ -41,6 +41,8 @@ struct Records {
     lost: u64,
     lost_by_cause: Lost,
     malformed: u64,
+    /// Of retransmits, not written because that socket's had been told of a moment ago; their counts are known.
+    held_back: u64,
     /// What sweeps put right in the table because its record was lost or never written.
     repairs: Repairs,
 }
@@ -83,6 +85,7 @@ fn status(node: &Node, clock: Clock) -> Status {
             lost: records.lost.total(),
             lost_by_cause: records.lost,
             malformed: records.malformed,
+            held_back: records.held_back,
             repairs: tracker.repairs,
         },
         connections: Connections {
@@ -117,12 +120,13 @@ impl Answer for Status {
         line(
             "records",
             format!(
-                "{} received, {} lost ({} ring full, {} run skipped), {} malformed",
+                "{} received, {} lost ({} ring full, {} run skipped), {} malformed, {} held back",
                 records.received,
                 records.lost,
                 records.lost_by_cause.ring_full,
                 records.lost_by_cause.run_skipped,
-                records.malformed
+                records.malformed,
+                records.held_back
             ),
         );
         let repairs = records.repairs;

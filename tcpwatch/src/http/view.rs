@@ -1,6 +1,7 @@
 //! A connection as JSON shows it, in short (a row) and in full.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -10,7 +11,7 @@ use serde::Serialize;
 use crate::{
     aggregate::Role,
     clock::{Clock, seconds},
-    decode::Endpoint,
+    decode::{Endpoint, Kind},
     life::{Cause, Step},
     node::Node,
     process::{Process, ProcessId},
@@ -75,6 +76,11 @@ pub(super) struct Detail {
     pub error: u8,
     /// Segments; `null` where the kernel has not told yet.
     pub retransmits: Option<u32>,
+    /// Of these, those since tcpwatch watches, by the kernel's reason; only those that there are.
+    pub retransmits_by_kind: BTreeMap<&'static str, u64>,
+    pub retransmitted_bytes: u64,
+    /// Segments that the peer said it had received twice.
+    pub spurious_retransmits: u64,
     /// Received and not read by the application, when last looked at.
     pub unread_bytes: u32,
     /// The states it went through.
@@ -122,6 +128,7 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         steps.push(Step { state: TcpState::Close, cause: ended.cause, since_ns: ended.ended_ns });
     }
     let until = |index: usize| steps.get(index + 1).map_or(clock.now_ns, |next: &Step| next.since_ns);
+    let retransmitted = conn.retransmits.as_ref().map(|tally| tally.counted).unwrap_or_default();
     Detail {
         row: row(node, clock, conn),
         opened_at: time(clock, conn.opened_ns()),
@@ -130,6 +137,14 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         closer: process(node, conn.closer),
         error: conn.error,
         retransmits: conn.total_retrans,
+        retransmits_by_kind: Kind::ALL
+            .iter()
+            .zip(retransmitted.segments)
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| (kind.name(), count))
+            .collect(),
+        retransmitted_bytes: retransmitted.bytes,
+        spurious_retransmits: retransmitted.spurious,
         unread_bytes: conn.unread_bytes,
         life: steps
             .iter()

@@ -21,6 +21,9 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("TP_RETRANSMIT_DPORT", "tcp/tcp_retransmit_skb", "dport"),
     ("TP_RETRANSMIT_SADDR_V6", "tcp/tcp_retransmit_skb", "saddr_v6"),
     ("TP_RETRANSMIT_DADDR_V6", "tcp/tcp_retransmit_skb", "daddr_v6"),
+    ("TP_SYNACK_SKADDR", "tcp/tcp_retransmit_synack", "skaddr"),
+    ("TP_SYNACK_SPORT", "tcp/tcp_retransmit_synack", "sport"),
+    ("TP_SYNACK_SADDR_V6", "tcp/tcp_retransmit_synack", "saddr_v6"),
 ];
 
 #[derive(Debug, Default)]

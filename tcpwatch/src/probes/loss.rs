@@ -17,12 +17,20 @@ impl LossCounters {
     /// Records lost since the start: those without room in the ring, and runs of a program that the kernel
     /// skipped because they would have run inside itself (Linux 5.12 and later tell).
     pub fn read(&self) -> Lost {
-        let full = (0..counter::COUNT)
-            .filter_map(|index| self.counters.get(&index, 0).ok())
-            .map(|values| values.iter().sum::<u64>())
-            .sum();
+        let full = (0..counter::LOST_COUNT).map(|index| self.sum(index)).sum();
         let skipped = self.programs.iter().filter_map(|fd| recursion_misses(*fd)).sum();
         Lost { ring_full: full, run_skipped: skipped }
+    }
+}
+
+impl LossCounters {
+    /// Records that were not written because the reader had been told of that socket a moment ago; nothing is lost.
+    pub fn held_back(&self) -> u64 {
+        self.sum(counter::HELD_BACK_RETRANSMIT) + self.sum(counter::HELD_BACK_SYN_ACK)
+    }
+
+    fn sum(&self, index: u32) -> u64 {
+        self.counters.get(&index, 0).map_or(0, |values| values.iter().sum())
     }
 }
 

@@ -5,6 +5,7 @@
 //! all sockets, and a [`Signal`] for each thing that can be known. It decodes nothing. What a kernel offers is
 //! found out by trying, never by its version.
 
+mod counted;
 mod format;
 mod loss;
 mod queue;
@@ -31,14 +32,15 @@ use tcpwatch_common::{ABI, ABI_SYMBOL, SocketEvent};
 use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use self::{
-    format::Formats,
-    ways::{Attach, OTHERS, STATE, Spec, Way},
-};
 pub use self::{
+    counted::CountedRetransmits,
     loss::{LossCounters, Lost},
     queue::Queues,
     ways::{Attempt, Choice, Signal},
+};
+use self::{
+    format::Formats,
+    ways::{Attach, OTHERS, STATE, Spec, Way},
 };
 use crate::{
     btf::{Btf, BtfError},
@@ -182,6 +184,7 @@ pub struct Loaded {
     pub ring: RingBuf<MapData>,
     pub ring_bytes: u32,
     pub lost: LossCounters,
+    pub retransmits: CountedRetransmits,
 }
 
 /// How to load.
@@ -267,12 +270,13 @@ impl Probes {
         let queues =
             Queues::map(queues.fd(), slots.fd(), room.processors, room.slots).map_err(ProbeError::Queues)?;
         let lost = probes.loss_counters()?;
+        let retransmits = CountedRetransmits::new(take_map(&mut probes.ebpf, "COUNTED")?);
         let identity = match identity {
             Identity::Cookie => BY_COOKIE,
             Identity::Address => BY_ADDRESS,
         };
         let hooks = Hooks { kernel, identity, signals, programs: probes.loaded() };
-        Ok(Loaded { probes, hooks, queues, ring, ring_bytes: room.ring_bytes, lost })
+        Ok(Loaded { probes, hooks, queues, ring, ring_bytes: room.ring_bytes, lost, retransmits })
     }
 
     /// Loads the object and attaches to state changes: by cookies where a program may ask for them.
@@ -377,11 +381,11 @@ impl Probes {
                 .ok_or_else(|| format!("this kernel does not publish its types at {VMLINUX_BTF}"))
         };
         match attach {
-            Attach::TpBtf(tracepoint) => {
+            Attach::TpBtf(tracepoint) | Attach::TpBtfOf(tracepoint, _) => {
                 let program: &mut BtfTracePoint = self.program(name)?;
                 program.load(tracepoint, btf()?).and_then(|()| program.attach().map(drop))
             }
-            Attach::RawTp(tracepoint) => {
+            Attach::RawTp(tracepoint) | Attach::RawTpOf(tracepoint, _) => {
                 let program: &mut RawTracePoint = self.program(name)?;
                 program.load().and_then(|()| program.attach(tracepoint).map(drop))
             }

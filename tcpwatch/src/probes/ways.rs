@@ -56,6 +56,9 @@ pub(super) struct Program {
 pub(super) enum Attach {
     TpBtf(&'static str),
     RawTp(&'static str),
+    /// With the number of parameters that the program was written for.
+    TpBtfOf(&'static str, usize),
+    RawTpOf(&'static str, usize),
     Fentry(&'static str),
     /// With the number of parameters that the program was written for.
     Fexit(&'static str, usize),
@@ -69,7 +72,7 @@ pub(super) enum Attach {
 impl Attach {
     /// The kernel's verifier has to know the types of what is passed.
     pub(super) fn is_typed(self) -> bool {
-        matches!(self, Self::TpBtf(_) | Self::Fentry(_) | Self::Fexit(..) | Self::Iter(_))
+        matches!(self, Self::TpBtf(_) | Self::TpBtfOf(..) | Self::Fentry(_) | Self::Fexit(..) | Self::Iter(_))
     }
 
     /// Whether the kernel passes what the program expects; `None` is "yes".
@@ -79,18 +82,22 @@ impl Attach {
             Some(parameters) if parameters.first() == Some(&Some(wanted.as_bytes())) => None,
             Some(_) => Some(format!("its first argument is no `struct {wanted} *` on this kernel")),
         };
+        let has = |parameters: Option<Vec<Option<&[u8]>>>, count: usize| match parameters {
+            None => Some("this kernel's types do not have it".to_owned()),
+            Some(parameters) if parameters.len() == count => None,
+            Some(parameters) => Some(format!("it has {} arguments on this kernel", parameters.len())),
+        };
         let told = match self {
             Self::TpBtf(name) | Self::RawTp(name) => {
                 btf.tracepoint_parameters(name).map(|parameters| first_is(parameters, "sock"))
             }
+            Self::TpBtfOf(name, count) | Self::RawTpOf(name, count) => {
+                btf.tracepoint_parameters(name).map(|parameters| has(parameters, count))
+            }
             Self::Fentry(name) | Self::Kprobe(name) => btf.parameters(name).map(|parameters| {
                 first_is(parameters, if name == TWSK_KILL { "inet_timewait_sock" } else { "sock" })
             }),
-            Self::Fexit(name, count) => btf.parameters(name).map(|parameters| match parameters {
-                None => Some("this kernel's types do not have it".to_owned()),
-                Some(parameters) if parameters.len() == count => None,
-                Some(parameters) => Some(format!("it has {} arguments on this kernel", parameters.len())),
-            }),
+            Self::Fexit(name, count) => btf.parameters(name).map(|parameters| has(parameters, count)),
             Self::Kretprobe(_) | Self::Tracepoint(..) | Self::Iter(_) => return None,
         };
         told.unwrap_or_else(|error| Some(error.to_string()))
@@ -167,7 +174,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 6] = [
+pub(super) const OTHERS: [Spec; 7] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -176,14 +183,28 @@ pub(super) const OTHERS: [Spec; 6] = [
                 "tp_btf",
                 "tp_btf tcp_retransmit_skb",
                 "retransmit_tp_btf",
-                Attach::TpBtf("tcp_retransmit_skb"),
+                Attach::TpBtfOf("tcp_retransmit_skb", 3),
+                None,
+            ),
+            way(
+                "tp_btf",
+                "tp_btf tcp_retransmit_skb",
+                "retransmit_tp_btf_2",
+                Attach::TpBtfOf("tcp_retransmit_skb", 2),
                 None,
             ),
             way(
                 "raw_tp",
                 "raw_tp tcp_retransmit_skb",
                 "retransmit_raw_tp",
-                Attach::RawTp("tcp_retransmit_skb"),
+                Attach::RawTpOf("tcp_retransmit_skb", 3),
+                None,
+            ),
+            way(
+                "raw_tp",
+                "raw_tp tcp_retransmit_skb",
+                "retransmit_raw_tp_2",
+                Attach::RawTpOf("tcp_retransmit_skb", 2),
                 None,
             ),
             way(
@@ -191,10 +212,40 @@ pub(super) const OTHERS: [Spec; 6] = [
                 "tracepoint tcp:tcp_retransmit_skb",
                 "retransmit_tracepoint",
                 Attach::Tracepoint("tcp", "tcp_retransmit_skb"),
-                Some("retransmitted packets are counted, not their segments"),
+                Some(
+                    "retransmitted packets are counted, not their segments nor bytes, and only SYNs are told apart",
+                ),
             ),
         ],
         without: "retransmits are seen only when a connection ends",
+    },
+    Spec {
+        key: "synack",
+        signal: "retransmits of SYN-ACKs",
+        ways: &[
+            way(
+                "tp_btf",
+                "tp_btf tcp_retransmit_synack",
+                "synack_tp_btf",
+                Attach::TpBtf("tcp_retransmit_synack"),
+                None,
+            ),
+            way(
+                "raw_tp",
+                "raw_tp tcp_retransmit_synack",
+                "synack_raw_tp",
+                Attach::RawTp("tcp_retransmit_synack"),
+                None,
+            ),
+            way(
+                "tracepoint",
+                "tracepoint tcp:tcp_retransmit_synack",
+                "synack_tracepoint",
+                Attach::Tracepoint("tcp", "tcp_retransmit_synack"),
+                None,
+            ),
+        ],
+        without: "retransmits of SYN-ACKs are not counted",
     },
     Spec {
         key: "close",
@@ -337,7 +388,7 @@ mod tests {
         assert_eq!("close=kprobe".parse(), Ok(Choice { key: "close", way: "kprobe" }));
         for (text, said) in [
             ("close", "SIGNAL=WAY"),
-            ("open=kprobe", "state, retransmit, close, accept, minisock, held, unheld"),
+            ("open=kprobe", "state, retransmit, synack, close, accept, minisock, held, unheld"),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {
             let error = text.parse::<Choice>().unwrap_err();
@@ -350,6 +401,6 @@ mod tests {
         let choices = ["state=raw_tp", "state=kprobe"].map(|text| text.parse().unwrap());
         let names = |spec: &Spec| spec.open(&choices).map(|way| way.way).collect::<Vec<_>>();
         assert_eq!(names(&STATE), ["kprobe"]);
-        assert_eq!(names(&OTHERS[0]), ["tp_btf", "raw_tp", "tracepoint"]);
+        assert_eq!(names(&OTHERS[1]), ["tp_btf", "raw_tp", "tracepoint"]);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace, workload::Workload};
 
-const OPENED: &str = "tcpwatch_connections_opened_total";
+pub(crate) const OPENED: &str = "tcpwatch_connections_opened_total";
 const CLOSED: &str = "tcpwatch_connections_closed_total";
 const DURATIONS: &str = "tcpwatch_state_duration_seconds_count";
 const RETRANSMITS: &str = "tcpwatch_retransmits_total";

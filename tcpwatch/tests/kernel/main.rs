@@ -21,6 +21,7 @@ mod owners;
 mod privilege;
 mod program;
 mod recording;
+mod retransmits;
 mod rights;
 mod unentered;
 mod ways;

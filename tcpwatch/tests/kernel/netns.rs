@@ -30,6 +30,27 @@ impl Namespace {
         format!("/run/netns/{}", self.name)
     }
 
+    /// Joins it with another by a pair of devices `veth0`, here with the address `10.98.0.1`, there with `10.98.0.2`.
+    pub(crate) fn join(&self, other: &Self) {
+        ip(&[
+            "-n",
+            &self.name,
+            "link",
+            "add",
+            "veth0",
+            "type",
+            "veth",
+            "peer",
+            "veth0",
+            "netns",
+            &other.name,
+        ]);
+        for (namespace, addr) in [(self, "10.98.0.1/24"), (other, "10.98.0.2/24")] {
+            ip(&["-n", &namespace.name, "addr", "add", addr, "dev", "veth0"]);
+            ip(&["-n", &namespace.name, "link", "set", "veth0", "up"]);
+        }
+    }
+
     /// Runs a command in it, which must succeed.
     pub(crate) fn run(&self, command: &[&str]) {
         let mut nsenter = Command::new("nsenter");

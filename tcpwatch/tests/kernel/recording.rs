@@ -175,7 +175,9 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
         let frame = match frame {
             Frame::Record(bytes) => {
                 let ours = match decode::record(&bytes).unwrap() {
-                    Record::Socket(record) => u64::from(record.socket.netns) == netns,
+                    Record::Socket(record) | Record::Retransmit(record, _) => {
+                        u64::from(record.socket.netns) == netns
+                    }
                     Record::Task(task) => pids.contains(&task.pid),
                 };
                 ours.then_some(Frame::Record(bytes))

@@ -13,8 +13,9 @@ use crate::{
 };
 
 const FENTRY: &str = "state=fentry,close=fentry,accept=fexit,minisock=fentry";
-const KPROBE: &str = "state=kprobe,retransmit=raw_tp,close=kprobe,accept=kretprobe,minisock=kprobe";
-const RAW: &str = "state=raw_tp,retransmit=raw_tp";
+const KPROBE: &str =
+    "state=kprobe,retransmit=raw_tp,synack=raw_tp,close=kprobe,accept=kretprobe,minisock=kprobe";
+const RAW: &str = "state=raw_tp,retransmit=raw_tp,synack=raw_tp";
 
 /// A worker accepts what its parent listens for, then each connection ends in its own way.
 const SERVER: &str = r#"

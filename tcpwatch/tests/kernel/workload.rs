@@ -88,11 +88,22 @@ impl Workload {
 
     /// Segments retransmitted in its namespace, by the kernel's own count (RetransSegs, as `nstat` shows it).
     pub(crate) fn retransmitted(&self) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/net/snmp", self.pid())).unwrap();
-        let mut tcp = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-        let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
-        let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "RetransSegs");
-        found.unwrap().1.parse().unwrap()
+        self.kernel_count("RetransSegs").unwrap()
+    }
+
+    /// A count of its namespace's TCP, as `nstat` shows it without its prefix; `None` where the kernel has none.
+    pub(crate) fn kernel_count(&self, wanted: &str) -> Option<u64> {
+        ["snmp", "netstat"].iter().find_map(|file| {
+            let text = std::fs::read_to_string(format!("/proc/{}/net/{file}", self.pid())).unwrap();
+            let mut lines = text.lines().filter(|line| line.starts_with("Tcp"));
+            while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+                let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == wanted);
+                if let Some((_, value)) = found {
+                    return value.parse().ok();
+                }
+            }
+            None
+        })
     }
 
     /// How many sockets of its namespace are in `state`, by the kernel's own list; TIME_WAIT included.

@@ -72,7 +72,7 @@ pub(crate) fn ended(from: TcpState, error: u8) -> What {
 }
 
 pub(crate) fn process(pid: u32, comm: &str) -> TaskRecord {
-    TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.to_owned() }
+    TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.into() }
 }
 
 /// What an iterator says of a socket; the rest is filled in with `Seen { .., ..look() }`.
@@ -227,7 +227,9 @@ impl World {
         let mut sums = [0; 3];
         for group in self.tracker.groups.iter() {
             let counts = &group.counts;
-            for (sum, count) in sums.iter_mut().zip([counts.opened, counts.closed, counts.retransmits]) {
+            for (sum, count) in
+                sums.iter_mut().zip([counts.opened, counts.closed, counts.retransmitted.total()])
+            {
                 *sum += count;
             }
         }
@@ -239,7 +241,7 @@ impl World {
         let of = self.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some(name));
         of.fold([0; 3], |[opened, closed, retransmits], group| {
             let counts = &group.counts;
-            [opened + counts.opened, closed + counts.closed, retransmits + counts.retransmits]
+            [opened + counts.opened, closed + counts.closed, retransmits + counts.retransmitted.total()]
         })
     }
 

@@ -1,5 +1,10 @@
 //! Opened, closed, retransmitted, and how long.
 
+use tcpwatch::{
+    decode::{Kind, Retransmits},
+    tally::Retransmitted,
+};
+
 use crate::scenario::*;
 
 fn retransmit(total: u32) -> What {
@@ -136,4 +141,93 @@ fn a_group_with_a_connection_keeps_its_place() {
     let roles: Vec<_> = world.tracker.groups.iter().map(|group| group.key.role.name()).collect();
     assert_eq!(roles, ["unknown", "client"]);
     assert_eq!(world.counts(), [2, 0, 0]);
+}
+
+/// Segments of each kind in the groups of a process, `""` for an unknown one.
+fn kinds(world: &World, process: &str) -> Vec<(&'static str, u64)> {
+    let of =
+        world.tracker.groups.iter().filter(|group| group.key.process.as_deref().unwrap_or("") == process);
+    let mut sum = Retransmitted::default();
+    of.for_each(|group| sum.add(&group.counts.retransmitted));
+    let kinds = Kind::ALL.iter().map(|kind| kind.name()).zip(sum.segments);
+    kinds.filter(|(_, count)| *count > 0).collect()
+}
+
+/// What the programs tell of a socket: its own count, and theirs.
+fn told(world: &mut World, time_ns: u64, socket: Socket, total: Option<u32>, segments: &[(Kind, u64)]) {
+    let mut told = Retransmits { since_ns: 3, ..Retransmits::default() };
+    for (kind, count) in segments {
+        told.segments[*kind as usize] = *count;
+    }
+    let state = if socket == listener(9, "0.0.0.0") { Listen } else { Established };
+    let record = SocketRecord { socket, time_ns, what: What::Retransmit { state, total } };
+    world.tracker.apply(&Record::Retransmit(record, Box::new(told)));
+}
+
+#[test]
+fn kinds_are_those_that_the_programs_saw_and_their_sum_is_the_sockets_count() {
+    let mut world = World::new();
+    world.connect();
+    told(&mut world, 4, client(HELD), Some(2), &[(Kind::Fast, 2)]);
+    // One was not seen.
+    told(&mut world, 5, client(HELD), Some(5), &[(Kind::Fast, 3), (Kind::Timeout, 1)]);
+    // What a sweep says first cannot be given a kind any more.
+    world.sweep(6, &[Seen { total_retrans: 7, ..look(7, client(HELD), Established) }]);
+    told(&mut world, 8, client(HELD), Some(8), &[(Kind::Fast, 3), (Kind::Timeout, 1), (Kind::Probe, 3)]);
+    world.tell(9, client(HELD), end_with(9));
+    assert_eq!(kinds(&world, "curl"), [("fast", 3), ("timeout", 1), ("probe", 1), ("unknown", 4)]);
+    assert_eq!((world.counts()[2], world.last_ended().conn.total_retrans), (9, Some(9)));
+}
+
+#[test]
+fn of_an_older_connection_all_that_the_programs_saw_is_counted() {
+    let mut world = World::new();
+    told(&mut world, 4, client(HELD), Some(40), &[(Kind::Fast, 3)]);
+    told(&mut world, 5, client(HELD), Some(42), &[(Kind::Fast, 5)]);
+    assert_eq!((world.counts()[2], world.row(1).total_retrans), (5, Some(42)));
+}
+
+#[test]
+fn syn_acks_are_the_listeners_and_its_connection_does_not_count_them_again() {
+    // A sweep may have seen the request.
+    for looked in [false, true] {
+        let mut world = World::new();
+        world.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+        for (time_ns, count) in [(4, 1), (5, 2), (6, 3)] {
+            told(&mut world, time_ns, listener(9, "0.0.0.0"), None, &[(Kind::SynAck, count)]);
+        }
+        if looked {
+            let request = server(REQUEST);
+            world.sweep(7, &[look(8, listener(9, "0.0.0.0"), Listen), look(8, request, SynRecv)]);
+        }
+        world.tell(10, server(0), to(SynRecv, Established, 3));
+        world.sweep(
+            11,
+            &[
+                look(12, listener(9, "0.0.0.0"), Listen),
+                Seen { total_retrans: 3, ..look(12, server(HELD), Established) },
+            ],
+        );
+        assert_eq!(world.row(2).total_retrans, Some(3));
+        world.tell(13, server(HELD), What::End { from: Established, error: ECONNRESET, total_retrans: 4 });
+        assert_eq!(kinds(&world, "nginx"), [("syn_ack", 3), ("unknown", 1)], "looked: {looked}");
+        let group = world.tracker.groups.iter().find(|group| group.counts.retransmitted.total() > 0).unwrap();
+        assert_eq!((group.key.role.name(), group.key.peer.to_string()), ("server", ":80".to_owned()));
+    }
+}
+
+#[test]
+fn without_a_place_in_the_table_they_are_counted_as_nobodys_and_once() {
+    let mut world = World::with_limits(Limits { connections: 1, ..LIMITS });
+    world.connect();
+    let untracked = numbered(7, HELD);
+    told(&mut world, 4, untracked, Some(12), &[(Kind::Fast, 2)]);
+    told(&mut world, 5, untracked, Some(13), &[(Kind::Fast, 3)]);
+    assert_eq!(kinds(&world, ""), [("fast", 3)]);
+    // A place is free now.
+    world.tell(6, client(HELD), ended(Established, ECONNRESET));
+    told(&mut world, 7, untracked, Some(15), &[(Kind::Fast, 5)]);
+    assert_eq!(kinds(&world, ""), [("fast", 5)]);
+    world.tell(8, untracked, What::End { from: Established, error: 0, total_retrans: 15 });
+    assert_eq!(world.counts()[2], 5);
 }

@@ -10,17 +10,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeVal,
-};
+use nix::sys::resource::{UsageWho, getrusage};
 
 use super::{Args, Report, unit};
 
 /// Open loop: what begins later than this after it was due is late. Well above what a sleep overshoots.
 const LATE: Duration = Duration::from_millis(1);
 /// How often a server without clients looks whether it is to stop.
-const LOOK: TimeVal = TimeVal::new(0, 200_000);
+const LOOK: Duration = Duration::from_millis(200);
 /// So that a listener that cannot accept, or an absent server, is not asked as fast as the processor can.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 

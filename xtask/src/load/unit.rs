@@ -6,7 +6,8 @@
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsRawFd,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -21,7 +22,8 @@ use nix::{
 use super::Close;
 
 /// What takes longer has failed. A lost SYN is sent again after 1, 3 and 7 s.
-pub(crate) const LIMIT: TimeVal = TimeVal::new(10, 0);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT_TIMEVAL: TimeVal = TimeVal::new(10, 0);
 
 /// Clients come from 127.1.0.1 and on, 64,516 addresses; each has some 28,000 ports toward one listener.
 pub(crate) fn source(index: u64) -> Ipv4Addr {
@@ -30,15 +32,13 @@ pub(crate) fn source(index: u64) -> Ipv4Addr {
 }
 
 /// A listener, whose connections inherit the limits in time.
-pub(crate) fn listen(address: SocketAddrV4, limit: TimeVal) -> Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddrV4, limit: Duration) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
-    limit_to(&listener, limit)?;
+    let limit =
+        TimeVal::new(i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), limit.subsec_micros().into());
+    setsockopt(&listener, sockopt::ReceiveTimeout, &limit).context("limiting how long to receive")?;
+    setsockopt(&listener, sockopt::SendTimeout, &limit).context("limiting how long to send")?;
     Ok(listener)
-}
-
-fn limit_to(socket: &impl AsFd, limit: TimeVal) -> Result<()> {
-    setsockopt(socket, sockopt::ReceiveTimeout, &limit).context("limiting how long to receive")?;
-    setsockopt(socket, sockopt::SendTimeout, &limit).context("limiting how long to send")
 }
 
 pub(crate) fn address(listener: &TcpListener) -> Result<SocketAddrV4> {
@@ -51,7 +51,8 @@ pub(crate) fn address(listener: &TcpListener) -> Result<SocketAddrV4> {
 pub(crate) fn connect(to: SocketAddrV4, source: Option<Ipv4Addr>) -> Result<TcpStream> {
     let socket = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .context("making a socket")?;
-    limit_to(&socket, LIMIT)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &LIMIT_TIMEVAL).context("limiting how long to receive")?;
+    setsockopt(&socket, sockopt::SendTimeout, &LIMIT_TIMEVAL).context("limiting how long to send")?;
     if let Some(source) = source {
         // Else the port is chosen now, before the peer is known, and one port serves one connection.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).context("leaving the port to connect")?;
@@ -116,7 +117,8 @@ pub(crate) fn server(listener: &TcpListener, bytes: &mut [u8], how: Close) -> Re
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
         Err(error) => return Err(error).context("accepting"),
     };
-    limit_to(&server, LIMIT)?;
+    server.set_read_timeout(Some(LIMIT)).context("limiting how long to receive")?;
+    server.set_write_timeout(Some(LIMIT)).context("limiting how long to send")?;
     server.read_exact(bytes).context("the server's read")?;
     server.write_all(bytes).context("the server's write")?;
     match how {

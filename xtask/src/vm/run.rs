@@ -19,9 +19,9 @@ use super::{
 };
 use crate::test;
 
-/// What the tests use of the kernel and Debian does not build in: `ip link add type veth`, `ss`, and the address
-/// translation of nftables.
-const MODULES: [&str; 5] = ["veth", "tcp_diag", "nf_tables", "nft_chain_nat", "nft_nat"];
+/// What the tests use of the kernel and Debian does not build in: `ip link add type veth`, `ss`, and of nftables the
+/// address translation and the loss at random.
+const MODULES: [&str; 6] = ["veth", "tcp_diag", "nf_tables", "nft_chain_nat", "nft_nat", "nft_numgen"];
 /// What `init.sh` and the tests' own `sh` call of busybox.
 const APPLETS: [&str; 17] = [
     "cat", "chmod", "chroot", "env", "hostname", "insmod", "kill", "mkdir", "mount", "poweroff", "rm", "sh",

@@ -55,9 +55,10 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// How tcpwatch sees each signal when nothing forces it: the best way it knows.
-pub(crate) const WAYS: [(&str, &str); 7] = [
+pub(crate) const WAYS: [(&str, &str); 8] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
+    ("synack", "tp_btf"),
     ("close", "fentry"),
     ("accept", "fexit"),
     ("minisock", "fentry"),
@@ -86,10 +87,14 @@ pub(crate) const FORCED: [Forced; 4] = [
         hooks: &[("state", "kprobe"), ("close", "kprobe"), ("accept", "kretprobe"), ("minisock", "kprobe")],
         tests: &LIVES,
     },
-    Forced { name: "raw_tp", hooks: &[("state", "raw_tp"), ("retransmit", "raw_tp")], tests: &LIVES },
+    Forced {
+        name: "raw_tp",
+        hooks: &[("state", "raw_tp"), ("retransmit", "raw_tp"), ("synack", "raw_tp")],
+        tests: &LIVES,
+    },
     Forced {
         name: "tracepoint",
-        hooks: &[("state", "tracepoint"), ("retransmit", "tracepoint")],
+        hooks: &[("state", "tracepoint"), ("retransmit", "tracepoint"), ("synack", "tracepoint")],
         // Without the kernel's types no namespace is known, by which other tests find their own sockets; and
         // retransmitted packets are counted, not their segments.
         tests: &["counts::clean_echo_workload_leaves_nothing"],

@@ -1,0 +1,69 @@
+//! The counts of retransmits that the programs keep, looked into for what they have not told yet.
+//!
+//! A program tells of a socket's retransmits at once, and then once a second (`TELL_NS` in
+//! tcpwatch-ebpf/src/retransmit.rs). In between, and for a while after, its counts are read here, one system call for
+//! each socket that retransmitted in the last two seconds.
+
+use aya::maps::{HashMap, MapData};
+use rustc_hash::FxHashMap;
+use tcpwatch_common::{KIND_RETRANSMIT, RetransmitEvent};
+
+/// A count of the programs: the record as it would be told, and when it was told last.
+type Entry = [u64; (size_of::<RetransmitEvent>() + 8) / 8];
+
+/// Longer than the programs hold back.
+const BUSY_NS: u64 = 2_000_000_000;
+
+pub struct CountedRetransmits {
+    counted: HashMap<MapData, u64, Entry>,
+    /// Sockets that retransmitted lately, by cookie.
+    busy: FxHashMap<u64, Busy>,
+}
+
+struct Busy {
+    /// Of the last retransmit.
+    time_ns: u64,
+    /// Segments then.
+    segments: u64,
+}
+
+impl CountedRetransmits {
+    pub(super) fn new(counted: HashMap<MapData, u64, Entry>) -> Self {
+        Self { counted, busy: FxHashMap::default() }
+    }
+
+    /// Notes which socket a record of the ring tells of, if it is one of a retransmit.
+    pub fn note(&mut self, record: &[u8]) {
+        if record.first() == Some(&KIND_RETRANSMIT)
+            && let Ok(event) = bytemuck::try_pod_read_unaligned::<RetransmitEvent>(record)
+        {
+            let told = Busy { time_ns: event.socket.time_ns, segments: segments(&event) };
+            self.busy.insert(event.socket.cookie, told);
+        }
+    }
+
+    /// Hands out a record for each socket that retransmitted since it was last told of, as of `until_ns` at the latest.
+    pub fn look(&mut self, until_ns: u64, mut tell: impl FnMut(&[u8])) {
+        let counted = &self.counted;
+        self.busy.retain(|cookie, busy| {
+            // Gone with its socket, after the last word on it, or given up for others.
+            let Ok(entry) = counted.get(cookie, 0) else { return false };
+            let bytes = &bytemuck::bytes_of(&entry)[..size_of::<RetransmitEvent>()];
+            let Ok(mut event) = bytemuck::try_pod_read_unaligned::<RetransmitEvent>(bytes) else {
+                return false;
+            };
+            let now = Busy { time_ns: event.socket.time_ns, segments: segments(&event) };
+            if now.segments == busy.segments {
+                return busy.time_ns.saturating_add(BUSY_NS) > until_ns;
+            }
+            *busy = now;
+            event.socket.time_ns = event.socket.time_ns.min(until_ns);
+            tell(bytemuck::bytes_of(&event));
+            true
+        });
+    }
+}
+
+fn segments(event: &RetransmitEvent) -> u64 {
+    event.segments.iter().sum()
+}

@@ -1,0 +1,468 @@
+//! Retransmits on a lossy link between two namespaces, compared with what the kernel counts: all of them, by kind, by
+//! process and by connection.
+
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::{
+    counts::OPENED, daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace,
+    workload::Workload,
+};
+
+const ADDRESS: &str = "10.98.0.2";
+const RETRANSMITS: &str = "tcpwatch_retransmits_total";
+const BY_KIND: &str = "tcpwatch_retransmits_by_kind_total";
+const BYTES: &str = "tcpwatch_retransmitted_bytes_total";
+const HELD_BACK: &str = "tcpwatch_records_held_back_total";
+
+/// Loss for what arrives at veth0. `rule` is nftables' language.
+fn lose(namespace: &Namespace, rule: &str) {
+    namespace.run(&["nft", "add table inet loss"]);
+    namespace.run(&["nft", "add chain inet loss input { type filter hook input priority 0; }"]);
+    namespace.run(&["nft", &format!("add rule inet loss input iif veth0 {rule} drop")]);
+}
+
+fn lose_nothing(namespace: &Namespace) {
+    namespace.run(&["nft", "delete table inet loss"]);
+}
+
+fn has_nft() -> bool {
+    let found = Command::new("nft").arg("--version").stdout(Stdio::null()).status();
+    let found = found.is_ok_and(|status| status.success());
+    if !found {
+        println!("SKIPPED: no nft (nftables)");
+    }
+    found
+}
+
+/// Two joined namespaces: the client's, the server's.
+fn joined() -> (Namespace, Namespace) {
+    let (client, server) = (Namespace::new(), Namespace::new());
+    client.join(&server);
+    (client, server)
+}
+
+/// Answers each request of so many bytes with one, in a thread for each connection.
+const SERVER: &str = r#"
+import threading
+def serve(conn, size):
+    try:
+        while True:
+            left = size
+            while left:
+                data = conn.recv(min(left, 65536))
+                if not data:
+                    conn.close()
+                    return
+                left -= len(data)
+            conn.send(b"k")
+    except OSError:
+        conn.close()
+listener = listen(args[0])
+say(port_of(listener))
+while True:
+    conn = listener.accept()[0]
+    threading.Thread(target=serve, args=(conn, int(args[1])), daemon=True).start()
+"#;
+
+/// So many connections, and for each order a request on each of them.
+const CLIENT: &str = r#"
+import threading
+conns = []
+def dial():
+    conns.append(connect(args[0], args[1]))
+def ask(conn):
+    conn.sendall(b"x" * int(args[3]))
+    conn.recv(1)
+def all(what, *lists):
+    threads = [threading.Thread(target=what, args=each) for each in zip(*lists)] if lists else [
+        threading.Thread(target=what) for _ in range(int(args[2]))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+all(dial)
+say("connected")
+order()
+all(ask, conns)
+say("asked")
+order()
+for conn in conns:
+    conn.close()
+say("closed")
+order()
+"#;
+
+/// The kernel's count in both namespaces.
+fn kernel(sides: &[&Workload], name: &str) -> u64 {
+    sides.iter().filter_map(|side| side.kernel_count(name)).sum()
+}
+
+fn counted(metrics: &Metrics, name: &str, processes: &[&str]) -> u64 {
+    processes.iter().filter_map(|process| metrics.sum(name, &[("process", process)])).sum()
+}
+
+fn of_kinds(metrics: &Metrics, processes: &[&str], kinds: &[&str]) -> u64 {
+    let each = processes.iter().flat_map(|process| kinds.iter().map(move |kind| (process, kind)));
+    each.filter_map(|(process, kind)| metrics.sum(BY_KIND, &[("process", process), ("kind", kind)])).sum()
+}
+
+/// What the kernel counts is what the daemon does: altogether, and as far as the kernel tells of kinds. `handshakes`:
+/// whether segments of them were lost, whose time-outs the kernel counts among all others.
+fn agree(daemon: &Daemon, sides: &[&Workload], processes: &[&str], handshakes: bool) -> Metrics {
+    eventually("the counts are the kernel's", || {
+        let before = kernel(sides, "RetransSegs");
+        let metrics = daemon.metrics();
+        let of = |kinds: &[&str]| of_kinds(&metrics, processes, kinds);
+        let known = ["syn", "syn_ack", "fast", "slow_start", "timeout", "probe"];
+        let mut pairs = vec![
+            ("TcpRetransSegs", before, counted(&metrics, RETRANSMITS, processes)),
+            ("all kinds", before, of(&known)),
+            ("TCPSynRetrans", kernel(sides, "TCPSynRetrans"), of(&["syn", "syn_ack"])),
+            ("TCPFastRetrans", kernel(sides, "TCPFastRetrans"), of(&["fast"])),
+            ("TCPSlowStartRetrans", kernel(sides, "TCPSlowStartRetrans"), of(&["slow_start"])),
+        ];
+        if !handshakes {
+            pairs.push(("TCPTimeouts", kernel(sides, "TCPTimeouts"), of(&["timeout"])));
+        }
+        let probes = kernel(sides, "TCPLossProbes");
+        if of(&["probe"]) > probes {
+            pairs.push(("TCPLossProbes, at most", probes, of(&["probe"])));
+        }
+        // Nothing happened while it was looked at.
+        if pairs.iter().any(|(_, kernel, ours)| kernel != ours) || kernel(sides, "RetransSegs") != before {
+            return Err(format!("{pairs:?}"));
+        }
+        Ok(metrics)
+    })
+}
+
+/// `retrans:0/N` and `bytes_retrans:N` of each connection, by local port, as `ss -ti` shows them.
+fn told_by_ss(namespace: &Namespace) -> Vec<(u64, u64, u64)> {
+    let output = Command::new("nsenter")
+        .args([&format!("--net={}", namespace.path()), "ss", "-Htino", "state", "established"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    let number = |text: &str, key: &str| {
+        let found = text.split_whitespace().find_map(|word| word.strip_prefix(key));
+        found.map_or(0, |value| value.rsplit('/').next().unwrap().parse().unwrap())
+    };
+    let pairs = lines.chunks(2).map(|pair| {
+        let local = pair[0].split_whitespace().nth(2).unwrap();
+        let port = local.rsplit_once(':').unwrap().1.parse().unwrap();
+        (port, number(pair[1], "retrans:"), number(pair[1], "bytes_retrans:"))
+    });
+    let mut told: Vec<_> = pairs.collect();
+    told.sort_unstable();
+    told
+}
+
+/// The same as the daemon says.
+fn told_by_us(daemon: &Daemon, namespace: &Namespace) -> Vec<(u64, u64, u64)> {
+    let rows = daemon.connections_in(namespace).into_iter().filter(|row| row["role"] != "listener");
+    let mut told: Vec<_> = rows
+        .map(|row| {
+            let detail = daemon.json(&format!("/connections/{}", row["id"].as_str().unwrap()));
+            let number = |key: &str| detail[key].as_u64().unwrap();
+            (row["local"]["port"].as_u64().unwrap(), number("retransmits"), number("retransmitted_bytes"))
+        })
+        .collect();
+    told.sort_unstable();
+    told
+}
+
+#[test]
+fn on_a_lossy_link_all_counts_are_the_kernels() {
+    if !has_nft() {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let (there, here) = joined();
+    let processes = ["lossy-client", "lossy-server"];
+    let mut server = Workload::start(&here, processes[1], SERVER, &[ADDRESS, "300000"]);
+    let port = server.hear();
+    let mut client = Workload::start(&there, processes[0], CLIENT, &[ADDRESS, &port, "20", "300000"]);
+    assert_eq!(client.hear(), "connected");
+    // Data, and what acknowledges them.
+    lose(&here, "numgen random mod 100 < 10");
+    lose(&there, "numgen random mod 100 < 5");
+    assert_eq!(client.ask(), "asked");
+    let sides = [&client, &server];
+    let metrics = agree(&daemon, &sides, &processes, false);
+    assert!(of_kinds(&metrics, &processes, &["fast"]) > 0, "a test that loses nothing shows nothing");
+    let (shown, ours) = (told_by_ss(&there), told_by_us(&daemon, &there));
+    assert_eq!(shown, ours);
+    assert!(shown.iter().map(|(_, _, bytes)| bytes).sum::<u64>() > 0);
+    assert_eq!(
+        counted(&metrics, BYTES, &processes[..1]),
+        shown.iter().map(|(_, _, bytes)| bytes).sum::<u64>()
+    );
+    // FINs too; sockets that no process holds any more go on retransmitting them.
+    assert_eq!(client.ask(), "closed");
+    eventually("both sides are closed", || {
+        let left = client.sockets_in(4) + client.sockets_in(11) + server.sockets_in(9);
+        if left == 0 { Ok(()) } else { Err(format!("{left} left")) }
+    });
+    let metrics = agree(&daemon, &[&client, &server], &processes, false);
+    let spurious = counted(&metrics, "tcpwatch_spurious_retransmits_total", &processes);
+    assert!(spurious <= kernel(&[&client, &server], "RetransSegs"));
+    assert_eq!(metrics.sum("tcpwatch_records_lost_total", &[]), Some(0));
+}
+
+#[test]
+fn handshakes_on_a_lossy_link_count_as_the_kernel_counts_them() {
+    if !has_nft() {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let (there, here) = joined();
+    let processes = ["shaky-client", "shaky-server"];
+    lose(&here, "numgen random mod 100 < 25");
+    lose(&there, "numgen random mod 100 < 25");
+    let mut server = Workload::start(&here, processes[1], SERVER, &[ADDRESS, "1"]);
+    let port = server.hear();
+    let mut client = Workload::start(&there, processes[0], CLIENT, &[ADDRESS, &port, "30", "1"]);
+    assert_eq!(client.hear(), "connected");
+    lose_nothing(&here);
+    lose_nothing(&there);
+    assert_eq!(client.ask(), "asked");
+    let metrics = agree(&daemon, &[&client, &server], &processes, true);
+    assert!(of_kinds(&metrics, &processes[..1], &["syn"]) > 0);
+    assert!(of_kinds(&metrics, &processes[1..], &["syn_ack"]) > 0);
+    assert_eq!(metrics.sum(OPENED, &[("process", processes[1])]), Some(30));
+    // A server's connection inherits the number of its SYN-ACKs; what was lost is told by both.
+    assert_eq!(shape(&told_by_ss(&here)), shape(&told_by_us(&daemon, &here)));
+    assert_eq!(client.ask(), "closed");
+    agree(&daemon, &[&client, &server], &processes, true);
+}
+
+/// Without the ports, which are the same.
+fn shape(told: &[(u64, u64, u64)]) -> Vec<u64> {
+    told.iter().map(|(_, segments, _)| *segments).collect()
+}
+
+const DIAL: &str = r#"
+conn = socket.socket()
+conn.setblocking(False)
+conn.connect_ex((args[0], int(args[1])))
+say("dials")
+order()
+conn.close()
+say("closed")
+order()
+"#;
+
+#[test]
+fn syns_into_a_black_hole_are_counted_while_it_dials_and_after() {
+    if !has_nft() {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let (there, here) = joined();
+    lose(&here, "");
+    let mut client = Workload::start(&there, "into-nowhere", DIAL, &[ADDRESS, "4711"]);
+    assert_eq!(client.hear(), "dials");
+    eventually("the SYN is retransmitted", || match client.retransmitted() {
+        count @ 0..2 => Err(count.to_string()),
+        _ => Ok(()),
+    });
+    let metrics = agree(&daemon, &[&client], &["into-nowhere"], true);
+    let labels =
+        [("process", "into-nowhere"), ("peer", "10.98.0.2:4711"), ("role", "client"), ("kind", "syn")];
+    assert_eq!(metrics.sum(BY_KIND, &labels), Some(client.retransmitted()));
+    let rows = daemon.connections_in(&there);
+    let detail = daemon.json(&format!("/connections/{}", rows[0]["id"].as_str().unwrap()));
+    assert_eq!(detail["retransmits_by_kind"]["syn"].as_u64(), Some(client.retransmitted()), "{detail}");
+    assert_eq!(client.ask(), "closed");
+    agree(&daemon, &[&client], &["into-nowhere"], true);
+}
+
+const ACCEPTS: &str = r#"
+listener = listen(args[0])
+say(port_of(listener))
+conn = listener.accept()[0]
+say("accepted")
+order()
+conn.close()
+say("closed")
+order()
+"#;
+
+#[test]
+fn a_syn_ack_belongs_to_the_listener_and_is_not_counted_again_with_its_connection() {
+    if !has_nft() {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let (there, here) = joined();
+    let mut server = Workload::start(&here, "deaf-server", ACCEPTS, &[ADDRESS]);
+    let port = server.hear();
+    lose(&here, "tcp flags & syn == 0");
+    let mut client = Workload::start(&there, "deaf-client", DIAL, &[ADDRESS, &port]);
+    assert_eq!(client.hear(), "dials");
+    eventually("the SYN-ACK is retransmitted", || match server.retransmitted() {
+        count @ 0..2 => Err(count.to_string()),
+        _ => Ok(()),
+    });
+    let server_side = |peer: &str, metrics: &Metrics| {
+        let labels = [("process", "deaf-server"), ("role", "server"), ("peer", peer), ("kind", "syn_ack")];
+        metrics.sum(BY_KIND, &labels)
+    };
+    let peer = format!(":{port}");
+    let metrics = agree(&daemon, &[&server], &["deaf-server"], true);
+    assert_eq!(server_side(&peer, &metrics), Some(server.retransmitted()));
+    lose_nothing(&here);
+    // With the next retransmit of the SYN-ACK comes the answer to it.
+    assert_eq!(server.hear(), "accepted");
+    let metrics = agree(&daemon, &[&server], &["deaf-server"], true);
+    assert_eq!(server_side(&peer, &metrics), Some(server.retransmitted()));
+    let inherited = told_by_us(&daemon, &here);
+    assert_eq!((shape(&inherited), inherited[0].1), (shape(&told_by_ss(&here)), server.retransmitted()));
+    assert_eq!(server.ask(), "closed");
+    agree(&daemon, &[&server, &client], &["deaf-server", "deaf-client"], true);
+}
+
+#[test]
+fn a_storm_is_counted_to_the_last_segment_though_few_records_tell_of_it() {
+    if !has_nft() {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let (there, here) = joined();
+    let processes = ["storm-sender", "storm-reader"];
+    let mut server = Workload::start(&here, processes[1], SERVER, &[ADDRESS, "20000000"]);
+    let port = server.hear();
+    let mut client = Workload::start(&there, processes[0], CLIENT, &[ADDRESS, &port, "4", "20000000"]);
+    assert_eq!(client.hear(), "connected");
+    lose(&here, "numgen random mod 100 < 5");
+    // A ring that nobody reads has room for some four hundred.
+    daemon.signal(Signal::STOP);
+    client.order();
+    eventually("there is a storm", || match client.retransmitted() {
+        count @ 0..2000 => Err(count.to_string()),
+        _ => Ok(()),
+    });
+    lose_nothing(&here);
+    assert_eq!(client.hear(), "asked");
+    daemon.signal(Signal::CONT);
+    let metrics = agree(&daemon, &[&client, &server], &processes, false);
+    assert_eq!(metrics.sum("tcpwatch_records_lost_total", &[]), Some(0));
+    let held_back = eventually("what was held back is told", || {
+        let status = daemon.json("/status")["records"]["held_back"].as_u64();
+        let metric = daemon.metrics().sum(HELD_BACK, &[]);
+        if status > Some(20) && status == metric { Ok(status) } else { Err(format!("{status:?} {metric:?}")) }
+    });
+    assert!(held_back < Some(client.retransmitted() + server.retransmitted()));
+    assert_eq!(client.ask(), "closed");
+    agree(&daemon, &[&client, &server], &processes, false);
+}
+
+/// One request, told whether to send it.
+const ONE_REQUEST: &str = r#"
+conn = connect(args[0], args[1])
+for _ in range(2):
+    conn.send(b"x")
+    conn.recv(1)
+say("warm")
+order()
+conn.send(b"x")
+say("sent")
+conn.recv(1)
+say("answered")
+order()
+conn.send(b"x")
+conn.recv(1)
+say("answered")
+order()
+"#;
+
+#[test]
+fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
+    if !has_nft() {
+        return;
+    }
+    let (there, here) = joined();
+    let mut server = Workload::start(&here, "probed-server", SERVER, &[ADDRESS, "1"]);
+    let port = server.hear();
+    let mut client = Workload::start(&there, "probing-client", ONE_REQUEST, &[ADDRESS, &port]);
+    assert_eq!(client.hear(), "warm");
+    let lose_until_retransmitted = |client: &mut Workload| {
+        let before = client.retransmitted();
+        lose(&here, "");
+        client.order();
+        eventually("the request is retransmitted", || match client.retransmitted() - before {
+            0 => Err("not yet"),
+            _ => Ok(()),
+        });
+        lose_nothing(&here);
+    };
+    lose_until_retransmitted(&mut client);
+    assert_eq!((client.hear(), client.hear()), ("sent".to_owned(), "answered".to_owned()));
+    let (old, old_probes) = (client.retransmitted(), client.kernel_count("TCPLossProbes").unwrap());
+    assert!(old_probes > 0, "the kernel's first answer to a lost tail is a probe");
+
+    let daemon = Daemon::start(&[]);
+    lose_until_retransmitted(&mut client);
+    assert_eq!(client.hear(), "answered");
+    let new = client.retransmitted() - old;
+    let probes = client.kernel_count("TCPLossProbes").unwrap() - old_probes;
+    eventually("what is new is counted", || {
+        let metrics = daemon.metrics();
+        let ours = (
+            counted(&metrics, RETRANSMITS, &["probing-client"]),
+            of_kinds(&metrics, &["probing-client"], &["probe"]),
+        );
+        if ours == (new, probes) { Ok(()) } else { Err(format!("{ours:?}, kernel: {new}, {probes}")) }
+    });
+    let rows = daemon.connections_in(&there);
+    let detail: Value = daemon.json(&format!("/connections/{}", rows[0]["id"].as_str().unwrap()));
+    assert_eq!(detail["retransmits"], client.retransmitted(), "{detail}");
+    assert_eq!(detail["retransmitted_bytes"], new, "{detail}");
+}
+
+#[test]
+fn what_fails_to_be_retransmitted_counts_as_the_kernel_counts_it() {
+    if !has_nft() {
+        return;
+    }
+    let daemon = Daemon::start(&[]);
+    let (there, here) = joined();
+    let mut server = Workload::start(&here, "failing-server", SERVER, &[ADDRESS, "1"]);
+    let port = server.hear();
+    let mut client = Workload::start(&there, "failing-client", ONE_REQUEST, &[ADDRESS, &port]);
+    assert_eq!(client.hear(), "warm");
+    let timeouts = |client: &Workload, from: u64| {
+        eventually("it is tried again", || match client.kernel_count("TCPTimeouts").unwrap() {
+            now if now > from => Ok(now),
+            now => Err(now.to_string()),
+        })
+    };
+    lose(&here, "");
+    client.order();
+    let now = timeouts(&client, client.kernel_count("TCPTimeouts").unwrap());
+    // Counted before it fails: this machine's own rules forbid it.
+    there.run(&["nft", "add table inet fail"]);
+    there.run(&["nft", "add chain inet fail output { type filter hook output priority 0; }"]);
+    there.run(&["nft", "add rule inet fail output oif veth0 drop"]);
+    let now = timeouts(&client, now);
+    assert!(client.kernel_count("TCPRetransFail").unwrap() > 0);
+    // Not counted: it has no route.
+    there.run(&["ip", "link", "set", "veth0", "down"]);
+    timeouts(&client, now);
+    there.run(&["nft", "delete table inet fail"]);
+    there.run(&["ip", "link", "set", "veth0", "up"]);
+    lose_nothing(&here);
+    assert_eq!((client.hear(), client.hear()), ("sent".to_owned(), "answered".to_owned()));
+    eventually("the count is the kernel's", || {
+        // Asked for them, it also looks at the sockets: before Linux 6.18 nothing tells of a failure.
+        let told = told_by_us(&daemon, &there);
+        let (kernel, ours) =
+            (client.retransmitted(), counted(&daemon.metrics(), RETRANSMITS, &["failing-client"]));
+        let rows: Vec<_> = told.iter().map(|(_, segments, _)| *segments).collect();
+        if ours == kernel && rows == [kernel] { Ok(()) } else { Err(format!("{ours} {rows:?} of {kernel}")) }
+    });
+}

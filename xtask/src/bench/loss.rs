@@ -1,0 +1,128 @@
+//! What tcpwatch loses: at rising rates, and when it is kept from reading.
+//!
+//! Then whether its table is right again, and after how long.
+
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use serde::Serialize;
+
+use super::{
+    Bench,
+    machine::{self, Namespace},
+    tool::{Running, Tool},
+};
+use crate::command;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Loss {
+    pub(crate) what: String,
+    pub(crate) per_second: f64,
+    pub(crate) records: f64,
+    pub(crate) lost: f64,
+    /// From the end of the load until answers were complete again.
+    pub(crate) complete_after_seconds: f64,
+    /// Connections in TIME_WAIT, there and in the kernel's list, when both agreed or the time for it was up.
+    pub(crate) time_waits: [u64; 2],
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Starved {
+    No,
+    /// Nice 19, and on one processor, which the load uses too.
+    Nice,
+    Stopped(Duration),
+}
+
+const RATES: [u32; 4] = [5_000, 10_000, 20_000, 30_000];
+/// A sweep follows a loss within seconds; it may not follow the one before at once.
+const REPAIR_LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) fn loss(bench: &Bench) -> Result<Vec<Loss>> {
+    let mut runs: Vec<(String, Option<u32>, Starved)> =
+        RATES.iter().map(|rate| (format!("{rate} a second"), Some(*rate), Starved::No)).collect();
+    runs.push(("as many as can be".to_owned(), None, Starved::No));
+    runs.push(("the same, tcpwatch at nice 19 on one processor".to_owned(), None, Starved::Nice));
+    for milliseconds in [500, 2000] {
+        let stopped = Starved::Stopped(Duration::from_millis(milliseconds));
+        runs.push((
+            format!("the same, tcpwatch stopped for {} s", f64::from(milliseconds as u32) / 1000.0),
+            None,
+            stopped,
+        ));
+    }
+    runs.into_iter().map(|(what, rate, starved)| run(bench, what, rate, starved)).collect()
+}
+
+fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Result<Loss> {
+    let inside = Namespace::new("loss")?;
+    let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &inside, &bench.folder)?;
+    let pid = running.pid().to_string();
+    if starved == Starved::Nice {
+        command::output(Command::new("renice").args(["-n", "19", "-g", &pid]))?;
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let thread = task?.file_name();
+            command::output(Command::new("renice").args(["-n", "19", "-p"]).arg(&thread))?;
+        }
+        command::output(Command::new("taskset").args(["-a", "-cp", "0", &pid]))?;
+    }
+    machine::settle()?;
+    let rate = rate.map(|rate| ["--rate".to_owned(), rate.to_string()]);
+    let rate: Vec<&str> = rate.iter().flatten().map(String::as_str).collect();
+    let report = thread::scope(|scope| -> Result<_> {
+        let load = scope.spawn(|| bench.load(&inside, &rate));
+        if let Starved::Stopped(pause) = starved {
+            thread::sleep(Duration::from_millis(500));
+            running.signal(Signal::SIGSTOP)?;
+            thread::sleep(pause);
+            running.signal(Signal::SIGCONT)?;
+        }
+        load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let ended = Instant::now();
+    while !running.get("/leaks?format=json")?.contains("\"complete\": true") {
+        ensure!(ended.elapsed() < REPAIR_LIMIT, "not complete {} s after the load", REPAIR_LIMIT.as_secs());
+        thread::sleep(Duration::from_millis(50));
+    }
+    let complete_after_seconds = ended.elapsed().as_secs_f64();
+    let mut time_waits = [0, 0];
+    while ended.elapsed() < REPAIR_LIMIT {
+        time_waits = [listed(&running)?, in_kernel(&inside)?];
+        if time_waits[0] == time_waits[1] {
+            break;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    let lost = running.metric("tcpwatch_records_lost_total")?;
+    let received = running.metric("tcpwatch_records_received_total")?;
+    eprintln!(
+        "loss, {what}: {lost} of {} records, complete after {complete_after_seconds:.1} s",
+        lost + received
+    );
+    Ok(Loss {
+        what,
+        per_second: report.per_second,
+        records: lost + received,
+        lost,
+        complete_after_seconds,
+        time_waits,
+    })
+}
+
+/// All of the namespace's connections come from the load's addresses, others have none of them.
+fn listed(running: &Running) -> Result<u64> {
+    let answer =
+        running.get("/connections?format=json&state=TIME_WAIT&limit=1&remote=127.0.0.0/8&role=client")?;
+    let answer: serde_json::Value = serde_json::from_str(&answer)?;
+    Ok(answer["total"].as_u64().unwrap_or(0))
+}
+
+fn in_kernel(inside: &Namespace) -> Result<u64> {
+    let mut ss = inside.command("ss");
+    Ok(command::output(ss.args(["-Htan", "state", "time-wait"]))?.lines().count() as u64)
+}

@@ -1,0 +1,180 @@
+//! `cargo xtask bench`: what tcpwatch costs, beside other tools, in one run.
+//!
+//! `load` makes the connections, `tool` starts what is measured, `machine` watches the processors; a file for each
+//! part; `report` writes it down. Machines are shared and noisy: what counts are ratios within one run.
+
+mod churn;
+mod http;
+mod labels;
+mod loss;
+mod machine;
+mod micro;
+mod report;
+mod scale;
+mod stats;
+mod storm;
+mod tool;
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use self::{
+    machine::{Machine, Namespace},
+    tool::Tool,
+};
+use crate::{command, load::Report};
+
+const DOCUMENT: &str = "docs/performance.md";
+const FIGURES: &str = "docs/performance.json";
+
+/// Measure what tcpwatch costs, beside other tools
+///
+/// Runs as root, in network namespaces of its own, on loopback only. Installs what it compares with and this machine
+/// lacks (libbpf-tools, bpftrace, iproute2, util-linux, nftables, wrk; nginx is only unpacked) with apt-get, saying
+/// so. Of each comparison the runs with and without alternate; a pair that somebody else's use of the processors
+/// disturbed is thrown away and made again. All parts take some 25 minutes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which parts; all when none is given
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+
+    /// How many pairs of runs with and without tcpwatch; of its peers half as many
+    #[arg(long, default_value_t = 7)]
+    pairs: usize,
+
+    /// How long each run is
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+
+    /// Share of the processors' time that somebody else may use during a run
+    #[arg(long, value_name = "SHARE", default_value_t = 0.03)]
+    foreign: f64,
+
+    /// Live sockets of the part scale
+    #[arg(long, value_name = "SOCKETS", value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000, 1_000_000])]
+    scales: Vec<u64>,
+
+    /// Write the figures to docs/performance.json and the tables to docs/performance.md
+    #[arg(long, conflicts_with = "parts")]
+    write: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Throughput, processor time, BPF time and loss of each tool, under as many connections as can be
+    Churn,
+    /// What tcpwatch loses, at rising rates and starved
+    Loss,
+    /// Memory, first sweep and answers with up to a million sockets
+    Scale,
+    /// Answers of /metrics with all label sets taken
+    Labels,
+    /// Retransmits by the thousand
+    Storm,
+    /// nginx and wrk over connections that are kept alive
+    Http,
+    /// Criterion's benches of decode, order, table and answers
+    Micro,
+}
+
+/// What all parts need.
+struct Bench {
+    tcpwatch: PathBuf,
+    folder: PathBuf,
+    pairs: usize,
+    seconds: f64,
+    foreign: f64,
+    scales: Vec<u64>,
+}
+
+/// All figures, as the JSON has them; what was not asked for is `null`.
+#[derive(Debug, Serialize)]
+struct Results {
+    machine: Machine,
+    churn: Option<Vec<churn::Churn>>,
+    loss: Option<Vec<loss::Loss>>,
+    scale: Option<Vec<scale::Scale>>,
+    labels: Option<labels::Labels>,
+    storm: Option<storm::Storm>,
+    http: Option<http::Http>,
+    micro: Option<Vec<micro::Micro>>,
+}
+
+pub(crate) fn bench(args: &Args) -> Result<()> {
+    ensure!(command::is_root()?, "this measures BPF programs and makes network namespaces: run it as root");
+    ensure!(args.pairs > 0 && args.seconds > 0.0, "nothing is measured by no pairs or in no time");
+    http::peers()?;
+    let mut build = command::cargo();
+    build.args(["build", "--release", "--package", "tcpwatch", "--bin", "tcpwatch", "--locked"]);
+    let [tcpwatch] = command::build_executables(&mut build, ["tcpwatch"])?;
+    let folder = command::target_directory()?.join("bench");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let bench = Bench {
+        tcpwatch,
+        folder,
+        pairs: args.pairs,
+        seconds: args.seconds,
+        foreign: args.foreign,
+        scales: args.scales.clone(),
+    };
+    let began = Instant::now();
+    let wanted = |part: Part| {
+        let wanted = args.parts.is_empty() || args.parts.contains(&part);
+        if wanted {
+            eprintln!("== {part:?}, {} s so far", began.elapsed().as_secs());
+        }
+        wanted
+    };
+    let tools = || std::iter::once(Tool::Tcpwatch).chain(Tool::PEERS);
+    let results = Results {
+        machine: Machine::this()?,
+        churn: wanted(Part::Churn).then(|| tools().map(|tool| churn::churn(&bench, tool)).collect()),
+        http: wanted(Part::Http).then(|| http::http(&bench)).transpose().context("the part http")?,
+        storm: wanted(Part::Storm).then(|| storm::storm(&bench)).transpose().context("the part storm")?,
+        labels: wanted(Part::Labels)
+            .then(|| labels::labels(&bench))
+            .transpose()
+            .context("the part labels")?,
+        loss: wanted(Part::Loss).then(|| loss::loss(&bench)).transpose().context("the part loss")?,
+        scale: wanted(Part::Scale).then(|| scale::scale(&bench)).transpose().context("the part scale")?,
+        micro: wanted(Part::Micro).then(micro::micro).transpose().context("the part micro")?,
+    };
+    let document = report::document(&results);
+    println!("{document}");
+    let figures = serde_json::to_string_pretty(&results).context("writing the figures")? + "\n";
+    fs::write(bench.folder.join("figures.json"), &figures).context("writing the figures")?;
+    if args.write {
+        for (file, text) in [(DOCUMENT, &document), (FIGURES, &figures)] {
+            fs::write(command::repository().join(file), text).with_context(|| format!("writing {file}"))?;
+            println!("Wrote {file}");
+        }
+    }
+    eprintln!("xtask bench: {} s", began.elapsed().as_secs());
+    Ok(())
+}
+
+impl Bench {
+    /// One run of the load: as many connections as can be, unless `options` say otherwise.
+    fn load(&self, inside: &Namespace, options: &[&str]) -> Result<Report> {
+        let mut load = inside.command(machine::xtask()?);
+        load.args(["load", "--seconds", &self.seconds.to_string()]).args(options);
+        let report: Report =
+            serde_json::from_str(&command::output(&mut load)?).context("reading what the load said")?;
+        ensure!(
+            report.failures == 0 && report.connections > 0,
+            "{} of the load's connections failed: {}",
+            report.failures,
+            report.first_failure.as_deref().unwrap_or("there were none")
+        );
+        // A moment for what is on its way.
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(report)
+    }
+}

@@ -1,0 +1,314 @@
+//! The figures as a document: the budget first, then the tables that it is taken from.
+
+use std::fmt::Write as _;
+
+use super::{
+    Results,
+    churn::Churn,
+    loss::Loss,
+    scale::Scale,
+    stats::{Spread, three_digits},
+};
+
+/// One line of the budget.
+struct Line {
+    measure: &'static str,
+    must: &'static str,
+    aim: &'static str,
+    /// What was measured, and whether it is within each bound; `None` where that part did not run.
+    measured: Option<(String, bool, bool)>,
+}
+
+/// Lines that are missed: what was tried, and why it is so. By measure.
+const NOTES: [(&str, &str); 0] = [];
+
+pub(super) fn document(results: &Results) -> String {
+    let machine = &results.machine;
+    let mut text = format!(
+        "# Performance\n\nWritten by `cargo xtask bench --write`; not to be edited. Measured {}, commit {}, on {} \
+         processors ({}), {:.0} GiB, Linux {}.\n\n",
+        machine.date,
+        machine.commit,
+        machine.processors,
+        machine.processor,
+        machine.memory_gib,
+        machine.kernel
+    );
+    text += "The unit of the load is one loopback connection: connect, 64 bytes each way, close. That is two sockets and \
+             ten calls of `inet_sock_set_state`. Each worker of the load drives both ends of its connections and waits \
+             for nobody, which makes the most connections for the processors' time, and so the most of a tracer's cost. \
+             Runs with and without a tool alternate, each in a network namespace of its own with the kernel's defaults; \
+             a pair during which somebody else used the processors is thrown away and made again. The machine is \
+             shared and virtual: ratios within one run are claims, times are not. Figures are medians, with the least \
+             and the most in parentheses.\n";
+    budget(&mut text, results);
+    if let Some(churn) = &results.churn {
+        tools(&mut text, churn);
+    }
+    if let Some(loss) = &results.loss {
+        losses(&mut text, loss);
+    }
+    if let Some(scale) = &results.scale {
+        scales(&mut text, scale);
+    }
+    if let Some(storm) = &results.storm {
+        let _ = write!(
+            text,
+            "\n## A storm of retransmits\n\nBulk transfers over a link that drops one segment of fifty each way, {} \
+             retransmits a second: throughput kept {}, {} of the kernel's own count were counted, {} records lost, {} ns \
+             of BPF time for each retransmit.\n",
+            three_digits(storm.retransmits_per_second),
+            spread(storm.kept),
+            percent(storm.counted),
+            storm.lost,
+            three_digits(storm.bpf_ns_per_retransmit)
+        );
+    }
+    if let Some(http) = &results.http {
+        let _ = write!(
+            text,
+            "\n## Connections that are kept alive\n\nwrk with 32 connections to nginx: {} requests a second without; with \
+             tcpwatch {} of them, and {} of the 99th percentile of their times.\n",
+            spread(http.without_per_second),
+            spread(http.kept),
+            spread(http.p99_ratio)
+        );
+    }
+    if let Some(labels) = &results.labels {
+        let _ = write!(
+            text,
+            "\n## All label sets taken\n\n`/metrics` with {} label sets, {:.0} KiB: {} ms.\n",
+            labels.sets,
+            labels.kib,
+            spread(labels.metrics_ms)
+        );
+    }
+    if let Some(micro) = &results.micro {
+        text += "\n## Without a kernel\n\n`cargo bench -p tcpwatch`, medians. A connection is nine records.\n\n| bench | time |\n|---|---|\n";
+        for bench in micro {
+            let _ = writeln!(text, "| {} | {} |", bench.name, time(bench.median_ns));
+        }
+    }
+    text
+}
+
+fn budget(text: &mut String, results: &Results) {
+    text.push_str("\n## Budget\n\n| measure | must | aim | measured | |\n|---|---|---|---|---|\n");
+    for line in lines(results) {
+        let (measured, verdict) = match line.measured {
+            None => ("not measured".to_owned(), ""),
+            Some((measured, _, true)) => (measured, "aim met"),
+            Some((measured, true, false)) => (measured, "met"),
+            Some((measured, false, false)) => (measured, "**missed**"),
+        };
+        let _ =
+            writeln!(text, "| {} | {} | {} | {measured} | {verdict} |", line.measure, line.must, line.aim);
+    }
+    for (measure, note) in NOTES {
+        let _ = write!(text, "\n**{measure}**: {note}\n");
+    }
+}
+
+fn lines(results: &Results) -> Vec<Line> {
+    let tcpwatch = results.churn.as_ref().and_then(|churn| churn.first());
+    let of = |figure: fn(&Churn) -> Option<Spread>| tcpwatch.and_then(figure);
+    let at_most = |spread: Option<Spread>, must: f64, aim: f64| {
+        spread.map(|spread| (spread.show(three_digits), spread.median <= must, spread.median <= aim))
+    };
+    let at_least = |spread: Option<Spread>, must: f64, aim: f64| {
+        spread.map(|spread| (spread.show(three_digits), spread.median >= must, spread.median >= aim))
+    };
+    let scale = |sockets: u64| results.scale.as_ref()?.iter().find(|scale| scale.sockets == sockets);
+    let million = scale(1_000_000);
+    let mut lines = vec![
+        Line {
+            measure: "throughput kept, both processors saturated",
+            must: "≥ 0.95",
+            aim: "≥ 0.98",
+            measured: at_least(of(|churn| churn.kept), 0.95, 0.98),
+        },
+        Line {
+            measure: "BPF time for each connection, µs",
+            must: "≤ 2.0",
+            aim: "≤ 1.0",
+            measured: at_most(of(|churn| churn.bpf_us), 2.0, 1.0),
+        },
+        Line {
+            measure: "processor time of the daemon for each connection, µs",
+            must: "≤ 1.5",
+            aim: "≤ 0.6",
+            measured: at_most(of(|churn| churn.cpu_us), 1.5, 0.6),
+        },
+        Line {
+            measure: "records lost with as many connections as can be",
+            must: "0",
+            aim: "0, also after 2 s stopped",
+            measured: results.loss.as_deref().and_then(|loss| {
+                let at_full_speed: Vec<&Loss> =
+                    loss.iter().filter(|run| !run.what.contains("a second")).collect();
+                let (free, stopped) = (at_full_speed.first()?.lost, at_full_speed.last()?.lost);
+                Some((format!("{free}; stopped for 2 s {stopped}"), free == 0.0, free + stopped == 0.0))
+            }),
+        },
+        Line {
+            measure: "requests kept, connections kept alive",
+            must: "≥ 0.99",
+            aim: "no difference",
+            measured: at_least(results.http.as_ref().and_then(|http| http.kept), 0.99, 1.0),
+        },
+    ];
+    for (sockets, measure, must, aim) in [
+        (1_000, "RSS with 1,000 sockets, MiB", 25.0, 15.0),
+        (100_000, "RSS with 100,000 sockets, MiB", 70.0, 40.0),
+        (1_000_000, "RSS with 1,000,000 sockets, MiB", 512.0, 256.0),
+    ] {
+        let bounds = match sockets {
+            1_000 => ["≤ 25", "≤ 15"],
+            100_000 => ["≤ 70", "≤ 40"],
+            _ => ["≤ 512", "≤ 256"],
+        };
+        let rss = scale(sockets).and_then(|scale| Spread::of([scale.rss_mib]));
+        lines.push(Line { measure, must: bounds[0], aim: bounds[1], measured: at_most(rss, must, aim) });
+    }
+    lines.extend([
+        Line {
+            measure: "first sweep of 1,000,000 sockets with owners, s",
+            must: "≤ 3",
+            aim: "≤ 1",
+            measured: at_most(million.and_then(|scale| Spread::of([scale.ready_seconds])), 3.0, 1.0),
+        },
+        Line {
+            measure: "`/leaks` with 1,000,000 sockets, 10,000 of them lingering, ms",
+            must: "≤ 50",
+            aim: "≤ 5",
+            measured: at_most(million.and_then(|scale| scale.leaks_ms), 50.0, 5.0),
+        },
+        Line {
+            measure: "`/metrics` with all label sets taken, ms",
+            must: "≤ 20",
+            aim: "≤ 5",
+            measured: at_most(results.labels.as_ref().and_then(|labels| labels.metrics_ms), 20.0, 5.0),
+        },
+        Line {
+            measure: "idle with 100,000 sockets, percent of a processor",
+            must: "≤ 0.5",
+            aim: "≤ 0.1",
+            measured: at_most(scale(100_000).and_then(|scale| Spread::of([scale.idle_percent])), 0.5, 0.1),
+        },
+    ]);
+    lines
+}
+
+fn tools(text: &mut String, churn: &[Churn]) {
+    text.push_str(
+        "\n## Beside other tools\n\nAs many connections as two processors can make. Lost: records of tcpwatch, printed \
+         lines of the others; `ss` sees only what lasts.\n\n| tool | throughput kept | p99 | processor time for each \
+         connection, µs | BPF time, µs | lost, % | RSS, MiB |\n|---|---|---|---|---|---|---|\n",
+    );
+    for tool in churn {
+        if let Some(error) = &tool.error {
+            let _ = writeln!(
+                text,
+                "| {} | could not be measured: {} | | | | | |",
+                tool.tool,
+                error.replace('|', "/")
+            );
+            continue;
+        }
+        let lost =
+            tool.lost.map_or_else(|| "–".to_owned(), |lost| lost.show(|share| three_digits(share * 100.0)));
+        let _ = writeln!(
+            text,
+            "| {} | {} | × {} | {} | {} | {lost} | {} |",
+            tool.tool,
+            spread(tool.kept),
+            spread(tool.p99_ratio),
+            spread(tool.cpu_us),
+            spread(tool.bpf_us),
+            spread(tool.rss_mib)
+        );
+    }
+    if let Some(tcpwatch) = churn.first() {
+        text.push_str("\ntcpwatch's programs, slowest first:");
+        for program in &tcpwatch.programs {
+            let _ = write!(
+                text,
+                " {} runs a connection of {:.0} ns;",
+                three_digits(program.runs_per_connection),
+                program.ns_per_run
+            );
+        }
+        let _ = writeln!(
+            text,
+            " an empty program reads some 33 ns, which is mostly the statistics' own clock. Without a tool the machine \
+             made {} connections a second.",
+            spread(tcpwatch.without_per_second)
+        );
+        let disturbed: usize = churn.iter().map(|tool| tool.disturbed).sum();
+        let _ = writeln!(text, "{disturbed} pairs were thrown away.");
+    }
+}
+
+fn losses(text: &mut String, losses: &[Loss]) {
+    text.push_str(
+        "\n## Loss\n\nComplete: from the end of the load until answers said that nothing was missing. TIME_WAIT: of the \
+         clients, in the table and in the kernel, when the two agreed or 30 s were up.\n\n| load | connections a second | \
+         records | lost | complete after, s | TIME_WAIT |\n|---|---|---|---|---|---|\n",
+    );
+    for loss in losses {
+        let _ = writeln!(
+            text,
+            "| {} | {:.0} | {} | {} | {:.1} | {} and {} |",
+            loss.what,
+            loss.per_second,
+            loss.records,
+            loss.lost,
+            loss.complete_after_seconds,
+            loss.time_waits[0],
+            loss.time_waits[1]
+        );
+    }
+}
+
+fn scales(text: &mut String, scales: &[Scale]) {
+    text.push_str(
+        "\n## Scale\n\nSockets that stand, one pair of fifty half closed. Ready: from the start of the process until all are \
+         known with their owners. `ss -tanp` looks through all processes for each socket, so it was not tried with more \
+         than 100,000.\n\n| sockets | RSS (at most), MiB | ready after (processor time), s | `/leaks`, ms | \
+         `/connections`, ms | `/metrics`, ms | idle, % | `ss -tanp`, s | `/proc/net/tcp`, s |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+    );
+    for scale in scales {
+        let _ = writeln!(
+            text,
+            "| {} | {:.0} ({:.0}) | {:.2} ({:.2}) | {} | {} | {} | {} | {} | {:.2} |",
+            scale.sockets,
+            scale.rss_mib,
+            scale.most_mib,
+            scale.ready_seconds,
+            scale.ready_cpu_seconds,
+            spread(scale.leaks_ms),
+            spread(scale.connections_ms),
+            spread(scale.metrics_ms),
+            three_digits(scale.idle_percent),
+            scale.ss_seconds.map_or_else(|| "–".to_owned(), three_digits),
+            scale.proc_net_tcp_seconds
+        );
+    }
+}
+
+fn spread(spread: Option<Spread>) -> String {
+    spread.map_or_else(|| "–".to_owned(), |spread| spread.show(three_digits))
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", three_digits(share * 100.0))
+}
+
+fn time(nanoseconds: f64) -> String {
+    match nanoseconds {
+        ns if ns < 1e3 => format!("{} ns", three_digits(ns)),
+        ns if ns < 1e6 => format!("{} µs", three_digits(ns / 1e3)),
+        ns => format!("{} ms", three_digits(ns / 1e6)),
+    }
+}

@@ -1,0 +1,110 @@
+//! What many live connections cost: memory, the first sweep, answers, and doing nothing.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::{
+    Bench,
+    machine::{self, Namespace},
+    stats::Spread,
+    tool::{Running, Tool},
+};
+use crate::command;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Scale {
+    pub(crate) sockets: u64,
+    pub(crate) lingering: u64,
+    pub(crate) rss_mib: f64,
+    pub(crate) most_mib: f64,
+    /// From the start of the process until it knew all of them with their owners.
+    pub(crate) ready_seconds: f64,
+    pub(crate) ready_cpu_seconds: f64,
+    pub(crate) leaks_ms: Option<Spread>,
+    pub(crate) connections_ms: Option<Spread>,
+    pub(crate) metrics_ms: Option<Spread>,
+    /// Percent of one processor, while nothing happens and nobody asks.
+    pub(crate) idle_percent: f64,
+    /// `ss -tanp`; not tried where it would take minutes.
+    pub(crate) ss_seconds: Option<f64>,
+    pub(crate) proc_net_tcp_seconds: f64,
+}
+
+/// `ss -tanp` looks through all processes for each socket: 4.7 s at 100,000 sockets, 55 s at 300,000.
+const SS_SOCKETS: u64 = 100_000;
+/// Of those that are held, each hundredth pair is half closed.
+const LINGERING_SHARE: u64 = 100;
+const QUESTIONS: usize = 9;
+const IDLE: Duration = Duration::from_secs(20);
+
+pub(crate) fn scale(bench: &Bench) -> Result<Vec<Scale>> {
+    bench.scales.iter().map(|sockets| run(bench, *sockets)).collect()
+}
+
+fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
+    let inside = Namespace::new("scale")?;
+    let (pairs, half_closed) = (sockets / 2, sockets / LINGERING_SHARE);
+    let mut command = inside.command(machine::xtask()?);
+    command.args(["load", "--hold", &pairs.to_string(), "--half-closed", &half_closed.to_string()]);
+    let mut held =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the load")?;
+    let mut line = String::new();
+    BufReader::new(held.stdout.take().context("a load without stdout")?).read_line(&mut line)?;
+    ensure!(line == "ready\n", "the load ended before all {pairs} connections were made");
+    let held_since = Instant::now();
+    machine::settle()?;
+
+    let began = Instant::now();
+    let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &inside, &bench.folder)?;
+    let ready_seconds = began.elapsed().as_secs_f64();
+    let ready_cpu_seconds = running.cpu_seconds()?;
+    // What is half closed lingers after 30 s.
+    thread::sleep(Duration::from_secs(32).saturating_sub(held_since.elapsed()));
+    thread::sleep(Duration::from_secs(2));
+    let ask = |path: &str| -> Result<Option<Spread>> {
+        let mut times = Vec::new();
+        for _ in 0..QUESTIONS {
+            let asked = Instant::now();
+            running.get(path)?;
+            times.push(asked.elapsed().as_secs_f64() * 1000.0);
+        }
+        Ok(Spread::of(times))
+    };
+    let (leaks_ms, connections_ms, metrics_ms) = (ask("/leaks")?, ask("/connections")?, ask("/metrics")?);
+    let lingering = running.metric("tcpwatch_lingering_connections")? as u64;
+    let before = running.cpu_seconds()?;
+    thread::sleep(IDLE);
+    let idle_percent = (running.cpu_seconds()? - before) / IDLE.as_secs_f64() * 100.0;
+    let seconds = |program: &str, args: &[&str]| -> Result<f64> {
+        let began = Instant::now();
+        command::output(inside.command(program).args(args).stdout(Stdio::null()))?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    let scale = Scale {
+        sockets,
+        lingering,
+        rss_mib: machine::memory_mib(running.pid(), "VmRSS")?,
+        most_mib: machine::memory_mib(running.pid(), "VmHWM")?,
+        ready_seconds,
+        ready_cpu_seconds,
+        leaks_ms,
+        connections_ms,
+        metrics_ms,
+        idle_percent,
+        ss_seconds: (sockets <= SS_SOCKETS).then(|| seconds("ss", &["-tanp"])).transpose()?,
+        proc_net_tcp_seconds: seconds("cat", &["/proc/self/net/tcp"])?,
+    };
+    eprintln!("{sockets} sockets: {:.0} MiB, ready after {ready_seconds:.2} s", scale.rss_mib);
+    running.stop()?;
+    // The load ends with its stdin.
+    drop(held.stdin.take());
+    held.wait().context("waiting for the load")?;
+    Ok(scale)
+}

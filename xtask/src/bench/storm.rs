@@ -1,0 +1,114 @@
+//! A storm of retransmits: bulk transfers through a link that drops segments at random.
+
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::{
+    Bench,
+    machine::{self, BpfStats, Namespace},
+    stats::Spread,
+    tool::{Running, Tool},
+};
+use crate::{command, load::Report};
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Storm {
+    /// Throughput with tcpwatch over that without, pair by pair.
+    pub(crate) kept: Option<Spread>,
+    pub(crate) retransmits_per_second: f64,
+    /// Segments that tcpwatch counted, over the kernel's own count.
+    pub(crate) counted: f64,
+    pub(crate) bpf_ns_per_retransmit: f64,
+    pub(crate) lost: f64,
+}
+
+/// One of so many segments is dropped.
+const ONE_IN: u32 = 50;
+const BYTES: &str = "1000000";
+const SERVER: &str = "10.201.0.2";
+
+pub(crate) fn storm(bench: &Bench) -> Result<Storm> {
+    let mut kept = Vec::new();
+    for pair in 0..bench.pairs.div_ceil(2) {
+        let without = transfers(bench, &link()?)?.per_second;
+        let ends = link()?;
+        let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &ends[0], &bench.folder)?;
+        let with = transfers(bench, &ends)?.per_second;
+        running.stop()?;
+        eprintln!("storm pair {pair}: {without:.0} and {with:.0} MB/s");
+        kept.push(with / without);
+    }
+    let ends = link()?;
+    let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &ends[0], &bench.folder)?;
+    let stats = BpfStats::on()?;
+    let report = transfers(bench, &ends)?;
+    let ns: u64 = machine::bpf_time(running.pid())?.iter().map(|program| program.run_time_ns).sum();
+    drop(stats);
+    let kernel = ends.iter().map(retransmitted).sum::<Result<f64>>()?;
+    // What is counted in the kernel is read each second.
+    std::thread::sleep(Duration::from_secs(3));
+    let counted = running.metric("tcpwatch_retransmits_total")?;
+    Ok(Storm {
+        kept: Spread::of(kept),
+        retransmits_per_second: kernel / report.seconds,
+        counted: counted / kernel.max(1.0),
+        bpf_ns_per_retransmit: ns as f64 / kernel.max(1.0),
+        lost: running.metric("tcpwatch_records_lost_total")?,
+    })
+}
+
+/// Two namespaces and a link between them that drops segments in both directions.
+fn link() -> Result<[Namespace; 2]> {
+    let ends = [Namespace::new("storm-a")?, Namespace::new("storm-b")?];
+    let [a, b] = &ends;
+    command::output(Command::new("ip").args([
+        "-n", &a.name, "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", &b.name,
+    ]))?;
+    for (end, address) in [(a, "10.201.0.1/24"), (b, "10.201.0.2/24")] {
+        let ip =
+            |arguments: &[&str]| command::output(Command::new("ip").args(["-n", &end.name]).args(arguments));
+        ip(&["addr", "add", address, "dev", "veth0"])?;
+        // Packets as on a wire: loss of one is not loss of forty.
+        ip(&["link", "set", "veth0", "gso_max_segs", "1"])?;
+        ip(&["link", "set", "veth0", "up"])?;
+        let drop = format!(
+            "add table ip loss; add chain ip loss in {{ type filter hook input priority 0; }}; \
+             add rule ip loss in iifname veth0 numgen random mod {ONE_IN} == 0 drop"
+        );
+        command::output(end.command("nft").arg(&drop))?;
+    }
+    Ok(ends)
+}
+
+/// Megabytes each way are this load's unit.
+fn transfers(bench: &Bench, [a, b]: &[Namespace; 2]) -> Result<Report> {
+    machine::settle()?;
+    let address = format!("{SERVER}:9000");
+    let mut server = b.command(machine::xtask()?);
+    let longer = (bench.seconds + 30.0).to_string();
+    server.args(["load", "--workers", "8", "--bytes", BYTES, "--serve", &address, "--seconds", &longer]);
+    let mut server =
+        server.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("starting the server")?;
+    while !command::output(b.command("ss").args(["-Htln"]))?.contains(":9000") {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let report = bench.load(a, &["--workers", "8", "--bytes", BYTES, "--connect", &address]);
+    server.kill().context("stopping the server")?;
+    server.wait().context("stopping the server")?;
+    report
+}
+
+fn retransmitted(end: &Namespace) -> Result<f64> {
+    let snmp = command::output(end.command("cat").arg("/proc/thread-self/net/snmp"))?;
+    let mut tcp = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (tcp.next().unwrap_or(""), tcp.next().unwrap_or(""));
+    let mut columns = names.split(' ').zip(values.split(' '));
+    let (_, value) =
+        columns.find(|(name, _)| *name == "RetransSegs").context("no RetransSegs in /proc/net/snmp")?;
+    value.parse().context("reading RetransSegs")
+}

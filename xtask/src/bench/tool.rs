@@ -1,0 +1,223 @@
+//! The tools that are measured: tcpwatch, and what others use for a part of what it does.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::machine::{self, Namespace};
+
+/// One tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Tool {
+    Tcpwatch,
+    Tcpstates,
+    Tcplife,
+    BpftraceStates,
+    BpftraceLife,
+    Ss,
+}
+
+/// One line for each of the ten times that the kernel announces a state of one of a connection's two sockets.
+const STATES: &str = "tracepoint:sock:inet_sock_set_state { printf(\"%llu %d %s %p %d %d %d %d\\n\", nsecs, pid, comm, \
+                      args->skaddr, args->oldstate, args->newstate, args->sport, args->dport); }";
+/// One line for each socket, at its end.
+const LIFE: &str = "tracepoint:sock:inet_sock_set_state { if (args->oldstate == 7) { @birth[args->skaddr] = nsecs; \
+                    @pid[args->skaddr] = pid; } if (args->newstate == 7) { printf(\"%d %d %d %llu\\n\", \
+                    @pid[args->skaddr], args->sport, args->dport, nsecs - @birth[args->skaddr]); \
+                    delete(@birth[args->skaddr]); delete(@pid[args->skaddr]); } }";
+
+impl Tool {
+    pub(crate) const PEERS: [Self; 5] =
+        [Self::Tcpstates, Self::Tcplife, Self::BpftraceStates, Self::BpftraceLife, Self::Ss];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcpwatch => "tcpwatch",
+            Self::Tcpstates => "libbpf-tools tcpstates",
+            Self::Tcplife => "libbpf-tools tcplife",
+            Self::BpftraceStates => "bpftrace, states",
+            Self::BpftraceLife => "bpftrace, life",
+            Self::Ss => "ss -tanp each second",
+        }
+    }
+
+    /// Lines that one connection of the load makes it print, if nothing is lost; `None` where that says nothing.
+    pub(crate) fn lines_per_connection(self) -> Option<u64> {
+        match self {
+            Self::Tcpwatch | Self::Ss => None,
+            Self::Tcpstates | Self::BpftraceStates => Some(10),
+            Self::Tcplife | Self::BpftraceLife => Some(2),
+        }
+    }
+
+    /// `inside`: where the load will be, for the one tool that must be there too.
+    fn command(self, tcpwatch: &Path, inside: &Namespace) -> Command {
+        match self {
+            Self::Tcpwatch => {
+                let mut command = Command::new(tcpwatch);
+                command.args(["run", "--listen", "127.0.0.1:0", "--max-connections", "1200000"]);
+                command
+            }
+            Self::Tcpstates => with_tracefs("tcpstates"),
+            Self::Tcplife => with_tracefs("tcplife"),
+            Self::BpftraceStates => bpftrace(STATES),
+            Self::BpftraceLife => bpftrace(LIFE),
+            Self::Ss => {
+                let mut command = inside.command("sh");
+                command.args(["-c", "while sleep 1; do ss -tanpH; done"]);
+                command
+            }
+        }
+    }
+}
+
+fn bpftrace(program: &str) -> Command {
+    let mut command = with_tracefs("bpftrace");
+    command.args(["-e", program]);
+    command
+}
+
+/// These look for tracepoints where tracefs is mounted on most machines. Where it is not, it is for them alone.
+fn with_tracefs(program: &str) -> Command {
+    const MOUNT: &str =
+        "test -d /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", MOUNT, "sh", program]);
+    command
+}
+
+/// A tool that runs. Stopped when dropped.
+pub(crate) struct Running {
+    child: Child,
+    tool: Tool,
+    printed: PathBuf,
+    /// Of tcpwatch: where it answers.
+    address: Option<String>,
+}
+
+/// Until a tool has loaded its programs.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+impl Running {
+    /// Starts it and waits until it watches. What it prints goes to a file in `folder`.
+    pub(crate) fn start(tool: Tool, tcpwatch: &Path, inside: &Namespace, folder: &Path) -> Result<Self> {
+        Self::start_as(tool, tool.command(tcpwatch, inside), folder)
+    }
+
+    pub(crate) fn start_as(tool: Tool, mut command: Command, folder: &Path) -> Result<Self> {
+        let printed = folder.join("printed");
+        let file = File::create(&printed).with_context(|| format!("creating {}", printed.display()))?;
+        command.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped());
+        let child = command.spawn().with_context(|| format!("starting {}", tool.name()))?;
+        let mut running = Self { child, tool, printed, address: None };
+        running.wait_until_it_watches()?;
+        Ok(running)
+    }
+
+    fn wait_until_it_watches(&mut self) -> Result<()> {
+        let mut log = BufReader::new(self.child.stderr.take().context("a tool without stderr")?);
+        let until = Instant::now() + START_LIMIT;
+        if self.tool == Tool::Tcpwatch {
+            let mut said = String::new();
+            while self.address.is_none() {
+                let mut line = String::new();
+                ensure!(log.read_line(&mut line)? > 0, "tcpwatch ended: {said}");
+                self.address =
+                    line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).map(str::to_owned);
+                said += &line;
+            }
+            while self.get("/readyz").is_err() {
+                ensure!(Instant::now() < until, "tcpwatch is not ready after {} s", START_LIMIT.as_secs());
+                thread::sleep(Duration::from_millis(5));
+            }
+        } else if self.tool != Tool::Ss {
+            // They say nothing before the first connection: their programs show that they are there.
+            while machine::bpf_time(self.child.id())?.is_empty() {
+                if let Some(status) = self.child.try_wait()? {
+                    let mut said = String::new();
+                    log.read_to_string(&mut said)?;
+                    bail!("{} ended, {status}: {}", self.tool.name(), said.trim());
+                }
+                ensure!(Instant::now() < until, "{} has loaded nothing", self.tool.name());
+                thread::sleep(Duration::from_millis(20));
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+        // A pipe that nobody reads would stop it.
+        thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Ok(())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its processor time so far. Of the one that starts others: theirs when they have ended.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        if self.tool != Tool::Ss {
+            return machine::cpu_seconds(self.pid());
+        }
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).context("the tool is gone")?;
+        // After the name, which may hold anything: state is field 3, cutime 16, cstime 17 (proc(5)).
+        let after = stat.rsplit(')').next().unwrap_or("");
+        let fields = after.split_whitespace().skip(11).take(4).map_while(|ticks| ticks.parse::<f64>().ok());
+        Ok(fields.sum::<f64>() / machine::TICKS_PER_SECOND)
+    }
+
+    /// What tcpwatch answers; an error for any status but 200.
+    pub(crate) fn get(&self, path: &str) -> Result<String> {
+        let address = self.address.as_deref().context("only tcpwatch answers")?;
+        let mut response = ureq::get(format!("http://{address}{path}")).call()?;
+        response.body_mut().with_config().limit(u64::MAX).read_to_string().context("reading an answer")
+    }
+
+    /// The sum of a metric of tcpwatch over its labels.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.get("/metrics")?;
+        let lines = text
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).with_context(|| format!("sending {signal}"))
+    }
+
+    /// Stops it, and says how many lines it printed.
+    pub(crate) fn stop(mut self) -> Result<u64> {
+        self.end();
+        let file = File::open(&self.printed).context("reading what a tool printed")?;
+        Ok(BufReader::new(file).split(b'\n').count() as u64)
+    }
+
+    fn end(&mut self) {
+        // Asked first, so that what it has not printed yet is printed.
+        if self.signal(Signal::SIGINT).is_ok() {
+            let until = Instant::now() + Duration::from_secs(10);
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
