@@ -7,15 +7,12 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Bench,
-    machine::{self, BpfStats, Busy, Namespace, ProgramTime},
+    Bench, Pairs,
+    machine::{self, BpfStats, Foreign, Namespace, ProgramTime},
     stats::Spread,
     tool::{Running, Tool},
 };
 use crate::load::Report;
-
-/// Pairs that may be thrown away, for each that is wanted.
-const REPEATS: usize = 2;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Churn {
@@ -77,28 +74,19 @@ pub(crate) fn churn(bench: &Bench, tool: Tool) -> Churn {
 
 fn measure(bench: &Bench, tool: Tool, churn: &mut Churn) -> Result<()> {
     let pairs = if tool == Tool::Tcpwatch { bench.pairs } else { bench.pairs.div_ceil(2) };
-    let mut kept: Vec<(Report, With)> = Vec::new();
-    for pair in 0..pairs * REPEATS {
-        if kept.len() == pairs {
-            break;
-        }
+    let Pairs { kept, disturbed } = bench.pairs(pairs, || {
         let (without, foreign) = run_without(bench)?;
         let with = run_with(bench, tool)?;
-        let disturbed = foreign.max(with.foreign);
         eprintln!(
-            "{} pair {pair}: {:.0} and {:.0} connections a second, foreign {:.1} %",
+            "{}: {:.0} and {:.0} connections a second",
             tool.name(),
             without.per_second,
-            with.report.per_second,
-            disturbed * 100.0
+            with.report.per_second
         );
-        if disturbed > bench.foreign {
-            churn.disturbed += 1;
-        } else {
-            kept.push((without, with));
-        }
-    }
-    anyhow::ensure!(!kept.is_empty(), "the machine was never quiet");
+        let foreign = foreign.max(with.foreign);
+        Ok(((without, with), foreign))
+    })?;
+    churn.disturbed = disturbed;
     churn.kept = Spread::of(kept.iter().map(|(without, with)| with.report.per_second / without.per_second));
     churn.without_per_second = Spread::of(kept.iter().map(|(without, _)| without.per_second));
     churn.p99_ratio = Spread::of(
@@ -138,21 +126,20 @@ fn costs(with: &With) -> Vec<ProgramCost> {
 fn run_without(bench: &Bench) -> Result<(Report, f64)> {
     let inside = Namespace::new("churn")?;
     machine::settle()?;
-    let busy = Busy::now()?;
+    let foreign = Foreign::watch()?;
     let report = bench.load(&inside, &[])?;
-    let foreign = busy.foreign_share(report.cpu_seconds)?;
-    Ok((report, foreign))
+    Ok((report, foreign.share()?))
 }
 
 fn run_with(bench: &Bench, tool: Tool) -> Result<With> {
     let inside = Namespace::new("churn")?;
     let running = Running::start(tool, &bench.tcpwatch, &inside, &bench.folder)?;
     machine::settle()?;
-    let (cpu, busy) = (running.cpu_seconds()?, Busy::now()?);
+    let (cpu, foreign) = (running.cpu_seconds()?, Foreign::watch()?);
     let programs = machine::bpf_time(running.pid())?;
     let report = bench.load(&inside, &[])?;
     let cpu = running.cpu_seconds()? - cpu;
-    let foreign = busy.foreign_share(report.cpu_seconds + cpu)?;
+    let foreign = foreign.share()?;
     let rss_mib = machine::memory_mib(running.pid(), "VmRSS")?;
     let programs = since(&programs, machine::bpf_time(running.pid())?);
     let lost_records = if tool == Tool::Tcpwatch {

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Bench,
-    machine::{self, Namespace},
+    Bench, Pairs,
+    machine::{self, Foreign, Namespace},
     stats::Spread,
     tool::{Running, Tool},
 };
@@ -28,6 +28,8 @@ pub(crate) struct Http {
     pub(crate) kept: Option<Spread>,
     pub(crate) p99_ratio: Option<Spread>,
     pub(crate) without_per_second: Option<Spread>,
+    /// Pairs thrown away because somebody else used the processors.
+    pub(crate) disturbed: usize,
 }
 
 struct Wrk {
@@ -48,17 +50,17 @@ http {
 pub(crate) fn http(bench: &Bench) -> Result<Http> {
     debian::install_missing(&[("wrk", "wrk")], "the benchmark")?;
     let nginx = nginx()?;
-    let mut pairs = Vec::new();
-    for pair in 0..bench.pairs {
-        let without = run(bench, &nginx, None)?;
-        let with = run(bench, &nginx, Some(Tool::Tcpwatch))?;
-        eprintln!("http pair {pair}: {:.0} and {:.0} requests a second", without.per_second, with.per_second);
-        pairs.push((without, with));
-    }
+    let Pairs { kept: pairs, disturbed } = bench.pairs(bench.pairs, || {
+        let (without, foreign) = run(bench, &nginx, None)?;
+        let (with, other) = run(bench, &nginx, Some(Tool::Tcpwatch))?;
+        eprintln!("http: {:.0} and {:.0} requests a second", without.per_second, with.per_second);
+        Ok(((without, with), foreign.max(other)))
+    })?;
     Ok(Http {
         kept: Spread::of(pairs.iter().map(|(without, with)| with.per_second / without.per_second)),
         p99_ratio: Spread::of(pairs.iter().map(|(without, with)| with.p99_ms / without.p99_ms)),
         without_per_second: Spread::of(pairs.iter().map(|(without, _)| without.per_second)),
+        disturbed,
     })
 }
 
@@ -87,7 +89,7 @@ impl Drop for Server {
     }
 }
 
-fn run(bench: &Bench, nginx: &std::path::Path, tool: Option<Tool>) -> Result<Wrk> {
+fn run(bench: &Bench, nginx: &std::path::Path, tool: Option<Tool>) -> Result<(Wrk, f64)> {
     let inside = Namespace::new("http")?;
     let folder = bench.folder.join("nginx");
     fs::create_dir_all(&folder).context("making a folder for nginx")?;
@@ -103,6 +105,7 @@ fn run(bench: &Bench, nginx: &std::path::Path, tool: Option<Tool>) -> Result<Wrk
         thread::sleep(Duration::from_millis(50));
     }
     machine::settle()?;
+    let foreign = Foreign::watch()?;
     let mut wrk = inside.command("wrk");
     let seconds = format!("{}s", bench.seconds.ceil());
     let said = command::output(wrk.args([
@@ -115,8 +118,9 @@ fn run(bench: &Bench, nginx: &std::path::Path, tool: Option<Tool>) -> Result<Wrk
         "--latency",
         "http://127.0.0.1:8080/",
     ]))?;
+    let foreign = foreign.share()?;
     drop(running);
-    parse(&said).with_context(|| format!("wrk said {said}"))
+    Ok((parse(&said).with_context(|| format!("wrk said {said}"))?, foreign))
 }
 
 fn parse(said: &str) -> Option<Wrk> {
@@ -142,6 +146,7 @@ pub(crate) fn peers() -> Result<()> {
         ("ss", "iproute2"),
         ("nsenter", "util-linux"),
         ("taskset", "util-linux"),
+        ("sysctl", "procps"),
         ("nft", "nftables"),
     ];
     debian::install_missing(&tools, "the benchmark")?;

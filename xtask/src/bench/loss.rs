@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
@@ -17,18 +17,22 @@ use super::{
     machine::{self, Namespace},
     tool::{Running, Tool},
 };
-use crate::command;
+use crate::{command, load::unit};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Loss {
     pub(crate) what: String,
+    /// Connections a second that were asked for; `null` for as many as can be.
+    pub(crate) rate: Option<u32>,
     pub(crate) per_second: f64,
     pub(crate) records: f64,
     pub(crate) lost: f64,
     /// From the end of the load until answers were complete again.
     pub(crate) complete_after_seconds: f64,
-    /// Connections in TIME_WAIT, there and in the kernel's list, when both agreed or the time for it was up.
-    pub(crate) time_waits: [u64; 2],
+    /// Connections, there and in the kernel's list, when both agreed or the time for it was up.
+    pub(crate) connections: [u64; 2],
+    /// From the end of the load until both agreed; `null` when they did not.
+    pub(crate) equal_after_seconds: Option<f64>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -64,7 +68,6 @@ fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Resu
     let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &inside, &bench.folder)?;
     let pid = running.pid().to_string();
     if starved == Starved::Nice {
-        command::output(Command::new("renice").args(["-n", "19", "-g", &pid]))?;
         for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
             let thread = task?.file_name();
             command::output(Command::new("renice").args(["-n", "19", "-p"]).arg(&thread))?;
@@ -72,10 +75,10 @@ fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Resu
         command::output(Command::new("taskset").args(["-a", "-cp", "0", &pid]))?;
     }
     machine::settle()?;
-    let rate = rate.map(|rate| ["--rate".to_owned(), rate.to_string()]);
-    let rate: Vec<&str> = rate.iter().flatten().map(String::as_str).collect();
+    let option = rate.map(|rate| ["--rate".to_owned(), rate.to_string()]);
+    let option: Vec<&str> = option.iter().flatten().map(String::as_str).collect();
     let report = thread::scope(|scope| -> Result<_> {
-        let load = scope.spawn(|| bench.load(&inside, &rate));
+        let load = scope.spawn(|| bench.load(&inside, &option));
         if let Starved::Stopped(pause) = starved {
             thread::sleep(Duration::from_millis(500));
             running.signal(Signal::SIGSTOP)?;
@@ -87,16 +90,18 @@ fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Resu
     let ended = Instant::now();
     while !running.get("/leaks?format=json")?.contains("\"complete\": true") {
         ensure!(ended.elapsed() < REPAIR_LIMIT, "not complete {} s after the load", REPAIR_LIMIT.as_secs());
-        thread::sleep(Duration::from_millis(50));
+        machine::sleep(Duration::from_millis(50))?;
     }
     let complete_after_seconds = ended.elapsed().as_secs_f64();
-    let mut time_waits = [0, 0];
-    while ended.elapsed() < REPAIR_LIMIT {
-        time_waits = [listed(&running)?, in_kernel(&inside)?];
-        if time_waits[0] == time_waits[1] {
-            break;
+    let mut connections = [0, 0];
+    let mut equal_after_seconds = None;
+    while equal_after_seconds.is_none() && ended.elapsed() < REPAIR_LIMIT {
+        connections = [listed(&running)?, in_kernel(&inside)?];
+        if connections[0] == connections[1] {
+            equal_after_seconds = Some(ended.elapsed().as_secs_f64());
+        } else {
+            machine::sleep(Duration::from_millis(200))?;
         }
-        thread::sleep(Duration::from_millis(200));
     }
     let lost = running.metric("tcpwatch_records_lost_total")?;
     let received = running.metric("tcpwatch_records_received_total")?;
@@ -106,23 +111,28 @@ fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Resu
     );
     Ok(Loss {
         what,
+        rate,
         per_second: report.per_second,
         records: lost + received,
         lost,
         complete_after_seconds,
-        time_waits,
+        connections,
+        equal_after_seconds,
     })
 }
 
-/// All of the namespace's connections come from the load's addresses, others have none of them.
+/// Those between the load's addresses, which nobody else uses.
 fn listed(running: &Running) -> Result<u64> {
-    let answer =
-        running.get("/connections?format=json&state=TIME_WAIT&limit=1&remote=127.0.0.0/8&role=client")?;
-    let answer: serde_json::Value = serde_json::from_str(&answer)?;
-    Ok(answer["total"].as_u64().unwrap_or(0))
+    let mut sum = 0;
+    for network in [unit::SOURCES, unit::LISTENERS] {
+        let answer = running.get(&format!("/connections?format=json&limit=1&remote={network}"))?;
+        let answer: serde_json::Value = serde_json::from_str(&answer).context("reading /connections")?;
+        sum += answer["total"].as_u64().context("/connections without a total")?;
+    }
+    Ok(sum)
 }
 
 fn in_kernel(inside: &Namespace) -> Result<u64> {
     let mut ss = inside.command("ss");
-    Ok(command::output(ss.args(["-Htan", "state", "time-wait"]))?.lines().count() as u64)
+    Ok(command::output(ss.arg("-Htan"))?.lines().count() as u64)
 }

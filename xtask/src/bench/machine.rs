@@ -1,15 +1,21 @@
 //! The machine that the figures are of: what it is, and what its processors do.
 
 use std::{
+    collections::HashMap,
     fs,
     path::PathBuf,
     process::Command,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::command;
 
@@ -43,37 +49,103 @@ impl Machine {
     }
 }
 
-/// What of the processors' time somebody else used, of all there was: other programs, and other guests of the host.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Busy {
+/// What the processors did, by when.
+struct Used {
     seconds: f64,
     at: Instant,
 }
 
-impl Busy {
-    pub(crate) fn now() -> Result<Self> {
-        let stat = read("/proc/stat")?;
-        Ok(Self { seconds: busy_seconds(&stat).context("reading /proc/stat")?, at: Instant::now() })
-    }
-
-    /// Since then, less what the load and the tool took of it; of the processors' time in all.
-    pub(crate) fn foreign_share(&self, own_seconds: f64) -> Result<f64> {
-        let now = Self::now()?;
+impl Used {
+    /// Since then, of the processors' time in all.
+    fn share_until(&self, now: &Self) -> f64 {
         let there =
             (now.at - self.at).as_secs_f64() * thread::available_parallelism().map_or(1, usize::from) as f64;
-        Ok(((now.seconds - self.seconds - own_seconds) / there).max(0.0))
+        ((now.seconds - self.seconds) / there).max(0.0)
+    }
+
+    fn by_anybody() -> Result<Self> {
+        let ticks = processors(&read("/proc/stat")?).context("reading /proc/stat")?;
+        Ok(Self { seconds: ticks.busy / TICKS_PER_SECOND, at: Instant::now() })
+    }
+
+    fn by_others() -> Result<Self> {
+        let stolen = processors(&read("/proc/stat")?).context("reading /proc/stat")?.stolen;
+        let mut stats = Vec::new();
+        for entry in fs::read_dir("/proc").context("listing /proc")? {
+            // Most are no processes, and a process may end meanwhile.
+            if let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) {
+                stats.extend(process_ticks(&stat));
+            }
+        }
+        let ticks = foreign_ticks(&stats, std::process::id()) + stolen;
+        Ok(Self { seconds: ticks / TICKS_PER_SECOND, at: Instant::now() })
+    }
+}
+
+/// What somebody else uses of the processors: processes that we did not start, and other guests of the host.
+///
+/// Summed up over processes, because from what the processors did in all nothing can be subtracted: whether a process
+/// is charged for the softirqs that it sets off, which are half of the load's work, depends on how the kernel was built
+/// (IRQ_TIME_ACCOUNTING).
+pub(crate) struct Foreign(Used);
+
+impl Foreign {
+    pub(crate) fn watch() -> Result<Self> {
+        Used::by_others().map(Self)
+    }
+
+    /// Since then, of the processors' time in all.
+    pub(crate) fn share(&self) -> Result<f64> {
+        Ok(self.0.share_until(&Used::by_others()?))
     }
 }
 
 /// Of /proc's times, on every architecture that tcpwatch runs on (USER_HZ).
 pub(crate) const TICKS_PER_SECOND: f64 = 100.0;
 
-/// In proc(5)'s order: user, nice, system, idle, iowait, irq, softirq, steal. All but idle and iowait.
-fn busy_seconds(stat: &str) -> Option<f64> {
+#[derive(Debug, PartialEq)]
+struct Processors {
+    busy: f64,
+    /// By the host's other guests.
+    stolen: f64,
+}
+
+/// In proc(5)'s order: user, nice, system, idle, iowait, irq, softirq, steal.
+fn processors(stat: &str) -> Option<Processors> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
     let ticks: Vec<f64> = line.split_whitespace().take(8).map_while(|ticks| ticks.parse().ok()).collect();
-    let idle: f64 = ticks.get(3..5)?.iter().sum();
-    (ticks.len() == 8).then(|| (ticks.iter().sum::<f64>() - idle) / TICKS_PER_SECOND)
+    let [.., idle, iowait, _, _, stolen] = ticks.as_slice() else { return None };
+    (ticks.len() == 8)
+        .then(|| Processors { busy: ticks.iter().sum::<f64>() - idle - iowait, stolen: *stolen })
+}
+
+/// One process.
+#[derive(Debug, PartialEq)]
+struct ProcessTicks {
+    pid: u32,
+    parent: u32,
+    /// Also of its children that it has waited for, so that nothing is lost when one ends.
+    ticks: f64,
+}
+
+/// From /proc/PID/stat.
+fn process_ticks(stat: &str) -> Option<ProcessTicks> {
+    // The name may hold anything. After it: the state is field 3, the parent 4, utime to cstime are 14 to 17 (proc(5)).
+    let (pid, after) = (stat.split(' ').next()?, stat.rsplit(')').next()?);
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let ticks = fields.get(11..15)?.iter().map_while(|ticks| ticks.parse::<f64>().ok()).sum();
+    Some(ProcessTicks { pid: pid.parse().ok()?, parent: fields.get(1)?.parse().ok()?, ticks })
+}
+
+/// Of all but `own`, what it started, and the kernel's threads, which work for the load too.
+fn foreign_ticks(processes: &[ProcessTicks], own: u32) -> f64 {
+    const KERNEL_THREADS: u32 = 2;
+    let parents: HashMap<u32, u32> = processes.iter().map(|process| (process.pid, process.parent)).collect();
+    let foreign = |process: &&ProcessTicks| {
+        let mut line = std::iter::successors(Some(process.pid), |pid| parents.get(pid).copied());
+        !line.any(|pid| pid == own || pid == KERNEL_THREADS)
+    };
+    processes.iter().filter(foreign).map(|process| process.ticks).sum()
 }
 
 /// Waits until what the last run left behind (connections in TIME_WAIT, a namespace that ends) is done with.
@@ -81,11 +153,40 @@ pub(crate) fn settle() -> Result<()> {
     const QUIET: f64 = 0.05;
     let until = Instant::now() + Duration::from_secs(20);
     loop {
-        let before = Busy::now()?;
-        thread::sleep(Duration::from_millis(500));
-        if before.foreign_share(0.0)? < QUIET || Instant::now() > until {
+        let before = Used::by_anybody()?;
+        sleep(Duration::from_millis(500))?;
+        if before.share_until(&Used::by_anybody()?) < QUIET || Instant::now() > until {
             return Ok(());
         }
+    }
+}
+
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// From now on SIGINT and SIGTERM end the next sleep, so that tools and namespaces do not stay behind.
+pub(crate) fn stop_at_signals() -> Result<()> {
+    let stop = STOP.get_or_init(Arc::default);
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(stop)).context("handling SIGINT and SIGTERM")?;
+    }
+    Ok(())
+}
+
+pub(crate) fn stopped() -> bool {
+    STOP.get().is_some_and(|stop| stop.load(Ordering::Relaxed))
+}
+
+/// # Errors
+/// A signal asked to stop.
+pub(crate) fn sleep(time: Duration) -> Result<()> {
+    let until = Instant::now() + time;
+    loop {
+        ensure!(!stopped(), "stopped by a signal");
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::sleep(left.min(Duration::from_millis(100)));
     }
 }
 
@@ -220,8 +321,30 @@ mod tests {
     #[test]
     fn all_but_idle_and_iowait_is_busy() {
         let stat = "cpu  100 10 200 5000 600 7 80 3 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(busy_seconds(stat), Some(4.0));
-        assert_eq!(busy_seconds("cpu  100 10\n"), None);
+        assert_eq!(processors(stat), Some(Processors { busy: 400.0, stolen: 3.0 }));
+        assert_eq!(processors("cpu  100 10\n"), None);
+    }
+
+    #[test]
+    fn a_process_is_read_whatever_its_name() {
+        let stat = "17 (a) b (c) S 5 17 17 0 -1 4194560 1 2 3 4 10 20 300 4000 20 0 1 0 99 1 1";
+        assert_eq!(process_ticks(stat), Some(ProcessTicks { pid: 17, parent: 5, ticks: 4330.0 }));
+        assert_eq!(process_ticks("cpu  100 10 200 5000 600 7 80 3 0 0"), None);
+    }
+
+    #[test]
+    fn neither_what_we_started_nor_the_kernel_is_foreign() {
+        let process = |pid, parent, ticks| ProcessTicks { pid, parent, ticks };
+        let processes = [
+            process(1, 0, 1.0),
+            process(2, 0, 10.0),
+            process(16, 2, 100.0),
+            process(40, 1, 1_000.0),
+            process(41, 40, 10_000.0),
+            process(42, 41, 100_000.0),
+            process(50, 40, 1_000_000.0),
+        ];
+        assert_eq!(foreign_ticks(&processes, 41) as u64, 1_001_001);
     }
 
     #[test]

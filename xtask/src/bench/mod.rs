@@ -84,6 +84,9 @@ enum Part {
     Micro,
 }
 
+/// Pairs that are made before it is given up, for each that is wanted.
+const ATTEMPTS: usize = 3;
+
 /// What all parts need.
 struct Bench {
     tcpwatch: PathBuf,
@@ -94,7 +97,14 @@ struct Bench {
     scales: Vec<u64>,
 }
 
-/// All figures, as the JSON has them; what was not asked for is `null`.
+/// What was measured with and without a tool.
+struct Pairs<T> {
+    kept: Vec<T>,
+    /// How many were thrown away because somebody else used the processors.
+    disturbed: usize,
+}
+
+/// All figures, as the JSON has them; what was not asked for, or failed, is `null`.
 #[derive(Debug, Serialize)]
 struct Results {
     machine: Machine,
@@ -105,6 +115,8 @@ struct Results {
     storm: Option<storm::Storm>,
     http: Option<http::Http>,
     micro: Option<Vec<micro::Micro>>,
+    /// Parts that could not be measured, and why.
+    failures: Vec<String>,
 }
 
 pub(crate) fn bench(args: &Args) -> Result<()> {
@@ -125,27 +137,9 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
         scales: args.scales.clone(),
     };
     let began = Instant::now();
-    let wanted = |part: Part| {
-        let wanted = args.parts.is_empty() || args.parts.contains(&part);
-        if wanted {
-            eprintln!("== {part:?}, {} s so far", began.elapsed().as_secs());
-        }
-        wanted
-    };
-    let tools = || std::iter::once(Tool::Tcpwatch).chain(Tool::PEERS);
-    let results = Results {
-        machine: Machine::this()?,
-        churn: wanted(Part::Churn).then(|| tools().map(|tool| churn::churn(&bench, tool)).collect()),
-        http: wanted(Part::Http).then(|| http::http(&bench)).transpose().context("the part http")?,
-        storm: wanted(Part::Storm).then(|| storm::storm(&bench)).transpose().context("the part storm")?,
-        labels: wanted(Part::Labels)
-            .then(|| labels::labels(&bench))
-            .transpose()
-            .context("the part labels")?,
-        loss: wanted(Part::Loss).then(|| loss::loss(&bench)).transpose().context("the part loss")?,
-        scale: wanted(Part::Scale).then(|| scale::scale(&bench)).transpose().context("the part scale")?,
-        micro: wanted(Part::Micro).then(micro::micro).transpose().context("the part micro")?,
-    };
+    machine::stop_at_signals()?;
+    let results = measure(&bench, &args.parts)?;
+    ensure!(!machine::stopped(), "stopped by a signal");
     let document = report::document(&results);
     println!("{document}");
     let figures = serde_json::to_string_pretty(&results).context("writing the figures")? + "\n";
@@ -157,10 +151,73 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
         }
     }
     eprintln!("xtask bench: {} s", began.elapsed().as_secs());
+    ensure!(results.failures.is_empty(), "not measured: {}", results.failures.join("; "));
     Ok(())
 }
 
+/// All parts when none is named. One that fails leaves the others their figures.
+fn measure(bench: &Bench, parts: &[Part]) -> Result<Results> {
+    let tools = || std::iter::once(Tool::Tcpwatch).chain(Tool::PEERS);
+    let mut failures = Vec::new();
+    Ok(Results {
+        machine: Machine::this()?,
+        churn: part(parts, Part::Churn, &mut failures, || {
+            Ok(tools().map(|tool| churn::churn(bench, tool)).collect())
+        }),
+        http: part(parts, Part::Http, &mut failures, || http::http(bench)),
+        storm: part(parts, Part::Storm, &mut failures, || storm::storm(bench)),
+        labels: part(parts, Part::Labels, &mut failures, || labels::labels(bench)),
+        loss: part(parts, Part::Loss, &mut failures, || loss::loss(bench)),
+        scale: part(parts, Part::Scale, &mut failures, || scale::scale(bench)),
+        micro: part(parts, Part::Micro, &mut failures, micro::micro),
+        failures,
+    })
+}
+
+fn part<T>(
+    wanted: &[Part],
+    part: Part,
+    failures: &mut Vec<String>,
+    measure: impl FnOnce() -> Result<T>,
+) -> Option<T> {
+    if machine::stopped() || !(wanted.is_empty() || wanted.contains(&part)) {
+        return None;
+    }
+    eprintln!("== {part:?}");
+    match measure() {
+        Ok(figures) => Some(figures),
+        Err(error) => {
+            eprintln!("{part:?}: {error:#}");
+            failures.push(format!("{part:?}: {error:#}"));
+            None
+        }
+    }
+}
+
 impl Bench {
+    /// As many pairs as wanted of those that `pair` makes, each with the share of the processors that somebody else
+    /// used meanwhile.
+    fn pairs<T>(&self, wanted: usize, mut pair: impl FnMut() -> Result<(T, f64)>) -> Result<Pairs<T>> {
+        let mut pairs = Pairs { kept: Vec::new(), disturbed: 0 };
+        while pairs.kept.len() < wanted && pairs.kept.len() + pairs.disturbed < wanted * ATTEMPTS {
+            let (figures, foreign) = pair()?;
+            if foreign > self.foreign {
+                eprintln!("thrown away: others used {:.1} % of the processors", foreign * 100.0);
+                pairs.disturbed += 1;
+            } else {
+                pairs.kept.push(figures);
+            }
+        }
+        ensure!(
+            !pairs.kept.is_empty(),
+            "others used more than {:.1} % of the processors in each of {} pairs: stop them, or allow more with \
+             --foreign",
+            self.foreign * 100.0,
+            pairs.disturbed
+        );
+        Ok(pairs)
+    }
+
     /// One run of the load: as many connections as can be, unless `options` say otherwise.
     fn load(&self, inside: &Namespace, options: &[&str]) -> Result<Report> {
         let mut load = inside.command(machine::xtask()?);
@@ -174,7 +231,7 @@ impl Bench {
             report.first_failure.as_deref().unwrap_or("there were none")
         );
         // A moment for what is on its way.
-        std::thread::sleep(Duration::from_millis(300));
+        machine::sleep(Duration::from_millis(300))?;
         Ok(report)
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     io::{BufRead as _, BufReader},
     process::Stdio,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -42,7 +41,8 @@ const SS_SOCKETS: u64 = 100_000;
 /// Of those that are held, each hundredth pair is half closed.
 const LINGERING_SHARE: u64 = 100;
 const QUESTIONS: usize = 9;
-const IDLE: Duration = Duration::from_secs(20);
+/// As long as it is from one sweep to the next when nothing happens, so that one is in it.
+const IDLE: Duration = Duration::from_secs(60);
 
 pub(crate) fn scale(bench: &Bench) -> Result<Vec<Scale>> {
     bench.scales.iter().map(|sockets| run(bench, *sockets)).collect()
@@ -50,6 +50,8 @@ pub(crate) fn scale(bench: &Bench) -> Result<Vec<Scale>> {
 
 fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     let inside = Namespace::new("scale")?;
+    // The clients' ends that were closed are to be gone, and not to make tcpwatch sweep as often as it does for them.
+    command::output(inside.command("sysctl").args(["-q", "net.ipv4.tcp_fin_timeout=1"]))?;
     let (pairs, half_closed) = (sockets / 2, sockets / LINGERING_SHARE);
     let mut command = inside.command(machine::xtask()?);
     command.args(["load", "--hold", &pairs.to_string(), "--half-closed", &half_closed.to_string()]);
@@ -66,8 +68,7 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     let ready_seconds = began.elapsed().as_secs_f64();
     let ready_cpu_seconds = running.cpu_seconds()?;
     // What is half closed lingers after 30 s.
-    thread::sleep(Duration::from_secs(32).saturating_sub(held_since.elapsed()));
-    thread::sleep(Duration::from_secs(2));
+    machine::sleep(Duration::from_secs(34).saturating_sub(held_since.elapsed()))?;
     let ask = |path: &str| -> Result<Option<Spread>> {
         let mut times = Vec::new();
         for _ in 0..QUESTIONS {
@@ -80,7 +81,7 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     let (leaks_ms, connections_ms, metrics_ms) = (ask("/leaks")?, ask("/connections")?, ask("/metrics")?);
     let lingering = running.metric("tcpwatch_lingering_connections")? as u64;
     let before = running.cpu_seconds()?;
-    thread::sleep(IDLE);
+    machine::sleep(IDLE)?;
     let idle_percent = (running.cpu_seconds()? - before) / IDLE.as_secs_f64() * 100.0;
     let seconds = |program: &str, args: &[&str]| -> Result<f64> {
         let began = Instant::now();

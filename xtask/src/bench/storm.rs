@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Bench,
-    machine::{self, BpfStats, Namespace},
+    Bench, Pairs,
+    machine::{self, BpfStats, Foreign, Namespace},
     stats::Spread,
     tool::{Running, Tool},
 };
@@ -25,24 +25,27 @@ pub(crate) struct Storm {
     pub(crate) counted: f64,
     pub(crate) bpf_ns_per_retransmit: f64,
     pub(crate) lost: f64,
+    /// Pairs thrown away because somebody else used the processors.
+    pub(crate) disturbed: usize,
 }
 
 /// One of so many segments is dropped.
 const ONE_IN: u32 = 50;
 const BYTES: &str = "1000000";
 const SERVER: &str = "10.201.0.2";
+const PORT: &str = ":9000";
 
 pub(crate) fn storm(bench: &Bench) -> Result<Storm> {
-    let mut kept = Vec::new();
-    for pair in 0..bench.pairs.div_ceil(2) {
+    let Pairs { kept, disturbed } = bench.pairs(bench.pairs.div_ceil(2), || {
+        let foreign = Foreign::watch()?;
         let without = transfers(bench, &link()?)?.per_second;
         let ends = link()?;
         let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &ends[0], &bench.folder)?;
         let with = transfers(bench, &ends)?.per_second;
         running.stop()?;
-        eprintln!("storm pair {pair}: {without:.0} and {with:.0} MB/s");
-        kept.push(with / without);
-    }
+        eprintln!("storm: {without:.0} and {with:.0} MB/s");
+        Ok((with / without, foreign.share()?))
+    })?;
     let ends = link()?;
     let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &ends[0], &bench.folder)?;
     let stats = BpfStats::on()?;
@@ -51,14 +54,15 @@ pub(crate) fn storm(bench: &Bench) -> Result<Storm> {
     drop(stats);
     let kernel = ends.iter().map(retransmitted).sum::<Result<f64>>()?;
     // What is counted in the kernel is read each second.
-    std::thread::sleep(Duration::from_secs(3));
-    let counted = running.metric("tcpwatch_retransmits_total")?;
+    machine::sleep(Duration::from_secs(3))?;
+    let counted = running.metric_of("tcpwatch_retransmits_total", &format!("{PORT}\""))?;
     Ok(Storm {
         kept: Spread::of(kept),
         retransmits_per_second: kernel / report.seconds,
         counted: counted / kernel.max(1.0),
         bpf_ns_per_retransmit: ns as f64 / kernel.max(1.0),
         lost: running.metric("tcpwatch_records_lost_total")?,
+        disturbed,
     })
 }
 
@@ -88,13 +92,13 @@ fn link() -> Result<[Namespace; 2]> {
 /// Megabytes each way are this load's unit.
 fn transfers(bench: &Bench, [a, b]: &[Namespace; 2]) -> Result<Report> {
     machine::settle()?;
-    let address = format!("{SERVER}:9000");
+    let address = format!("{SERVER}{PORT}");
     let mut server = b.command(machine::xtask()?);
     let longer = (bench.seconds + 30.0).to_string();
     server.args(["load", "--workers", "8", "--bytes", BYTES, "--serve", &address, "--seconds", &longer]);
     let mut server =
         server.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("starting the server")?;
-    while !command::output(b.command("ss").args(["-Htln"]))?.contains(":9000") {
+    while !command::output(b.command("ss").args(["-Htln"]))?.contains(PORT) {
         std::thread::sleep(Duration::from_millis(50));
     }
     let report = bench.load(a, &["--workers", "8", "--bytes", BYTES, "--connect", &address]);

@@ -184,10 +184,15 @@ impl Running {
 
     /// The sum of a metric of tcpwatch over its labels.
     pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        self.metric_of(name, "")
+    }
+
+    /// Over those label sets that contain `part`.
+    pub(crate) fn metric_of(&self, name: &str, part: &str) -> Result<f64> {
         let text = self.get("/metrics")?;
-        let lines = text
-            .lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(part)
+        });
         Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 

@@ -1,7 +1,7 @@
 //! Many connections one after the other, on several threads: what kind and how many in, a report out.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4, TcpListener},
+    net::{SocketAddrV4, TcpListener},
     panic::resume_unwind,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
@@ -88,10 +88,9 @@ fn units(args: &Args, listener: Option<&TcpListener>, worker: usize) -> Result<U
         }));
     }
     // Each worker has an address of its own, so that it accepts only what it connected.
-    let address =
-        u8::try_from(worker + 1).ok().filter(|host| *host < 255).context("more than 254 workers")?;
+    let address = unit::listener(worker).context("more than 254 workers")?;
     let listen = || -> Result<_> {
-        let listener = unit::listen(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, address), 0), unit::LIMIT)?;
+        let listener = unit::listen(SocketAddrV4::new(address, 0), unit::LIMIT)?;
         let to = unit::address(&listener)?;
         Ok((listener, to))
     };

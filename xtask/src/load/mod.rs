@@ -5,7 +5,7 @@
 
 mod churn;
 mod hold;
-mod unit;
+pub(crate) mod unit;
 
 use std::{
     net::SocketAddrV4,

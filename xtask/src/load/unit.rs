@@ -25,6 +25,17 @@ use super::Close;
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 const LIMIT_TIMEVAL: TimeVal = TimeVal::new(10, 0);
 
+/// All addresses of clients.
+pub(crate) const SOURCES: &str = "127.1.0.0/16";
+/// And of listeners of workers that drive both ends.
+pub(crate) const LISTENERS: &str = "127.2.0.0/16";
+
+/// The listener's address for a worker, up to the 253rd.
+pub(crate) fn listener(worker: usize) -> Option<Ipv4Addr> {
+    let host = u8::try_from(worker + 1).ok().filter(|host| *host < 255)?;
+    Some(Ipv4Addr::new(127, 2, 0, host))
+}
+
 /// Clients come from 127.1.0.1 and on, 64,516 addresses; each has some 28,000 ports toward one listener.
 pub(crate) fn source(index: u64) -> Ipv4Addr {
     let (high, low) = (index / 254 % 254, index % 254);
