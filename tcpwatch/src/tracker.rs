@@ -137,6 +137,10 @@ impl Tracker {
 
     fn change(&mut self, record: &SocketRecord, from: TcpState, to: TcpState, value: u32) {
         let now_ns = record.time_ns;
+        if from == to {
+            self.closed_again(record, to, value);
+            return;
+        }
         let cause = cause(from, to, 0);
         // The two ways a life begins before our eyes.
         let born = from == TcpState::Close || (from == TcpState::SynRecv && record.socket.is_passive());
@@ -200,6 +204,16 @@ impl Tracker {
         }
         self.doubt_listener(slot, now_ns);
         self.group(slot, now_ns);
+    }
+
+    /// A close() after shutdown() sets the state that is set already (tcp_close_state, net/ipv4/tcp.c).
+    fn closed_again(&mut self, record: &SocketRecord, state: TcpState, value: u32) {
+        let closes = matches!(state, TcpState::FinWait1 | TcpState::LastAck);
+        if let Some(slot) = self.find_or_insert(record, state)
+            && closes
+        {
+            self.closed_by(slot, self.processes.by_pid(value), record.time_ns);
+        }
     }
 
     /// Whoever closed a connection had accepted it: where neither the record of the close nor a sweep said who
