@@ -38,6 +38,8 @@ pub const FLAG_HELD: u8 = 16;
 pub const FLAG_MINISOCK: u8 = 32;
 /// Not a full socket: a connection request whose handshake is not complete.
 pub const FLAG_REQUEST: u8 = 64;
+/// Of a transition from SYN_SENT to CLOSE: no segment was sent.
+pub const FLAG_UNSENT: u8 = 128;
 
 /// The kernel's TCP states (include/net/tcp_states.h), which BPF programs see as they are.
 pub mod state {

@@ -2,12 +2,12 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT,
     state::{CLOSE_WAIT, ESTABLISHED},
 };
 
 use crate::field::{
-    self, AF_INET6, Kernel, OFF_COPIED_SEQ, OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SK_ERR,
+    self, AF_INET6, Kernel, OFF_COPIED_SEQ, OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SEGS_OUT, OFF_SK_ERR,
     OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS,
     OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_TOTAL_RETRANS,
 };
@@ -115,6 +115,12 @@ pub fn flags(sk: impl Kernel) -> u8 {
         flags |= FLAG_PASSIVE;
     }
     flags
+}
+
+/// `FLAG_UNSENT` of a socket whose connect failed. tcp_disconnect (net/ipv4/tcp.c) sets `segs_out` to 0 for the next.
+#[inline(always)]
+pub fn unsent(sk: impl Kernel) -> u8 {
+    if sk.read::<u32>(&OFF_SEGS_OUT) == 0 { FLAG_UNSENT } else { 0 }
 }
 
 /// Received bytes that the application has not read; a FIN takes one sequence number of its own.

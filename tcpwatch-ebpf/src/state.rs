@@ -69,7 +69,10 @@ fn changes<K: Kernel>(
     let Some(sk) = sk() else { return 0 };
     // SAFETY: no arguments.
     let time_ns = unsafe { bpf_ktime_get_ns() };
-    let flags = fill::flags(sk);
+    let mut flags = fill::flags(sk);
+    if old_state == SYN_SENT && new_state == CLOSE {
+        flags |= fill::unsent(sk);
+    }
     let value = match new_state {
         // Only the application's own connect, listen, close or shutdown leads to these, in its context.
         SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(time_ns, By::Queue, LOST_STATE),

@@ -258,6 +258,8 @@ fn answers(criterion: &mut Criterion) {
     let questions = [
         ("leaks of a million, ten thousand lingering", million as fn() -> Node, "/leaks"),
         ("connections of a million", million, "/connections"),
+        ("processes of a million", million, "/processes"),
+        ("peers of a million", million, "/peers"),
         ("metrics of a thousand label sets", all_label_sets, "/metrics"),
     ];
     for (name, node, path) in questions {

@@ -1,16 +1,16 @@
-//! What is counted: opened, closed, retransmitted, and how long each state lasted, by process name, role and
-//! peer.
+//! What is counted: connects, opened, closed, retransmitted, and how long each state lasted, by process name, role
+//! and peer.
 //!
 //! The number of label sets is bounded. A connection holds its group while it lives; groups without a
 //! connection are folded into `~other` after ten idle minutes when their place is needed. What finds no
 //! place is counted in `~other`, so sums over all groups are always complete.
 
-use std::{fmt, net::Ipv6Addr, sync::Arc};
+use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
 
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
 
-use crate::{state::TcpState, tally::Retransmitted};
+use crate::{connect::Outcome, first_close::FirstClose, state::TcpState, tally::Retransmitted};
 
 /// Which side of the connection this socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,28 +132,59 @@ pub struct Group {
 pub struct Counts {
     /// Connections that reached ESTABLISHED.
     pub opened: u64,
-    /// Connections that had been ESTABLISHED and reached CLOSE.
-    pub closed: u64,
+    /// Connections that had been ESTABLISHED and reached CLOSE, by who closed first.
+    pub closed: [u64; FirstClose::ALL.len()],
+    /// Attempts to connect, and what became of those that are over.
+    pub attempts: u64,
+    pub connects: [u64; Outcome::ALL.len()],
     pub retransmitted: Retransmitted,
-    /// By state; allocated with the first observation.
+    /// By state; allocated with the first observation. Of SYN_SENT only those that went on to ESTABLISHED.
     pub durations: [Option<Box<Histogram>>; TcpState::COUNT],
+    /// Of SYN_SENT the others: of failed connects and simultaneous opens. Apart, so that successes make a histogram of
+    /// their own without being observed twice.
+    pub unaccepted: Option<Box<Histogram>>,
 }
 
 impl Counts {
     fn add(&mut self, other: &Self) {
         self.opened += other.opened;
-        self.closed += other.closed;
+        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
+            *mine += theirs;
+        }
+        self.attempts += other.attempts;
+        for (mine, theirs) in self.connects.iter_mut().zip(other.connects) {
+            *mine += theirs;
+        }
         self.retransmitted.add(&other.retransmitted);
-        for (mine, theirs) in self.durations.iter_mut().zip(&other.durations) {
+        let mine = self.durations.iter_mut().chain([&mut self.unaccepted]);
+        for (mine, theirs) in mine.zip(other.durations.iter().chain([&other.unaccepted])) {
             if let Some(theirs) = theirs {
                 mine.get_or_insert_default().add(theirs);
             }
         }
     }
+
+    pub fn closed(&self) -> u64 {
+        self.closed.iter().sum()
+    }
+
+    /// How long the state lasted, whatever came after it.
+    pub fn duration(&self, state: TcpState) -> Option<Cow<'_, Histogram>> {
+        let all = self.durations[state.index()].as_deref();
+        let others = self.unaccepted.as_deref().filter(|_| state == TcpState::SynSent);
+        match (all, others) {
+            (Some(all), Some(others)) => {
+                let mut sum = all.clone();
+                sum.add(others);
+                Some(Cow::Owned(sum))
+            }
+            (one, other) => one.or(other).map(Cow::Borrowed),
+        }
+    }
 }
 
 /// Index of a group; valid while a connection holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(u32);
 
 /// A group that was idle this long may lose its place.
@@ -208,8 +239,17 @@ impl Groups {
         self.counts(id).durations[state.index()].get_or_insert_default().observe(nanos);
     }
 
+    /// How long a socket was in SYN_SENT that went on to another state than ESTABLISHED.
+    pub fn observe_unaccepted(&mut self, id: GroupId, nanos: u64) {
+        self.counts(id).unaccepted.get_or_insert_default().observe(nanos);
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter()
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = (GroupId, &Group)> {
+        self.groups.iter().enumerate().map(|(index, group)| (GroupId(index as u32), group))
     }
 
     fn place(&mut self, key: GroupKey, now_ns: u64) -> GroupId {

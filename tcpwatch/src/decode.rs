@@ -7,8 +7,8 @@ use std::{borrow::Cow, fmt, net::Ipv6Addr};
 
 use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, RetransmitEvent,
-    SeenSocket, SocketEvent, TaskEvent, retransmit,
+    FLAG_UNSENT, KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION,
+    RetransmitEvent, SeenSocket, SocketEvent, TaskEvent, retransmit,
 };
 use thiserror::Error;
 
@@ -77,6 +77,12 @@ impl Socket {
     /// A handshake under way, not yet a socket.
     pub fn is_request(&self) -> bool {
         self.flags & FLAG_REQUEST != 0
+    }
+
+    /// Of one whose connect failed: no SYN was sent.
+    pub fn is_unsent(&self) -> bool {
+        // Without the flag, which wants the kernel's types: the kernel had not chosen a port yet.
+        self.flags & FLAG_UNSENT != 0 || self.local.port == 0
     }
 
     /// Made by a listener: it says so itself, unless the listener's backlog is 0, or no process holds it yet.

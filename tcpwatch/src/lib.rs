@@ -15,6 +15,8 @@ pub mod decode;
 pub mod container;
 pub mod process;
 
+pub mod connect;
+pub mod first_close;
 pub mod tally;
 
 pub mod aggregate;
@@ -22,6 +24,7 @@ pub mod life;
 pub mod table;
 pub mod ticks;
 
+pub mod attempts;
 pub mod retransmits;
 pub mod sweep;
 pub mod tracker;

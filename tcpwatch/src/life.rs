@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::state::TcpState;
+use crate::{
+    connect::{errno::ETIMEDOUT, is_unreachable},
+    state::TcpState,
+};
 
 /// Who made a connection enter a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -112,9 +115,6 @@ fn unpack_state(packed: u64) -> TcpState {
     TcpState::from_kernel((packed & 0xf) as u8).unwrap_or(TcpState::Close)
 }
 
-/// ETIMEDOUT, include/uapi/asm-generic/errno.h; other on a few old architectures tcpwatch does not run on.
-const ETIMEDOUT: u8 = 110;
-
 /// Who caused a transition of a full socket (RFC 9293, section 3.3.2). `error` is the socket's errno, which
 /// a reset or a time-out leaves.
 pub fn cause(from: TcpState, to: TcpState, error: u8) -> Cause {
@@ -122,6 +122,8 @@ pub fn cause(from: TcpState, to: TcpState, error: u8) -> Cause {
         (_, TcpState::SynSent | TcpState::Listen | TcpState::FinWait1 | TcpState::LastAck)
         | (TcpState::Listen, TcpState::Close) => Cause::Application,
         (_, TcpState::Close) if error == ETIMEDOUT => Cause::Timer,
+        // An ICMP error ends connects only; else it is the errno of a time-out after it.
+        (from, TcpState::Close) if from.follows_established() && is_unreachable(error) => Cause::Timer,
         (_, TcpState::Close) if error != 0 => Cause::Peer,
         // The last ACK, or the FIN after which only a minisock remains.
         (TcpState::LastAck | TcpState::FinWait2 | TcpState::Closing, TcpState::Close) => Cause::Peer,

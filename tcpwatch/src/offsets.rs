@@ -42,6 +42,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_SKB_LEN", "sk_buff", "len"),
     ("OFF_SKB_CB", "sk_buff", "cb"),
     ("OFF_SKB_CB_SEGMENTS", "tcp_skb_cb", "tcp_gso_segs"),
+    ("OFF_SEGS_OUT", "tcp_sock", "segs_out"),
     ("OFF_RCV_TSTAMP", "tcp_sock", "rcv_tstamp"),
     ("OFF_LSNDTIME", "tcp_sock", "lsndtime"),
     ("OFF_TW_SUBSTATE", "inet_timewait_sock", "tw_substate"),

@@ -106,9 +106,10 @@ impl Tracker {
 
 impl Retransmits {
     /// One segment, by itself.
-    pub(crate) fn one(time_ns: u64) -> Self {
+    pub(crate) fn one(time_ns: u64, state: TcpState) -> Self {
         let mut one = Self { since_ns: time_ns, ..Self::default() };
-        one.segments[Kind::Unknown as usize] = 1;
+        let kind = if state == TcpState::SynSent { Kind::Syn } else { Kind::Unknown };
+        one.segments[kind as usize] = 1;
         one
     }
 }

@@ -47,6 +47,11 @@ impl TcpState {
     pub const fn index(self) -> usize {
         self as usize
     }
+
+    /// Whether a socket in this state is or was ESTABLISHED.
+    pub fn follows_established(self) -> bool {
+        !matches!(self, Self::SynSent | Self::SynRecv | Self::Listen | Self::Close)
+    }
 }
 
 impl fmt::Display for TcpState {

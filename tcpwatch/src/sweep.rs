@@ -387,7 +387,7 @@ impl Tracker {
         if state.follows_established() {
             self.note_established(slot, seen.time_ns);
         }
-        self.count_closed(slot, state, seen.time_ns);
+        self.count_closed(slot, state, None, seen.time_ns);
         self.describe(slot, &seen.socket);
         self.become_minisock(slot, seen);
         false
@@ -466,7 +466,7 @@ impl Tracker {
             if !marks.minisock && !marks.request {
                 // Its end was lost: when is not known, so no duration is counted.
                 self.repairs.vanished += 1;
-                self.count_closed(slot, state, began_ns);
+                self.count_closed(slot, state, None, began_ns);
             }
             if let Some(seen) = left {
                 self.become_minisock(slot, &seen);

@@ -12,7 +12,8 @@ use slab::Slab;
 
 use crate::{
     aggregate::{GroupId, Peer, Role},
-    decode::{Endpoint, Socket},
+    connect::Outcome,
+    decode::{Endpoint, Kind, Socket},
     life::{Cause, Life},
     process::ProcessId,
     state::TcpState,
@@ -48,6 +49,8 @@ pub struct Conn {
     pub total_retrans: Option<u32>,
     /// Once something was retransmitted before our eyes.
     pub retransmits: Option<Box<Tally>>,
+    /// What became of its connect, once that is over and was told.
+    pub connect: Option<Outcome>,
     /// When last told: at the peer's FIN, or by a sweep.
     pub unread_bytes: u32,
     /// The last sweep that saw it.
@@ -66,6 +69,8 @@ pub struct Marks {
     pub state_older: bool,
     /// It was ESTABLISHED at some time.
     pub established: bool,
+    /// Its connect is counted as an attempt, and what becomes of it is not yet.
+    pub connecting: bool,
     /// The process was seen acting on the socket or holding it; else it is the listener's.
     pub owner_seen: bool,
     /// The sweep that saw the socket last found its process to hold it.
@@ -172,6 +177,7 @@ impl Table {
             error: 0,
             total_retrans: (!marks.older).then_some(0),
             retransmits: None,
+            connect: None,
             unread_bytes: 0,
             swept: 0,
             list: 0,
@@ -353,6 +359,17 @@ impl Conn {
 
     pub fn state(&self) -> TcpState {
         self.life.state()
+    }
+
+    /// How many SYNs were repeated; `None` where it was not seen to connect, or retransmits are not told by kind.
+    pub fn syn_retransmits(&self) -> Option<u64> {
+        if self.state() == TcpState::SynSent {
+            return self.total_retrans.map(u64::from);
+        }
+        let segments = self.retransmits.as_ref().map(|tally| tally.counted.segments).unwrap_or_default();
+        let syns = segments[Kind::Syn as usize];
+        let told = !self.marks.older && (syns > 0 || segments[Kind::Unknown as usize] == 0);
+        told.then_some(syns)
     }
 
     /// CLOCK_MONOTONIC, when it entered its state.

@@ -9,7 +9,10 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     aggregate::{GroupId, GroupKey, Groups, Role},
+    attempts::Failure,
+    connect::Outcome,
     decode::{Endpoint, ListenQueue, Record, Retransmits, Socket, SocketRecord, What},
+    first_close::FirstClose,
     life::{Cause, Life, cause},
     probes::Told,
     process::{ProcessId, ProcessTable},
@@ -113,7 +116,7 @@ impl Tracker {
             What::End { from, error, total_retrans } => self.end(record, from, error, total_retrans),
             What::Transition { from, to, value } => self.change(record, from, to, value),
             What::Retransmit { state, total } => {
-                self.retransmitted(record, state, total, &Retransmits::one(record.time_ns));
+                self.retransmitted(record, state, total, &Retransmits::one(record.time_ns, state));
             }
             What::MinisockEnd => self.end_minisock(record),
             What::Accept { state, pid } => {
@@ -134,6 +137,10 @@ impl Tracker {
 
     fn change(&mut self, record: &SocketRecord, from: TcpState, to: TcpState, value: u32) {
         let now_ns = record.time_ns;
+        if from == to {
+            self.closed_again(record, to, value);
+            return;
+        }
         let cause = cause(from, to, 0);
         // The two ways a life begins before our eyes.
         let born = from == TcpState::Close || (from == TcpState::SynRecv && record.socket.is_passive());
@@ -152,7 +159,7 @@ impl Tracker {
             !over
         });
         if let Some(slot) = known {
-            self.leave(slot, from, now_ns);
+            self.leave(slot, from, to, now_ns);
             self.table.enter(slot, to, cause, now_ns);
         }
         let marks = Marks { older: !born, ..Marks::default() };
@@ -171,6 +178,9 @@ impl Tracker {
                 let process = self.processes.by_pid(value);
                 self.own(slot, process, now_ns);
                 self.refer(slot, process, |conn| &mut conn.opener);
+                if to == TcpState::SynSent {
+                    self.count_attempt(slot, now_ns);
+                }
             }
             TcpState::FinWait1 | TcpState::LastAck => {
                 self.closed_by(slot, self.processes.by_pid(value), now_ns);
@@ -187,12 +197,23 @@ impl Tracker {
                 }
                 if first && let Some(group) = self.group(slot, now_ns) {
                     self.groups.counts(group).opened += 1;
+                    self.count_connect(slot, Outcome::Established, now_ns);
                 }
             }
             _ => {}
         }
         self.doubt_listener(slot, now_ns);
         self.group(slot, now_ns);
+    }
+
+    /// A close() after shutdown() sets the state that is set already (tcp_close_state, net/ipv4/tcp.c).
+    fn closed_again(&mut self, record: &SocketRecord, state: TcpState, value: u32) {
+        let closes = matches!(state, TcpState::FinWait1 | TcpState::LastAck);
+        if let Some(slot) = self.find_or_insert(record, state)
+            && closes
+        {
+            self.closed_by(slot, self.processes.by_pid(value), record.time_ns);
+        }
     }
 
     /// Whoever closed a connection had accepted it: where neither the record of the close nor a sweep said who
@@ -229,15 +250,20 @@ impl Tracker {
             self.note_established(slot, now_ns);
         }
         self.count_retransmits(slot, total_retrans, now_ns);
-        self.count_closed(slot, from, now_ns);
+        let told = (!self.told.errors_untold).then_some(error);
+        self.count_closed(slot, from, told, now_ns);
         self.table.get_mut(slot).error = error;
+        if matches!(from, TcpState::SynSent | TcpState::SynRecv) {
+            let failure = Failure { from, error: told };
+            self.fail_connect(slot, &record.socket, failure, now_ns);
+        }
         if let Some(state) = minisock(&record.socket, from, error) {
             let Socket { netns, local, remote, .. } = record.socket;
             self.sweep.ended_minisock((netns, local, remote), now_ns);
             if state == self.table.get(slot).state() {
                 self.table.get_mut(slot).seen_ns = now_ns;
             } else {
-                self.leave(slot, from, now_ns);
+                self.leave(slot, from, state, now_ns);
                 self.table.enter(slot, state, cause, now_ns);
                 self.table.get_mut(slot).marks.state_older = state == from;
             }
@@ -245,7 +271,7 @@ impl Tracker {
             self.shrink(slot, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)), now_ns);
             self.doubt_listener(slot, now_ns);
         } else {
-            self.leave(slot, from, now_ns);
+            self.leave(slot, from, TcpState::Close, now_ns);
             self.remove(slot, cause, now_ns);
         }
     }
@@ -261,7 +287,7 @@ impl Tracker {
     pub(crate) fn supersede(&mut self, slot: Slot, now_ns: u64) {
         let conn = self.table.get(slot);
         if !conn.marks.minisock && !conn.marks.request {
-            self.count_closed(slot, conn.state(), now_ns);
+            self.count_closed(slot, conn.state(), None, now_ns);
         }
         self.remove(slot, Cause::Unknown, now_ns);
     }
@@ -279,6 +305,7 @@ impl Tracker {
         let first = !std::mem::replace(&mut marks.established, true) && !marks.older;
         if first && let Some(group) = self.group(slot, now_ns) {
             self.groups.counts(group).opened += 1;
+            self.count_connect(slot, Outcome::Established, now_ns);
         }
     }
 
@@ -340,6 +367,8 @@ impl Tracker {
         }
         let role = match life.state() {
             TcpState::Listen => Role::Listener,
+            // Also one that listened before.
+            TcpState::SynSent => Role::Client,
             _ if socket.is_passive() => Role::Server,
             // It does not say who opened it: a listener on its port does.
             _ if marks.older && self.listeners.contains_key(&(socket.netns, socket.local.port)) => {
@@ -506,23 +535,32 @@ impl Tracker {
     }
 
     /// Notes how long the state lasted that ends now, where that is exactly known.
-    fn leave(&mut self, slot: Slot, from: TcpState, now_ns: u64) {
+    fn leave(&mut self, slot: Slot, from: TcpState, to: TcpState, now_ns: u64) {
         let conn = self.table.get(slot);
         let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.marks.state_older);
         if exact && let Some(group) = self.group(slot, now_ns) {
-            self.groups.observe(group, from, now_ns.saturating_sub(since_ns));
+            let nanos = now_ns.saturating_sub(since_ns);
+            match (from, to) {
+                (TcpState::SynSent, TcpState::Established) => self.groups.observe(group, from, nanos),
+                (TcpState::SynSent, _) => self.groups.observe_unaccepted(group, nanos),
+                _ => self.groups.observe(group, from, nanos),
+            }
         }
     }
 
-    pub(crate) fn count_closed(&mut self, slot: Slot, from: TcpState, now_ns: u64) {
+    /// `error`: `None` where the end was not told.
+    pub(crate) fn count_closed(&mut self, slot: Slot, from: TcpState, error: Option<u8>, now_ns: u64) {
         let was_established = self.table.get(slot).marks.established || from.follows_established();
         if was_established && let Some(group) = self.group(slot, now_ns) {
-            self.groups.counts(group).closed += 1;
+            self.groups.counts(group).closed[FirstClose::of(from, error) as usize] += 1;
         }
     }
 
     /// The connection is over; it stays among the ended while there is room.
     pub(crate) fn remove(&mut self, slot: Slot, cause: Cause, now_ns: u64) {
+        if self.table.get(slot).marks.connecting {
+            self.count_connect(slot, Outcome::Unknown, now_ns);
+        }
         let mut conn = self.table.remove(slot);
         if let Some(group) = conn.group.take() {
             self.groups.release(group, now_ns);
@@ -585,12 +623,5 @@ fn minisock(socket: &Socket, from: TcpState, error: u8) -> Option<TcpState> {
         TcpState::FinWait2 | TcpState::Closing if socket.fin_received() => Some(TcpState::TimeWait),
         TcpState::FinWait2 if socket.is_orphan() => Some(TcpState::FinWait2),
         _ => None,
-    }
-}
-
-impl TcpState {
-    /// Whether a socket in this state is or was ESTABLISHED.
-    pub fn follows_established(self) -> bool {
-        !matches!(self, Self::SynSent | Self::SynRecv | Self::Listen | Self::Close)
     }
 }

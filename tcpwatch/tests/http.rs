@@ -22,7 +22,8 @@ use tower::ServiceExt as _;
 #[path = "fixtures/mod.rs"]
 mod fixture;
 
-const PATHS: [&str; 7] = ["/", "/leaks", "/connections", "/status", "/metrics", "/healthz", "/readyz"];
+const PATHS: [&str; 9] =
+    ["/", "/leaks", "/connections", "/processes", "/peers", "/status", "/metrics", "/healthz", "/readyz"];
 
 struct Answer {
     status: StatusCode,
@@ -280,6 +281,88 @@ async fn rows_are_sorted_with_the_longest_first_also_when_cut() {
     }
 }
 
+/// Sum of a number over the rows of an answer.
+fn sum(rows: &Value, number: impl Fn(&Value) -> &Value) -> u64 {
+    rows.as_array().unwrap().iter().map(|row| number(row).as_u64().unwrap_or(0)).sum()
+}
+
+#[tokio::test]
+async fn processes_and_peers_are_the_same_connections_and_counts() {
+    let server = Server::of_fixture();
+    let processes = server.json("/processes?limit=0").await["processes"].clone();
+    let peers = server.json("/peers?limit=0").await["peers"].clone();
+    let total = fixture::TOTAL as u64;
+    assert_eq!(sum(&processes, |row| &row["connections"]["total"]), total);
+    let instances = |row: &Value| sum(&row["instances"], |one| &one["connections"]["total"]);
+    let owned = processes.as_array().unwrap().iter().filter(|row| !row["comm"].is_null());
+    for row in owned {
+        assert_eq!(row["connections"]["total"], instances(row), "{row}");
+        assert_eq!(row["running"], row["instances"].as_array().unwrap().len(), "{row}");
+    }
+    // Listeners have no peer.
+    let listeners = server.json("/connections?role=listener").await["total"].as_u64().unwrap();
+    assert_eq!(sum(&peers, |row| &row["connections"]["total"]), total - listeners);
+    let metrics = server.get("/metrics").await.body;
+    for (field, metric) in [
+        ("opened", "tcpwatch_connections_opened_total"),
+        ("closed", "tcpwatch_connections_closed_total"),
+        ("connect_attempts", "tcpwatch_connect_attempts_total"),
+        ("retransmits", "tcpwatch_retransmits_total"),
+    ] {
+        let samples = metrics.lines().filter(|line| line.split('{').next() == Some(metric));
+        let counted: u64 = samples.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+        assert_eq!(sum(&processes, |row| &row[field]), counted, "{field}");
+        assert_eq!(sum(&peers, |row| &row[field]), counted, "{field}");
+    }
+    for rows in [&processes, &peers] {
+        for row in rows.as_array().unwrap() {
+            let over: u64 = row["connects"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+            let waiting = row["connections"]["states"]["SYN_SENT"].as_u64().unwrap_or(0);
+            assert_eq!(row["connect_attempts"], over + waiting, "{row}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn processes_and_peers_are_sorted_filtered_and_cut() {
+    let server = Server::of_fixture();
+    for (path, rows) in [("/processes", "processes"), ("/peers", "peers")] {
+        let all = server.json(&format!("{path}?limit=0")).await;
+        let count = all[rows].as_array().unwrap().len();
+        assert_eq!((&all["total"], &all["truncated"]), (&json!(count), &json!(false)), "{path}");
+        for (sort, number) in [
+            ("connections", ["connections", "total"]),
+            ("opened", ["opened", ""]),
+            ("retransmits", ["retransmits", ""]),
+        ] {
+            let answer = server.json(&format!("{path}?sort={sort}&limit=0")).await;
+            let numbers: Vec<_> = answer[rows]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|row| {
+                    let [outer, inner] = number;
+                    if inner.is_empty() { row[outer].as_u64() } else { row[outer][inner].as_u64() }
+                })
+                .collect();
+            assert!(numbers.is_sorted_by(|a, b| a >= b), "{path} {sort}: {numbers:?}");
+        }
+        let cut = server.json(&format!("{path}?limit=2")).await;
+        assert_eq!((cut[rows].as_array().unwrap().len(), &cut["truncated"]), (2, &json!(true)), "{path}");
+        assert_eq!(cut["total"], count, "{path}");
+        let text = server.get(&format!("{path}?limit=2")).await.body;
+        assert!(text.lines().last().is_some_and(|last| last.contains(&format!("2 of {count}"))), "{text}");
+        fails(&server, Method::GET, &format!("{path}?sort=age"), 400, Some("sort")).await;
+        fails(&server, Method::GET, &format!("{path}?limit=x"), 400, Some("limit")).await;
+        assert_eq!(server.json(&format!("{path}?comm=nobody")).await["total"], 0);
+    }
+    let leaky = server.json("/processes?comm=leaky-4").await;
+    assert_eq!(leaky["processes"][0]["connections"]["total"], 4, "{leaky}");
+    let clients = server.json("/peers?role=client&limit=0").await;
+    assert!(clients["peers"].as_array().unwrap().iter().all(|row| row["role"] == "client"), "{clients}");
+    fails(&server, Method::GET, "/peers?role=boss", 400, Some("role")).await;
+}
+
 #[tokio::test]
 async fn leaks_fit_a_terminal_and_say_whose_they_are() {
     let server = Server::of_fixture();
@@ -311,7 +394,7 @@ async fn a_stopping_daemon_answers_503_and_is_alive() {
     let (sender, questions) = mpsc::channel(1);
     drop(questions);
     let server = Server(router(Api::new(sender)));
-    for path in ["/leaks", "/connections", "/status", "/readyz", "/metrics"] {
+    for path in ["/leaks", "/connections", "/processes", "/peers", "/status", "/readyz", "/metrics"] {
         let answer = server.get(path).await;
         assert_eq!(answer.status, 503, "{path}: {}", answer.body);
     }
@@ -375,7 +458,7 @@ async fn a_hostile_process_name_cannot_forge_lines_or_colours() {
     let rows = server.json("/connections?comm=%0a%1b[31m%22").await;
     assert_eq!(rows["total"], 4, "JSON tells the name as it is");
     let honest = Server::of_fixture();
-    for path in ["/connections", "/leaks", "/status"] {
+    for path in ["/connections", "/processes", "/peers", "/leaks", "/status"] {
         let text = server.get(path).await.body;
         assert!(!text.contains('\u{1b}'), "{path}: {text:?}");
         assert_eq!(text.lines().count(), honest.get(path).await.body.lines().count(), "{path}: {text}");

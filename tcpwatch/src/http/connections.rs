@@ -14,7 +14,7 @@ use super::{
     text::{bounded_duration, duration, endpoint, printable, table},
     view::{Detail, End, Row, detail, row},
 };
-use crate::{clock::Clock, node::Node, process::Process, table::Conn};
+use crate::{clock::Clock, connect::Outcome, node::Node, process::Process, table::Conn};
 
 #[derive(Debug, Serialize)]
 struct Connections {
@@ -160,6 +160,22 @@ impl Answer for Detail {
         }
         if self.row.accepted == Some(false) {
             line("accepted", "not yet".to_owned());
+        }
+        if let Some(connect) = self.connect {
+            let repeated = match connect.syn_retransmits {
+                None | Some(0) => String::new(),
+                Some(count) => format!(", {count} SYN repeated"),
+            };
+            let after =
+                connect.seconds.map_or(String::new(), |seconds| format!(" after {}", duration(seconds)));
+            let outcome = connect.outcome.map_or("waits", Outcome::name);
+            line("connect", format!("{outcome}{after}{repeated}"));
+        }
+        if let Some(first) = self.first_close {
+            let after = self.established_seconds.map_or(String::new(), |seconds| {
+                format!(" after {} ESTABLISHED", bounded_duration(seconds, self.row.at_least))
+            });
+            line("first close", format!("{}{after}", first.name()));
         }
         if let Some(retransmits) = self.retransmits.filter(|retransmits| *retransmits > 0) {
             line("retransmits", format!("{retransmits} segments, {} bytes", self.retransmitted_bytes));

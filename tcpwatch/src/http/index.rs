@@ -32,6 +32,14 @@ const PATHS: &[Path] = &[
     },
     Path { path: "/history", answers: "the connections that ended last; ?process= peer= since= limit=" },
     Path {
+        path: "/processes",
+        answers: "who has how many connections, and counts since the start; ?comm= sort= limit=",
+    },
+    Path {
+        path: "/peers",
+        answers: "the same by the server's side of the connections; ?comm= role= sort= limit=",
+    },
+    Path {
         path: "/events",
         answers: "every transition as it happens, as server-sent events; filters as above",
     },

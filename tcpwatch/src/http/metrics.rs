@@ -16,8 +16,10 @@ use super::{Api, ApiError, Asked};
 use crate::{
     aggregate::{DURATION_BUCKETS, Group, GroupKey, Histogram},
     clock::Clock,
+    connect::Outcome,
     decode::Kind,
     findings::lingering,
+    first_close::FirstClose,
     node::{Node, RecordCounts},
     proc,
     state::TcpState,
@@ -69,13 +71,8 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
         "Connections that reached ESTABLISHED.",
         |group| group.counts.opened,
     );
-    counter(
-        &mut text,
-        &groups,
-        "tcpwatch_connections_closed_total",
-        "Connections that had been ESTABLISHED and reached CLOSE; the kernel may keep their TIME_WAIT.",
-        |group| group.counts.closed,
-    );
+    write_closes(&mut text, &groups);
+    write_connects(&mut text, &groups);
     counter(&mut text, &groups, "tcpwatch_retransmits_total", "Segments retransmitted.", |group| {
         group.counts.retransmitted.total()
     });
@@ -117,8 +114,9 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
     );
     for (labels, group) in &groups {
         for state in TcpState::ALL {
-            if let Some(histogram) = &group.counts.durations[state.index()] {
-                write_histogram(&mut text, labels, *state, histogram);
+            if let Some(histogram) = group.counts.duration(*state) {
+                let labels = format!("{labels},state=\"{state}\"");
+                write_histogram(&mut text, "tcpwatch_state_duration_seconds", &labels, &histogram);
             }
         }
     }
@@ -162,20 +160,61 @@ fn counter(
     }
 }
 
-fn write_histogram(text: &mut String, labels: &str, state: TcpState, histogram: &Histogram) {
-    let name = "tcpwatch_state_duration_seconds";
+fn write_closes(text: &mut String, groups: &[(String, &Group)]) {
+    let name = "tcpwatch_connections_closed_total";
+    let help = "Connections that had been ESTABLISHED and reached CLOSE, by who closed first; the kernel may keep their \
+                TIME_WAIT.";
+    family(text, name, "counter", help);
+    for (labels, group) in groups {
+        for (first, count) in FirstClose::ALL.iter().zip(group.counts.closed) {
+            let _ = writeln!(text, "{name}{{{labels},first=\"{}\"}} {count}", first.name());
+        }
+    }
+}
+
+/// Of the groups that connect.
+fn write_connects(text: &mut String, groups: &[(String, &Group)]) {
+    let connecting = || groups.iter().filter(|(_, group)| group.counts.attempts > 0);
+    family(
+        text,
+        "tcpwatch_connect_attempts_total",
+        "counter",
+        "Connects that began, and those from before the start that are over.",
+    );
+    for (labels, group) in connecting() {
+        let _ = writeln!(text, "tcpwatch_connect_attempts_total{{{labels}}} {}", group.counts.attempts);
+    }
+    family(text, "tcpwatch_connects_total", "counter", "Connects that are over, by what became of them.");
+    for (labels, group) in connecting() {
+        for (outcome, count) in Outcome::ALL.iter().zip(group.counts.connects) {
+            let name = outcome.name();
+            let _ = writeln!(text, "tcpwatch_connects_total{{{labels},outcome=\"{name}\"}} {count}");
+        }
+    }
+    family(
+        text,
+        "tcpwatch_connect_duration_seconds",
+        "histogram",
+        "From connect() to the peer's answer, of those it accepted; only where both ends were seen.",
+    );
+    for (labels, group) in connecting() {
+        if let Some(histogram) = &group.counts.durations[TcpState::SynSent.index()] {
+            write_histogram(text, "tcpwatch_connect_duration_seconds", labels, histogram);
+        }
+    }
+}
+
+fn write_histogram(text: &mut String, name: &str, labels: &str, histogram: &Histogram) {
     let mut below = 0;
     for (index, count) in histogram.buckets.iter().enumerate() {
         below += count;
         let _ = match DURATION_BUCKETS.get(index) {
-            Some(bound) => {
-                writeln!(text, "{name}_bucket{{{labels},state=\"{state}\",le=\"{bound}\"}} {below}")
-            }
-            None => writeln!(text, "{name}_bucket{{{labels},state=\"{state}\",le=\"+Inf\"}} {below}"),
+            Some(bound) => writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}"),
+            None => writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {below}"),
         };
     }
-    let _ = writeln!(text, "{name}_sum{{{labels},state=\"{state}\"}} {}", histogram.sum_seconds);
-    let _ = writeln!(text, "{name}_count{{{labels},state=\"{state}\"}} {below}");
+    let _ = writeln!(text, "{name}_sum{{{labels}}} {}", histogram.sum_seconds);
+    let _ = writeln!(text, "{name}_count{{{labels}}} {below}");
 }
 
 fn labels(key: &GroupKey) -> String {

@@ -7,6 +7,8 @@
 //! | `/connections` | every connection now |
 //! | `/connections/ID` | one connection's whole life |
 //! | `/history` | the connections that ended last |
+//! | `/processes` | connections and counts by process |
+//! | `/peers` | the same by the server's side |
 //! | `/events` | every transition as it happens |
 //! | `/status` | how tcpwatch itself is doing |
 //! | `/metrics` | Prometheus |
@@ -22,8 +24,11 @@ mod history;
 mod index;
 mod leaks;
 mod metrics;
+mod peers;
+mod processes;
 mod request;
 mod status;
+mod sums;
 mod text;
 mod view;
 
@@ -88,6 +93,8 @@ pub fn router(api: Api) -> Router {
         .route("/connections", get(connections::handle))
         .route("/connections/{id}", get(connections::handle_one))
         .route("/history", get(history::handle))
+        .route("/processes", get(processes::handle))
+        .route("/peers", get(peers::handle))
         .route("/events", get(events::handle))
         .route("/status", get(status::handle))
         .route("/metrics", get(metrics::handle))

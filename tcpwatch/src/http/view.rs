@@ -11,7 +11,9 @@ use serde::Serialize;
 use crate::{
     aggregate::Role,
     clock::{Clock, seconds},
+    connect::Outcome,
     decode::{Endpoint, Kind},
+    first_close::FirstClose,
     life::{Cause, Step},
     node::Node,
     process::{Process, ProcessId},
@@ -72,6 +74,12 @@ pub(super) struct Detail {
     pub opener: Option<Process>,
     /// Who closed it or shut down its sending side.
     pub closer: Option<Process>,
+    /// What became of its connect; `null` where it did not connect, or that is not known.
+    pub connect: Option<Connect>,
+    /// How long it was, or has been, ESTABLISHED; `null` where it was not, or that is not known.
+    pub established_seconds: Option<f64>,
+    /// Who closed first; `null` while nobody has.
+    pub first_close: Option<FirstClose>,
     /// The socket's errno at its end, 0 for none.
     pub error: u8,
     /// Segments; `null` where the kernel has not told yet.
@@ -85,6 +93,16 @@ pub(super) struct Detail {
     pub unread_bytes: u32,
     /// The states it went through.
     pub life: Vec<LifeStep>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Connect {
+    /// `null` while it waits for an answer.
+    pub outcome: Option<Outcome>,
+    /// Until the peer's answer, the failure, or now; `null` where its beginning was not seen.
+    pub seconds: Option<f64>,
+    /// SYNs repeated; `null` where that is not known.
+    pub syn_retransmits: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -127,6 +145,9 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
     if let Some(ended) = ended {
         steps.push(Step { state: TcpState::Close, cause: ended.cause, since_ns: ended.ended_ns });
     }
+    let lasted = |state| lasted(&steps, state, clock.now_ns);
+    let established_seconds = lasted(TcpState::Established).map(seconds);
+    let connect = connect(conn, lasted(TcpState::SynSent).filter(|_| !conn.marks.older));
     let until = |index: usize| steps.get(index + 1).map_or(clock.now_ns, |next: &Step| next.since_ns);
     let retransmitted = conn.retransmits.as_ref().map(|tally| tally.counted).unwrap_or_default();
     Detail {
@@ -135,6 +156,9 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         ended_at: ended.map(|ended| time(clock, ended.ended_ns)),
         opener: process(node, conn.opener),
         closer: process(node, conn.closer),
+        connect,
+        established_seconds,
+        first_close: first_close(node, conn, ended),
         error: conn.error,
         retransmits: conn.total_retrans,
         retransmits_by_kind: Kind::ALL
@@ -157,6 +181,32 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
             })
             .collect(),
     }
+}
+
+/// How long the connection was in this state, in nanoseconds.
+fn lasted(steps: &[Step], state: TcpState, now_ns: u64) -> Option<u64> {
+    let at = steps.iter().position(|step| step.state == state)?;
+    let until_ns = steps.get(at + 1).map_or(now_ns, |next| next.since_ns);
+    Some(until_ns.saturating_sub(steps[at].since_ns))
+}
+
+fn connect(conn: &Conn, nanos: Option<u64>) -> Option<Connect> {
+    let waits = matches!(conn.state(), TcpState::SynSent | TcpState::SynRecv);
+    let known = conn.role == Role::Client && (waits || conn.connect.is_some());
+    known.then(|| Connect {
+        outcome: conn.connect,
+        seconds: nanos.map(seconds),
+        syn_retransmits: conn.syn_retransmits(),
+    })
+}
+
+fn first_close(node: &Node, conn: &Conn, ended: Option<&Ended>) -> Option<FirstClose> {
+    let first = FirstClose::of_state(conn.state());
+    first.or_else(|| {
+        let ended = ended.filter(|_| conn.state() == TcpState::Established)?;
+        let told = ended.cause != Cause::Unknown && !node.tracker.told.errors_untold;
+        Some(FirstClose::of(conn.state(), told.then_some(conn.error)))
+    })
 }
 
 pub(super) fn end(end: Endpoint) -> End {

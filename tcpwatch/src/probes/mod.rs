@@ -115,6 +115,9 @@ pub struct Told {
     pub accepts: bool,
     /// The socket's address, not its cookie.
     pub addresses: bool,
+    /// Not the errno with which a socket ends.
+    #[serde(default)]
+    pub errors_untold: bool,
 }
 
 impl Hooks {
@@ -125,6 +128,7 @@ impl Hooks {
             minisock_ends: attached("minisock"),
             accepts: attached("accept"),
             addresses: self.identity == BY_ADDRESS,
+            errors_untold: self.programs.iter().any(|one| one.program == "state_tracepoint"),
         }
     }
 }

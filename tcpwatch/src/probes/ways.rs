@@ -123,7 +123,7 @@ const fn inferred(hook: &'static str, lost: &'static str) -> Way {
 }
 
 const NO_TYPES: &str = "network namespaces, executables and cgroups of processes, unread bytes, retransmits before the \
-                        start and who holds what: this kernel's types are not known";
+                        start, why connects fail, resets and who holds what: this kernel's types are not known";
 const SKIPPED: &str = "what happens inside another probe on the same processor is skipped, uncounted";
 
 /// Without these there is nothing to watch.

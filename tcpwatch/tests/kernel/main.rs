@@ -6,6 +6,8 @@
 
 mod capabilities;
 mod check;
+mod closes;
+mod connects;
 mod containers;
 mod counts;
 mod daemon;

@@ -3,9 +3,14 @@
 
 use std::net::IpAddr;
 
-use tcpwatch::{aggregate::Histogram, process::ProcessId};
+use tcpwatch::process::ProcessId;
 pub(crate) use tcpwatch::{
+    connect::{
+        Outcome,
+        errno::{EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT},
+    },
     decode::{Endpoint, ListenQueue, Record, Seen, Socket, SocketRecord, TaskRecord, What},
+    first_close::FirstClose,
     life::Cause,
     state::TcpState::{
         self, Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
@@ -17,17 +22,12 @@ pub(crate) use tcpwatch::{
 };
 pub(crate) use tcpwatch_common::{
     FLAG_FIN_RECEIVED as FIN, FLAG_HELD as HELD, FLAG_MINISOCK as MINISOCK, FLAG_ORPHAN as ORPHAN,
-    FLAG_PASSIVE as PASSIVE, FLAG_REQUEST as REQUEST,
+    FLAG_PASSIVE as PASSIVE, FLAG_REQUEST as REQUEST, FLAG_UNSENT as UNSENT,
 };
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
 pub(crate) const MINUTE: u64 = 60 * SECOND;
 pub(crate) const NETNS: u32 = 1;
-
-/// include/uapi/asm-generic/errno.h
-pub(crate) const ECONNRESET: u8 = 104;
-pub(crate) const ETIMEDOUT: u8 = 110;
-pub(crate) const ECONNREFUSED: u8 = 111;
 
 /// The processes that every world knows.
 pub(crate) const CURL: u32 = 100;
@@ -228,7 +228,7 @@ impl World {
         for group in self.tracker.groups.iter() {
             let counts = &group.counts;
             for (sum, count) in
-                sums.iter_mut().zip([counts.opened, counts.closed, counts.retransmitted.total()])
+                sums.iter_mut().zip([counts.opened, counts.closed(), counts.retransmitted.total()])
             {
                 *sum += count;
             }
@@ -241,21 +241,46 @@ impl World {
         let of = self.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some(name));
         of.fold([0; 3], |[opened, closed, retransmits], group| {
             let counts = &group.counts;
-            [opened + counts.opened, closed + counts.closed, retransmits + counts.retransmitted.total()]
+            [opened + counts.opened, closed + counts.closed(), retransmits + counts.retransmitted.total()]
         })
     }
 
     /// How many times the state was seen to last how many seconds.
     pub(crate) fn observed(&self, state: TcpState) -> (u64, f64) {
-        let histograms =
-            self.tracker.groups.iter().filter_map(|group| group.counts.durations[state.index()].as_deref());
-        histograms.fold((0, 0.0), |(count, sum), histogram: &Histogram| {
+        let histograms = self.tracker.groups.iter().filter_map(|group| group.counts.duration(state));
+        histograms.fold((0, 0.0), |(count, sum), histogram| {
             (count + histogram.count(), sum + histogram.sum_seconds)
         })
     }
 
+    /// Connects over all groups, by what became of them.
+    pub(crate) fn connects(&self) -> Vec<(Outcome, u64)> {
+        let sum = |outcome: Outcome| {
+            let counts = self.tracker.groups.iter().map(|group| group.counts.connects[outcome as usize]);
+            counts.sum::<u64>()
+        };
+        let all = Outcome::ALL.into_iter().map(|outcome| (outcome, sum(outcome)));
+        all.filter(|(_, count)| *count > 0).collect()
+    }
+
+    pub(crate) fn attempts(&self) -> u64 {
+        self.tracker.groups.iter().map(|group| group.counts.attempts).sum()
+    }
+
+    /// Who closed first, over all groups.
+    pub(crate) fn first_closes(&self) -> Vec<(FirstClose, u64)> {
+        let sum = |first: FirstClose| {
+            self.tracker.groups.iter().map(|group| group.counts.closed[first as usize]).sum::<u64>()
+        };
+        let all = FirstClose::ALL.into_iter().map(|first| (first, sum(first)));
+        all.filter(|(_, count)| *count > 0).collect()
+    }
+
     /// What must hold after whatever was told.
     pub(crate) fn assert_consistent(&self) {
+        let waiting = self.tracker.table.iter().filter(|conn| conn.marks.connecting).count();
+        let over: u64 = self.connects().iter().map(|(_, count)| count).sum();
+        assert_eq!(self.attempts(), over + waiting as u64, "{:?}", self.connects());
         let table = &self.tracker.table;
         let mut sum = 0;
         for state in TcpState::ALL {

@@ -39,6 +39,24 @@ fn a_client_that_closes_first_ends_in_time_wait_and_is_named_as_closer() {
 }
 
 #[test]
+fn a_close_after_a_shutdown_is_no_state_of_its_own() {
+    for (last, steps, closer) in [(FinWait1, 3, WORKER), (FinWait2, 4, CURL)] {
+        let mut world = World::new();
+        world.connect();
+        world.tell(3, client(HELD), to(Established, FinWait1, CURL));
+        if last == FinWait2 {
+            world.tell(4, client(HELD), to(FinWait1, FinWait2, 0));
+        }
+        let pid = if last == FinWait1 { WORKER } else { 0 };
+        world.tell(9, client(ORPHAN), to(last, last, pid));
+        let row = world.row(1);
+        assert_eq!((row.state(), row.since_ns(), lived(row).len()), (last, steps, steps as usize));
+        assert_eq!(row.closer, world.tracker.processes.by_pid(closer), "{last}");
+        world.assert_consistent();
+    }
+}
+
+#[test]
 fn a_server_that_closes_second_leaves_nothing() {
     let mut world = World::new();
     world.serve();

@@ -6,6 +6,8 @@ mod scenario;
 
 mod addresses;
 mod bounds;
+mod closes;
+mod connects;
 mod counts;
 mod first_sight;
 mod lives;

@@ -1,0 +1,56 @@
+//! Connects as the tracker counts them: each attempt once, and once what became of it.
+//!
+//! What began before it was first seen is counted as an attempt when it ends, so all attempts are those that ended and
+//! those that are marked as connecting.
+
+use crate::{
+    aggregate::Role, connect::Outcome, decode::Socket, state::TcpState, table::Slot, tracker::Tracker,
+};
+
+/// The end of a socket whose connect failed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    pub(crate) from: TcpState,
+    /// The socket's errno; `None` where that is not told.
+    pub(crate) error: Option<u8>,
+}
+
+impl Tracker {
+    /// The application called connect().
+    pub(crate) fn count_attempt(&mut self, slot: Slot, now_ns: u64) {
+        let conn = self.table.get_mut(slot);
+        let first = conn.role == Role::Client && !std::mem::replace(&mut conn.marks.connecting, true);
+        if first && let Some(group) = self.group(slot, now_ns) {
+            self.groups.counts(group).attempts += 1;
+        }
+    }
+
+    /// This became of the connect.
+    pub(crate) fn count_connect(&mut self, slot: Slot, outcome: Outcome, now_ns: u64) {
+        let conn = self.table.get_mut(slot);
+        let counted = std::mem::replace(&mut conn.marks.connecting, false);
+        if conn.role != Role::Client || (conn.connect.is_some() && !counted) {
+            return;
+        }
+        conn.connect = Some(outcome);
+        if let Some(group) = self.group(slot, now_ns) {
+            let counts = self.groups.counts(group);
+            counts.attempts += u64::from(!counted);
+            counts.connects[outcome as usize] += 1;
+        }
+    }
+
+    /// The socket went from SYN_SENT or SYN_RECV to CLOSE.
+    pub(crate) fn fail_connect(&mut self, slot: Slot, socket: &Socket, failure: Failure, now_ns: u64) {
+        if self.table.get(slot).marks.established {
+            return;
+        }
+        let unsent = failure.from == TcpState::SynSent && socket.is_unsent();
+        let outcome = match failure.error {
+            Some(error) => Outcome::of_failed(error, unsent),
+            None if unsent => Outcome::NoPort,
+            None => Outcome::Unknown,
+        };
+        self.count_connect(slot, outcome, now_ns);
+    }
+}

@@ -1,0 +1,148 @@
+//! `/peers`: by the server's side of the connections: how many now, and what was counted since the start.
+//!
+//! The groups of `/metrics`, summed over processes. Connections are counted when asked: that costs a walk through the
+//! table, and nothing while nobody asks.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use axum::{extract::State, response::Response};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use super::{
+    Answer, Api, ApiError, Asked,
+    request::Params,
+    respond,
+    sums::{Counted, Now, Sums, Tally, Wanted},
+    text::{printable, table},
+};
+use crate::{
+    aggregate::{GroupKey, Peer, Role},
+    node::Node,
+};
+
+#[derive(Debug, Serialize)]
+struct Peers {
+    /// How many match, shown or not.
+    total: usize,
+    /// Whether `limit` cut the list.
+    truncated: bool,
+    peers: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    role: Role,
+    peer: String,
+    /// The names of the local processes; `null` for one that is not known.
+    processes: BTreeSet<Option<Arc<str>>>,
+    connections: Now,
+    #[serde(flatten)]
+    counted: Counted,
+}
+
+#[derive(Default)]
+struct Chosen {
+    comm: Option<String>,
+    role: Option<Role>,
+}
+
+impl Chosen {
+    fn matches(&self, key: &GroupKey) -> bool {
+        self.role.is_none_or(|role| key.role == role)
+            && self.comm.as_deref().is_none_or(|comm| key.process.as_deref() == Some(comm))
+    }
+}
+
+pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
+    let answer = match parse(&mut asked.params) {
+        Ok((chosen, wanted)) => api.ask(false, move |node, _| list(node, &chosen, wanted)).await,
+        Err(error) => Err(error),
+    };
+    respond(asked.format, answer)
+}
+
+fn parse(params: &mut Params) -> Result<(Chosen, Wanted), ApiError> {
+    let chosen = Chosen { comm: params.take("comm")?, role: params.take_as("role")? };
+    let wanted = Wanted::take(params)?;
+    params.finish(&[&["comm", "role"][..], &Wanted::PARAMETERS].concat())?;
+    Ok((chosen, wanted))
+}
+
+fn list(node: &Node, chosen: &Chosen, wanted: Wanted) -> Peers {
+    let tracker = &node.tracker;
+    let mut by_group: FxHashMap<_, Tally> = FxHashMap::default();
+    for conn in tracker.table.iter() {
+        // One without a group was found by a sweep under way, at whose end it gets one.
+        if let Some(group) = conn.group.filter(|_| conn.role != Role::Listener) {
+            by_group.entry(group).or_default().count(conn);
+        }
+    }
+    let mut by_peer: FxHashMap<(Role, Peer), (Tally, Sums, BTreeSet<_>)> = FxHashMap::default();
+    for (id, group) in tracker.groups.ids().filter(|(_, group)| chosen.matches(&group.key)) {
+        let key = (group.key.role, group.key.peer);
+        let (tally, sums, processes) = by_peer.entry(key).or_default();
+        if let Some(now) = by_group.get(&id) {
+            tally.add(now);
+        }
+        sums.add(&group.counts);
+        processes.insert(group.key.process.clone());
+    }
+    let mut rows: Vec<_> = by_peer
+        .into_iter()
+        .map(|((role, peer), (tally, sums, processes))| ((peer.to_string(), role), tally, sums, processes))
+        .collect();
+    let total = wanted.apply(&mut rows);
+    Peers {
+        total,
+        truncated: total > rows.len(),
+        peers: rows
+            .into_iter()
+            .map(|((peer, role), tally, sums, processes)| Row {
+                role,
+                peer,
+                processes,
+                connections: tally.shown(),
+                counted: sums.shown(),
+            })
+            .collect(),
+    }
+}
+
+impl Answer for Peers {
+    fn text(&self) -> String {
+        let rows: Vec<_> = self
+            .peers
+            .iter()
+            .map(|row| {
+                let names =
+                    row.processes.iter().map(|name| name.as_deref().map_or("-".to_owned(), printable));
+                let names: Vec<_> = names.collect();
+                let processes = match &names[..] {
+                    [first, second, third, more @ ..] if !more.is_empty() => {
+                        format!("{first}, {second}, {third} and {} more", more.len())
+                    }
+                    few => few.join(", "),
+                };
+                vec![
+                    row.peer.clone(),
+                    row.role.to_string(),
+                    processes,
+                    row.connections.total.to_string(),
+                    row.counted.opened.to_string(),
+                    row.counted.closed.to_string(),
+                    row.counted.retransmits.to_string(),
+                    row.counted.connects_text(),
+                    row.connections.text(),
+                ]
+            })
+            .collect();
+        let header =
+            ["PEER", "ROLE", "PROCESSES", "NOW", "OPENED", "CLOSED", "RETRANSMITS", "CONNECTS", "STATES NOW"];
+        let mut text = table(&header, &rows);
+        if self.truncated {
+            text += &format!("\n{} of {} shown; ?limit=0 shows all\n", self.peers.len(), self.total);
+        }
+        text
+    }
+}

@@ -1,0 +1,146 @@
+//! `/processes`: who has how many connections now, and what was counted of each name since the start.
+//!
+//! Connections are counted when asked: that costs a walk through the table, and nothing while nobody asks. What was
+//! counted since the start is known by name only, as in `/metrics`.
+
+use std::{cmp::Reverse, sync::Arc};
+
+use axum::{extract::State, response::Response};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use super::{
+    Answer, Api, ApiError, Asked,
+    request::Params,
+    respond,
+    sums::{Counted, Now, Sums, Tally, Wanted},
+    text::{printable, table},
+};
+use crate::{
+    node::Node,
+    process::{Process, ProcessId},
+};
+
+#[derive(Debug, Serialize)]
+struct Processes {
+    /// How many names match, shown or not.
+    total: usize,
+    /// Whether `limit` cut the list.
+    truncated: bool,
+    processes: Vec<Row>,
+}
+
+/// All processes of one name.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// `null` for what has no known owner.
+    comm: Option<Arc<str>>,
+    connections: Now,
+    #[serde(flatten)]
+    counted: Counted,
+    /// How many processes of this name have connections now.
+    running: usize,
+    /// Those, the most connections first.
+    instances: Vec<Instance>,
+}
+
+#[derive(Debug, Serialize)]
+struct Instance {
+    #[serde(flatten)]
+    process: Process,
+    connections: Now,
+}
+
+pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
+    let answer = match parse(&mut asked.params) {
+        Ok((comm, wanted)) => api.ask(true, move |node, _| list(node, comm.as_deref(), wanted)).await,
+        Err(error) => Err(error),
+    };
+    respond(asked.format, answer)
+}
+
+fn parse(params: &mut Params) -> Result<(Option<String>, Wanted), ApiError> {
+    let (comm, wanted) = (params.take("comm")?, Wanted::take(params)?);
+    params.finish(&[&["comm"][..], &Wanted::PARAMETERS].concat())?;
+    Ok((comm, wanted))
+}
+
+fn list(node: &Node, comm: Option<&str>, wanted: Wanted) -> Processes {
+    let tracker = &node.tracker;
+    let mut by_process: FxHashMap<Option<ProcessId>, Tally> = FxHashMap::default();
+    for conn in tracker.table.iter() {
+        by_process.entry(conn.process).or_default().count(conn);
+    }
+    let mut by_name: FxHashMap<Option<Arc<str>>, (Tally, Sums, Vec<_>)> = FxHashMap::default();
+    for (id, tally) in by_process {
+        let process = id.map(|id| tracker.processes.get(id));
+        let (sum, _, instances) =
+            by_name.entry(process.map(|process| Arc::clone(&process.comm))).or_default();
+        sum.add(&tally);
+        instances.extend(process.map(|process| (process, tally)));
+    }
+    for group in tracker.groups.iter() {
+        by_name.entry(group.key.process.clone()).or_default().1.add(&group.counts);
+    }
+    let mut rows: Vec<_> = by_name
+        .into_iter()
+        .filter(|(name, _)| comm.is_none_or(|comm| name.as_deref() == Some(comm)))
+        .map(|(name, (tally, sums, instances))| (name, tally, sums, instances))
+        .collect();
+    let total = wanted.apply(&mut rows);
+    Processes {
+        total,
+        truncated: total > rows.len(),
+        processes: rows
+            .into_iter()
+            .map(|(comm, tally, sums, mut instances)| {
+                let running = instances.len();
+                instances.sort_by_key(|(process, tally)| (Reverse(tally.total()), process.pid));
+                instances.truncate(wanted.limit());
+                let instance = |(process, tally): (&Process, Tally)| Instance {
+                    process: process.clone(),
+                    connections: tally.shown(),
+                };
+                Row {
+                    comm,
+                    connections: tally.shown(),
+                    counted: sums.shown(),
+                    running,
+                    instances: instances.into_iter().map(instance).collect(),
+                }
+            })
+            .collect(),
+    }
+}
+
+impl Answer for Processes {
+    fn text(&self) -> String {
+        let rows: Vec<_> = self
+            .processes
+            .iter()
+            .map(|row| {
+                let pid = match (&row.instances[..], row.running) {
+                    ([only], 1) => only.process.pid.to_string(),
+                    (_, 0) => "-".to_owned(),
+                    (_, several) => format!("{several} of them"),
+                };
+                vec![
+                    row.comm.as_deref().map_or("-".to_owned(), printable),
+                    pid,
+                    row.connections.total.to_string(),
+                    row.counted.opened.to_string(),
+                    row.counted.closed.to_string(),
+                    row.counted.retransmits.to_string(),
+                    row.counted.connects_text(),
+                    row.connections.text(),
+                ]
+            })
+            .collect();
+        let header = ["PROCESS", "PID", "NOW", "OPENED", "CLOSED", "RETRANSMITS", "CONNECTS", "STATES NOW"];
+        let mut text = table(&header, &rows);
+        if self.truncated {
+            text += &format!("\n{} of {} shown; ?limit=0 shows all\n", self.processes.len(), self.total);
+        }
+        text
+    }
+}

@@ -1,0 +1,215 @@
+//! What becomes of connects: each attempt counted once, by whoever made it, with the right outcome.
+
+use crate::scenario::*;
+
+/// include/uapi/asm-generic/errno.h
+const ECONNABORTED: u8 = 103;
+
+fn fails(socket: Socket, error: u8) -> Outcome {
+    let mut world = World::new();
+    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    assert_eq!((world.attempts(), world.connects()), (1, vec![]), "nothing became of it yet");
+    world.tell(SECOND, socket, ended(SynSent, error));
+    world.assert_consistent();
+    assert_eq!((world.counts_of("curl"), world.attempts()), ([0, 0, 0], 1));
+    let outcome = world.last_ended().conn.connect.expect("an outcome");
+    assert_eq!(world.connects(), [(outcome, 1)]);
+    outcome
+}
+
+#[test]
+fn a_connect_that_fails_is_told_by_its_errno_and_by_whether_a_syn_was_sent() {
+    for (error, outcome) in [
+        (ECONNREFUSED, Outcome::Refused),
+        (ETIMEDOUT, Outcome::TimedOut),
+        (EHOSTUNREACH, Outcome::Unreachable),
+        (ENETUNREACH, Outcome::Unreachable),
+        (EACCES, Outcome::Unreachable),
+        (ECONNRESET, Outcome::Reset),
+        (ECONNABORTED, Outcome::Other),
+        (0, Outcome::Aborted),
+    ] {
+        assert_eq!(fails(client(HELD), error), outcome, "errno {error}");
+    }
+    // Its own port: chosen before, by bind().
+    assert_eq!(fails(client(HELD | UNSENT), 0), Outcome::NoPort);
+    let without_port = Socket::new(1, NETNS, end("10.0.0.1", 0), end("10.0.0.2", 80), HELD);
+    assert_eq!(fails(without_port, 0), Outcome::NoPort);
+}
+
+#[test]
+fn where_no_errno_is_told_only_what_needs_none_is_known() {
+    for (port, outcome) in [(40_000, Outcome::Unknown), (0, Outcome::NoPort)] {
+        let mut world = World::new();
+        world.tracker.told.errors_untold = true;
+        let socket = Socket::new(1, NETNS, end("10.0.0.1", port), end("10.0.0.2", 80), HELD);
+        world.tell_all(socket, [(1, to(Close, SynSent, CURL)), (2, ended(SynSent, 0))]);
+        assert_eq!(world.connects(), [(outcome, 1)]);
+    }
+}
+
+#[test]
+fn a_connect_that_succeeds_is_never_a_failed_one_however_it_ends() {
+    for error in [0, ECONNRESET, ETIMEDOUT, EHOSTUNREACH] {
+        let mut world = World::new();
+        world.connect();
+        world.tell(3, client(HELD), ended(Established, error));
+        assert_eq!(
+            (world.connects(), world.attempts()),
+            (vec![(Outcome::Established, 1)], 1),
+            "errno {error}"
+        );
+        assert_eq!(world.last_ended().conn.connect, Some(Outcome::Established));
+    }
+    // A pooled one, idle for hours, closed by its owner.
+    let mut world = World::new();
+    world.connect();
+    world.tell(100 * MINUTE, client(HELD), to(Established, FinWait1, CURL));
+    world.tell(100 * MINUTE + 1, client(ORPHAN), to(FinWait1, FinWait2, 0));
+    world.tell(100 * MINUTE + 2, client(ORPHAN | FIN), ended(FinWait2, 0));
+    world.tracker.expire(200 * MINUTE);
+    assert_eq!((world.connects(), world.attempts()), (vec![(Outcome::Established, 1)], 1));
+}
+
+#[test]
+fn a_simultaneous_open_is_one_attempt_with_one_outcome() {
+    let opening = [(1, to(Close, SynSent, CURL)), (2, to(SynSent, SynRecv, 0))];
+    for (last, outcome) in [
+        (to(SynRecv, Established, 0), Outcome::Established),
+        (ended(SynRecv, ECONNRESET), Outcome::Reset),
+        (ended(SynRecv, ETIMEDOUT), Outcome::TimedOut),
+        // UNSENT is told of SYN_SENT only.
+        (ended(SynRecv, 0), Outcome::Aborted),
+    ] {
+        let mut world = World::new();
+        world.tell_all(client(HELD), opening);
+        assert_eq!((world.attempts(), world.connects()), (1, vec![]));
+        world.tell(3, client(HELD), last);
+        assert_eq!((world.attempts(), world.connects()), (1, vec![(outcome, 1)]), "{last:?}");
+        world.assert_consistent();
+    }
+}
+
+#[test]
+fn a_servers_connection_is_no_connect() {
+    let mut world = World::new();
+    world.serve();
+    world.tell(3, server(HELD), ended(Established, ECONNRESET));
+    assert_eq!((world.connects(), world.attempts()), (vec![], 0));
+    assert_eq!(world.last_ended().conn.connect, None);
+}
+
+#[test]
+fn a_socket_that_tries_again_is_another_attempt() {
+    let mut world = World::new();
+    for round in 0..3 {
+        let time_ns = 10 * round;
+        world.tell(time_ns + 1, client(HELD), to(Close, SynSent, CURL));
+        world.tell(time_ns + 2, client(HELD), ended(SynSent, ECONNREFUSED));
+    }
+    world.connect();
+    assert_eq!(world.connects(), [(Outcome::Established, 1), (Outcome::Refused, 3)]);
+    assert_eq!(world.attempts(), 4);
+}
+
+#[test]
+fn a_socket_that_listened_before_it_connects_is_a_client() {
+    let mut world = World::new();
+    let socket = client(HELD | PASSIVE);
+    world.tell_all(socket, [(1, to(Close, SynSent, CURL)), (2, ended(SynSent, ECONNREFUSED))]);
+    assert_eq!(world.connects(), [(Outcome::Refused, 1)]);
+    assert_eq!(world.last_ended().conn.role.name(), "client");
+}
+
+#[test]
+fn refusals_are_booked_to_whoever_dialled() {
+    let mut world = World::new();
+    // Two at once, answered in the other order.
+    world.tell(1, numbered(1, HELD), to(Close, SynSent, CURL));
+    world.tell(2, numbered(2, HELD), to(Close, SynSent, WORKER));
+    world.tell(3, numbered(2, HELD), ended(SynSent, ETIMEDOUT));
+    world.tell(4, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
+    let of = |name: &str| {
+        let group = world.tracker.groups.iter().find(|group| group.key.process.as_deref() == Some(name));
+        let counts = &group.expect("a group").counts;
+        [counts.connects[Outcome::Refused as usize], counts.connects[Outcome::TimedOut as usize]]
+    };
+    assert_eq!((of("curl"), of("worker")), ([1, 0], [0, 1]));
+}
+
+#[test]
+fn an_attempt_from_before_the_start_counts_when_it_ends() {
+    for (last, outcome) in [
+        (to(SynSent, Established, 0), Outcome::Established),
+        (ended(SynSent, ECONNREFUSED), Outcome::Refused),
+    ] {
+        for swept in [false, true] {
+            let mut world = World::new();
+            if swept {
+                world.sweep(1, &[look_held(2, client(HELD), SynSent, CURL)]);
+                assert_eq!((world.attempts(), world.connects()), (0, vec![]));
+            }
+            world.tell(3, client(HELD), last);
+            assert_eq!((world.attempts(), world.connects()), (1, vec![(outcome, 1)]), "{last:?}");
+        }
+    }
+}
+
+#[test]
+fn an_attempt_whose_end_was_lost_is_unknown_unless_what_follows_shows_it() {
+    // A sweep finds it gone.
+    let mut world = World::new();
+    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.sweep(5, &[]);
+    assert_eq!(world.connects(), [(Outcome::Unknown, 1)]);
+    // The socket lives again.
+    let mut world = World::new();
+    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.tell(2, client(HELD), to(Close, SynSent, CURL));
+    assert_eq!((world.connects(), world.attempts()), (vec![(Outcome::Unknown, 1)], 2));
+    // It was established, as its end shows, or a sweep sees.
+    let mut world = World::new();
+    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.tell(3, client(HELD), ended(CloseWait, ECONNRESET));
+    assert_eq!(world.connects(), [(Outcome::Established, 1)]);
+    let mut world = World::new();
+    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.sweep(5, &[look_held(6, client(HELD), Established, CURL)]);
+    assert_eq!(world.connects(), [(Outcome::Established, 1)]);
+}
+
+#[test]
+fn durations_of_successes_stand_apart_and_all_together() {
+    let mut world = World::new();
+    world.tell_all(numbered(1, HELD), [(0, to(Close, SynSent, CURL)), (SECOND, to(SynSent, Established, 0))]);
+    world.tell_all(
+        numbered(2, HELD),
+        [(0, to(Close, SynSent, CURL)), (3 * SECOND, ended(SynSent, ECONNREFUSED))],
+    );
+    assert_eq!(world.observed(SynSent), (2, 4.0));
+    let group = world.tracker.groups.iter().find(|group| group.counts.attempts == 2).expect("one group");
+    let successes = group.counts.durations[SynSent.index()].as_ref().expect("a histogram");
+    assert_eq!((successes.count(), successes.sum_seconds), (1, 1.0));
+}
+
+#[test]
+fn repeated_syns_are_told_apart_from_later_retransmits() {
+    let retransmit = |state, total| What::Retransmit { state, total: Some(total) };
+    let mut world = World::new();
+    world.tell_all(
+        client(HELD),
+        [
+            (1, to(Close, SynSent, CURL)),
+            (2, retransmit(SynSent, 1)),
+            (3, retransmit(SynSent, 2)),
+            (4, to(SynSent, Established, 0)),
+            (5, retransmit(Established, 7)),
+        ],
+    );
+    assert_eq!((world.row(1).syn_retransmits(), world.row(1).total_retrans), (Some(2), Some(7)));
+    // The records of them were lost.
+    let mut world = World::new();
+    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.tell(9, client(HELD), What::End { from: SynSent, error: ETIMEDOUT, total_retrans: 6 });
+    assert_eq!(world.last_ended().conn.syn_retransmits(), Some(6));
+}
