@@ -13,9 +13,8 @@ use crate::{
 };
 
 const FENTRY: &str = "state=fentry,close=fentry,accept=fexit,minisock=fentry";
-const KPROBE: &str =
-    "state=kprobe,retransmit=raw_tp,synack=raw_tp,close=kprobe,accept=kretprobe,minisock=kprobe";
-/// Retransmits not: the verifiers of 5.10 and 6.1 do not take that program.
+/// Retransmits by neither: the verifiers of 5.10 and 6.1 do not take their program for raw tracepoints.
+const KPROBE: &str = "state=kprobe,synack=raw_tp,close=kprobe,accept=kretprobe,minisock=kprobe";
 const RAW: &str = "state=raw_tp,synack=raw_tp";
 
 /// A worker accepts what its parent listens for, then each connection ends in its own way.
