@@ -94,8 +94,15 @@ fn run(bench: &Bench, nginx: &std::path::Path, tool: Option<Tool>) -> Result<(Wr
     let folder = bench.folder.join("nginx");
     fs::create_dir_all(&folder).context("making a folder for nginx")?;
     fs::write(folder.join("nginx.conf"), CONFIGURATION).context("writing nginx's configuration")?;
-    let mut server = inside.command(nginx);
-    server.arg("-p").arg(&folder).args(["-c", "nginx.conf", "-e", "stderr"]).stdout(Stdio::null());
+    // Each on a processor of its own: else how they happen to be placed is most of the difference between two runs.
+    let mut server = inside.command("taskset");
+    server
+        .args(["-c", "0"])
+        .arg(nginx)
+        .arg("-p")
+        .arg(&folder)
+        .args(["-c", "nginx.conf", "-e", "stderr"])
+        .stdout(Stdio::null());
     let _server = Server(server.spawn().context("starting nginx")?);
     let running =
         tool.map(|tool| Running::start(tool, &bench.tcpwatch, &inside, &bench.folder)).transpose()?;
@@ -106,9 +113,10 @@ fn run(bench: &Bench, nginx: &std::path::Path, tool: Option<Tool>) -> Result<(Wr
     }
     machine::settle()?;
     let foreign = Foreign::watch()?;
-    let mut wrk = inside.command("wrk");
+    let mut wrk = inside.command("taskset");
     let seconds = format!("{}s", bench.seconds.ceil());
-    let said = command::output(wrk.args([
+    let last = thread::available_parallelism().map_or(1, usize::from) - 1;
+    let said = command::output(wrk.args(["-c", &last.to_string(), "wrk"]).args([
         "-t",
         "1",
         "-c",

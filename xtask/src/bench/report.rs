@@ -260,7 +260,9 @@ fn tools(text: &mut String, churn: &[Churn]) {
         }
         let _ = writeln!(
             text,
-            " an empty program reads some 33 ns, which is mostly the statistics' own clock. Without a tool the machine \
+            " an empty program reads some 33 ns, which is mostly the statistics' own clock. \
+             The kernel counts from a program's beginning to its end, so a reader that a program wakes, and that runs \
+             before it on the same processor, is counted too: of those that wake one for each record, much of it. Without a tool the machine \
              made {} connections a second.",
             spread(tcpwatch.without_per_second)
         );
@@ -295,7 +297,7 @@ fn losses(text: &mut String, losses: &[Loss]) {
 fn scales(text: &mut String, scales: &[Scale]) {
     text.push_str(
         "\n## Scale\n\nSockets that stand; one pair of fifty is half closed, its server in CLOSE_WAIT. Idle: over 60 s, \
-         in which one sweep falls. Ready: from the start of the process until all are \
+         in which one sweep falls, with no connection in TIME_WAIT and nobody asking. Ready: from the start of the process until all are \
          known with their owners. `ss -tanp` looks through all processes for each socket, so it was not tried with more \
          than 100,000.\n\n| sockets | RSS (at most), MiB | ready after (processor time), s | `/leaks`, ms | \
          `/connections`, ms | `/metrics`, ms | idle, % | `ss -tanp`, s | `/proc/net/tcp`, s |\n\

@@ -104,6 +104,8 @@ pub(crate) struct Running {
     printed: PathBuf,
     /// Of tcpwatch: where it answers.
     address: Option<String>,
+    /// One connection for all questions: each of its own would leave a TIME_WAIT, and tcpwatch looks after those.
+    agent: ureq::Agent,
 }
 
 /// Until a tool has loaded its programs.
@@ -120,7 +122,9 @@ impl Running {
         let file = File::create(&printed).with_context(|| format!("creating {}", printed.display()))?;
         command.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped());
         let child = command.spawn().with_context(|| format!("starting {}", tool.name()))?;
-        let mut running = Self { child, tool, printed, address: None };
+        // A connection is kept only if the whole answer is read, that of an error too.
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut running = Self { child, tool, printed, address: None, agent };
         running.wait_until_it_watches()?;
         Ok(running)
     }
@@ -178,8 +182,15 @@ impl Running {
     /// What tcpwatch answers; an error for any status but 200.
     pub(crate) fn get(&self, path: &str) -> Result<String> {
         let address = self.address.as_deref().context("only tcpwatch answers")?;
-        let mut response = ureq::get(format!("http://{address}{path}")).call()?;
-        response.body_mut().with_config().limit(u64::MAX).read_to_string().context("reading an answer")
+        let mut response = self.agent.get(format!("http://{address}{path}")).call()?;
+        let answer = response
+            .body_mut()
+            .with_config()
+            .limit(u64::MAX)
+            .read_to_string()
+            .context("reading an answer")?;
+        ensure!(response.status() == 200, "{path}: {}: {}", response.status(), answer.trim());
+        Ok(answer)
     }
 
     /// The sum of a metric of tcpwatch over its labels.
