@@ -1,7 +1,12 @@
 //! Debian's packages: installed where a chore needs a program, or only unpacked. Whatever is installed is
 //! named before it is.
 
-use std::{ffi::OsString, fs, path::Path, process::Command};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -47,6 +52,29 @@ pub(crate) fn install_missing(programs: &[(&str, &str)], why: &str) -> Result<()
         packages.join(" and ")
     );
     install(&packages, why)
+}
+
+/// The program from PATH, else from Debian's package, unpacked without installing it: that would start a server on this
+/// machine. `path` is where the package has it; `otherwise` ends what is said when it cannot be had.
+pub(crate) fn unpacked(package: &str, path: &str, why: &str, otherwise: &str) -> Result<PathBuf> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    if let Some(found) = find_program(name) {
+        return Ok(found);
+    }
+    let tools = command::target_directory()?.join("tools");
+    let unpacked = tools.join(path);
+    if command::is_executable(&unpacked) {
+        return Ok(unpacked);
+    }
+    ensure!(
+        has_apt(),
+        "{name}, for {why}, is not on this machine and only apt-get could fetch it: install {package}{otherwise}"
+    );
+    eprintln!("Fetching {name} for {why}: only unpacked, into {}", tools.display());
+    update()?;
+    unpack(&[], &[package], &tools)?;
+    ensure!(command::is_executable(&unpacked), "the Debian package {package} has no {path}{otherwise}");
+    Ok(unpacked)
 }
 
 /// A fresh machine or container has no package lists at all.

@@ -6,12 +6,9 @@
 
 use std::{env, ffi::OsString, path::PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::{
-    command::{self, find_program},
-    debian,
-};
+use crate::{command, debian};
 
 /// Run all tests: the workspace's as you, then the kernel tests as root
 ///
@@ -84,26 +81,5 @@ fn promtool() -> Result<PathBuf> {
         );
         return Ok(given);
     }
-    if let Some(found) = find_program("promtool") {
-        return Ok(found);
-    }
-    let tools = command::target_directory()?.join("tools");
-    let unpacked = tools.join("usr/bin/promtool");
-    if command::is_executable(&unpacked) {
-        return Ok(unpacked);
-    }
-    if !debian::has_apt() {
-        bail!(
-            "the tests use promtool, which this machine lacks and only apt-get could fetch: install Prometheus, \
-             or set PROMTOOL to its path"
-        );
-    }
-    eprintln!("Fetching promtool for the tests: only unpacked, into {}", tools.display());
-    debian::update()?;
-    debian::unpack(&[], &["prometheus"], &tools)?;
-    ensure!(
-        command::is_executable(&unpacked),
-        "the Debian package prometheus has no usr/bin/promtool: set PROMTOOL to its path"
-    );
-    Ok(unpacked)
+    debian::unpacked("prometheus", "usr/bin/promtool", "the tests", ", or set PROMTOOL to its path")
 }

@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -17,10 +17,7 @@ use super::{
     stats::Spread,
     tool::{Running, Tool},
 };
-use crate::{
-    command::{self, find_program},
-    debian,
-};
+use crate::{command, debian};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Http {
@@ -49,7 +46,7 @@ http {
 
 pub(crate) fn http(bench: &Bench) -> Result<Http> {
     debian::install_missing(&[("wrk", "wrk")], "the benchmark")?;
-    let nginx = nginx()?;
+    let nginx = debian::unpacked("nginx", "usr/sbin/nginx", "the benchmark", "")?;
     let Pairs { kept: pairs, disturbed } = bench.pairs(bench.pairs, || {
         let (without, foreign) = run(bench, &nginx, None)?;
         let (with, other) = run(bench, &nginx, Some(Tool::Tcpwatch))?;
@@ -64,21 +61,6 @@ pub(crate) fn http(bench: &Bench) -> Result<Http> {
     })
 }
 
-/// Only unpacked: Debian's package would start a server on this machine.
-fn nginx() -> Result<PathBuf> {
-    if let Some(found) = find_program("nginx") {
-        return Ok(found);
-    }
-    let tools = command::target_directory()?.join("tools");
-    let unpacked = tools.join("usr/sbin/nginx");
-    if !command::is_executable(&unpacked) {
-        debian::update()?;
-        debian::unpack(&[], &["nginx"], &tools)?;
-    }
-    ensure!(command::is_executable(&unpacked), "the Debian package nginx has no usr/sbin/nginx");
-    Ok(unpacked)
-}
-
 struct Server(Child);
 
 impl Drop for Server {
@@ -89,7 +71,7 @@ impl Drop for Server {
     }
 }
 
-fn run(bench: &Bench, nginx: &std::path::Path, tool: Option<Tool>) -> Result<(Wrk, f64)> {
+fn run(bench: &Bench, nginx: &Path, tool: Option<Tool>) -> Result<(Wrk, f64)> {
     let inside = Namespace::new("http")?;
     let folder = bench.folder.join("nginx");
     fs::create_dir_all(&folder).context("making a folder for nginx")?;
@@ -145,24 +127,6 @@ fn parse(said: &str) -> Option<Wrk> {
         per_second: after("Requests/sec:")?.parse().ok()?,
         p99_ms: digits.parse::<f64>().ok()? * unit,
     })
-}
-
-/// What has to be there for all parts.
-pub(crate) fn peers() -> Result<()> {
-    let tools = [
-        ("ip", "iproute2"),
-        ("ss", "iproute2"),
-        ("nsenter", "util-linux"),
-        ("taskset", "util-linux"),
-        ("sysctl", "procps"),
-        ("nft", "nftables"),
-    ];
-    debian::install_missing(&tools, "the benchmark")?;
-    debian::install_missing(
-        &[("tcpstates", "libbpf-tools"), ("tcplife", "libbpf-tools"), ("bpftrace", "bpftrace")],
-        "comparing with them",
-    )?;
-    command::output(Command::new("nsenter").arg("--version")).map(drop)
 }
 
 #[cfg(test)]

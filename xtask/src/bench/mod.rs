@@ -28,7 +28,7 @@ use self::{
     machine::{Machine, Namespace},
     tool::Tool,
 };
-use crate::{command, load::Report};
+use crate::{command, debian, load::Report};
 
 const DOCUMENT: &str = "docs/performance.md";
 const FIGURES: &str = "docs/performance.json";
@@ -38,7 +38,7 @@ const FIGURES: &str = "docs/performance.json";
 /// Runs as root, in network namespaces of its own, on loopback only. Installs what it compares with and this machine
 /// lacks (libbpf-tools, bpftrace, iproute2, util-linux, nftables, wrk; nginx is only unpacked) with apt-get, saying
 /// so. Of each comparison the runs with and without alternate; a pair that somebody else's use of the processors
-/// disturbed is thrown away and made again. All parts take some 25 minutes.
+/// disturbed is thrown away and made again. All parts take some half an hour.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Which parts; all when none is given
@@ -84,6 +84,19 @@ enum Part {
     Micro,
 }
 
+/// What all parts run, and the Debian packages that have it.
+const TOOLS: [(&str, &str); 9] = [
+    ("ip", "iproute2"),
+    ("ss", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("taskset", "util-linux"),
+    ("sysctl", "procps"),
+    ("nft", "nftables"),
+    ("tcpstates", "libbpf-tools"),
+    ("tcplife", "libbpf-tools"),
+    ("bpftrace", "bpftrace"),
+];
+
 /// Pairs that are made before it is given up, for each that is wanted.
 const ATTEMPTS: usize = 3;
 
@@ -122,7 +135,7 @@ struct Results {
 pub(crate) fn bench(args: &Args) -> Result<()> {
     ensure!(command::is_root()?, "this measures BPF programs and makes network namespaces: run it as root");
     ensure!(args.pairs > 0 && args.seconds > 0.0, "nothing is measured by no pairs or in no time");
-    http::peers()?;
+    debian::install_missing(&TOOLS, "the benchmark")?;
     let mut build = command::cargo();
     build.args(["build", "--release", "--package", "tcpwatch", "--bin", "tcpwatch", "--locked"]);
     let [tcpwatch] = command::build_executables(&mut build, ["tcpwatch"])?;

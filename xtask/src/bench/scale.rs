@@ -38,7 +38,7 @@ pub(crate) struct Scale {
 
 /// `ss -tanp` looks through all processes for each socket: 4.7 s at 100,000 sockets, 55 s at 300,000.
 const SS_SOCKETS: u64 = 100_000;
-/// Of those that are held, each hundredth pair is half closed.
+/// For each hundred sockets one pair is half closed.
 const LINGERING_SHARE: u64 = 100;
 const QUESTIONS: usize = 9;
 /// As long as it is from one sweep to the next when nothing happens, so that one is in it.

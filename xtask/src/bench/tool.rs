@@ -18,7 +18,7 @@ use nix::{
 use super::machine::{self, Namespace};
 
 /// One tool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tool {
     Tcpwatch,
     Tcpstates,
@@ -114,10 +114,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 impl Running {
     /// Starts it and waits until it watches. What it prints goes to a file in `folder`.
     pub(crate) fn start(tool: Tool, tcpwatch: &Path, inside: &Namespace, folder: &Path) -> Result<Self> {
-        Self::start_as(tool, tool.command(tcpwatch, inside), folder)
-    }
-
-    pub(crate) fn start_as(tool: Tool, mut command: Command, folder: &Path) -> Result<Self> {
+        let mut command = tool.command(tcpwatch, inside);
         let printed = folder.join("printed");
         let file = File::create(&printed).with_context(|| format!("creating {}", printed.display()))?;
         command.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped());
