@@ -13,7 +13,7 @@ use super::{
     Answer, Api, ApiError, Asked,
     request::Params,
     respond,
-    sums::{Counted, Now, Sums, Tally, Wanted},
+    sums::{Counted, FIGURES, Now, Sums, Tally, Wanted, cut, figures},
     text::{printable, table},
 };
 use crate::{
@@ -124,24 +124,14 @@ impl Answer for Peers {
                     }
                     few => few.join(", "),
                 };
-                vec![
-                    row.peer.clone(),
-                    row.role.to_string(),
-                    processes,
-                    row.connections.total.to_string(),
-                    row.counted.opened.to_string(),
-                    row.counted.closed.to_string(),
-                    row.counted.retransmits.to_string(),
-                    row.counted.connects_text(),
-                    row.connections.text(),
-                ]
+                let first = [row.peer.clone(), row.role.to_string(), processes];
+                first.into_iter().chain(figures(&row.connections, &row.counted)).collect()
             })
             .collect();
-        let header =
-            ["PEER", "ROLE", "PROCESSES", "NOW", "OPENED", "CLOSED", "RETRANSMITS", "CONNECTS", "STATES NOW"];
+        let header = [&["PEER", "ROLE", "PROCESSES"][..], &FIGURES].concat();
         let mut text = table(&header, &rows);
         if self.truncated {
-            text += &format!("\n{} of {} shown; ?limit=0 shows all\n", self.peers.len(), self.total);
+            text += &cut(self.peers.len(), self.total);
         }
         text
     }

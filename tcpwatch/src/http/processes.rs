@@ -13,7 +13,7 @@ use super::{
     Answer, Api, ApiError, Asked,
     request::Params,
     respond,
-    sums::{Counted, Now, Sums, Tally, Wanted},
+    sums::{Counted, FIGURES, Now, Sums, Tally, Wanted, cut, figures},
     text::{printable, table},
 };
 use crate::{
@@ -124,22 +124,14 @@ impl Answer for Processes {
                     (_, 0) => "-".to_owned(),
                     (_, several) => format!("{several} of them"),
                 };
-                vec![
-                    row.comm.as_deref().map_or("-".to_owned(), printable),
-                    pid,
-                    row.connections.total.to_string(),
-                    row.counted.opened.to_string(),
-                    row.counted.closed.to_string(),
-                    row.counted.retransmits.to_string(),
-                    row.counted.connects_text(),
-                    row.connections.text(),
-                ]
+                let first = [row.comm.as_deref().map_or("-".to_owned(), printable), pid];
+                first.into_iter().chain(figures(&row.connections, &row.counted)).collect()
             })
             .collect();
-        let header = ["PROCESS", "PID", "NOW", "OPENED", "CLOSED", "RETRANSMITS", "CONNECTS", "STATES NOW"];
+        let header = [&["PROCESS", "PID"][..], &FIGURES].concat();
         let mut text = table(&header, &rows);
         if self.truncated {
-            text += &format!("\n{} of {} shown; ?limit=0 shows all\n", self.processes.len(), self.total);
+            text += &cut(self.processes.len(), self.total);
         }
         text
     }

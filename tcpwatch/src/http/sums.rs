@@ -59,7 +59,7 @@ pub(super) struct Now {
 }
 
 impl Now {
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         let states: Vec<_> = self.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
         states.join(", ")
     }
@@ -124,7 +124,7 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    pub(super) fn connects_text(&self) -> String {
+    fn connects_text(&self) -> String {
         let outcomes = Outcome::ALL.iter().map(|outcome| (outcome.name(), self.connects[outcome.name()]));
         let outcomes: Vec<_> = outcomes
             .filter(|(_, count)| *count > 0)
@@ -132,6 +132,25 @@ impl Counted {
             .collect();
         outcomes.join(", ")
     }
+}
+
+/// The columns of what both tables count, and under which names.
+pub(super) const FIGURES: [&str; 6] = ["NOW", "OPENED", "CLOSED", "RETRANSMITS", "CONNECTS", "STATES NOW"];
+
+pub(super) fn figures(now: &Now, counted: &Counted) -> [String; 6] {
+    [
+        now.total.to_string(),
+        counted.opened.to_string(),
+        counted.closed.to_string(),
+        counted.retransmits.to_string(),
+        counted.connects_text(),
+        now.text(),
+    ]
+}
+
+/// What follows a table that `limit` cut.
+pub(super) fn cut(shown: usize, total: usize) -> String {
+    format!("\n{shown} of {total} shown; ?limit=0 shows all\n")
 }
 
 /// What rows are sorted by: the largest number first.

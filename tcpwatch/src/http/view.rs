@@ -145,10 +145,13 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
     if let Some(ended) = ended {
         steps.push(Step { state: TcpState::Close, cause: ended.cause, since_ns: ended.ended_ns });
     }
-    let lasted = |state| lasted(&steps, state, clock.now_ns);
-    let established_seconds = lasted(TcpState::Established).map(seconds);
-    let connect = connect(conn, lasted(TcpState::SynSent).filter(|_| !conn.marks.older));
-    let until = |index: usize| steps.get(index + 1).map_or(clock.now_ns, |next: &Step| next.since_ns);
+    let lasted = |index: usize| {
+        let until_ns = steps.get(index + 1).map_or(clock.now_ns, |next: &Step| next.since_ns);
+        until_ns.saturating_sub(steps[index].since_ns)
+    };
+    let was_in = |state| steps.iter().position(|step| step.state == state).map(lasted);
+    let established_seconds = was_in(TcpState::Established).map(seconds);
+    let connect = connect(conn, was_in(TcpState::SynSent).filter(|_| !conn.marks.older));
     let retransmitted = conn.retransmits.as_ref().map(|tally| tally.counted).unwrap_or_default();
     Detail {
         row: row(node, clock, conn),
@@ -176,18 +179,11 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
             .map(|(index, step)| LifeStep {
                 state: step.state,
                 since: time(clock, step.since_ns),
-                seconds: seconds(until(index).saturating_sub(step.since_ns)),
+                seconds: seconds(lasted(index)),
                 cause: step.cause,
             })
             .collect(),
     }
-}
-
-/// How long the connection was in this state, in nanoseconds.
-fn lasted(steps: &[Step], state: TcpState, now_ns: u64) -> Option<u64> {
-    let at = steps.iter().position(|step| step.state == state)?;
-    let until_ns = steps.get(at + 1).map_or(now_ns, |next| next.since_ns);
-    Some(until_ns.saturating_sub(steps[at].since_ns))
 }
 
 fn connect(conn: &Conn, nanos: Option<u64>) -> Option<Connect> {

@@ -21,9 +21,7 @@ impl LossCounters {
         let skipped = self.programs.iter().filter_map(|fd| recursion_misses(*fd)).sum();
         Lost { ring_full: full, run_skipped: skipped }
     }
-}
 
-impl LossCounters {
     /// Records that were not written because the reader had been told of that socket a moment ago; nothing is lost.
     pub fn held_back(&self) -> u64 {
         self.sum(counter::HELD_BACK_RETRANSMIT) + self.sum(counter::HELD_BACK_SYN_ACK)
