@@ -47,13 +47,13 @@ pub fn accept_kprobe(ctx: RetProbeContext) -> u32 {
 fn accepted(ctx: &impl EbpfContext, sk: impl Kernel) {
     let state = sk.read::<u8>(&OFF_SKC_STATE);
     // SAFETY: no arguments.
-    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let mut time_ns = unsafe { bpf_ktime_get_ns() };
     let what = What {
         kind: KIND_ACCEPT,
         old_state: state,
         new_state: state,
         flags: fill::flags(sk),
-        value: task::current_tgid(time_ns, By::Ring, LOST_ACCEPT),
+        value: task::current_tgid(&mut time_ns, By::Ring, LOST_ACCEPT),
         lost: LOST_ACCEPT,
     };
     event::send(ctx, sk, time_ns, what);

@@ -47,13 +47,13 @@ fn closed(sk: impl Kernel) {
         return;
     }
     // SAFETY: no arguments.
-    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let mut time_ns = unsafe { bpf_ktime_get_ns() };
     let what = What {
         kind: KIND_CLOSE,
         old_state: state,
         new_state: state,
         flags,
-        value: task::current_tgid(time_ns, By::Ring, LOST_CLOSE),
+        value: task::current_tgid(&mut time_ns, By::Ring, LOST_CLOSE),
         lost: LOST_CLOSE,
     };
     let unread_bytes = fill::unread_bytes(sk, flags);

@@ -5,7 +5,10 @@
 //! A storm does not flood the ring: the counts of a socket lie in a map that the reader can look into, and what it has
 //! been told of it is repeated only once a second.
 
-use core::arch::asm;
+use core::{
+    arch::asm,
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use aya_ebpf::{
     EbpfContext,
@@ -33,7 +36,7 @@ use crate::{
 };
 
 /// Sockets whose retransmits are counted. When it is full, those that retransmitted longest ago go: what the reader
-/// has not been told of them it learns from `total_retrans`, but for its kind. `tcpwatch/src/probes/retransmit.rs`
+/// has not been told of them it learns from `total_retrans`, but for its kind. `tcpwatch/src/probes/counted.rs`
 /// looks into it.
 const COUNTED_SOCKETS: u32 = 16384;
 
@@ -50,6 +53,9 @@ struct Counted {
     event: RetransmitEvent,
     /// When the reader was last told.
     told_ns: u64,
+    /// Of the change under way or, if it is the event's time, of the last. A reader copies from front to back, this
+    /// last; it is written first and the event's time last, so equal times mean that nothing was changed meanwhile.
+    change_ns: u64,
 }
 
 /// include/net/tcp.h, enum tcp_ca_state: unchanged since Linux 2.6; five bits.
@@ -59,20 +65,11 @@ const TCP_CA_BITS: u8 = 0x1f;
 /// include/net/inet_connection_sock.h: the tail loss probe's timer.
 const ICSK_TIME_LOSS_PROBE: u8 = 5;
 
-/// tcp_retransmit_skb(sk, skb, err), since Linux 6.18.
+/// tcp_retransmit_skb(sk, skb, ...).
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn retransmit_tp_btf(ctx: BtfTracePointContext) -> i32 {
     if let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        retransmitted(&ctx, sk, ctx.arg(1), ctx.arg::<i32>(2) != 0);
-    }
-    0
-}
-
-/// tcp_retransmit_skb(sk, skb), before: of what did not fail.
-#[btf_tracepoint(function = "tcp_retransmit_skb")]
-pub fn retransmit_tp_btf_2(ctx: BtfTracePointContext) -> i32 {
-    if let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        retransmitted(&ctx, sk, ctx.arg(1), false);
+        retransmitted(&ctx, sk, ctx.arg(1));
     }
     0
 }
@@ -80,15 +77,7 @@ pub fn retransmit_tp_btf_2(ctx: BtfTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
 pub fn retransmit_raw_tp(ctx: RawTracePointContext) -> i32 {
     if let Some(sk) = Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        retransmitted(&ctx, sk, ctx.arg(1), ctx.arg::<i32>(2) != 0);
-    }
-    0
-}
-
-#[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
-pub fn retransmit_raw_tp_2(ctx: RawTracePointContext) -> i32 {
-    if let Some(sk) = Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        retransmitted(&ctx, sk, ctx.arg(1), false);
+        retransmitted(&ctx, sk, ctx.arg(1));
     }
     0
 }
@@ -101,18 +90,17 @@ pub fn retransmit_tracepoint(ctx: TracePointContext) -> u32 {
 }
 
 #[inline(always)]
-fn retransmitted(ctx: &impl EbpfContext, sk: impl Kernel, skb: *const u8, failed: bool) {
+fn retransmitted(ctx: &impl EbpfContext, sk: impl Kernel, skb: *const u8) {
     let Some(skb) = Raw::new(skb) else { return };
     let cb = Raw::new(skb.as_ptr().wrapping_add(field::value(&OFF_SKB_CB)));
     let what = Retransmitted {
-        kind: kind(sk),
         segments: cb.map_or(1, |cb| cb.read::<u16>(&OFF_SKB_CB_SEGMENTS)) as u32,
         bytes: skb.read(&OFF_SKB_LEN),
-        failed,
+        in_total: true,
         lost: LOST_RETRANSMIT,
         held_back: HELD_BACK_RETRANSMIT,
     };
-    count(ctx, sk, &what);
+    count(ctx, sk, &what, || kind(sk));
 }
 
 /// Why the kernel retransmits on this socket now.
@@ -138,20 +126,19 @@ fn kind(sk: impl Kernel) -> usize {
 
 /// One retransmit.
 pub struct Retransmitted {
-    /// `retransmit::*`
-    pub kind: usize,
     pub segments: u32,
     pub bytes: u32,
-    /// The kernel may not have counted it.
-    pub failed: bool,
+    /// Whether the socket's `total_retrans` has it, if it was retransmitted at all.
+    pub in_total: bool,
     /// The calling program's `counter::LOST_*` and `counter::HELD_BACK_*`.
     pub lost: u32,
     pub held_back: u32,
 }
 
-/// Counts it, and tells of it unless the reader was told of this socket a moment ago.
+/// Counts it, and tells of it unless the reader was told of this socket a moment ago. `kind` gives `retransmit::*`; asked
+/// last, because the verifier follows whatever comes after it once for each of them.
 #[inline(always)]
-pub fn count(ctx: &impl EbpfContext, sk: impl Kernel, what: &Retransmitted) {
+pub fn count(ctx: &impl EbpfContext, sk: impl Kernel, what: &Retransmitted, kind: impl FnOnce() -> usize) {
     // SAFETY: no arguments.
     let time_ns = unsafe { bpf_ktime_get_ns() };
     let state = sk.read::<u8>(&OFF_SKC_STATE);
@@ -160,23 +147,15 @@ pub fn count(ctx: &impl EbpfContext, sk: impl Kernel, what: &Retransmitted) {
     let duplicates = sk.read::<u32>(&OFF_DSACK_DUPS);
     let cookie = fill::cookie(sk);
     let known = COUNTED.get_ptr_mut(&cookie);
-    let mut segments = what.segments;
+    // SAFETY: a value of the map; `total_retrans` of one socket is changed under its lock.
+    let before = known.map_or(0, |counted| unsafe { (*counted).event.socket.value });
+    // What failed early (no memory, no route, still on its way out of this machine) the kernel does not count.
+    if what.in_total && total == before {
+        return;
+    }
     let counted = if let Some(counted) = known {
-        // SAFETY: a value of the map; `total_retrans` of one socket is changed under its lock.
-        let before = unsafe { (*counted).event.socket.value };
-        // What failed early (no memory, no route, still on its way out of this machine) is not in the socket's count.
-        if what.failed && total == before {
-            return;
-        }
-        if total != 0 && total.wrapping_sub(before) < segments {
-            segments = total.wrapping_sub(before);
-        }
         counted
     } else {
-        // Nor can it be told of the first whether it is; if so, its kind is not known.
-        if what.failed {
-            return;
-        }
         let described = What {
             kind: KIND_RETRANSMIT,
             old_state: state,
@@ -195,7 +174,8 @@ pub fn count(ctx: &impl EbpfContext, sk: impl Kernel, what: &Retransmitted) {
             zero: 0,
         };
         // A listener's may come from two processors at once: the second finds what the first put there.
-        let _ = COUNTED.insert(&cookie, &Counted { event, told_ns: 0 }, BPF_NOEXIST as u64);
+        let _ =
+            COUNTED.insert(&cookie, &Counted { event, told_ns: 0, change_ns: time_ns }, BPF_NOEXIST as u64);
         let Some(counted) = COUNTED.get_ptr_mut(&cookie) else {
             ring::count(what.lost);
             return;
@@ -206,16 +186,20 @@ pub fn count(ctx: &impl EbpfContext, sk: impl Kernel, what: &Retransmitted) {
     // socket only its lock's holder comes here; of a listener several may, so what is added is added atomically.
     let (event, told_ns) = unsafe {
         let counts = &raw mut (*counted).event;
-        (*counts).socket.time_ns = time_ns;
+        (&raw mut (*counted).change_ns).write_volatile(time_ns);
+        compiler_fence(Ordering::Release);
         (*counts).socket.old_state = state;
         (*counts).socket.new_state = state;
         (*counts).socket.flags = fill::flags(sk);
         (*counts).socket.value = total;
         (*counts).bytes = bytes;
         (*counts).duplicates = duplicates;
-        if what.kind < COUNT {
-            add(&raw mut (*counts).segments[what.kind], segments as u64);
+        let kind = kind();
+        if kind < COUNT {
+            add(&raw mut (*counts).segments[kind], what.segments as u64);
         }
+        compiler_fence(Ordering::Release);
+        (&raw mut (*counts).socket.time_ns).write_volatile(time_ns);
         (counts, &raw mut (*counted).told_ns)
     };
     // SAFETY: as above.

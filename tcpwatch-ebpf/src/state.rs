@@ -68,14 +68,14 @@ fn changes<K: Kernel>(
     }
     let Some(sk) = sk() else { return 0 };
     // SAFETY: no arguments.
-    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let mut time_ns = unsafe { bpf_ktime_get_ns() };
     let mut flags = fill::flags(sk);
     if old_state == SYN_SENT && new_state == CLOSE {
         flags |= fill::unsent(sk);
     }
     let value = match new_state {
         // Only the application's own connect, listen, close or shutdown leads to these, in its context.
-        SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(time_ns, By::Queue, LOST_STATE),
+        SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(&mut time_ns, By::Queue, LOST_STATE),
         CLOSE_WAIT => fill::unread_bytes(sk, flags),
         CLOSE => fill::error_and_retransmits(sk),
         ESTABLISHED if old_state == SYN_RECV => sk.read(&OFF_TOTAL_RETRANS),
@@ -83,12 +83,12 @@ fn changes<K: Kernel>(
     };
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
     let event = event::describe(sk, time_ns, &what);
-    if !queue::push(&event, LOST_STATE) {
-        debug!(ctx, "no room for socket {:x}, state {} to {}", event.cookie, old_state, new_state);
-    }
-    // The time is the same, and at one time the ring's records come first.
+    // Written first, as it is read first: at one time the ring's records come before the queues'.
     if new_state == CLOSE && (old_state == LISTEN || value & fill::RETRANSMITS != 0) {
         retransmit::end(sk, &event);
+    }
+    if !queue::push(&event, LOST_STATE) {
+        debug!(ctx, "no room for socket {:x}, state {} to {}", event.cookie, old_state, new_state);
     }
     0
 }

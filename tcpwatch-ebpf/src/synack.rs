@@ -47,12 +47,11 @@ pub fn synack_tracepoint(ctx: TracePointContext) -> u32 {
 #[inline(always)]
 fn retransmitted(ctx: &impl EbpfContext, sk: impl Kernel) {
     let what = Retransmitted {
-        kind: SYN_ACK,
         segments: 1,
         bytes: 0,
-        failed: false,
+        in_total: false,
         lost: LOST_SYN_ACK,
         held_back: HELD_BACK_SYN_ACK,
     };
-    retransmit::count(ctx, sk, &what);
+    retransmit::count(ctx, sk, &what, || SYN_ACK);
 }

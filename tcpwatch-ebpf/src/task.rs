@@ -22,6 +22,8 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Told {
+    /// Of the record that told.
+    time_ns: u64,
     start_ns: u64,
     comm: [u64; 2],
 }
@@ -43,8 +45,11 @@ pub enum By {
 
 /// The current process, after the reader was told who it is. 0 for a kernel thread, or when the ring had
 /// no room to tell: a pid whose process the reader cannot know may name the wrong one. `lost`: as for `ring::reserve`.
+///
+/// `time_ns` of the record that names the process becomes that of the one that told of it, if it is earlier: a thread
+/// on another processor may have told after this program began.
 #[inline(always)]
-pub fn current_tgid(time_ns: u64, by: By, lost: u32) -> u32 {
+pub fn current_tgid(time_ns: &mut u64, by: By, lost: u32) -> u32 {
     // Kernels without cookies (before 5.12) have no typed current task either (5.11).
     let told = if fill::by_address() {
         // SAFETY: no arguments.
@@ -57,7 +62,7 @@ pub fn current_tgid(time_ns: u64, by: By, lost: u32) -> u32 {
 }
 
 #[inline(always)]
-fn tell(task: Option<impl Kernel>, time_ns: u64, by: By, lost: u32) -> Option<u32> {
+fn tell(task: Option<impl Kernel>, time_ns: &mut u64, by: By, lost: u32) -> Option<u32> {
     let task = task?;
     if task.read::<u32>(&OFF_TASK_FLAGS) & PF_KTHREAD != 0 {
         return None;
@@ -72,10 +77,19 @@ fn tell(task: Option<impl Kernel>, time_ns: u64, by: By, lost: u32) -> Option<u3
     // start is no other process's.
     let known = unsafe { *told };
     if known.start_ns == start_ns && known.comm == comm {
+        if known.time_ns > *time_ns {
+            *time_ns = known.time_ns;
+        }
         return Some(tgid);
     }
-    let record =
-        TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, time_ns, start_ns, comm: fill::bytes(comm) };
+    let record = TaskEvent {
+        kind: KIND_TASK,
+        zero: [0; 3],
+        tgid,
+        time_ns: *time_ns,
+        start_ns,
+        comm: fill::bytes(comm),
+    };
     // Woken at once: a short-lived process leaves /proc with its executable and cgroup unread.
     match by {
         By::Queue => {
@@ -91,6 +105,6 @@ fn tell(task: Option<impl Kernel>, time_ns: u64, by: By, lost: u32) -> Option<u3
         }
     }
     // SAFETY: as above.
-    unsafe { *told = Told { start_ns, comm } };
+    unsafe { *told = Told { time_ns: *time_ns, start_ns, comm } };
     Some(tgid)
 }

@@ -8,16 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{MapData, RingBuf};
 use tcpwatch_common::KIND_WAKE;
-use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 
 use crate::{
     clock::Clock,
     http::Question,
     inbox::Inbox,
     node::Node,
-    probes::{self, CountedRetransmits, Loaded, LossCounters, Queues},
+    probes::{CountedRetransmits, Loaded, LossCounters, Queues, Ring},
     proc,
     recording::{Frame, ProcessFrame, Recorder, RecordingError},
     sweeper::{Report, Sweeper, Swept},
@@ -27,8 +26,6 @@ use crate::{
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How often old entries expire and the kernel's counts of lost records are read.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
-/// A wake-up with the kernel's header.
-const SMALLEST_RECORD_BYTES: usize = 16;
 /// How long a record may take to be seen by another processor. x86 shows stores in their order; others are given far
 /// longer than they need, as BPF programs for Linux 5.10 have no barrier.
 const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_000 };
@@ -45,10 +42,8 @@ const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Pipeline {
     node: Node,
     queues: Queues,
-    ring: AsyncFd<RingBuf<MapData>>,
+    ring: Ring,
     inbox: Inbox,
-    /// How many of the smallest records fit into the ring.
-    ring_records: usize,
     lost: LossCounters,
     retransmits: CountedRetransmits,
     recorder: Option<Recorder>,
@@ -75,9 +70,8 @@ impl Pipeline {
         Ok(Self {
             node,
             queues: loaded.queues,
-            ring: probes::pollable(loaded.ring)?,
+            ring: Ring::new(loaded.ring)?,
             inbox: Inbox::default(),
-            ring_records: loaded.ring_bytes as usize / SMALLEST_RECORD_BYTES,
             lost: loaded.lost,
             retransmits: loaded.retransmits,
             recorder,
@@ -107,8 +101,7 @@ impl Pipeline {
             tokio::select! {
                 () = &mut stop => break,
                 ready = self.ring.readable() => {
-                    // Cleared before reading: what arrives meanwhile makes it ready again.
-                    ready?.clear_ready();
+                    ready?;
                     self.drain();
                 }
                 Some(report) = self.reports.recv() => match report {
@@ -139,15 +132,13 @@ impl Pipeline {
     fn drain(&mut self) {
         let now_ns = Clock::read().now_ns.saturating_sub(PUBLICATION_NS);
         self.queues.look();
-        let ring = self.ring.get_mut();
-        for _ in 0..self.ring_records {
-            let Some(record) = ring.next() else { break };
-            if record.first() != Some(&KIND_WAKE) {
-                self.retransmits.note(&record);
-                self.inbox.push(&record);
-            }
-        }
         let inbox = &mut self.inbox;
+        self.ring.read(|record| {
+            if record.first() != Some(&KIND_WAKE) {
+                self.retransmits.note(record);
+                inbox.push(record);
+            }
+        });
         self.retransmits.look(now_ns, |record| inbox.push(record));
         let (node, recorder) = (&mut self.node, &mut self.recorder);
         node.look_for_followers();

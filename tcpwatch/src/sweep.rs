@@ -34,7 +34,20 @@ pub struct Progress {
     /// The first process found to hold a socket that is booked to another: the owner from now on, unless the
     /// other turns out to hold it too.
     other_holders: FxHashMap<u64, OtherHolder>,
+    /// Sockets that retransmitted more than records have told, by cookie; and those of the sweep before.
+    untold: FxHashMap<u64, Untold>,
+    untold_before: FxHashMap<u64, Untold>,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Untold {
+    total_retrans: u32,
+    /// When a sweep saw it first.
+    since_ns: u64,
+}
+
+/// A record that tells of a retransmit comes later than this only if it was lost.
+const UNTOLD_NS: u64 = 1_000_000_000;
 
 #[derive(Debug)]
 struct OtherHolder {
@@ -99,6 +112,7 @@ impl Tracker {
             number: self.sweep.number.wrapping_add(1),
             began_ns: now_ns,
             ended: Some(FxHashMap::default()),
+            untold_before: std::mem::take(&mut self.sweep.untold),
             ..Progress::default()
         };
     }
@@ -198,7 +212,7 @@ impl Tracker {
         let number = self.sweep.number;
         // A request has no count that its connection would go on with.
         if !seen.socket.is_request() {
-            self.count_retransmits(slot, seen.total_retrans, seen.time_ns);
+            self.look_at_retransmits(slot, seen);
         }
         if listens {
             self.queues.insert(seen.socket.cookie, seen.queue);
@@ -227,6 +241,26 @@ impl Tracker {
             self.apply_holder(slot, seen, task);
         }
         self.doubt_listener(slot, seen.time_ns);
+    }
+
+    /// The kernel counts a retransmit before it sends it, and tells of it afterwards: a look that comes between knows
+    /// more than the records, and not of which kind. So what no record has told counts only once they had their time.
+    fn look_at_retransmits(&mut self, slot: Slot, seen: &Seen) {
+        let cookie = seen.socket.cookie;
+        let now = Untold { total_retrans: seen.total_retrans, since_ns: seen.time_ns };
+        let Some(known) = self.table.get(slot).total_retrans else {
+            self.count_retransmits(slot, now.total_retrans, seen.time_ns);
+            return;
+        };
+        if now.total_retrans <= known {
+            return;
+        }
+        let mut untold = self.sweep.untold_before.get(&cookie).copied().unwrap_or(now);
+        if seen.time_ns.saturating_sub(untold.since_ns) >= UNTOLD_NS {
+            self.count_retransmits(slot, untold.total_retrans, seen.time_ns);
+            untold = now;
+        }
+        self.sweep.untold.insert(cookie, untold);
     }
 
     fn apply_holder(&mut self, slot: Slot, seen: &Seen, task: &TaskRecord) {

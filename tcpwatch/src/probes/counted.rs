@@ -6,10 +6,11 @@
 
 use aya::maps::{HashMap, MapData};
 use rustc_hash::FxHashMap;
-use tcpwatch_common::{KIND_RETRANSMIT, RetransmitEvent};
+use tcpwatch_common::{KIND_RETRANSMIT, RetransmitEvent, state::LISTEN};
 
-/// A count of the programs: the record as it would be told, and when it was told last.
-type Entry = [u64; (size_of::<RetransmitEvent>() + 8) / 8];
+/// A count of the programs: the record as it would be told, when it was told last, and of when the change under way is.
+type Entry = [u64; EVENT_WORDS + 2];
+const EVENT_WORDS: usize = size_of::<RetransmitEvent>() / 8;
 
 /// Longer than the programs hold back.
 const BUSY_NS: u64 = 2_000_000_000;
@@ -48,10 +49,16 @@ impl CountedRetransmits {
         self.busy.retain(|cookie, busy| {
             // Gone with its socket, after the last word on it, or given up for others.
             let Ok(entry) = counted.get(cookie, 0) else { return false };
-            let bytes = &bytemuck::bytes_of(&entry)[..size_of::<RetransmitEvent>()];
-            let Ok(mut event) = bytemuck::try_pod_read_unaligned::<RetransmitEvent>(bytes) else {
+            let Ok(mut event) = bytemuck::try_pod_read_unaligned::<RetransmitEvent>(bytemuck::cast_slice(
+                &entry[..EVENT_WORDS],
+            )) else {
                 return false;
             };
+            // Changed while it was copied. Of a listener, which several processors change at once, each number is right
+            // by itself.
+            if event.socket.time_ns != entry[EVENT_WORDS + 1] && event.socket.new_state != LISTEN {
+                return true;
+            }
             let now = Busy { time_ns: event.socket.time_ns, segments: segments(&event) };
             if now.segments == busy.segments {
                 return busy.time_ns.saturating_add(BUSY_NS) > until_ns;

@@ -9,6 +9,7 @@ mod counted;
 mod format;
 mod loss;
 mod queue;
+mod ring;
 mod ways;
 
 use std::{
@@ -30,12 +31,12 @@ use aya::{
 use serde::{Deserialize, Serialize};
 use tcpwatch_common::{ABI, ABI_SYMBOL, SocketEvent};
 use thiserror::Error;
-use tokio::io::{Interest, unix::AsyncFd};
 
 pub use self::{
     counted::CountedRetransmits,
     loss::{LossCounters, Lost},
     queue::Queues,
+    ring::Ring,
     ways::{Attempt, Choice, Signal},
 };
 use self::{
@@ -186,7 +187,6 @@ pub struct Loaded {
     pub hooks: Hooks,
     pub queues: Queues,
     pub ring: RingBuf<MapData>,
-    pub ring_bytes: u32,
     pub lost: LossCounters,
     pub retransmits: CountedRetransmits,
 }
@@ -280,7 +280,7 @@ impl Probes {
             Identity::Address => BY_ADDRESS,
         };
         let hooks = Hooks { kernel, identity, signals, programs: probes.loaded() };
-        Ok(Loaded { probes, hooks, queues, ring, ring_bytes: room.ring_bytes, lost, retransmits })
+        Ok(Loaded { probes, hooks, queues, ring, lost, retransmits })
     }
 
     /// Loads the object and attaches to state changes: by cookies where a program may ask for them.
@@ -385,11 +385,11 @@ impl Probes {
                 .ok_or_else(|| format!("this kernel does not publish its types at {VMLINUX_BTF}"))
         };
         match attach {
-            Attach::TpBtf(tracepoint) | Attach::TpBtfOf(tracepoint, _) => {
+            Attach::TpBtf(tracepoint) => {
                 let program: &mut BtfTracePoint = self.program(name)?;
                 program.load(tracepoint, btf()?).and_then(|()| program.attach().map(drop))
             }
-            Attach::RawTp(tracepoint) | Attach::RawTpOf(tracepoint, _) => {
+            Attach::RawTp(tracepoint) => {
                 let program: &mut RawTracePoint = self.program(name)?;
                 program.load().and_then(|()| program.attach(tracepoint).map(drop))
             }
@@ -530,17 +530,6 @@ impl Known<'_> {
             (lacks, _) => format!("{error}: {} missing", lacks.join(" and ")),
         }
     }
-}
-
-/// The ring, ready to be waited for.
-///
-/// # Errors
-/// When it cannot be polled. Wants a tokio runtime.
-#[allow(unsafe_code, reason = "tokio cannot know that the ring keeps its descriptor")]
-pub fn pollable(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
-    // SAFETY: a RingBuf owns its map's descriptor, always names that one, and closes it when dropped.
-    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
-        .map_err(|error| io::Error::other(error.to_string()))
 }
 
 /// An array that is to be mapped.

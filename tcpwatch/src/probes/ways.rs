@@ -56,9 +56,6 @@ pub(super) struct Program {
 pub(super) enum Attach {
     TpBtf(&'static str),
     RawTp(&'static str),
-    /// With the number of parameters that the program was written for.
-    TpBtfOf(&'static str, usize),
-    RawTpOf(&'static str, usize),
     Fentry(&'static str),
     /// With the number of parameters that the program was written for.
     Fexit(&'static str, usize),
@@ -72,7 +69,7 @@ pub(super) enum Attach {
 impl Attach {
     /// The kernel's verifier has to know the types of what is passed.
     pub(super) fn is_typed(self) -> bool {
-        matches!(self, Self::TpBtf(_) | Self::TpBtfOf(..) | Self::Fentry(_) | Self::Fexit(..) | Self::Iter(_))
+        matches!(self, Self::TpBtf(_) | Self::Fentry(_) | Self::Fexit(..) | Self::Iter(_))
     }
 
     /// Whether the kernel passes what the program expects; `None` is "yes".
@@ -90,9 +87,6 @@ impl Attach {
         let told = match self {
             Self::TpBtf(name) | Self::RawTp(name) => {
                 btf.tracepoint_parameters(name).map(|parameters| first_is(parameters, "sock"))
-            }
-            Self::TpBtfOf(name, count) | Self::RawTpOf(name, count) => {
-                btf.tracepoint_parameters(name).map(|parameters| has(parameters, count))
             }
             Self::Fentry(name) | Self::Kprobe(name) => btf.parameters(name).map(|parameters| {
                 first_is(parameters, if name == TWSK_KILL { "inet_timewait_sock" } else { "sock" })
@@ -183,28 +177,14 @@ pub(super) const OTHERS: [Spec; 7] = [
                 "tp_btf",
                 "tp_btf tcp_retransmit_skb",
                 "retransmit_tp_btf",
-                Attach::TpBtfOf("tcp_retransmit_skb", 3),
-                None,
-            ),
-            way(
-                "tp_btf",
-                "tp_btf tcp_retransmit_skb",
-                "retransmit_tp_btf_2",
-                Attach::TpBtfOf("tcp_retransmit_skb", 2),
+                Attach::TpBtf("tcp_retransmit_skb"),
                 None,
             ),
             way(
                 "raw_tp",
                 "raw_tp tcp_retransmit_skb",
                 "retransmit_raw_tp",
-                Attach::RawTpOf("tcp_retransmit_skb", 3),
-                None,
-            ),
-            way(
-                "raw_tp",
-                "raw_tp tcp_retransmit_skb",
-                "retransmit_raw_tp_2",
-                Attach::RawTpOf("tcp_retransmit_skb", 2),
+                Attach::RawTp("tcp_retransmit_skb"),
                 None,
             ),
             way(

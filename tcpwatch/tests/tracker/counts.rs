@@ -7,6 +7,8 @@ use tcpwatch::{
 
 use crate::scenario::*;
 
+const SECOND: u64 = 1_000_000_000;
+
 fn retransmit(total: u32) -> What {
     What::Retransmit { state: Established, total: Some(total) }
 }
@@ -61,11 +63,17 @@ fn of_an_older_connection_only_what_happens_before_our_eyes_is_counted() {
 fn a_sweep_makes_good_lost_retransmits() {
     let mut world = World::new();
     world.connect();
-    world.sweep(5, &[Seen { total_retrans: 3, ..look(6, client(HELD), Established) }]);
-    assert_eq!(world.counts()[2], 3);
-    world.sweep(7, &[Seen { total_retrans: 3, ..look(8, client(HELD), Established) }]);
-    world.tell(9, client(HELD), retransmit(4));
-    assert_eq!(world.counts()[2], 4);
+    // What is told at last was not lost, and is of a known kind.
+    for (time_ns, total_retrans, counted) in
+        [(5, 3, 0), (SECOND, 4, 0), (SECOND + 10, 4, 3), (2 * SECOND, 4, 3), (2 * SECOND + 20, 5, 4)]
+    {
+        world.sweep(time_ns, &[Seen { total_retrans, ..look(time_ns + 1, client(HELD), Established) }]);
+        assert_eq!(world.counts()[2], counted, "{time_ns}");
+    }
+    world.tell(3 * SECOND, client(HELD), retransmit(6));
+    assert_eq!(world.counts()[2], 6);
+    world.sweep(9 * SECOND, &[Seen { total_retrans: 6, ..look(9 * SECOND + 1, client(HELD), Established) }]);
+    assert_eq!(world.counts()[2], 6);
 }
 
 #[test]
@@ -171,10 +179,18 @@ fn kinds_are_those_that_the_programs_saw_and_their_sum_is_the_sockets_count() {
     told(&mut world, 4, client(HELD), Some(2), &[(Kind::Fast, 2)]);
     // One was not seen.
     told(&mut world, 5, client(HELD), Some(5), &[(Kind::Fast, 3), (Kind::Timeout, 1)]);
-    // What a sweep says first cannot be given a kind any more.
-    world.sweep(6, &[Seen { total_retrans: 7, ..look(7, client(HELD), Established) }]);
-    told(&mut world, 8, client(HELD), Some(8), &[(Kind::Fast, 3), (Kind::Timeout, 1), (Kind::Probe, 3)]);
-    world.tell(9, client(HELD), end_with(9));
+    // What a sweep saw long before it is told cannot be given a kind any more.
+    for time_ns in [6, 2 * SECOND] {
+        world.sweep(time_ns, &[Seen { total_retrans: 7, ..look(time_ns + 1, client(HELD), Established) }]);
+    }
+    told(
+        &mut world,
+        3 * SECOND,
+        client(HELD),
+        Some(8),
+        &[(Kind::Fast, 3), (Kind::Timeout, 1), (Kind::Probe, 3)],
+    );
+    world.tell(4 * SECOND, client(HELD), end_with(9));
     assert_eq!(kinds(&world, "curl"), [("fast", 3), ("timeout", 1), ("probe", 1), ("unknown", 4)]);
     assert_eq!((world.counts()[2], world.last_ended().conn.total_retrans), (9, Some(9)));
 }

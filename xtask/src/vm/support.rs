@@ -89,8 +89,7 @@ pub(crate) const FORCED: [Forced; 4] = [
     },
     Forced {
         name: "raw_tp",
-        // Not retransmits: the verifiers of 5.10 and 6.1 do not take that program.
-        hooks: &[("state", "raw_tp"), ("synack", "raw_tp")],
+        hooks: &[("state", "raw_tp"), ("retransmit", "raw_tp"), ("synack", "raw_tp")],
         tests: &LIVES,
     },
     Forced {
