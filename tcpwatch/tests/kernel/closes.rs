@@ -201,7 +201,7 @@ fn how_long_it_had_been_established_is_told_with_who_closed_first() {
     assert_eq!(ends.hear(), "connected");
     let rows = daemon.json(&format!("/connections?pid={}", ends.pid()));
     for row in rows["connections"].as_array().unwrap().iter().filter(|row| row["role"] != "listener") {
-        let detail = daemon.json(&format!("/connections/{}", row["id"].as_str().unwrap()));
+        let detail = daemon.detail(row);
         assert_eq!(detail["first_close"], Value::Null, "{detail}");
         assert!(detail["established_seconds"].is_number(), "{detail}");
     }
@@ -210,7 +210,7 @@ fn how_long_it_had_been_established_is_told_with_who_closed_first() {
     let rows = daemon.json(&format!("/connections?pid={}", ends.pid()));
     let mut seen = Vec::new();
     for row in rows["connections"].as_array().unwrap().iter().filter(|row| row["role"] != "listener") {
-        let detail = daemon.json(&format!("/connections/{}", row["id"].as_str().unwrap()));
+        let detail = daemon.detail(row);
         let established = detail["established_seconds"].as_f64().unwrap();
         // The times of the daemon are to the microsecond.
         let fits = (at_least - 1e-3..=at_most + 1e-3).contains(&established);

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     daemon::Daemon,
     eventually::{DEADLINE, eventually},
-    netns::Namespace,
+    netns::{Namespace, needs},
     workload::{Workload, python_args},
 };
 
@@ -52,10 +52,8 @@ order()
 
 #[test]
 fn each_side_of_a_connection_through_a_published_port_names_its_container() {
-    for (program, package) in [("runc", "runc"), ("nft", "nftables")] {
-        let found = Command::new(program).arg("--version").output();
-        assert!(found.is_ok(), "this test needs `{program}`: install the Debian package {package}");
-    }
+    needs("runc", "runc");
+    needs("nft", "nftables");
     let daemon = Daemon::start(&["--linger", "close-wait=1s"]);
     let network = Network::new();
     let (server_id, client_id, pod_uid) = (container_id(), container_id(), uuid());

@@ -78,7 +78,7 @@ fn clean_echo_workload_leaves_nothing() {
         assert_eq!(rows["total"], 1, "only the listener is left: {rows}");
     }
     let metrics = daemon.metrics();
-    assert_eq!(metrics.sum("tcpwatch_records_lost_total", &[]), Some(0));
+    assert_eq!(metrics.sum("tcpwatch_records_lost_total", &[("cause", "ring_full")]), Some(0));
     assert_eq!(metrics.sum("tcpwatch_records_malformed_total", &[]), Some(0));
     assert_eq!(daemon.json("/leaks")["complete"], true);
 }

@@ -95,6 +95,11 @@ impl Daemon {
         serde_json::from_str(&body).unwrap()
     }
 
+    /// All of the connection that a row of `/connections` is of.
+    pub(crate) fn detail(&self, row: &Value) -> Value {
+        self.json(&format!("/connections/{}", row["id"].as_str().unwrap()))
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         let (status, body) = self.get("/metrics");
         assert_eq!(status, 200, "{body}");

@@ -6,6 +6,12 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+/// A test that is not run must not count as passed.
+pub(crate) fn needs(program: &str, package: &str) {
+    let found = Command::new(program).arg("--version").output();
+    assert!(found.is_ok(), "this test needs `{program}`: install the Debian package {package}");
+}
+
 /// Removed when dropped, also by a failing test.
 pub(crate) struct Namespace {
     name: String,
