@@ -40,6 +40,9 @@ pub mod recording;
 
 pub mod node;
 
+pub mod netns;
+pub mod sock_diag;
+
 pub mod http;
 
 pub mod sweeper;

@@ -74,7 +74,7 @@ pub async fn answer(replayed: Replayed, path: &str) -> anyhow::Result<(StatusCod
             (question.ask)(&replayed.node, replayed.clock);
         }
     });
-    let response = router(Api::new(sender)).oneshot(request).await?;
+    let response = router(Api::of_recording(sender)).oneshot(request).await?;
     let status = response.status();
     let body = to_bytes(response.into_body(), usize::MAX).await?;
     owner.await?;

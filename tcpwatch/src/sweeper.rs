@@ -5,22 +5,16 @@
 //! entering a namespace changes the whole thread.
 
 use std::{
-    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read as _},
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    path::{Path, PathBuf},
     sync::mpsc::{Receiver, Sender, channel},
     time::Duration,
 };
 
 use bytes::Bytes;
-use rustix::{
-    thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space},
-    time::{ClockId, clock_gettime},
-};
+use rustix::time::{ClockId, clock_gettime};
 
-use crate::{probes::Probes, sweep::Coverage};
+use crate::{netns, probes::Probes, sweep::Coverage};
 
 /// What a sweep reports.
 #[derive(Debug)]
@@ -44,9 +38,6 @@ pub struct Swept {
 /// Bytes reported at once, whole records: what is read and not yet applied takes no more than a few of these,
 /// however many sockets there are.
 const PART_BYTES: usize = 4096 * size_of::<tcpwatch_common::SeenSocket>();
-
-/// Where named namespaces are mounted: by `ip netns`, by Docker.
-const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
 
 /// Asks the thread to sweep. The thread, and with it the programs, ends when this is dropped.
 pub struct Sweeper {
@@ -72,7 +63,7 @@ impl Sweeper {
 }
 
 fn run(mut probes: Probes, asked: &Receiver<()>, report: &tokio::sync::mpsc::Sender<Report>) {
-    let mut inside = inode(Path::new("/proc/self/ns/net")).ok();
+    let mut inside = netns::own();
     while asked.recv().is_ok() {
         let began = cpu_time();
         let mut sweep = Sweep { report, coverage: Coverage::default(), problems: Vec::new(), inside };
@@ -105,12 +96,12 @@ impl Sweep<'_> {
 
     /// Every namespace that a process is in or that has a name.
     fn namespaces(&mut self, probes: &mut Probes) {
-        let (found, hidden) = find_namespaces();
+        let (found, hidden) = netns::find();
         self.coverage.all = hidden.is_empty();
         self.problems.extend(hidden);
         for (inode, path) in found {
             // Without CAP_SYS_ADMIN the thread's own is still to be had.
-            let entered = if self.inside == Some(inode) { Ok(true) } else { enter(&path, inode) };
+            let entered = if self.inside == Some(inode) { Ok(true) } else { netns::enter(&path, inode) };
             match entered {
                 Ok(true) => {
                     self.inside = Some(inode);
@@ -159,77 +150,4 @@ impl Sweep<'_> {
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
-/// Inodes of the network namespaces with a path to each, and why there may be others.
-fn find_namespaces() -> (HashMap<u32, PathBuf>, Vec<String>) {
-    let mut found = HashMap::new();
-    let mut hidden = Vec::new();
-    let mut seen = HashSet::new();
-    let mut refused = false;
-    match procfs::process::all_processes() {
-        Ok(processes) => {
-            for process in processes.flatten() {
-                let path = PathBuf::from(format!("/proc/{}/ns/net", process.pid));
-                // A process that just ended, or a zombie, has none.
-                match std::fs::read_link(&path).map(|link| inode_of(&link)) {
-                    Ok(Some(inode)) => {
-                        if seen.insert(inode) {
-                            found.insert(inode, path);
-                        }
-                    }
-                    Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {}
-                    // Linux 5.10 refuses with an empty link. Of a process that is gone the kernel says the same.
-                    Ok(None) | Err(_) => refused = refused || process.is_alive(),
-                }
-            }
-        }
-        Err(error) => hidden.push(format!("cannot list the processes: {error}")),
-    }
-    // With the capability only what is shielded from root refuses, such as what made the container all this runs in.
-    if refused && !may_ask() {
-        hidden.push("CAP_SYS_PTRACE is missing to ask every process for its network namespace".to_owned());
-    }
-    for directory in NAMED {
-        match std::fs::read_dir(directory) {
-            Ok(entries) => {
-                for entry in entries.flatten() {
-                    if let Ok(inode) = inode(&entry.path()) {
-                        found.entry(inode).or_insert_with(|| entry.path());
-                    }
-                }
-            }
-            // Nobody names namespaces there.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => hidden.push(format!("cannot list the namespaces named in {directory}: {error}")),
-        }
-    }
-    (found, hidden)
-}
-
-fn may_ask() -> bool {
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_PTRACE))
-}
-
-/// Moves this thread into the namespace at `path`, if it still is the one with `inode`.
-fn enter(path: &Path, inode: u32) -> io::Result<bool> {
-    let file = File::open(path)?;
-    if file.metadata()?.ino() != u64::from(inode) {
-        return Ok(false);
-    }
-    match move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)) {
-        Ok(()) => Ok(true),
-        // A name left behind by a namespace that is gone.
-        Err(rustix::io::Errno::INVAL) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// `net:[4026531833]`
-fn inode_of(link: &Path) -> Option<u32> {
-    link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
-}
-
-fn inode(path: &Path) -> io::Result<u32> {
-    u32::try_from(std::fs::metadata(path)?.ino()).map_err(io::Error::other)
 }

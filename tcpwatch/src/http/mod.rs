@@ -17,6 +17,7 @@
 //! Answers are text for people, JSON with `?format=json` or `Accept: application/json`. A question runs on
 //! the task that owns the state and gets a consistent view of it.
 
+mod connection;
 mod connections;
 mod events;
 mod filter;
@@ -63,11 +64,17 @@ pub struct Question {
 #[derive(Clone, Debug)]
 pub struct Api {
     questions: mpsc::Sender<Question>,
+    /// What is asked about is on this machine now, so the kernel can be asked too.
+    live: bool,
 }
 
 impl Api {
     pub fn new(questions: mpsc::Sender<Question>) -> Self {
-        Self { questions }
+        Self { questions, live: true }
+    }
+
+    pub fn of_recording(questions: mpsc::Sender<Question>) -> Self {
+        Self { questions, live: false }
     }
 
     async fn ask<T: Send + 'static>(
@@ -91,7 +98,7 @@ pub fn router(api: Api) -> Router {
         .route("/", get(index::handle))
         .route("/leaks", get(leaks::handle))
         .route("/connections", get(connections::handle))
-        .route("/connections/{id}", get(connections::handle_one))
+        .route("/connections/{id}", get(connection::handle))
         .route("/history", get(history::handle))
         .route("/processes", get(processes::handle))
         .route("/peers", get(peers::handle))

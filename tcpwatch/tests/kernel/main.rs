@@ -25,6 +25,7 @@ mod program;
 mod recording;
 mod retransmits;
 mod rights;
+mod transfer;
 mod unentered;
 mod ways;
 mod workload;

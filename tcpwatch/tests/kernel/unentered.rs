@@ -50,6 +50,12 @@ fn without_sys_admin_a_loss_in_another_namespace_is_told_and_not_made_good() {
         row.map(|row| row["state"].as_str().unwrap().to_owned())
     };
     assert_eq!(state_of(before).as_deref(), Some("ESTABLISHED"));
+    let rows = daemon.connections_in(&namespace);
+    let row = rows.iter().find(|row| row["local"]["port"] == before).unwrap();
+    let detail = daemon.detail(row);
+    assert_eq!(detail["transfer"], Value::Null);
+    let error = detail["transfer_error"].as_str().unwrap_or_default();
+    assert!(error.contains("cannot enter network namespace"), "{detail}");
 
     daemon.signal(Signal::STOP);
     let after: u16 = storm.ask().parse().unwrap();

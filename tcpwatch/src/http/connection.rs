@@ -1,0 +1,223 @@
+//! `/connections/ID`: one connection with its whole life and, while it lives, how its data goes.
+
+use axum::{
+    extract::{Path, State},
+    response::Response,
+};
+use serde::Serialize;
+
+use super::{
+    Answer, Api, ApiError, Asked,
+    connections::show,
+    respond,
+    text::{bounded_duration, bytes, duration, printable, table},
+    view::{Detail, detail},
+};
+use crate::{
+    aggregate::Role,
+    clock::Clock,
+    connect::Outcome,
+    node::Node,
+    process::Process,
+    sock_diag::{self, Target, Transfer},
+    table::Conn,
+};
+
+#[derive(Debug, Serialize)]
+struct Connection {
+    #[serde(flatten)]
+    detail: Detail,
+    /// `null` where the kernel has no full socket of it: of what ended, of minisocks and listeners.
+    transfer: Option<Transfer>,
+    /// Why the kernel could not be asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transfer_error: Option<String>,
+}
+
+pub(super) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked: Asked) -> Response {
+    let answer = match (asked.params.finish(&[]), u64::from_str_radix(&id, 16)) {
+        (Err(error), _) => Err(error),
+        (_, Err(_)) => Err(ApiError::not_found(format!("`{id}` is not the id of a connection"))),
+        (Ok(()), Ok(id)) => one(&api, id).await,
+    };
+    respond(asked.format, answer)
+}
+
+async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
+    let (detail, target) = api.ask(true, move |node, clock| find(node, clock, id)).await.flatten()?;
+    let told = match target.filter(|_| api.live) {
+        Some(target) => sock_diag::ask(target).await,
+        None => Ok(None),
+    };
+    let (transfer, transfer_error) = match told {
+        Ok(transfer) => (transfer, None),
+        Err(error) => (None, Some(error)),
+    };
+    Ok(Connection { detail, transfer, transfer_error })
+}
+
+/// The connection, and what to ask the kernel for where it can tell more.
+fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Target>), ApiError> {
+    let tracker = &node.tracker;
+    let live = if tracker.told.addresses {
+        // Listed under their address only: all are looked at.
+        tracker.table.iter().find(|conn| conn.id() == id)
+    } else {
+        tracker.table.find(id).map(|slot| tracker.table.get(slot))
+    };
+    if let Some(conn) = live {
+        return Ok((detail(node, clock, conn, None), target(node, conn)));
+    }
+    let ended = tracker.ended.iter().rev().find(|ended| ended.conn.id() == id);
+    ended.map(|ended| (detail(node, clock, &ended.conn, Some(ended)), None)).ok_or_else(|| {
+        ApiError::not_found(format!("no connection {id:x}, neither now nor among the last that ended"))
+    })
+}
+
+fn target(node: &Node, conn: &Conn) -> Option<Target> {
+    let full = conn.role != Role::Listener && !conn.marks.minisock && !conn.marks.request;
+    full.then(|| Target {
+        netns: conn.netns,
+        local: conn.local,
+        remote: conn.remote,
+        cookie: (!node.tracker.told.addresses).then_some(conn.cookie),
+        pid: conn.process.map(|id| node.tracker.processes.get(id).pid),
+    })
+}
+
+impl Answer for Connection {
+    fn text(&self) -> String {
+        let detail = &self.detail;
+        let mut text = format!("{} of {}\n", detail.row.role, show(&detail.row.local));
+        let mut line = |label: &str, value: String| text += &format!("  {label:<12}{value}\n");
+        line("remote", show(&detail.row.remote));
+        line("netns", detail.row.netns.to_string());
+        for (label, process) in
+            [("opened by", &detail.opener), ("process", &detail.row.process), ("closed by", &detail.closer)]
+        {
+            if let Some(process) = process {
+                line(label, show_process(process));
+            }
+        }
+        if detail.row.accepted == Some(false) {
+            line("accepted", "not yet".to_owned());
+        }
+        if let Some(connect) = detail.connect {
+            let repeated = match connect.syn_retransmits {
+                None | Some(0) => String::new(),
+                Some(count) => format!(", {count} SYN repeated"),
+            };
+            let after =
+                connect.seconds.map_or(String::new(), |seconds| format!(" after {}", duration(seconds)));
+            let outcome = connect.outcome.map_or("waits", Outcome::name);
+            line("connect", format!("{outcome}{after}{repeated}"));
+        }
+        if let Some(first) = detail.first_close {
+            let after = detail.established_seconds.map_or(String::new(), |seconds| {
+                format!(" after {} ESTABLISHED", bounded_duration(seconds, detail.row.at_least))
+            });
+            line("first close", format!("{}{after}", first.name()));
+        }
+        if let Some(retransmits) = detail.retransmits.filter(|retransmits| *retransmits > 0) {
+            line("retransmits", format!("{retransmits} segments, {} bytes", detail.retransmitted_bytes));
+        }
+        if !detail.retransmits_by_kind.is_empty() {
+            let kinds = detail.retransmits_by_kind.iter().map(|(kind, count)| format!("{count} {kind}"));
+            line("because of", kinds.collect::<Vec<_>>().join(", "));
+        }
+        if detail.spurious_retransmits > 0 {
+            line("needlessly", format!("{} segments", detail.spurious_retransmits));
+        }
+        if detail.unread_bytes > 0 {
+            line("unread", format!("{} bytes", detail.unread_bytes));
+        }
+        if detail.error != 0 {
+            line("error", std::io::Error::from_raw_os_error(detail.error.into()).to_string());
+        }
+        if let Some(transfer) = &self.transfer {
+            for (label, value) in lines(transfer) {
+                line(label, value);
+            }
+        }
+        if let Some(error) = &self.transfer_error {
+            line("transfer", format!("not known: {error}"));
+        }
+        text.push('\n');
+        let rows: Vec<_> = detail
+            .life
+            .iter()
+            .map(|step| {
+                let cause = step.cause.name().to_owned();
+                vec![step.since.clone(), step.state.to_string(), duration(step.seconds), cause]
+            })
+            .collect();
+        text + &table(&["SINCE", "STATE", "FOR", "CAUSED BY"], &rows)
+    }
+}
+
+fn show_process(process: &Process) -> String {
+    let exe = process.exe.as_deref().unwrap_or("");
+    printable(format!("{} (pid {}) {exe}", process.comm, process.pid).trim_end())
+}
+
+/// How the data goes, for people.
+fn lines(transfer: &Transfer) -> Vec<(&'static str, String)> {
+    let Transfer { sending, receiving, rtt, congestion, timer } = transfer;
+    let ago = |last: Option<f64>| last.map_or(String::new(), |last| format!(", last {} ago", duration(last)));
+    let mut lines = vec![
+        (
+            "sent",
+            format!(
+                "{}, {} acknowledged, {} in the queue{}",
+                bytes(sending.bytes),
+                bytes(sending.acknowledged_bytes),
+                bytes(sending.queue_bytes.into()),
+                ago(sending.last_seconds)
+            ),
+        ),
+        (
+            "received",
+            format!(
+                "{}, {} in the queue{}",
+                bytes(receiving.bytes),
+                bytes(receiving.queue_bytes.into()),
+                ago(receiving.last_seconds)
+            ),
+        ),
+    ];
+    if let Some(rtt) = rtt {
+        // In a data centre often less than the millisecond that other durations are told to.
+        let millis = |seconds: f64| format!("{:.3}ms", seconds * 1e3);
+        let least = rtt.min_seconds.map_or(String::new(), |least| format!(", least {}", millis(least)));
+        lines.push((
+            "round trip",
+            format!("{}, varies by {}{least}", millis(rtt.seconds), millis(rtt.variation_seconds)),
+        ));
+    }
+    if sending.busy_seconds > 0.0 {
+        let share = |seconds: f64| 100.0 * seconds / sending.busy_seconds;
+        lines.push((
+            "limited by",
+            format!(
+                "the peer's window {:.0}%, the send buffer {:.0}% of {} busy",
+                share(sending.peer_window_limited_seconds),
+                share(sending.buffer_limited_seconds),
+                duration(sending.busy_seconds)
+            ),
+        ));
+    }
+    if receiving.out_of_order_packets > 0 {
+        lines.push(("out of order", format!("{} packets", receiving.out_of_order_packets)));
+    }
+    let algorithm = congestion.algorithm.as_deref().unwrap_or("-");
+    let window = congestion.window_segments;
+    lines.push((
+        "congestion",
+        printable(&format!("{algorithm}, {}, window {window} segments", congestion.state)),
+    ));
+    if let Some(timer) = timer {
+        let left = timer.seconds.map_or(String::new(), |left| format!(" in {}", duration(left)));
+        lines.push(("timer", format!("{}{left}", timer.kind)));
+    }
+    lines
+}

@@ -1,0 +1,112 @@
+//! Network namespaces: which there are, and how a thread gets into one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space};
+
+/// Where named namespaces are mounted: by `ip netns`, by Docker.
+const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
+
+/// Inode of this process's own.
+pub fn own() -> Option<u32> {
+    inode(Path::new("/proc/self/ns/net")).ok()
+}
+
+/// Moves this thread into the one with this inode; `pid` is a process that may be in it. `false` when there is none that
+/// could be found.
+///
+/// # Errors
+/// When it may not be entered.
+pub fn enter_by_inode(inode: u32, pid: Option<u32>) -> io::Result<bool> {
+    if own() == Some(inode) {
+        return Ok(true);
+    }
+    if let Some(pid) = pid
+        && enter(&PathBuf::from(format!("/proc/{pid}/ns/net")), inode).unwrap_or(false)
+    {
+        return Ok(true);
+    }
+    find().0.get(&inode).map_or(Ok(false), |path| enter(path, inode))
+}
+
+/// Inodes of the network namespaces with a path to each, and why there may be others.
+pub fn find() -> (HashMap<u32, PathBuf>, Vec<String>) {
+    let mut found = HashMap::new();
+    let mut hidden = Vec::new();
+    let mut seen = HashSet::new();
+    let mut refused = false;
+    match procfs::process::all_processes() {
+        Ok(processes) => {
+            for process in processes.flatten() {
+                let path = PathBuf::from(format!("/proc/{}/ns/net", process.pid));
+                // A process that just ended, or a zombie, has none.
+                match std::fs::read_link(&path).map(|link| inode_of(&link)) {
+                    Ok(Some(inode)) => {
+                        if seen.insert(inode) {
+                            found.insert(inode, path);
+                        }
+                    }
+                    Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {}
+                    // Linux 5.10 refuses with an empty link. Of a process that is gone the kernel says the same.
+                    Ok(None) | Err(_) => refused = refused || process.is_alive(),
+                }
+            }
+        }
+        Err(error) => hidden.push(format!("cannot list the processes: {error}")),
+    }
+    // With the capability only what is shielded from root refuses, such as what made the container all this runs in.
+    if refused && !may_ask() {
+        hidden.push("CAP_SYS_PTRACE is missing to ask every process for its network namespace".to_owned());
+    }
+    for directory in NAMED {
+        match std::fs::read_dir(directory) {
+            Ok(entries) => {
+                for entry in entries.flatten() {
+                    if let Ok(inode) = inode(&entry.path()) {
+                        found.entry(inode).or_insert_with(|| entry.path());
+                    }
+                }
+            }
+            // Nobody names namespaces there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => hidden.push(format!("cannot list the namespaces named in {directory}: {error}")),
+        }
+    }
+    (found, hidden)
+}
+
+fn may_ask() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_PTRACE))
+}
+
+/// Moves this thread into the namespace at `path`, if it still is the one with `inode`.
+///
+/// # Errors
+/// When it may not be entered.
+pub fn enter(path: &Path, inode: u32) -> io::Result<bool> {
+    let file = File::open(path)?;
+    if file.metadata()?.ino() != u64::from(inode) {
+        return Ok(false);
+    }
+    match move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)) {
+        Ok(()) => Ok(true),
+        // A name left behind by a namespace that is gone.
+        Err(rustix::io::Errno::INVAL) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `net:[4026531833]`
+fn inode_of(link: &Path) -> Option<u32> {
+    link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
+fn inode(path: &Path) -> io::Result<u32> {
+    u32::try_from(std::fs::metadata(path)?.ino()).map_err(io::Error::other)
+}

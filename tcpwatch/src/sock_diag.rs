@@ -1,0 +1,285 @@
+//! What the kernel itself tells of one live connection when somebody asks (sock_diag(7), `struct tcp_info` of
+//! include/uapi/linux/tcp.h): nothing is read or kept of connections that nobody asks about.
+
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    inet::{
+        ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, Timer,
+        nlas::{Nla, TcpInfo},
+    },
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use crate::{decode::Endpoint, netns};
+
+/// The connection that is asked about.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub netns: u32,
+    pub local: Endpoint,
+    pub remote: Endpoint,
+    /// `None` where sockets are identified otherwise: then whatever has these ends is told of.
+    pub cookie: Option<u64>,
+    /// A process that may be in its namespace.
+    pub pid: Option<u32>,
+}
+
+/// How a connection's data goes, by the kernel's own counters since it began. Sources are members of `struct tcp_info`
+/// where nothing else is said.
+#[derive(Clone, Debug, Serialize)]
+pub struct Transfer {
+    pub sending: Sending,
+    pub receiving: Receiving,
+    /// `null` before the first measurement.
+    pub rtt: Option<Rtt>,
+    pub congestion: Congestion,
+    /// The timer that runs, if one does.
+    pub timer: Option<RunningTimer>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Sending {
+    /// Data, what was repeated included (`bytes_sent`).
+    pub bytes: u64,
+    /// Of it, acknowledged; SYN and FIN count one each (`bytes_acked`).
+    pub acknowledged_bytes: u64,
+    /// Written by the application and not yet sent (`notsent_bytes`).
+    pub unsent_bytes: u32,
+    /// Written and not yet acknowledged, unsent ones included (`idiag_wqueue`).
+    pub queue_bytes: u32,
+    /// Its limit (`sk_sndbuf`).
+    pub buffer_bytes: Option<u32>,
+    /// Segments on their way (`unacked`).
+    pub unacknowledged_segments: u32,
+    /// What the peer has room for (`snd_wnd`).
+    pub peer_window_bytes: u32,
+    /// Largest segment (`snd_mss`).
+    pub mss_bytes: u32,
+    /// Since data was last sent, to a jiffy (`last_data_sent`); `null` when none was.
+    pub last_seconds: Option<f64>,
+    /// Bytes a second, as last measured (`delivery_rate`); `null` before the first measurement.
+    pub delivery_rate: Option<u64>,
+    /// The application, not the network, decided that rate (`delivery_rate_app_limited`).
+    pub delivery_rate_application_limited: bool,
+    /// While there was something to send (`busy_time`).
+    pub busy_seconds: f64,
+    /// Of that, while the peer had no room (`rwnd_limited`).
+    pub peer_window_limited_seconds: f64,
+    /// Of that, while this side's buffer was too small (`sndbuf_limited`).
+    pub buffer_limited_seconds: f64,
+    /// Probes of a closed window that the peer has not answered (`probes`).
+    pub window_probes: u8,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Receiving {
+    /// Data, each byte once (`bytes_received`).
+    pub bytes: u64,
+    /// Received and not read by the application (`idiag_rqueue`).
+    pub queue_bytes: u32,
+    /// Its limit (`sk_rcvbuf`).
+    pub buffer_bytes: Option<u32>,
+    /// Packets that came before what should have come first (`rcv_ooopack`).
+    pub out_of_order_packets: u32,
+    /// Since data was last received, to a jiffy (`last_data_recv`); `null` when none was.
+    pub last_seconds: Option<f64>,
+    /// Since anything was last acknowledged by the peer, to a jiffy (`last_ack_recv`).
+    pub last_acknowledgement_seconds: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Rtt {
+    /// Smoothed (`rtt`).
+    pub seconds: f64,
+    /// How much it varies (`rttvar`).
+    pub variation_seconds: f64,
+    /// The least of the last minutes (`min_rtt`).
+    pub min_seconds: Option<f64>,
+    /// Without an acknowledgement for so long a segment is sent again (`rto`).
+    pub retransmission_timeout_seconds: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Congestion {
+    /// Its algorithm (`INET_DIAG_CONG`).
+    pub algorithm: Option<String>,
+    /// `open`, `disorder`, `cwr`, `recovery` or `loss` (`ca_state`).
+    pub state: &'static str,
+    /// Segments that may be on their way at once (`snd_cwnd`).
+    pub window_segments: u32,
+    /// Above it the window grows slowly; `null` while nothing was lost (`snd_ssthresh`).
+    pub slow_start_threshold_segments: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RunningTimer {
+    /// `retransmit` (also of a loss probe), `keepalive`, `window_probe` or `time_wait`.
+    pub kind: &'static str,
+    /// Until it fires; `null` where the kernel does not tell.
+    pub seconds: Option<f64>,
+}
+
+/// Asks, from a thread of its own: entering a namespace changes the whole thread. `None` when the kernel has no such
+/// connection any more.
+///
+/// # Errors
+/// Why it cannot be asked, for people.
+pub async fn ask(target: Target) -> Result<Option<Transfer>, String> {
+    let (reply, answer) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("sock_diag".into())
+        .spawn(move || {
+            // The asker may have hung up.
+            let _ = reply.send(ask_here(&target));
+        })
+        .map_err(|error| format!("no thread to ask the kernel with: {error}"))?;
+    answer.await.unwrap_or_else(|_| Err("the thread that asked the kernel ended".to_owned()))
+}
+
+fn ask_here(target: &Target) -> Result<Option<Transfer>, String> {
+    match netns::enter_by_inode(target.netns, target.pid) {
+        Ok(true) => {}
+        Ok(false) => return Ok(None),
+        Err(error) => return Err(format!("cannot enter network namespace {}: {error}", target.netns)),
+    }
+    match exchange(&request(target)) {
+        Ok(response) => Ok(response.as_ref().and_then(transfer)),
+        Err(error) => Err(format!("cannot ask the kernel (sock_diag): {error}")),
+    }
+}
+
+fn request(target: &Target) -> InetRequest {
+    let (source_address, destination_address) =
+        (target.local.addr.to_canonical(), target.remote.addr.to_canonical());
+    InetRequest {
+        family: if source_address.is_ipv4() { AF_INET } else { AF_INET6 },
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::INFO | ExtensionFlags::CONG | ExtensionFlags::SKMEMINFO,
+        states: StateFlags::all(),
+        socket_id: SocketId {
+            source_port: target.local.port,
+            destination_port: target.remote.port,
+            source_address,
+            destination_address,
+            interface_id: 0,
+            // INET_DIAG_NOCOOKIE
+            cookie: target.cookie.map_or([0xff; 8], u64::to_ne_bytes),
+        },
+    }
+}
+
+/// Larger than any answer about one socket.
+const ANSWER_BYTES: usize = 8192;
+
+fn exchange(request: &InetRequest) -> std::io::Result<Option<InetResponse>> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request.clone()).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    let mut answer = Vec::with_capacity(ANSWER_BYTES);
+    socket.recv(&mut answer, 0)?;
+    let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer).map_err(std::io::Error::other)?;
+    match answer.payload {
+        NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => Ok(Some(*response)),
+        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => Ok(None),
+        NetlinkPayload::Error(error) => Err(error.to_io()),
+        other => Err(std::io::Error::other(format!("an answer of another kind: {other:?}"))),
+    }
+}
+
+/// include/net/tcp.h, enum tcp_ca_state.
+const CONGESTION_STATES: [&str; 5] = ["open", "disorder", "cwr", "recovery", "loss"];
+/// include/net/tcp.h, TCP_INFINITE_SSTHRESH.
+const INFINITE_THRESHOLD: u32 = 0x7fff_ffff;
+
+/// `None` without `tcp_info`: what is left of it is a minisock.
+fn transfer(response: &InetResponse) -> Option<Transfer> {
+    let info = response.nlas.iter().find_map(|nla| match nla {
+        Nla::TcpInfo(info) => Some(info),
+        _ => None,
+    })?;
+    let algorithm = response.nlas.iter().find_map(|nla| match nla {
+        Nla::Congestion(name) => Some(name.clone()),
+        _ => None,
+    });
+    let memory = response.nlas.iter().find_map(|nla| match nla {
+        Nla::MemInfo(memory) => Some(memory),
+        _ => None,
+    });
+    let header = &response.header;
+    Some(Transfer {
+        sending: Sending {
+            bytes: info.bytes_sent,
+            acknowledged_bytes: info.bytes_acked,
+            unsent_bytes: info.notsent_bytes,
+            queue_bytes: header.send_queue,
+            buffer_bytes: memory.map(|memory| memory.send_queue_max),
+            unacknowledged_segments: info.unacked,
+            peer_window_bytes: info.snd_wnd,
+            mss_bytes: info.snd_mss,
+            last_seconds: (info.bytes_sent > 0).then(|| millis(info.last_data_sent)),
+            delivery_rate: (info.delivery_rate > 0).then_some(info.delivery_rate),
+            delivery_rate_application_limited: info.delivery_rate_app_limited != 0,
+            busy_seconds: micros(info.busy_time),
+            peer_window_limited_seconds: micros(info.rwnd_limited),
+            buffer_limited_seconds: micros(info.sndbuf_limited),
+            window_probes: info.probes,
+        },
+        receiving: Receiving {
+            bytes: info.bytes_received,
+            queue_bytes: header.recv_queue,
+            buffer_bytes: memory.map(|memory| memory.receive_queue_max),
+            out_of_order_packets: info.rcv_ooopack,
+            last_seconds: (info.bytes_received > 0).then(|| millis(info.last_data_recv)),
+            last_acknowledgement_seconds: millis(info.last_ack_recv),
+        },
+        rtt: rtt(info),
+        congestion: Congestion {
+            algorithm,
+            state: CONGESTION_STATES.get(usize::from(info.ca_state)).copied().unwrap_or("unknown"),
+            window_segments: info.snd_cwnd,
+            slow_start_threshold_segments: (info.snd_ssthresh < INFINITE_THRESHOLD)
+                .then_some(info.snd_ssthresh),
+        },
+        timer: header.timer.as_ref().map(running),
+    })
+}
+
+fn rtt(info: &TcpInfo) -> Option<Rtt> {
+    (info.rtt > 0).then(|| Rtt {
+        seconds: micros(info.rtt.into()),
+        variation_seconds: micros(info.rttvar.into()),
+        min_seconds: (info.min_rtt != u32::MAX).then(|| micros(info.min_rtt.into())),
+        retransmission_timeout_seconds: micros(info.rto.into()),
+    })
+}
+
+fn running(timer: &Timer) -> RunningTimer {
+    let (kind, left) = match timer {
+        Timer::Retransmit(left, _) => ("retransmit", Some(left)),
+        Timer::KeepAlive(left) => ("keepalive", Some(left)),
+        Timer::Probe(left) => ("window_probe", Some(left)),
+        Timer::TimeWait => ("time_wait", None),
+    };
+    RunningTimer { kind, seconds: left.map(Duration::as_secs_f64) }
+}
+
+fn micros(micros: u64) -> f64 {
+    Duration::from_micros(micros).as_secs_f64()
+}
+
+fn millis(millis: u32) -> f64 {
+    Duration::from_millis(millis.into()).as_secs_f64()
+}
