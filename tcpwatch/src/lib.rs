@@ -25,6 +25,7 @@ pub mod table;
 pub mod ticks;
 
 pub mod attempts;
+pub mod owners;
 pub mod retransmits;
 pub mod sweep;
 pub mod tracker;
