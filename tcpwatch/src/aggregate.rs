@@ -107,6 +107,15 @@ pub enum Peer {
     Other,
 }
 
+impl Peer {
+    fn port(self) -> u16 {
+        match self {
+            Self::Remote(_, port) | Self::LocalPort(port) => port,
+            Self::Other => 0,
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -187,12 +196,16 @@ impl Counts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(u32);
 
+const RECENT: usize = 64;
+
 /// A group that was idle this long may lose its place.
 const IDLE_NS: u64 = 600_000_000_000;
 
 pub struct Groups {
     groups: Vec<Group>,
     by_key: FxHashMap<GroupKey, GroupId>,
+    /// Groups held last, by a cheap hash: mostly it is one of these.
+    recent: [GroupId; RECENT],
     limit: usize,
     /// Groups folded into `~other`, and connections counted there for want of a place.
     pub folded: u64,
@@ -206,15 +219,30 @@ impl Groups {
     pub fn new(limit: usize) -> Self {
         let key = GroupKey { process: Some("~other".into()), role: Role::Unknown, peer: Peer::Other };
         let other = Group { key, counts: Counts::default(), live: 0, active_ns: 0 };
-        Self { groups: vec![other], by_key: FxHashMap::default(), limit, folded: 0, full_until_ns: 0 }
+        Self {
+            groups: vec![other],
+            by_key: FxHashMap::default(),
+            recent: [Self::OTHER; RECENT],
+            limit,
+            folded: 0,
+            full_until_ns: 0,
+        }
     }
 
-    /// The group for `key`, held once more.
-    pub fn hold(&mut self, key: GroupKey, now_ns: u64) -> GroupId {
-        let id = match self.by_key.get(&key) {
-            Some(id) => *id,
-            None => self.place(key, now_ns),
-        };
+    /// The group of these, held once more. `process`: as in [`GroupKey`].
+    pub fn hold(&mut self, process: Option<&Arc<str>>, role: Role, peer: Peer, now_ns: u64) -> GroupId {
+        // Both ends of a connection within this machine have the same port.
+        let recent = (usize::from(peer.port()) + role as usize * (RECENT / 4)) % RECENT;
+        let mut id = self.recent[recent];
+        let key = &self.groups[id.0 as usize].key;
+        if (key.process.as_ref(), key.role, key.peer) != (process, role, peer) {
+            let key = GroupKey { process: process.cloned(), role, peer };
+            id = match self.by_key.get(&key) {
+                Some(id) => *id,
+                None => self.place(key, now_ns),
+            };
+            self.recent[recent] = id;
+        }
         let group = &mut self.groups[id.0 as usize];
         group.live += 1;
         group.active_ns = now_ns;
@@ -290,6 +318,11 @@ mod tests {
         GroupKey { process: Some("p".into()), role: Role::Server, peer: Peer::LocalPort(port) }
     }
 
+    fn hold(groups: &mut Groups, port: u16, now_ns: u64) -> GroupId {
+        let GroupKey { process, role, peer } = key(port);
+        groups.hold(process.as_ref(), role, peer, now_ns)
+    }
+
     #[test]
     fn durations_fall_into_the_bucket_of_their_upper_bound() {
         let mut histogram = Histogram::default();
@@ -304,7 +337,7 @@ mod tests {
     fn beyond_the_limit_counts_go_to_other_and_no_count_is_lost() {
         let mut groups = Groups::new(2);
         for port in 1..=5 {
-            let id = groups.hold(key(port), 0);
+            let id = hold(&mut groups, port, 0);
             groups.counts(id).opened += 1;
         }
         let opened: Vec<_> = groups.iter().map(|group| group.counts.opened).collect();
@@ -315,12 +348,12 @@ mod tests {
     #[test]
     fn an_idle_group_gives_its_place_but_a_held_one_does_not() {
         let mut groups = Groups::new(2);
-        let held = groups.hold(key(1), 0);
-        let idle = groups.hold(key(2), 0);
+        let held = hold(&mut groups, 1, 0);
+        let idle = hold(&mut groups, 2, 0);
         groups.observe(idle, TcpState::Established, 5);
         groups.release(idle, 0);
-        assert_eq!(groups.hold(key(3), IDLE_NS - 1), Groups::OTHER);
-        let placed = groups.hold(key(4), IDLE_NS + 1_000_000_000);
+        assert_eq!(hold(&mut groups, 3, IDLE_NS - 1), Groups::OTHER);
+        let placed = hold(&mut groups, 4, IDLE_NS + 1_000_000_000);
         assert_eq!(groups.key(placed), &key(4));
         assert_eq!(groups.key(held), &key(1));
         let other = groups.iter().next().unwrap();

@@ -6,7 +6,7 @@
 //! counting starts.
 
 use crate::{
-    aggregate::{GroupId, GroupKey, Peer, Role},
+    aggregate::{GroupId, Peer, Role},
     decode::{Kind, Retransmits, SocketRecord},
     state::TcpState,
     table::Slot,
@@ -72,9 +72,8 @@ impl Tracker {
     fn group_or_server(&mut self, slot: Slot, now_ns: u64) -> Option<GroupId> {
         let conn = self.table.get_mut(slot);
         if conn.role == Role::Listener && conn.group.is_none() {
-            let process = conn.process.map(|id| self.processes.get(id).comm.clone());
-            let key = GroupKey { process, role: Role::Server, peer: conn.peer() };
-            conn.group = Some(self.groups.hold(key, now_ns));
+            let process = conn.process.map(|id| &self.processes.get(id).comm);
+            conn.group = Some(self.groups.hold(process, Role::Server, conn.peer(), now_ns));
         }
         self.group(slot, now_ns)
     }
@@ -97,8 +96,7 @@ impl Tracker {
     }
 
     fn count_unowned(&mut self, new: &Retransmitted, now_ns: u64) {
-        let key = GroupKey { process: None, role: Role::Unknown, peer: Peer::Other };
-        let group = self.groups.hold(key, now_ns);
+        let group = self.groups.hold(None, Role::Unknown, Peer::Other, now_ns);
         self.groups.counts(group).retransmitted.add(new);
         self.groups.release(group, now_ns);
     }

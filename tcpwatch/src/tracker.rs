@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    aggregate::{GroupId, GroupKey, Groups, Role},
+    aggregate::{GroupId, Groups, Role},
     attempts::Failure,
     connect::Outcome,
     decode::{ListenQueue, Record, Retransmits, Socket, SocketRecord, What},
@@ -443,12 +443,8 @@ impl Tracker {
         if conn.group.is_some() || conn.role == Role::Listener {
             return conn.group;
         }
-        let key = GroupKey {
-            process: conn.process.map(|id| self.processes.get(id).comm.clone()),
-            role: conn.role,
-            peer: conn.peer(),
-        };
-        conn.group = Some(self.groups.hold(key, now_ns));
+        let process = conn.process.map(|id| &self.processes.get(id).comm);
+        conn.group = Some(self.groups.hold(process, conn.role, conn.peer(), now_ns));
         conn.group
     }
 

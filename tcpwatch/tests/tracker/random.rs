@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use tcpwatch::{
-    aggregate::{GroupKey, Groups, Peer, Role},
+    aggregate::{Groups, Peer, Role},
     clock::Clock,
     findings::{LeakHistory, leaks, lingering::LingerLimits},
 };
@@ -169,9 +169,9 @@ fn once_everything_is_gone_no_process_and_no_group_is_held() {
         assert!(world.tracker.table.is_empty() && world.tracker.unconnected.is_empty(), "seed {seed}");
 
         // Groups without a connection give their places once they are idle for ten minutes.
-        let key = |port| GroupKey { process: None, role: Role::Client, peer: Peer::LocalPort(port) };
         for port in 0..SMALL.label_sets as u16 {
-            let placed = world.tracker.groups.hold(key(1000 + port), u64::MAX);
+            let peer = Peer::LocalPort(1000 + port);
+            let placed = world.tracker.groups.hold(None, Role::Client, peer, u64::MAX);
             assert_ne!(placed, Groups::OTHER, "seed {seed}: a group is held by nobody");
         }
         // A full table forgets the processes that nothing names: all but the newest.
