@@ -16,7 +16,7 @@ use crate::{
     http::Question,
     inbox::Inbox,
     node::Node,
-    probes::{CountedRetransmits, Loaded, LossCounters, Queues, Ring},
+    probes::{CountedRetransmits, Loaded, LossCounters, Lost, Queues, Ring},
     proc,
     recording::{Frame, ProcessFrame, Recorder, RecordingError},
     sweeper::{Report, Sweeper, Swept},
@@ -175,9 +175,11 @@ impl Pipeline {
         let lost = self.lost.read();
         if lost != self.node.records.lost {
             let new = lost.total() - self.node.records.lost.total();
+            let Lost { ring_full, run_skipped } = lost;
             tracing::error!(
                 new,
-                total = lost.total(),
+                ring_full,
+                run_skipped,
                 "records lost in the kernel; a sweep will repair the table"
             );
             self.ingest(&Frame::Lost(lost));

@@ -1,7 +1,12 @@
 //! Whichever way a signal comes, the answers are the same: two daemons watch one workload, one by the ways it
 //! chose, one by the ways it was told to take.
 
-use std::{path::Path, thread, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -140,8 +145,25 @@ fn can_take(ways: &str) -> bool {
     refused.is_empty()
 }
 
+/// Again where the kernel skipped a program, as it does with one that would run inside itself: what that one would have
+/// told is found by a sweep, and then not to the moment.
 fn give_the_same_answers(ways: &str) {
-    let (chosen, forced) = (Daemon::start(&[]), Daemon::start(&["--hook", ways]));
+    const ATTEMPTS: usize = 3;
+    for attempt in 1..=ATTEMPTS {
+        let daemons = [Daemon::start(&[]), Daemon::start(&["--hook", ways])];
+        let outcome = catch_unwind(AssertUnwindSafe(|| compare(&daemons, ways)));
+        let skipped = |daemon: &Daemon| {
+            daemon.metrics().sum("tcpwatch_records_lost_total", &[("cause", "run_skipped")]) > Some(0)
+        };
+        match outcome {
+            Ok(()) => return,
+            Err(_) if attempt < ATTEMPTS && daemons.iter().any(skipped) => {}
+            Err(failure) => resume_unwind(failure),
+        }
+    }
+}
+
+fn compare([chosen, forced]: &[Daemon; 2], ways: &str) {
     let mut namespaces = Vec::new();
     for addr in ["127.0.0.1", "::1"] {
         let namespace = Namespace::new();
@@ -153,7 +175,7 @@ fn give_the_same_answers(ways: &str) {
         let worker: u64 = accepted.strip_prefix("accepted ").unwrap().parse().unwrap();
         let owner = |life: &Value| if life["role"] == "server" { worker } else { u64::from(client.pid()) };
         eventually("the worker that accepted is named", || {
-            let lives = agree(&chosen, &forced, &namespace);
+            let lives = agree(chosen, forced, &namespace);
             let wrong = lives.iter().find(|life| life["process"]["pid"] != owner(life));
             wrong.map_or(Ok(()), |life| Err(life.to_string()))
         });
@@ -162,12 +184,12 @@ fn give_the_same_answers(ways: &str) {
         assert_eq!(client.ask(), "done");
         assert_eq!(server.ask(), "done");
         assert_eq!(client.ask(), "done");
-        let lives = agree(&chosen, &forced, &namespace);
+        let lives = agree(chosen, forced, &namespace);
         assert_eq!(lives.len(), 12, "{lives:#?}");
         // The one that its server reset by closing.
         let unread = |life: &&Value| life["state"] == "ESTABLISHED" && life["unread_bytes"] == 5;
         if ways != RAW {
-            let told = self::lives(&forced, &namespace);
+            let told = self::lives(forced, &namespace);
             for lives in [&lives, &told] {
                 assert_eq!(lives.iter().filter(unread).count(), 1, "closed with unread bytes: {lives:#?}");
             }
@@ -182,7 +204,7 @@ fn give_the_same_answers(ways: &str) {
         thread::sleep(Duration::from_secs(1));
     }
     for (namespace, ..) in &namespaces {
-        let lives = agree(&chosen, &forced, namespace);
+        let lives = agree(chosen, forced, namespace);
         let waited = |life: &Value| {
             let steps = life["life"].as_array().unwrap();
             steps

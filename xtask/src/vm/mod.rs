@@ -75,6 +75,10 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "filter")]
     write: bool,
 
+    /// Do not run again what passed with the same kernel, tests and tcpwatch
+    #[arg(long)]
+    resume: bool,
+
     /// Which tests, as the kernel test executable takes it
     #[arg(last = true)]
     filter: Vec<OsString>,
@@ -146,6 +150,7 @@ fn prepare(folder: PathBuf, args: &Args) -> Result<Common> {
         python: python.into(),
         folder,
         limit: Duration::from_secs(args.limit * 60),
+        resume: args.resume,
     })
 }
 

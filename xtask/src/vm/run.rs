@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -51,6 +52,8 @@ pub(crate) struct Common {
     pub(crate) python: PathBuf,
     pub(crate) folder: PathBuf,
     pub(crate) limit: Duration,
+    /// What passed with all the same is taken from the log.
+    pub(crate) resume: bool,
 }
 
 #[derive(Debug)]
@@ -77,10 +80,25 @@ impl Common {
         let steps = plan::steps(&self.tests, series);
         let logs = self.folder.join("logs");
         fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
+        let log = logs.join(format!("{}.log", series.name));
+        let console_log = logs.join(format!("{}-kernel.log", series.name));
+        let passed = logs.join(format!("{}.passed", series.name));
+        let fingerprint = self.fingerprint(&kernel, &steps)?;
+        if self.resume && fs::read_to_string(&passed).is_ok_and(|found| found == fingerprint) {
+            eprintln!("{}: passed before, with all the same", series.name);
+            let mut heard = Heard::default();
+            let said = fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
+            for line in said.lines() {
+                heard.line(line)?;
+            }
+            return Ok(judge(series, kernel, steps, heard));
+        }
+        if passed.exists() {
+            fs::remove_file(&passed).with_context(|| format!("removing {}", passed.display()))?;
+        }
         let initramfs = self.folder.join(format!("initramfs-{}", series.name));
         self.write_root(&initramfs, &kernel, &steps)
             .with_context(|| format!("making the guest for {}", series.name))?;
-        let console_log = logs.join(format!("{}-kernel.log", series.name));
         let guest =
             Guest { image: &kernel.image, initramfs: &initramfs, console: &console_log, limit: self.limit };
         eprintln!("{}: booting {}", series.name, kernel.release);
@@ -96,7 +114,6 @@ impl Common {
             }
         })?;
         let took = began.elapsed();
-        let log = logs.join(format!("{}.log", series.name));
         fs::write(&log, said).with_context(|| format!("writing {}", log.display()))?;
         fs::remove_file(&initramfs).with_context(|| format!("removing {}", initramfs.display()))?;
         if let Some(error) = misheard {
@@ -110,10 +127,24 @@ impl Common {
         if end == End::TimedOut {
             run.faults.push(format!("not done after {} s; --limit gives more", self.limit.as_secs()));
         }
-        if !run.faults.is_empty() {
+        if run.faults.is_empty() {
+            fs::write(&passed, fingerprint).with_context(|| format!("writing {}", passed.display()))?;
+        } else {
             run.faults.push(format!("all it said: {}; its kernel: {}", log.display(), console_log.display()));
         }
         Ok(run)
+    }
+
+    /// The same only where a run would be the same.
+    fn fingerprint(&self, kernel: &Kernel, steps: &[Step]) -> Result<String> {
+        let [tests, tcpwatch] = &self.executables;
+        let mut hasher = DefaultHasher::new();
+        for executable in [tests, tcpwatch] {
+            let file = &executable.stripped;
+            fs::read(file).with_context(|| format!("reading {}", file.display()))?.hash(&mut hasher);
+        }
+        plan::script(steps, &tests.built, &tcpwatch.built).hash(&mut hasher);
+        Ok(format!("{} {:016x}\n", kernel.version, hasher.finish()))
     }
 
     fn write_root(&self, file: &Path, kernel: &Kernel, steps: &[Step]) -> Result<()> {
