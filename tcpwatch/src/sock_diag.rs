@@ -14,7 +14,7 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use serde::Serialize;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::{decode::Endpoint, netns};
 
@@ -125,12 +125,17 @@ pub struct RunningTimer {
     pub seconds: Option<f64>,
 }
 
+/// So many threads at once, however many ask.
+static ASKING: Semaphore = Semaphore::const_new(4);
+
 /// Asks, from a thread of its own: entering a namespace changes the whole thread. `None` when the kernel has no such
 /// connection any more.
 ///
 /// # Errors
 /// Why it cannot be asked, for people.
 pub async fn ask(target: Target) -> Result<Option<Transfer>, String> {
+    // Closed never.
+    let _asking = ASKING.acquire().await;
     let (reply, answer) = oneshot::channel();
     std::thread::Builder::new()
         .name("sock_diag".into())

@@ -27,11 +27,15 @@ conn.recv(10)
 say("asked")
 order()
 conn.setblocking(False)
-try:
-    while True:
+blocked = 0
+while blocked < 5:
+    try:
         conn.send(b"x" * 65536)
-except BlockingIOError:
-    say("full")
+        blocked = 0
+    except BlockingIOError:
+        blocked += 1
+        time.sleep(0.1)
+say("full")
 order()
 "#;
 
