@@ -101,19 +101,21 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
     // While this is the only thread: capabilities belong to threads.
     kernel::drop_capabilities().context("cannot give up capabilities that are not needed any more")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(listener, node, loaded, recorder, options.load.debug))?;
+    // The owner of the state has this thread: what it waits for wakes it, and not another that then wakes it.
+    let http = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(http.handle(), listener, node, loaded, recorder, options.load.debug))?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(
+    http: &tokio::runtime::Handle,
     listener: std::net::TcpListener,
     node: Node,
     mut loaded: Loaded,
     recorder: Option<Recorder>,
     debug: bool,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
     if debug {
         loaded.probes.follow_log();
     }
@@ -133,10 +135,10 @@ async fn serve(
     };
     let address = listener.local_addr()?;
     tracing::info!("watching; curl http://{address}/leaks");
-    let http = axum::serve(listener, router(Api::new(questions))).with_graceful_shutdown(async {
-        let _ = http_stops.await;
+    let http = http.spawn(async move {
+        let served = axum::serve(TcpListener::from_std(listener)?, router(Api::new(questions)));
+        served.with_graceful_shutdown(async { drop(http_stops.await) }).await
     });
-    let http = tokio::spawn(async move { http.await });
     pipeline.run(asked, stop).await?;
     // A client that keeps its connection open does not keep the daemon: its questions are answered with 503.
     if let Ok(served) = tokio::time::timeout(std::time::Duration::from_secs(1), http).await {

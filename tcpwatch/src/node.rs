@@ -2,7 +2,10 @@
 //!
 //! In: frames, live or from a recording. Out: answers to questions, through shared references.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::sync::broadcast;
 
@@ -41,6 +44,13 @@ pub struct RecordCounts {
     pub held_back: u64,
 }
 
+/// Sweeps since the start, and the processor time that looking took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SweepCounts {
+    pub done: u64,
+    pub cost: Duration,
+}
+
 pub struct Node {
     pub identity: Identity,
     pub tracker: Tracker,
@@ -50,6 +60,7 @@ pub struct Node {
     pub records: RecordCounts,
     /// What still has to happen before answers are complete.
     pub waiting_for: Option<&'static str>,
+    pub sweeps: SweepCounts,
     /// What the last sweep could not look at.
     pub sweep_problems: Vec<String>,
     /// For whoever follows live; costs nothing while nobody does.
@@ -73,6 +84,7 @@ impl Node {
             records: RecordCounts::default(),
             transitions: broadcast::Sender::new(FOLLOWER_BACKLOG),
             followed: false,
+            sweeps: SweepCounts::default(),
             sweep_problems: Vec::new(),
             waiting_for: Some("the first sweep of open sockets"),
             lost_before_sweep: Lost::default(),
@@ -112,7 +124,11 @@ impl Node {
 
     /// To be called before records are applied that a follower is to be told of.
     pub fn look_for_followers(&mut self) {
-        self.followed = self.transitions.receiver_count() > 0;
+        self.followed = self.has_followers();
+    }
+
+    pub fn has_followers(&self) -> bool {
+        self.transitions.receiver_count() > 0
     }
 
     /// One record. A malformed one is counted and skipped.

@@ -1,7 +1,7 @@
 //! The wiring: one task that owns the state, fed by the kernel, asked by HTTP.
 //!
-//! Ring and queues are drained when the kernel says that they fill, when somebody asks, and else ten times a second;
-//! so an answer always contains what happened before the question.
+//! Ring and queues are drained when the kernel says that they fill, when somebody asks, and else ten times a second while
+//! there is much to read, or once; so an answer always contains what happened before the question.
 
 use std::{
     pin::pin,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use tcpwatch_common::KIND_WAKE;
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::sync::mpsc;
 
 use crate::{
     clock::Clock,
@@ -22,15 +22,20 @@ use crate::{
     sweeper::{Report, Sweeper, Swept},
 };
 
-/// How long a record may wait in the ring when there are few.
+/// How long a record may wait while many come, or somebody follows them.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
+/// And else, when a drain brought fewer than this: waking up is then the most of what tcpwatch costs.
+const QUIET_DRAIN_INTERVAL: Duration = Duration::from_secs(1);
+const MANY_RECORDS: u64 = 100;
 /// How often old entries expire and the kernel's counts of lost records are read.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a record may take to be seen by another processor. x86 shows stores in their order; others are given far
 /// longer than they need, as BPF programs for Linux 5.10 have no barrier.
 const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_000 };
-/// Sweeps may take this share of one processor's time: one that cost 1 ms is not repeated for 50 ms.
+/// Sweeps may take this share of one processor's time: one that cost 1 ms is not repeated for 50 ms; and if nobody asks
+/// and nothing was lost, for 500 ms.
 const SWEEP_COST_SHARE: u32 = 50;
+const UNASKED_SWEEP_COST_SHARE: u32 = 500;
 /// An answer waits for a sweep that is expected to cost no more than this.
 const SWEEP_WORTH_WAITING: Duration = Duration::from_millis(20);
 /// How often a sweep looks after what no record tells of, while there is such; and else, for sockets that
@@ -50,6 +55,9 @@ pub struct Pipeline {
     sweeper: Sweeper,
     reports: mpsc::Receiver<Report>,
     sweep: SweepState,
+    drained: Instant,
+    /// The last drain brought many records.
+    busy: bool,
     /// Questions that wait for the sweep under way.
     waiting: Vec<Question>,
 }
@@ -78,6 +86,8 @@ impl Pipeline {
             sweeper: Sweeper::start(loaded.probes, report)?,
             reports,
             sweep: SweepState { under_way: false, cost: Duration::ZERO, not_before: now, finished: now },
+            drained: now,
+            busy: false,
             waiting: Vec::new(),
         })
     }
@@ -92,12 +102,11 @@ impl Pipeline {
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let mut stop = pin!(stop);
-        let mut drain = tokio::time::interval(DRAIN_INTERVAL);
-        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next_tick = Instant::now() + TICK_INTERVAL;
         // Attached first, swept second: nothing can fall between.
         self.start_sweep();
         loop {
+            let next = next_tick.min(self.drained + self.drain_interval());
             tokio::select! {
                 () = &mut stop => break,
                 ready = self.ring.readable() => {
@@ -113,7 +122,7 @@ impl Pipeline {
                     Report::Done(swept) => self.finish_sweep(swept),
                 },
                 Some(question) = questions.recv() => self.answer(question),
-                _ = drain.tick() => {
+                () = tokio::time::sleep_until(next.into()) => {
                     self.drain();
                     if Instant::now() >= next_tick {
                         next_tick = Instant::now() + TICK_INTERVAL;
@@ -127,10 +136,16 @@ impl Pipeline {
         Ok(())
     }
 
+    fn drain_interval(&self) -> Duration {
+        if self.busy || self.node.has_followers() { DRAIN_INTERVAL } else { QUIET_DRAIN_INTERVAL }
+    }
+
     /// Reads what was written until now: no more than there is room for, or a kernel that writes faster than this
     /// reads would never let an answer out.
     fn drain(&mut self) {
+        self.drained = Instant::now();
         let now_ns = Clock::read().now_ns.saturating_sub(PUBLICATION_NS);
+        let before = self.node.records.received;
         self.queues.look();
         let inbox = &mut self.inbox;
         self.ring.read(|record| {
@@ -150,6 +165,7 @@ impl Pipeline {
             }
             node.record(record);
         });
+        self.busy = self.node.records.received - before >= MANY_RECORDS;
         for (pid, start_ns) in self.node.tracker.processes.take_unread() {
             if let Some(details) = proc::details(pid, start_ns) {
                 self.ingest(&Frame::Process(ProcessFrame { pid, start_ns, details }));
@@ -160,6 +176,7 @@ impl Pipeline {
     fn tick(&mut self) {
         self.note_lost();
         let interval = if self.node.tracker.has_untold() { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL };
+        let interval = interval.max(self.sweep.cost * UNASKED_SWEEP_COST_SHARE);
         if self.node.needs_repair() || self.sweep.finished.elapsed() >= interval {
             self.start_sweep();
         }
@@ -238,6 +255,8 @@ impl Pipeline {
             not_before: now + swept.cost * SWEEP_COST_SHARE,
             finished: now,
         };
+        self.node.sweeps.done += 1;
+        self.node.sweeps.cost += swept.cost;
         if swept.problems != self.node.sweep_problems {
             for problem in &swept.problems {
                 tracing::warn!(problem, "a sweep could not see everything");

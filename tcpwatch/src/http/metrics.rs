@@ -128,19 +128,32 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
     );
     let _ = writeln!(text, "tcpwatch_label_sets_folded_total {}", tracker.groups.folded);
 
+    write_sweeps(&mut text, node);
+    (text, node.records, node.identity.kernel.clone())
+}
+
+fn write_sweeps(text: &mut String, node: &Node) {
     family(
-        &mut text,
+        text,
         "tcpwatch_repairs_total",
         "counter",
         "Entries that a sweep of all sockets put right because no record told of the change.",
     );
-    let repairs = tracker.repairs;
+    let repairs = node.tracker.repairs;
     for (kind, count) in
         [("appeared", repairs.appeared), ("changed", repairs.changed), ("vanished", repairs.vanished)]
     {
         let _ = writeln!(text, "tcpwatch_repairs_total{{kind=\"{kind}\"}} {count}");
     }
-    (text, node.records, node.identity.kernel.clone())
+    family(text, "tcpwatch_sweeps_total", "counter", "Sweeps of all sockets.");
+    let _ = writeln!(text, "tcpwatch_sweeps_total {}", node.sweeps.done);
+    family(
+        text,
+        "tcpwatch_sweep_cpu_seconds_total",
+        "counter",
+        "Processor time that the sweeps took to look at all sockets.",
+    );
+    let _ = writeln!(text, "tcpwatch_sweep_cpu_seconds_total {}", node.sweeps.cost.as_secs_f64());
 }
 
 fn family(text: &mut String, name: &str, kind: &str, help: &str) {

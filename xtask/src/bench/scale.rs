@@ -29,8 +29,9 @@ pub(crate) struct Scale {
     pub(crate) leaks_ms: Option<Spread>,
     pub(crate) connections_ms: Option<Spread>,
     pub(crate) metrics_ms: Option<Spread>,
-    /// Percent of one processor, while nothing happens and nobody asks.
+    /// Percent of one processor, while nothing happens and nobody asks; and how many sweeps fell in that time.
     pub(crate) idle_percent: f64,
+    pub(crate) idle_sweeps: u32,
     /// `ss -tanp`; not tried where it would take minutes.
     pub(crate) ss_seconds: Option<f64>,
     pub(crate) proc_net_tcp_seconds: f64,
@@ -41,8 +42,8 @@ const SS_SOCKETS: u64 = 100_000;
 /// For each hundred sockets one pair is half closed.
 const LINGERING_SHARE: u64 = 100;
 const QUESTIONS: usize = 9;
-/// As long as it is from one sweep to the next when nothing happens, so that one is in it.
-const IDLE: Duration = Duration::from_secs(60);
+/// Idle is from one sweep to the next, but no longer than this.
+const IDLE: Duration = Duration::from_secs(120);
 /// How long others' are waited for: as long as the kernel keeps a TIME_WAIT, and tcpwatch may be late by some seconds.
 const MINISOCKS: Duration = Duration::from_secs(75);
 
@@ -86,9 +87,10 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     while minisocks(&running)? > 0.0 && idle_since.elapsed() < MINISOCKS {
         machine::sleep(Duration::from_secs(1))?;
     }
-    let before = running.cpu_seconds()?;
-    machine::sleep(IDLE)?;
-    let idle_percent = (running.cpu_seconds()? - before) / IDLE.as_secs_f64() * 100.0;
+    next_sweep(&running)?;
+    let (idle_since, before) = (Instant::now(), running.cpu_seconds()?);
+    let idle_sweeps = next_sweep(&running)?;
+    let idle_percent = (running.cpu_seconds()? - before) / idle_since.elapsed().as_secs_f64() * 100.0;
     let seconds = |program: &str, args: &[&str]| -> Result<f64> {
         let began = Instant::now();
         command::output(inside.command(program).args(args).stdout(Stdio::null()))?;
@@ -105,6 +107,7 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
         connections_ms,
         metrics_ms,
         idle_percent,
+        idle_sweeps,
         ss_seconds: (sockets <= SS_SOCKETS).then(|| seconds("ss", &["-tanp"])).transpose()?,
         proc_net_tcp_seconds: seconds("cat", &["/proc/self/net/tcp"])?,
     };
@@ -114,6 +117,20 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     drop(held.stdin.take());
     held.wait().context("waiting for the load")?;
     Ok(scale)
+}
+
+/// Waits for it, and says whether it came.
+fn next_sweep(running: &Running) -> Result<u32> {
+    let since = Instant::now();
+    let before = running.metric("tcpwatch_sweeps_total")?;
+    while since.elapsed() < IDLE {
+        // Seldom, because asking costs too.
+        machine::sleep(Duration::from_secs(5))?;
+        if running.metric("tcpwatch_sweeps_total")? > before {
+            return Ok(1);
+        }
+    }
+    Ok(0)
 }
 
 /// While there are any, tcpwatch sweeps more often.
