@@ -6,7 +6,7 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
@@ -21,6 +21,8 @@ pub const KIND_CLOSE: u8 = 3;
 pub const KIND_MINISOCK_END: u8 = 5;
 /// A [`SocketEvent`]: the application accepted the connection.
 pub const KIND_ACCEPT: u8 = 6;
+/// A [`ResetEvent`]: a reset was sent or received.
+pub const KIND_RESET: u8 = 8;
 /// Eight bytes, in the ring only: a [`Queue`] fills.
 pub const KIND_WAKE: u8 = 7;
 /// A [`TaskEvent`]: the process that the next records name.
@@ -40,6 +42,15 @@ pub const FLAG_MINISOCK: u8 = 32;
 pub const FLAG_REQUEST: u8 = 64;
 /// Of a transition from SYN_SENT to CLOSE: no segment was sent.
 pub const FLAG_UNSENT: u8 = 128;
+
+/// Of a `ResetEvent`: the reset was received; else sent.
+pub const RESET_RECEIVED: u32 = 1;
+/// Sent in answer to a segment; else by the kernel of its own accord, for the application or a timer.
+pub const RESET_ANSWERS: u32 = 2;
+/// The socket's linger time is zero.
+pub const RESET_ZERO_LINGER: u32 = 4;
+/// Sent, not as an answer, in the context of a process that exits.
+pub const RESET_EXITING: u32 = 8;
 
 /// The kernel's TCP states (include/net/tcp_states.h), which BPF programs see as they are.
 pub mod state {
@@ -83,6 +94,7 @@ pub struct SocketEvent {
     ///   far (`total_retrans`) in the lower 24, as many as fit;
     /// - a transition from SYN_RECV to ESTABLISHED: `total_retrans`, where the socket was made by a listener
     ///   (tcp_create_openreq_child in net/ipv4/tcp_minisocks.c) its retransmits of the SYN-ACK;
+    /// - `KIND_RESET`: `RESET_*`;
     /// - `KIND_RETRANSMIT`: `total_retrans`, 0 where that is not known and of listeners;
     /// - else 0.
     pub value: u32,
@@ -101,6 +113,22 @@ pub struct CloseEvent {
     pub socket: SocketEvent,
     /// Received bytes that the application did not read: closing with some resets the connection.
     pub unread_bytes: u32,
+    pub zero: u32,
+}
+
+/// A reset. 80 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct ResetEvent {
+    /// Its kind is `KIND_RESET`; both states are that of the socket, or of the minisock, whose cookie is 0.
+    pub socket: SocketEvent,
+    /// Received bytes that the application has not read.
+    pub unread_bytes: u32,
+    /// Sequence numbers written and not sent, and sent and not acknowledged: bytes, and one for a SYN or FIN. 0 of
+    /// minisocks.
+    pub unsent: u32,
+    pub unacknowledged: u32,
     pub zero: u32,
 }
 
@@ -219,7 +247,7 @@ pub struct SeenSocket {
 }
 
 /// Indices into the per-CPU `COUNTERS` array: records that found no room, by the program that had something to
-/// say; and those that it did not write because it had told of that socket a moment ago.
+/// say; those that it did not write because it had told of that socket a moment ago; and resets of no connection.
 pub mod counter {
     pub const LOST_STATE: u32 = 0;
     pub const LOST_RETRANSMIT: u32 = 1;
@@ -227,12 +255,18 @@ pub mod counter {
     pub const LOST_MINISOCK: u32 = 3;
     pub const LOST_ACCEPT: u32 = 4;
     pub const LOST_SYN_ACK: u32 = 5;
+    pub const LOST_SENT_RESET: u32 = 6;
+    pub const LOST_RECEIVED_RESET: u32 = 7;
     /// Number of counters of lost records.
-    pub const LOST_COUNT: u32 = 6;
-    pub const HELD_BACK_RETRANSMIT: u32 = 6;
-    pub const HELD_BACK_SYN_ACK: u32 = 7;
+    pub const LOST_COUNT: u32 = 8;
+    pub const HELD_BACK_RETRANSMIT: u32 = 8;
+    pub const HELD_BACK_SYN_ACK: u32 = 9;
+    /// Resets sent in answer to segments that no socket was found for, and that a listener or the request of a
+    /// connection refused.
+    pub const RESET_NO_SOCKET: u32 = 10;
+    pub const RESET_LISTENER: u32 = 11;
     /// Number of counters.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 12;
 }
 
 const _: () = {
@@ -247,6 +281,8 @@ const _: () = {
     assert!(offset_of!(SocketEvent, daddr) == 48);
     assert!(size_of::<CloseEvent>() == 72);
     assert!(offset_of!(CloseEvent, unread_bytes) == 64);
+    assert!(size_of::<ResetEvent>() == 80);
+    assert!(offset_of!(ResetEvent, unread_bytes) == 64);
     assert!(size_of::<RetransmitEvent>() == 152);
     assert!(offset_of!(RetransmitEvent, since_ns) == 64);
     assert!(offset_of!(RetransmitEvent, segments) == 88);

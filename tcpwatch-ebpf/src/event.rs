@@ -2,9 +2,12 @@
 
 use aya_ebpf::EbpfContext;
 use aya_log_ebpf::debug;
-use tcpwatch_common::SocketEvent;
+use tcpwatch_common::{FLAG_MINISOCK, SocketEvent};
 
-use crate::{field::Kernel, fill, ring};
+use crate::{
+    field::{Kernel, OFF_SKC_DPORT, OFF_TW_SPORT, OFF_TW_SUBSTATE},
+    fill, ring,
+};
 
 /// What the hook knows; the rest of the record is read from the socket.
 pub struct What {
@@ -33,6 +36,27 @@ pub fn describe(sk: impl Kernel, time_ns: u64, what: &What) -> SocketEvent {
         value: what.value,
         sport,
         dport,
+        saddr: fill::bytes(saddr),
+        daddr: fill::bytes(daddr),
+    }
+}
+
+/// The record of a minisock, which has no cookie to be told by.
+#[inline(always)]
+pub fn describe_minisock(tw: impl Kernel, time_ns: u64, kind: u8) -> SocketEvent {
+    let (saddr, daddr) = fill::addresses(tw);
+    let state = tw.read(&OFF_TW_SUBSTATE);
+    SocketEvent {
+        kind,
+        old_state: state,
+        new_state: state,
+        flags: FLAG_MINISOCK,
+        netns: fill::netns(tw),
+        time_ns,
+        cookie: 0,
+        value: 0,
+        sport: u16::from_be(tw.read(&OFF_TW_SPORT)),
+        dport: u16::from_be(tw.read(&OFF_SKC_DPORT)),
         saddr: fill::bytes(saddr),
         daddr: fill::bytes(daddr),
     }

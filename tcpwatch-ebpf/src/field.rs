@@ -4,7 +4,10 @@
 //! the load (`tcpwatch/src/offsets.rs` lists the same names). They lie in the frozen `.rodata`, so the
 //! verifier sees constants.
 
-use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::{
+    bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock, bpf_skc_to_tcp_timewait_sock,
+};
+use tcpwatch_common::state::TIME_WAIT;
 
 macro_rules! offsets {
     ($($name:ident)*) => { $( #[unsafe(no_mangle)] pub static $name: u32 = 0; )* };
@@ -16,7 +19,7 @@ offsets! {
     OFF_SK_TYPE OFF_SK_PROTOCOL OFF_SK_ERR OFF_SK_SOCKET OFF_SK_DROPS OFF_SK_ACK_BACKLOG
     OFF_SK_MAX_ACK_BACKLOG
     OFF_INET_SPORT
-    OFF_RCV_NXT OFF_COPIED_SEQ OFF_TOTAL_RETRANS OFF_BYTES_RETRANS OFF_DSACK_DUPS OFF_SEGS_OUT
+    OFF_RCV_NXT OFF_COPIED_SEQ OFF_WRITE_SEQ OFF_SND_NXT OFF_SND_UNA OFF_SK_LINGERTIME OFF_TOTAL_RETRANS OFF_BYTES_RETRANS OFF_DSACK_DUPS OFF_SEGS_OUT
     OFF_ICSK_CA_STATE OFF_ICSK_PENDING OFF_SKB_LEN OFF_SKB_CB OFF_SKB_CB_SEGMENTS
     OFF_RCV_TSTAMP OFF_LSNDTIME
     OFF_TW_SUBSTATE OFF_TW_SPORT OFF_TW_EXPIRES OFF_SKC_NUM
@@ -48,6 +51,9 @@ pub trait Kernel: Copy {
     /// The socket as a `struct tcp_sock`, if it is one: SCTP, DCCP and MPTCP sockets pass through the same
     /// hooks, raw sockets carry protocol numbers too.
     fn tcp_sock(self) -> Option<Self>;
+
+    /// The socket as a `struct inet_timewait_sock`, if it is one: to be asked before `tcp_sock` where it may be.
+    fn minisock(self) -> Option<Self>;
 
     /// The kernel's own identity of the socket.
     fn cookie(self) -> u64;
@@ -106,6 +112,12 @@ impl Kernel for Typed {
         Self::new(tcp.cast()).filter(|sk| sk.read::<u16>(&OFF_SK_TYPE) == SOCK_STREAM)
     }
 
+    #[inline(always)]
+    fn minisock(self) -> Option<Self> {
+        // SAFETY: the verifier checks that the argument is a socket.
+        Self::new(unsafe { bpf_skc_to_tcp_timewait_sock(self.0.cast_mut().cast()) }.cast())
+    }
+
     /// Made on first request.
     #[inline(always)]
     fn cookie(self) -> u64 {
@@ -149,6 +161,12 @@ impl Kernel for Raw {
         let inet = family == AF_INET || family == AF_INET6;
         let stream = self.read::<u16>(&OFF_SK_TYPE) == SOCK_STREAM;
         (inet && stream && self.read::<u16>(&OFF_SK_PROTOCOL) == IPPROTO_TCP).then_some(self)
+    }
+
+    /// A minisock in FIN_WAIT2 also has this state, and its own in `tw_substate`.
+    #[inline(always)]
+    fn minisock(self) -> Option<Self> {
+        (self.read::<u8>(&OFF_SKC_STATE) == TIME_WAIT).then_some(self)
     }
 
     /// 0 until somebody asked the kernel for it. The typed programs that see the socket first have.

@@ -8,14 +8,15 @@ use tcpwatch_common::{
 
 use crate::field::{
     self, AF_INET6, Kernel, OFF_COPIED_SEQ, OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SEGS_OUT,
-    OFF_SK_ERR, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY,
-    OFF_SKC_FLAGS, OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_TOTAL_RETRANS,
+    OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT,
+    OFF_SKC_FAMILY, OFF_SKC_FLAGS, OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR,
+    OFF_SND_NXT, OFF_SND_UNA, OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
 };
 
 /// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
 const SOCK_DEAD: u32 = 0;
 const SOCK_DONE: u32 = 1;
-const SOCK_LINGER: u32 = 5;
+const SOCK_LINGER: u32 = 4;
 
 /// Whether sockets are identified by their address, because this kernel, or the hook that sees them first, has
 /// no cookie for them. An address is used again once its socket is gone.
@@ -130,6 +131,20 @@ pub fn unread_bytes(sk: impl Kernel, flags: u8) -> u32 {
     if flags & FLAG_FIN_RECEIVED != 0 { waiting.saturating_sub(1) } else { waiting }
 }
 
+/// Sequence numbers written and not sent, and sent and not acknowledged: bytes, and one for a SYN or FIN.
+#[inline(always)]
+pub fn undelivered(sk: impl Kernel) -> (u32, u32) {
+    let next = sk.read::<u32>(&OFF_SND_NXT);
+    let unsent = sk.read::<u32>(&OFF_WRITE_SEQ).wrapping_sub(next);
+    (unsent, next.wrapping_sub(sk.read(&OFF_SND_UNA)))
+}
+
+/// Whether closing the socket resets the connection in any case.
+#[inline(always)]
+pub fn has_zero_linger(sk: impl Kernel) -> bool {
+    sk.read::<u64>(&OFF_SKC_FLAGS) & (1 << SOCK_LINGER) != 0 && sk.read::<u64>(&OFF_SK_LINGERTIME) == 0
+}
+
 /// The bits of `SocketEvent::value` that a transition to CLOSE has retransmitted segments in.
 pub const RETRANSMITS: u32 = (1 << 24) - 1;
 
@@ -145,6 +160,6 @@ pub fn error_and_retransmits(sk: impl Kernel) -> u32 {
 /// unread and no zero linger time (`__tcp_close`, net/ipv4/tcp.c).
 #[inline(always)]
 pub fn closes_in_order(sk: impl Kernel, state: u8, flags: u8) -> bool {
-    let aborts = sk.read::<u64>(&OFF_SKC_FLAGS) & (1 << SOCK_LINGER) != 0 || unread_bytes(sk, flags) != 0;
+    let aborts = has_zero_linger(sk) || unread_bytes(sk, flags) != 0;
     (state == ESTABLISHED || state == CLOSE_WAIT) && !aborts
 }

@@ -17,6 +17,7 @@ mod iter;
 mod minisock;
 mod queue;
 mod registers;
+mod reset;
 mod retransmit;
 mod ring;
 mod state;

@@ -6,11 +6,12 @@ use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use tcpwatch_common::{FLAG_MINISOCK, KIND_MINISOCK_END, SocketEvent, counter::LOST_MINISOCK, state::CLOSE};
+use tcpwatch_common::{KIND_MINISOCK_END, SocketEvent, counter::LOST_MINISOCK, state::CLOSE};
 
 use crate::{
-    field::{Kernel, OFF_REGS_ARG0, OFF_SKC_DPORT, OFF_TW_SPORT, OFF_TW_SUBSTATE, Raw, Typed},
-    fill, registers, ring,
+    event,
+    field::{Kernel, OFF_REGS_ARG0, Raw, Typed},
+    registers, ring,
 };
 
 #[fentry(function = "inet_twsk_kill")]
@@ -31,25 +32,9 @@ pub fn minisock_kprobe(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn ended(tw: impl Kernel) {
-    let (saddr, daddr) = fill::addresses(tw);
-    let netns = fill::netns(tw);
-    let old_state = tw.read(&OFF_TW_SUBSTATE);
-    let (sport, dport) = (tw.read(&OFF_TW_SPORT), tw.read(&OFF_SKC_DPORT));
+    // SAFETY: no arguments.
+    let event = event::describe_minisock(tw, unsafe { bpf_ktime_get_ns() }, KIND_MINISOCK_END);
     let Some(mut entry) = ring::reserve::<SocketEvent>(LOST_MINISOCK) else { return };
-    entry.write(SocketEvent {
-        kind: KIND_MINISOCK_END,
-        old_state,
-        new_state: CLOSE,
-        flags: FLAG_MINISOCK,
-        netns,
-        // SAFETY: no arguments.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        cookie: 0,
-        value: 0,
-        sport: u16::from_be(sport),
-        dport: u16::from_be(dport),
-        saddr: fill::bytes(saddr),
-        daddr: fill::bytes(daddr),
-    });
+    entry.write(SocketEvent { new_state: CLOSE, ..event });
     ring::submit(entry);
 }

@@ -18,6 +18,9 @@ use crate::{
 /// reference was dropped where closing is not allowed; that thread is nobody's owner.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
+/// include/linux/sched.h: PF_EXITING.
+const PF_EXITING: u32 = 0x4;
+
 /// What the reader was told of a process.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -59,6 +62,19 @@ pub fn current_tgid(time_ns: &mut u64, by: By, lost: u32) -> u32 {
         tell(Typed::new(unsafe { bpf_get_current_task_btf() }.cast()), time_ns, by, lost)
     };
     told.unwrap_or(0)
+}
+
+/// Whether the current process exits, and the kernel closes what it had open.
+#[inline(always)]
+pub fn exits() -> bool {
+    let flags = if fill::by_address() {
+        // SAFETY: no arguments.
+        Raw::new(unsafe { bpf_get_current_task() } as *const u8).map(|task| task.read::<u32>(&OFF_TASK_FLAGS))
+    } else {
+        // SAFETY: no arguments.
+        Typed::new(unsafe { bpf_get_current_task_btf() }.cast()).map(|task| task.read::<u32>(&OFF_TASK_FLAGS))
+    };
+    flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 #[inline(always)]

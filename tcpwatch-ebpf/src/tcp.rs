@@ -1,7 +1,7 @@
 //! Every TCP socket of one network namespace, the reader's own: the iterator tcp (net/ipv4/tcp_ipv4.c), which
 //! also visits what no process holds: connections not yet accepted, orphans, minisocks, requests.
 
-use aya_ebpf::helpers::{bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_timewait_sock};
+use aya_ebpf::helpers::bpf_skc_to_tcp_request_sock;
 use tcpwatch_common::{FLAG_MINISOCK, FLAG_REQUEST, SeenSocket, state::SYN_RECV};
 
 use crate::{
@@ -24,13 +24,11 @@ pub extern "C" fn unheld_iter(ctx: *const Context) -> i32 {
     let (meta, skc) = unsafe { ((*ctx).meta, (*ctx).sk_common) };
     // Null once, after the last one.
     let Some(skc) = Typed::new(skc) else { return 0 };
-    let pointer = skc.as_ptr().cast_mut().cast();
     if let Some(sk) = skc.tcp_sock() {
         iter::write(meta, &iter::full_socket(sk));
         return 0;
     }
-    // SAFETY: the iterator's own socket.
-    if let Some(tw) = Typed::new(unsafe { bpf_skc_to_tcp_timewait_sock(pointer) }.cast()) {
+    if let Some(tw) = skc.minisock() {
         let record = SeenSocket {
             state: tw.read(&OFF_TW_SUBSTATE),
             flags: FLAG_MINISOCK,
@@ -44,7 +42,9 @@ pub extern "C" fn unheld_iter(ctx: *const Context) -> i32 {
         return 0;
     }
     // SAFETY: the iterator's own socket.
-    if let Some(request) = Typed::new(unsafe { bpf_skc_to_tcp_request_sock(pointer) }.cast()) {
+    if let Some(request) =
+        Typed::new(unsafe { bpf_skc_to_tcp_request_sock(skc.as_ptr().cast_mut().cast()) }.cast())
+    {
         let record = SeenSocket {
             state: SYN_RECV,
             flags: FLAG_REQUEST,

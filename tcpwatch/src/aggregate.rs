@@ -10,7 +10,7 @@ use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
 
-use crate::{connect::Outcome, first_close::FirstClose, state::TcpState, tally::Retransmitted};
+use crate::{connect::Outcome, first_close::FirstClose, reset::Reset, state::TcpState, tally::Retransmitted};
 
 /// Which side of the connection this socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -147,6 +147,7 @@ pub struct Counts {
     pub attempts: u64,
     pub connects: [u64; Outcome::ALL.len()],
     pub retransmitted: Retransmitted,
+    pub resets: [u64; Reset::ALL.len()],
     /// By state; allocated with the first observation. Of SYN_SENT only those that went on to ESTABLISHED.
     pub durations: [Option<Box<Histogram>>; TcpState::COUNT],
     /// Of SYN_SENT the others: of failed connects and simultaneous opens. Apart, so that successes make a histogram of
@@ -165,6 +166,9 @@ impl Counts {
             *mine += theirs;
         }
         self.retransmitted.add(&other.retransmitted);
+        for (mine, theirs) in self.resets.iter_mut().zip(other.resets) {
+            *mine += theirs;
+        }
         let mine = self.durations.iter_mut().chain([&mut self.unaccepted]);
         for (mine, theirs) in mine.zip(other.durations.iter().chain([&other.unaccepted])) {
             if let Some(theirs) = theirs {

@@ -12,6 +12,7 @@ pub mod errno {
     pub const ENOPROTOOPT: u8 = 92;
     pub const EOPNOTSUPP: u8 = 95;
     pub const ENETUNREACH: u8 = 101;
+    pub const ECONNABORTED: u8 = 103;
     pub const ECONNRESET: u8 = 104;
     pub const ETIMEDOUT: u8 = 110;
     pub const ECONNREFUSED: u8 = 111;

@@ -7,7 +7,8 @@ use std::{borrow::Cow, fmt, net::Ipv6Addr};
 
 use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    FLAG_UNSENT, KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION,
+    FLAG_UNSENT, KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK,
+    KIND_TRANSITION, RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent,
     RetransmitEvent, SeenSocket, SocketEvent, TaskEvent, retransmit,
 };
 use thiserror::Error;
@@ -30,6 +31,7 @@ pub enum Record {
     Socket(SocketRecord),
     /// The record says [`What::Retransmit`].
     Retransmit(SocketRecord, Box<Retransmits>),
+    Reset(Box<ResetRecord>),
     Task(TaskRecord),
 }
 
@@ -142,6 +144,27 @@ pub enum What {
     Accept { state: TcpState, pid: Option<u32> },
     /// The application closed its last descriptor.
     Close { state: TcpState, pid: Option<u32>, unread_bytes: u32 },
+}
+
+/// A reset, sent or received. See `ResetEvent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetRecord {
+    pub socket: Socket,
+    /// CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// The socket's at that time, or the minisock's.
+    pub state: TcpState,
+    /// Else sent.
+    pub received: bool,
+    /// Sent in answer to a segment.
+    pub answers: bool,
+    pub zero_linger: bool,
+    /// Sent because the process exits.
+    pub exiting: bool,
+    pub unread_bytes: u32,
+    /// Sequence numbers.
+    pub unsent: u32,
+    pub unacknowledged: u32,
 }
 
 /// What was retransmitted on a socket. See `RetransmitEvent`.
@@ -276,6 +299,7 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
             let record = socket_record(&raw.socket, 0)?;
             Ok(Record::Retransmit(record, Box::new(retransmits(&raw))))
         }
+        Some(KIND_RESET) => Ok(Record::Reset(Box::new(reset(&read(bytes)?)?))),
         Some(KIND_TRANSITION | KIND_MINISOCK_END | KIND_ACCEPT) => {
             socket_record(&read(bytes)?, 0).map(Record::Socket)
         }
@@ -310,15 +334,35 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
     })
 }
 
-/// `unread_bytes`: what a close adds.
-fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, DecodeError> {
-    let socket = Socket {
+fn socket(raw: &SocketEvent) -> Socket {
+    Socket {
         cookie: raw.cookie,
         netns: raw.netns,
         local: endpoint(raw.saddr, raw.sport),
         remote: endpoint(raw.daddr, raw.dport),
         flags: raw.flags,
-    };
+    }
+}
+
+fn reset(raw: &ResetEvent) -> Result<ResetRecord, DecodeError> {
+    let has = |flag| raw.socket.value & flag != 0;
+    Ok(ResetRecord {
+        socket: socket(&raw.socket),
+        time_ns: raw.socket.time_ns,
+        state: state(raw.socket.new_state)?,
+        received: has(RESET_RECEIVED),
+        answers: has(RESET_ANSWERS),
+        zero_linger: has(RESET_ZERO_LINGER),
+        exiting: has(RESET_EXITING),
+        unread_bytes: raw.unread_bytes,
+        unsent: raw.unsent,
+        unacknowledged: raw.unacknowledged,
+    })
+}
+
+/// `unread_bytes`: what a close adds.
+fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, DecodeError> {
+    let socket = socket(raw);
     let to = state(raw.new_state)?;
     let pid = (raw.value != 0).then_some(raw.value);
     let what = match raw.kind {

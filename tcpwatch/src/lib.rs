@@ -17,6 +17,7 @@ pub mod process;
 
 pub mod connect;
 pub mod first_close;
+pub mod reset;
 pub mod tally;
 
 pub mod aggregate;
@@ -26,6 +27,7 @@ pub mod ticks;
 
 pub mod attempts;
 pub mod owners;
+pub mod resets;
 pub mod retransmits;
 pub mod sweep;
 pub mod tracker;

@@ -13,7 +13,7 @@ use crate::{
     clock::{Clock, seconds},
     decode::{self, Record, SocketRecord},
     findings::{LeakHistory, SAMPLE_INTERVAL, lingering::LingerLimits},
-    probes::{Hooks, Lost},
+    probes::{Hooks, Lost, OnlyCounted},
     recording::{Frame, Header},
     sweep::Coverage,
     tracker::{Limits, Tracker},
@@ -40,8 +40,7 @@ pub struct RecordCounts {
     pub received: u64,
     pub malformed: u64,
     pub lost: Lost,
-    /// Not written, because the reader had been told of that socket a moment ago.
-    pub held_back: u64,
+    pub only_counted: OnlyCounted,
 }
 
 /// Sweeps since the start, and the processor time that looking took.
@@ -118,7 +117,7 @@ impl Node {
             }
             Frame::Tick(now_ns) => self.tick(*now_ns),
             Frame::Lost(lost) => self.records.lost = *lost,
-            Frame::HeldBack(held_back) => self.records.held_back = *held_back,
+            Frame::OnlyCounted(counted) => self.records.only_counted = *counted,
         }
     }
 

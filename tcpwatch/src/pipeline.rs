@@ -201,9 +201,9 @@ impl Pipeline {
             );
             self.ingest(&Frame::Lost(lost));
         }
-        let held_back = self.lost.held_back();
-        if held_back != self.node.records.held_back {
-            self.ingest(&Frame::HeldBack(held_back));
+        let counted = self.lost.only_counted();
+        if counted != self.node.records.only_counted {
+            self.ingest(&Frame::OnlyCounted(counted));
         }
     }
 

@@ -15,7 +15,7 @@ use tcpwatch_common::ABI;
 use thiserror::Error;
 
 use crate::{
-    probes::{Lost, Told},
+    probes::{Lost, OnlyCounted, Told},
     process::ProcDetails,
     sweep::Coverage,
 };
@@ -60,8 +60,8 @@ pub enum Frame {
     Tick(u64),
     /// Records lost since the start.
     Lost(Lost),
-    /// Records held back since the start.
-    HeldBack(u64),
+    /// What the programs only counted since the start.
+    OnlyCounted(OnlyCounted),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ const PROCESS: u8 = 4;
 const TICK: u8 = 5;
 const LOST: u8 = 6;
 const SWEEP_END: u8 = 7;
-const HELD_BACK: u8 = 8;
+const ONLY_COUNTED: u8 = 8;
 
 pub struct Recorder {
     path: PathBuf,
@@ -130,7 +130,10 @@ impl Recorder {
                 let counts = [lost.ring_full.to_le_bytes(), lost.run_skipped.to_le_bytes()];
                 self.frame(LOST, counts.as_flattened())
             }
-            Frame::HeldBack(held_back) => self.frame(HELD_BACK, &held_back.to_le_bytes()),
+            Frame::OnlyCounted(counted) => {
+                let counts = [counted.held_back, counted.no_socket_resets, counted.listener_resets];
+                self.frame(ONLY_COUNTED, counts.map(u64::to_le_bytes).as_flattened())
+            }
         }
     }
 
@@ -206,7 +209,11 @@ impl Iterator for Recording {
                 ring_full: payload.try_get_u64_le().ok()?,
                 run_skipped: payload.try_get_u64_le().ok()?,
             }),
-            HELD_BACK => Frame::HeldBack(payload.try_get_u64_le().ok()?),
+            ONLY_COUNTED => Frame::OnlyCounted(OnlyCounted {
+                held_back: payload.try_get_u64_le().ok()?,
+                no_socket_resets: payload.try_get_u64_le().ok()?,
+                listener_resets: payload.try_get_u64_le().ok()?,
+            }),
             _ => return None,
         };
         self.rest = at;
@@ -253,7 +260,7 @@ mod tests {
             Frame::SweepEnd(Coverage { namespaces: [4, 5].into_iter().collect(), all: true }),
             Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
             Frame::Lost(Lost { ring_full: 3, run_skipped: 4 }),
-            Frame::HeldBack(5),
+            Frame::OnlyCounted(OnlyCounted { held_back: 5, no_socket_resets: 6, listener_resets: 7 }),
             Frame::Tick(4),
         ];
         let mut recorder = Recorder::create(&file.0, &header()).unwrap();

@@ -27,7 +27,7 @@ impl Tracker {
         total: Option<u32>,
         told: &Retransmits,
     ) {
-        let Some(slot) = self.find_or_insert(record, state) else {
+        let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns) else {
             self.count_unlisted(record, told);
             return;
         };

@@ -16,6 +16,7 @@ use crate::{
     decode::{Endpoint, Kind, Socket},
     life::{Cause, Life},
     process::ProcessId,
+    reset::ResetTold,
     state::TcpState,
     tally::Tally,
 };
@@ -49,6 +50,8 @@ pub struct Conn {
     pub total_retrans: Option<u32>,
     /// Once something was retransmitted before our eyes.
     pub retransmits: Option<Box<Tally>>,
+    /// The reset that ended it, or is about to.
+    pub reset: Option<Box<ResetTold>>,
     /// What became of its connect, once that is over and was told.
     pub connect: Option<Outcome>,
     /// When last told: at the peer's FIN, or by a sweep.
@@ -177,6 +180,7 @@ impl Table {
             error: 0,
             total_retrans: (!marks.older).then_some(0),
             retransmits: None,
+            reset: None,
             connect: None,
             unread_bytes: 0,
             swept: 0,

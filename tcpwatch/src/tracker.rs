@@ -16,6 +16,7 @@ use crate::{
     life::{Cause, Life, cause},
     probes::Told,
     process::ProcessTable,
+    resets::Pending,
     retransmits::Unlisted,
     state::TcpState,
     sweep::{Progress, Unconnected},
@@ -62,6 +63,7 @@ pub struct Tracker {
     pub repairs: Repairs,
     pub told: Told,
     pub(crate) unlisted: Unlisted,
+    pub(crate) pending_resets: Vec<Pending>,
     pub(crate) ticks: Option<Ticks>,
     pub(crate) sweep: Progress,
     pub(crate) listeners: FxHashMap<(u32, u16), Vec<Slot>>,
@@ -90,6 +92,7 @@ impl Tracker {
             repairs: Repairs::default(),
             told: Told::default(),
             unlisted: Unlisted::default(),
+            pending_resets: Vec::new(),
             ticks: None,
             sweep: Progress::default(),
             listeners: FxHashMap::default(),
@@ -103,6 +106,7 @@ impl Tracker {
                 self.processes.learn(task);
             }
             Record::Socket(record) => self.apply_socket(record),
+            Record::Reset(record) => self.apply_reset(record),
             Record::Retransmit(record, told) => {
                 if let What::Retransmit { state, total } = record.what {
                     self.retransmitted(record, state, total, told);
@@ -118,16 +122,16 @@ impl Tracker {
             What::Retransmit { state, total } => {
                 self.retransmitted(record, state, total, &Retransmits::one(record.time_ns, state));
             }
-            What::MinisockEnd => self.end_minisock(record),
+            What::MinisockEnd => self.end_minisock(&record.socket, record.time_ns),
             What::Accept { state, pid } => {
-                if let Some(slot) = self.find_or_insert(record, state) {
+                if let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns) {
                     self.own(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
                     self.table.get_mut(slot).marks.unaccepted = false;
                     self.group(slot, record.time_ns);
                 }
             }
             What::Close { state, pid, unread_bytes } => {
-                if let Some(slot) = self.find_or_insert(record, state) {
+                if let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns) {
                     self.table.get_mut(slot).unread_bytes = unread_bytes;
                     self.closed_by(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
                 }
@@ -209,7 +213,7 @@ impl Tracker {
     /// A close() after shutdown() sets the state that is set already (tcp_close_state, net/ipv4/tcp.c).
     fn closed_again(&mut self, record: &SocketRecord, state: TcpState, value: u32) {
         let closes = matches!(state, TcpState::FinWait1 | TcpState::LastAck);
-        if let Some(slot) = self.find_or_insert(record, state)
+        if let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns)
             && closes
         {
             self.closed_by(slot, self.processes.by_pid(value), record.time_ns);
@@ -229,7 +233,7 @@ impl Tracker {
         } else if known.is_none() && self.table.is_full() && minisock(&record.socket, from, error).is_none() {
             return;
         }
-        let Some(slot) = self.find_or_insert(record, from) else { return };
+        let Some(slot) = self.find_or_insert(&record.socket, from, now_ns) else { return };
         self.describe(slot, &record.socket);
         if from.follows_established() {
             self.note_established(slot, now_ns);
@@ -300,17 +304,17 @@ impl Tracker {
     }
 
     /// A minisock is gone: by its timer, unless that was not due yet.
-    fn end_minisock(&mut self, record: &SocketRecord) {
-        let socket = &record.socket;
-        self.sweep.ended_minisock((socket.netns, socket.local, socket.remote), record.time_ns);
+    pub(crate) fn end_minisock(&mut self, socket: &Socket, now_ns: u64) {
+        self.sweep.ended_minisock((socket.netns, socket.local, socket.remote), now_ns);
         if let Some(slot) = self.table.find_minisock(socket.netns, socket.local, socket.remote) {
-            let early = record.time_ns.saturating_add(TIMER_SLACK_NS) < self.table.get(slot).expires_ns;
-            self.remove(slot, if early { Cause::Peer } else { Cause::Timer }, record.time_ns);
+            let early = now_ns.saturating_add(TIMER_SLACK_NS) < self.table.get(slot).expires_ns;
+            self.remove(slot, if early { Cause::Peer } else { Cause::Timer }, now_ns);
         }
     }
 
     /// Minisocks whose time is up at `now_ns` are gone. Where records tell, only what no record told of.
     pub fn expire(&mut self, now_ns: u64) {
+        self.settle_pending_resets(now_ns);
         let now_ns = if self.told.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
             while let Some((slot, conn)) = self.table.oldest_minisock(state) {
@@ -325,20 +329,20 @@ impl Tracker {
     }
 
     /// The connection, or one entered now because the record presumes a life before it.
-    pub(crate) fn find_or_insert(&mut self, record: &SocketRecord, state: TcpState) -> Option<Slot> {
+    pub(crate) fn find_or_insert(&mut self, socket: &Socket, state: TcpState, now_ns: u64) -> Option<Slot> {
         let marks = Marks { older: true, state_older: true, ..Marks::default() };
-        let life = Life::new(state, Cause::Unknown, record.time_ns);
-        let mut known = self.table.find(record.socket.cookie);
-        if let Some(slot) = known.filter(|slot| self.is_another(*slot, &record.socket)) {
-            self.supersede(slot, record.time_ns);
+        let life = Life::new(state, Cause::Unknown, now_ns);
+        let mut known = self.table.find(socket.cookie);
+        if let Some(slot) = known.filter(|slot| self.is_another(*slot, socket)) {
+            self.supersede(slot, now_ns);
             known = None;
         }
         if let Some(slot) = known {
-            self.describe(slot, &record.socket);
+            self.describe(slot, socket);
             let conn = self.table.get_mut(slot);
-            conn.seen_ns = conn.seen_ns.max(record.time_ns);
+            conn.seen_ns = conn.seen_ns.max(now_ns);
         }
-        known.or_else(|| self.insert(&record.socket, life, record.time_ns, marks))
+        known.or_else(|| self.insert(socket, life, now_ns, marks))
     }
 
     pub(crate) fn insert(&mut self, socket: &Socket, life: Life, now_ns: u64, marks: Marks) -> Option<Slot> {
@@ -475,6 +479,7 @@ impl Tracker {
         if self.table.get(slot).marks.connecting {
             self.count_connect(slot, Outcome::Unknown, now_ns);
         }
+        self.settle_reset(slot, now_ns);
         let mut conn = self.table.remove(slot);
         if let Some(group) = conn.group.take() {
             self.groups.release(group, now_ns);

@@ -11,7 +11,7 @@ use super::{
     connections::show,
     respond,
     text::{bounded_duration, bytes, duration, printable, table},
-    view::{Detail, detail},
+    view::{Detail, ShownReset, detail},
 };
 use crate::{
     aggregate::Role,
@@ -118,6 +118,9 @@ impl Answer for Connection {
             });
             line("first close", format!("{}{after}", first.name()));
         }
+        if let Some(reset) = detail.reset {
+            line("reset", show_reset(&reset));
+        }
         if let Some(retransmits) = detail.retransmits.filter(|retransmits| *retransmits > 0) {
             line("retransmits", format!("{retransmits} segments, {} bytes", detail.retransmitted_bytes));
         }
@@ -158,6 +161,23 @@ impl Answer for Connection {
 fn show_process(process: &Process) -> String {
     let exe = process.exe.as_deref().unwrap_or("");
     printable(format!("{} (pid {}) {exe}", process.comm, process.pid).trim_end())
+}
+
+fn show_reset(reset: &ShownReset) -> String {
+    let mut text = format!("{}: {}", reset.direction.name(), reset.reason.name());
+    if reset.process_exited {
+        text += ", the process exited";
+    }
+    for (count, what) in [
+        (reset.unread_bytes, "unread"),
+        (reset.unsent_bytes, "unsent"),
+        (reset.unacknowledged_bytes, "unacknowledged"),
+    ] {
+        if count > 0 {
+            text += &format!(", {count} bytes {what}");
+        }
+    }
+    text
 }
 
 /// How the data goes, for people.

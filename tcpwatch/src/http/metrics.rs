@@ -22,6 +22,7 @@ use crate::{
     first_close::FirstClose,
     node::{Node, RecordCounts},
     proc,
+    reset::Reset,
     state::TcpState,
 };
 
@@ -73,6 +74,7 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
     );
     write_closes(&mut text, &groups);
     write_connects(&mut text, &groups);
+    write_resets(&mut text, &groups);
     counter(&mut text, &groups, "tcpwatch_retransmits_total", "Segments retransmitted.", |group| {
         group.counts.retransmitted.total()
     });
@@ -185,6 +187,19 @@ fn write_closes(text: &mut String, groups: &[(String, &Group)]) {
     }
 }
 
+/// Only those that there are.
+fn write_resets(text: &mut String, groups: &[(String, &Group)]) {
+    let name = "tcpwatch_resets_total";
+    family(text, name, "counter", "Resets of connections sent and received, by reason.");
+    for (labels, group) in groups {
+        for (reset, count) in Reset::ALL.iter().zip(group.counts.resets).filter(|(_, count)| *count > 0) {
+            let (direction, reason) = (reset.direction().name(), reset.name());
+            let _ =
+                writeln!(text, "{name}{{{labels},direction=\"{direction}\",reason=\"{reason}\"}} {count}");
+        }
+    }
+}
+
 /// Of the groups that connect.
 fn write_connects(text: &mut String, groups: &[(String, &Group)]) {
     let connecting = || groups.iter().filter(|(_, group)| group.counts.attempts > 0);
@@ -265,8 +280,19 @@ fn own_metrics(records: RecordCounts, kernel: &str) -> Result<String, prometheus
     counter(
         "tcpwatch_records_held_back_total",
         "Records of retransmits not written because that socket's had been told of a moment ago; none is uncounted.",
-        records.held_back,
+        records.only_counted.held_back,
     )?;
+
+    let resets = IntCounterVec::new(
+        Opts::new(
+            "tcpwatch_resets_without_connection_total",
+            "Resets sent in answer to segments of no connection. Before Linux 6.10 the kernel tells of no_socket none.",
+        ),
+        &["reason"],
+    )?;
+    resets.with_label_values(&["no_socket"]).inc_by(records.only_counted.no_socket_resets);
+    resets.with_label_values(&["listener"]).inc_by(records.only_counted.listener_resets);
+    registry.register(Box::new(resets))?;
 
     let build = IntGaugeVec::new(
         Opts::new("tcpwatch_build_info", "Always 1; the labels say what runs where."),

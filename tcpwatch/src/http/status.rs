@@ -85,7 +85,7 @@ fn status(node: &Node, clock: Clock) -> Status {
             lost: records.lost.total(),
             lost_by_cause: records.lost,
             malformed: records.malformed,
-            held_back: records.held_back,
+            held_back: records.only_counted.held_back,
             repairs: tracker.repairs,
         },
         connections: Connections {

@@ -9,6 +9,7 @@ use crate::{
     aggregate::{Counts, Role},
     connect::Outcome,
     first_close::FirstClose,
+    reset::{Direction, Reset},
     state::TcpState,
     table::Conn,
 };
@@ -71,6 +72,7 @@ pub(super) struct Sums {
     opened: u64,
     closed: [u64; FirstClose::ALL.len()],
     retransmits: u64,
+    resets: [u64; Reset::ALL.len()],
     attempts: u64,
     connects: [u64; Outcome::ALL.len()],
 }
@@ -82,6 +84,9 @@ impl Sums {
             *mine += theirs;
         }
         self.retransmits += counts.retransmitted.total();
+        for (mine, theirs) in self.resets.iter_mut().zip(counts.resets) {
+            *mine += theirs;
+        }
         self.attempts += counts.attempts;
         for (mine, theirs) in self.connects.iter_mut().zip(counts.connects) {
             *mine += theirs;
@@ -89,7 +94,14 @@ impl Sums {
     }
 
     fn is_nothing(&self) -> bool {
-        self.opened + self.retransmits + self.attempts + self.closed.iter().sum::<u64>() == 0
+        self.opened + self.retransmits + self.attempts + self.closed.iter().chain(&self.resets).sum::<u64>()
+            == 0
+    }
+
+    fn resets(&self, direction: Direction) -> BTreeMap<&'static str, u64> {
+        let all = Reset::ALL.iter().zip(self.resets);
+        let those = all.filter(|(reset, count)| reset.direction() == direction && *count > 0);
+        those.map(|(reset, count)| (reset.name(), count)).collect()
     }
 
     fn failed(&self) -> u64 {
@@ -103,6 +115,8 @@ impl Sums {
             closed: self.closed.iter().sum(),
             closed_first: FirstClose::ALL.iter().map(|first| first.name()).zip(self.closed).collect(),
             retransmits: self.retransmits,
+            resets_sent: self.resets(Direction::Sent),
+            resets_received: self.resets(Direction::Received),
             connect_attempts: self.attempts,
             connects: Outcome::ALL.iter().map(|outcome| outcome.name()).zip(self.connects).collect(),
         }
@@ -118,12 +132,26 @@ pub(super) struct Counted {
     pub closed_first: BTreeMap<&'static str, u64>,
     /// Segments.
     pub retransmits: u64,
+    /// By reason; only those that there are.
+    pub resets_sent: BTreeMap<&'static str, u64>,
+    pub resets_received: BTreeMap<&'static str, u64>,
     pub connect_attempts: u64,
     /// By outcome.
     pub connects: BTreeMap<&'static str, u64>,
 }
 
 impl Counted {
+    fn resets_text(&self) -> String {
+        let sum = |resets: &BTreeMap<_, u64>| resets.values().sum::<u64>();
+        let all = [(sum(&self.resets_sent), "sent"), (sum(&self.resets_received), "received")];
+        let some: Vec<_> = all
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, direction)| format!("{count} {direction}"))
+            .collect();
+        some.join(", ")
+    }
+
     fn connects_text(&self) -> String {
         let outcomes = Outcome::ALL.iter().map(|outcome| (outcome.name(), self.connects[outcome.name()]));
         let outcomes: Vec<_> = outcomes
@@ -135,14 +163,16 @@ impl Counted {
 }
 
 /// The columns of what both tables count, and under which names.
-pub(super) const FIGURES: [&str; 6] = ["NOW", "OPENED", "CLOSED", "RETRANSMITS", "CONNECTS", "STATES NOW"];
+pub(super) const FIGURES: [&str; 7] =
+    ["NOW", "OPENED", "CLOSED", "RETRANSMITS", "RESETS", "CONNECTS", "STATES NOW"];
 
-pub(super) fn figures(now: &Now, counted: &Counted) -> [String; 6] {
+pub(super) fn figures(now: &Now, counted: &Counted) -> [String; 7] {
     [
         now.total.to_string(),
         counted.opened.to_string(),
         counted.closed.to_string(),
         counted.retransmits.to_string(),
+        counted.resets_text(),
         counted.connects_text(),
         now.text(),
     ]

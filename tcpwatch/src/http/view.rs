@@ -17,6 +17,7 @@ use crate::{
     life::{Cause, Step},
     node::Node,
     process::{Process, ProcessId},
+    reset::{Direction, Reset, ResetTold},
     state::TcpState,
     table::Conn,
     tracker::Ended,
@@ -80,6 +81,8 @@ pub(super) struct Detail {
     pub established_seconds: Option<f64>,
     /// Who closed first; `null` while nobody has.
     pub first_close: Option<FirstClose>,
+    /// The reset that ended it; `null` where none was told.
+    pub reset: Option<ShownReset>,
     /// The socket's errno at its end, 0 for none.
     pub error: u8,
     /// Segments; `null` where the kernel has not told yet.
@@ -103,6 +106,18 @@ pub(super) struct Connect {
     pub seconds: Option<f64>,
     /// SYNs repeated; `null` where that is not known.
     pub syn_retransmits: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct ShownReset {
+    pub direction: Direction,
+    pub reason: Reset,
+    /// Sent because the process exited.
+    pub process_exited: bool,
+    /// What was thrown away: received and not read, written and not sent, sent and not acknowledged.
+    pub unread_bytes: u32,
+    pub unsent_bytes: u32,
+    pub unacknowledged_bytes: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -162,6 +177,7 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         connect,
         established_seconds,
         first_close: first_close(node, conn, ended),
+        reset: conn.reset.as_deref().map(reset),
         error: conn.error,
         retransmits: conn.total_retrans,
         retransmits_by_kind: Kind::ALL
@@ -194,6 +210,17 @@ fn connect(conn: &Conn, nanos: Option<u64>) -> Option<Connect> {
         seconds: nanos.map(seconds),
         syn_retransmits: conn.syn_retransmits(),
     })
+}
+
+fn reset(told: &ResetTold) -> ShownReset {
+    ShownReset {
+        direction: told.reset.direction(),
+        reason: told.reset,
+        process_exited: told.exiting,
+        unread_bytes: told.unread_bytes,
+        unsent_bytes: told.unsent_bytes,
+        unacknowledged_bytes: told.unacknowledged_bytes,
+    }
 }
 
 fn first_close(node: &Node, conn: &Conn, ended: Option<&Ended>) -> Option<FirstClose> {

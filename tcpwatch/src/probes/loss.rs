@@ -22,9 +22,13 @@ impl LossCounters {
         Lost { ring_full: full, run_skipped: skipped }
     }
 
-    /// Records that were not written because the reader had been told of that socket a moment ago; nothing is lost.
-    pub fn held_back(&self) -> u64 {
-        self.sum(counter::HELD_BACK_RETRANSMIT) + self.sum(counter::HELD_BACK_SYN_ACK)
+    /// What the programs only count.
+    pub fn only_counted(&self) -> OnlyCounted {
+        OnlyCounted {
+            held_back: self.sum(counter::HELD_BACK_RETRANSMIT) + self.sum(counter::HELD_BACK_SYN_ACK),
+            no_socket_resets: self.sum(counter::RESET_NO_SOCKET),
+            listener_resets: self.sum(counter::RESET_LISTENER),
+        }
     }
 
     fn sum(&self, index: u32) -> u64 {
@@ -35,6 +39,17 @@ impl LossCounters {
 fn recursion_misses(program: RawFd) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{program}")).ok()?;
     info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
+}
+
+/// What the programs count and write no record of; nothing of it is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnlyCounted {
+    /// Retransmits on sockets that the reader had been told of a moment ago.
+    pub held_back: u64,
+    /// Resets sent in answer to segments of no connection: no socket was found for them, or a listener or the request
+    /// of a connection refused them.
+    pub no_socket_resets: u64,
+    pub listener_resets: u64,
 }
 
 /// Why records were lost, and how many.

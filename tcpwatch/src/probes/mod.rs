@@ -34,7 +34,7 @@ use thiserror::Error;
 
 pub use self::{
     counted::CountedRetransmits,
-    loss::{LossCounters, Lost},
+    loss::{LossCounters, Lost, OnlyCounted},
     queue::Queues,
     ring::Ring,
     ways::{Attempt, Choice, Signal},

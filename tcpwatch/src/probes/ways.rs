@@ -168,7 +168,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 7] = [
+pub(super) const OTHERS: [Spec; 9] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -226,6 +226,48 @@ pub(super) const OTHERS: [Spec; 7] = [
             ),
         ],
         without: "retransmits of SYN-ACKs are not counted",
+    },
+    Spec {
+        key: "send_reset",
+        signal: "resets sent",
+        ways: &[
+            way(
+                "tp_btf",
+                "tp_btf tcp_send_reset",
+                "send_reset_tp_btf",
+                Attach::TpBtf("tcp_send_reset"),
+                None,
+            ),
+            way(
+                "raw_tp",
+                "raw_tp tcp_send_reset",
+                "send_reset_raw_tp",
+                Attach::RawTp("tcp_send_reset"),
+                None,
+            ),
+        ],
+        without: "resets that were sent are not counted, nor is it known why",
+    },
+    Spec {
+        key: "receive_reset",
+        signal: "resets received",
+        ways: &[
+            way(
+                "tp_btf",
+                "tp_btf tcp_receive_reset",
+                "receive_reset_tp_btf",
+                Attach::TpBtf("tcp_receive_reset"),
+                None,
+            ),
+            way(
+                "raw_tp",
+                "raw_tp tcp_receive_reset",
+                "receive_reset_raw_tp",
+                Attach::RawTp("tcp_receive_reset"),
+                None,
+            ),
+        ],
+        without: "resets that were received are not counted, nor what they threw away",
     },
     Spec {
         key: "close",
@@ -368,7 +410,10 @@ mod tests {
         assert_eq!("close=kprobe".parse(), Ok(Choice { key: "close", way: "kprobe" }));
         for (text, said) in [
             ("close", "SIGNAL=WAY"),
-            ("open=kprobe", "state, retransmit, synack, close, accept, minisock, held, unheld"),
+            (
+                "open=kprobe",
+                "state, retransmit, synack, send_reset, receive_reset, close, accept, minisock, held, unheld",
+            ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {
             let error = text.parse::<Choice>().unwrap_err();

@@ -23,6 +23,7 @@ mod owners;
 mod privilege;
 mod program;
 mod recording;
+mod resets;
 mod retransmits;
 mod rights;
 mod transfer;

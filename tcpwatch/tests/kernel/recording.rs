@@ -178,6 +178,7 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
                     Record::Socket(record) | Record::Retransmit(record, _) => {
                         u64::from(record.socket.netns) == netns
                     }
+                    Record::Reset(record) => u64::from(record.socket.netns) == netns,
                     Record::Task(task) => pids.contains(&task.pid),
                 };
                 ours.then_some(Frame::Record(bytes))

@@ -55,10 +55,12 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// How tcpwatch sees each signal when nothing forces it: the best way it knows.
-pub(crate) const WAYS: [(&str, &str); 8] = [
+pub(crate) const WAYS: [(&str, &str); 10] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("synack", "tp_btf"),
+    ("send_reset", "tp_btf"),
+    ("receive_reset", "tp_btf"),
     ("close", "fentry"),
     ("accept", "fexit"),
     ("minisock", "fentry"),
@@ -89,8 +91,14 @@ pub(crate) const FORCED: [Forced; 4] = [
     },
     Forced {
         name: "raw_tp",
-        hooks: &[("state", "raw_tp"), ("retransmit", "raw_tp"), ("synack", "raw_tp")],
-        tests: &LIVES,
+        hooks: &[
+            ("state", "raw_tp"),
+            ("retransmit", "raw_tp"),
+            ("synack", "raw_tp"),
+            ("send_reset", "raw_tp"),
+            ("receive_reset", "raw_tp"),
+        ],
+        tests: &LIVES_AND_RESETS,
     },
     Forced {
         name: "tracepoint",
@@ -110,6 +118,10 @@ const LIVES: [&str; 4] = [
     "owners::a_prefork_servers_connection_is_the_accepting_workers",
 ];
 
+/// And the resets, of which only tracepoints tell.
+const LIVES_AND_RESETS: [&str; 5] = [LIVES[0], LIVES[1], LIVES[2], LIVES[3], RESETS];
+const RESETS: &str = "resets::each_reset_has_its_reason_and_none_is_missing";
+
 /// A test that is not run.
 #[derive(Debug)]
 pub(crate) struct Skip {
@@ -119,11 +131,23 @@ pub(crate) struct Skip {
     pub(crate) reason: &'static str,
 }
 
-pub(crate) const SKIPS: [Skip; 1] = [Skip {
-    test: "counts::promtool_has_nothing_to_say_about_the_metrics",
-    series: &[],
-    reason: "about the text of /metrics, which no kernel changes; `cargo xtask test` runs it",
-}];
+pub(crate) const SKIPS: [Skip; 3] = [
+    Skip {
+        test: "counts::promtool_has_nothing_to_say_about_the_metrics",
+        series: &[],
+        reason: "about the text of /metrics, which no kernel changes; `cargo xtask test` runs it",
+    },
+    Skip {
+        test: "resets::a_segment_that_finds_no_socket_is_told_as_such",
+        series: &["5.10", "6.1"],
+        reason: "before Linux 6.10 tcp_send_reset tells of full sockets only",
+    },
+    Skip {
+        test: "resets::data_for_an_orphan_in_fin_wait2_is_refused_and_its_owner_named",
+        series: &["5.10", "6.1"],
+        reason: "before Linux 6.10 tcp_send_reset tells of full sockets only",
+    },
+];
 
 /// Why this test is not run on that kernel.
 pub(crate) fn skipped(test: &str, series: &Series) -> Option<&'static str> {

@@ -1,0 +1,187 @@
+//! Which reset ended a connection, and why: from what the kernel knew of the socket when it sent or received it.
+
+use serde::{Serialize, Serializer};
+
+use crate::{
+    connect::{
+        errno::{ECONNABORTED, ETIMEDOUT},
+        is_unreachable,
+    },
+    decode::ResetRecord,
+    state::TcpState,
+};
+
+/// A reset of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Reset {
+    /// Received before the connection was established: mostly, nobody listens there.
+    Connecting,
+    /// Received while neither side had closed.
+    Established,
+    /// Received after the local side had closed or shut down its sending.
+    LocalClosed,
+    /// Received after the peer's FIN: it had closed wholly, and something was sent to it.
+    PeerClosed,
+    /// Sent because the application closed with received bytes unread.
+    UnreadData,
+    /// Sent because the application closed with a linger time of zero.
+    ZeroLinger,
+    /// Sent because the application disconnected the socket otherwise, by connect() to AF_UNSPEC for one.
+    Disconnect,
+    /// Sent because the listener closed before anyone accepted the connection.
+    ListenerClosed,
+    /// Sent because data came after the application had closed.
+    DataAfterClose,
+    /// Sent when the kernel gave up: keep-alive probes or the user time-out.
+    TimedOut,
+    /// Sent because an administrator ended the connection, by `ss --kill` for one.
+    Killed,
+    /// Sent in answer to a segment that does not belong to the connection, which goes on.
+    InvalidSegment,
+    /// Sent for another reason, such as want of memory.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    Received,
+    Sent,
+}
+
+impl Direction {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Received => "received",
+            Self::Sent => "sent",
+        }
+    }
+}
+
+impl Reset {
+    pub const ALL: [Self; 13] = [
+        Self::Connecting,
+        Self::Established,
+        Self::LocalClosed,
+        Self::PeerClosed,
+        Self::UnreadData,
+        Self::ZeroLinger,
+        Self::Disconnect,
+        Self::ListenerClosed,
+        Self::DataAfterClose,
+        Self::TimedOut,
+        Self::Killed,
+        Self::InvalidSegment,
+        Self::Other,
+    ];
+
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::Connecting | Self::Established | Self::LocalClosed | Self::PeerClosed => {
+                Direction::Received
+            }
+            _ => Direction::Sent,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Established => "established",
+            Self::LocalClosed => "local_closed",
+            Self::PeerClosed => "peer_closed",
+            Self::UnreadData => "unread_data",
+            Self::ZeroLinger => "zero_linger",
+            Self::Disconnect => "disconnect",
+            Self::ListenerClosed => "listener_closed",
+            Self::DataAfterClose => "data_after_close",
+            Self::TimedOut => "timed_out",
+            Self::Killed => "killed",
+            Self::InvalidSegment => "invalid_segment",
+            Self::Other => "other",
+        }
+    }
+
+    /// As far as the record tells by itself. A close has set the state to CLOSE before the kernel sends the reset
+    /// (`__tcp_close` and tcp_disconnect in net/ipv4/tcp.c, which look at unread bytes first).
+    pub fn of(record: &ResetRecord) -> Self {
+        if record.received {
+            return match record.state {
+                TcpState::SynSent | TcpState::SynRecv => Self::Connecting,
+                TcpState::Established => Self::Established,
+                TcpState::CloseWait | TcpState::LastAck | TcpState::Closing => Self::PeerClosed,
+                _ => Self::LocalClosed,
+            };
+        }
+        match (record.state, record.answers) {
+            (TcpState::Close, true) => Self::DataAfterClose,
+            (_, true) if record.socket.is_minisock() => Self::DataAfterClose,
+            (_, true) => Self::InvalidSegment,
+            (TcpState::Close, false) if record.socket.is_unaccepted() => Self::ListenerClosed,
+            (TcpState::Close, false) if record.unread_bytes > 0 => Self::UnreadData,
+            (TcpState::Close, false) if record.zero_linger => Self::ZeroLinger,
+            (TcpState::Close, false) => Self::Disconnect,
+            (_, false) => Self::Other,
+        }
+    }
+
+    /// Of a socket that ended with this errno: what a timer or an administrator had reset before it.
+    #[must_use]
+    pub fn ended(self, error: u8) -> Self {
+        match (self, error) {
+            (Self::Other, ECONNABORTED) => Self::Killed,
+            (Self::Other, ETIMEDOUT) => Self::TimedOut,
+            (Self::Other, error) if is_unreachable(error) => Self::TimedOut,
+            _ => self,
+        }
+    }
+
+    /// The kernel may also have called it received to end a connection on which data came that nobody could receive
+    /// any more (tcp_rcv_state_process in net/ipv4/tcp_input.c). Then a sent one is told at once.
+    pub fn may_be_an_answer(self) -> bool {
+        matches!(self, Self::LocalClosed | Self::PeerClosed)
+    }
+}
+
+impl Serialize for Reset {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A connection's reset, with what was thrown away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetTold {
+    pub reset: Reset,
+    /// Sent because the process exited.
+    pub exiting: bool,
+    pub unread_bytes: u32,
+    pub unsent_bytes: u32,
+    pub unacknowledged_bytes: u32,
+    pub(crate) counted: bool,
+}
+
+impl ResetTold {
+    /// `was`: the state that the connection was in.
+    pub fn new(record: &ResetRecord, was: TcpState) -> Self {
+        // What is not delivered counts in sequence numbers, of which SYN and FIN take one.
+        let numbers = match was {
+            TcpState::SynSent
+            | TcpState::SynRecv
+            | TcpState::FinWait1
+            | TcpState::Closing
+            | TcpState::LastAck => 1,
+            _ => 0,
+        };
+        let waiting = record.unsent.min(numbers);
+        Self {
+            reset: Reset::of(record),
+            exiting: record.exiting,
+            unread_bytes: record.unread_bytes,
+            unsent_bytes: record.unsent - waiting,
+            unacknowledged_bytes: record.unacknowledged.saturating_sub(numbers - waiting),
+            counted: false,
+        }
+    }
+}

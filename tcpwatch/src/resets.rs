@@ -1,0 +1,117 @@
+//! Resets as the tracker counts them: each once, with the connection that it ended.
+//!
+//! A reset is told just before the end of its connection, or just after it: whoever closes in an abortive way is in
+//! CLOSE when the kernel sends the reset.
+
+use crate::{
+    aggregate::{GroupId, Peer, Role},
+    decode::ResetRecord,
+    reset::{Reset, ResetTold},
+    state::TcpState,
+    table::{Conn, Slot},
+    tracker::{Ended, Tracker},
+};
+
+/// How long after the end of its connection a reset may be sent, or a received one turn out to be none.
+const AFTER_NS: u64 = 100_000_000;
+
+/// A reset that was called received, of a connection that is over: counted when none was sent in answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    cookie: u64,
+    since_ns: u64,
+    group: GroupId,
+    reset: Reset,
+}
+
+impl Tracker {
+    pub(crate) fn apply_reset(&mut self, record: &ResetRecord) {
+        let reset = Reset::of(record);
+        if record.socket.is_minisock() {
+            self.reset_minisock(record);
+        } else if record.state == TcpState::Close {
+            self.reset_ended(record);
+        } else if reset == Reset::InvalidSegment {
+            // The connection goes on.
+            let slot = self.find_or_insert(&record.socket, record.state, record.time_ns);
+            self.count_reset(slot, reset, record.time_ns);
+        } else if let Some(slot) = self.find_or_insert(&record.socket, record.state, record.time_ns) {
+            self.table.get_mut(slot).reset = Some(Box::new(ResetTold::new(record, record.state)));
+        }
+    }
+
+    /// What the kernel kept of the connection is gone with it (TCP_TW_RST, net/ipv4/tcp_ipv4.c).
+    fn reset_minisock(&mut self, record: &ResetRecord) {
+        let (netns, local, remote) = (record.socket.netns, record.socket.local, record.socket.remote);
+        let slot = self.table.find_minisock(netns, local, remote);
+        if let Some(slot) = slot {
+            let told = ResetTold { counted: true, ..ResetTold::new(record, record.state) };
+            self.table.get_mut(slot).reset = Some(Box::new(told));
+        }
+        self.count_reset(slot, Reset::of(record), record.time_ns);
+        self.end_minisock(&record.socket, record.time_ns);
+    }
+
+    /// The connection had ended before the kernel sent it.
+    fn reset_ended(&mut self, record: &ResetRecord) {
+        let cookie = record.socket.cookie;
+        if let Some(slot) = self.table.find(cookie) {
+            // Its end was lost.
+            let was = self.table.get(slot).state();
+            self.table.get_mut(slot).reset = Some(Box::new(ResetTold::new(record, was)));
+            return;
+        }
+        self.pending_resets.retain(|pending| pending.cookie != cookie);
+        let just_now = |ended: &&mut Ended| ended.ended_ns.saturating_add(AFTER_NS) >= record.time_ns;
+        let found =
+            self.ended.iter_mut().rev().take_while(just_now).find(|ended| ended.conn.cookie == cookie);
+        let Some(Ended { conn, .. }) = found else {
+            self.count_reset(None, Reset::of(record), record.time_ns);
+            return;
+        };
+        let told = ResetTold { counted: true, ..ResetTold::new(record, conn.state()) };
+        conn.reset = Some(Box::new(told));
+        let process = conn.process.map(|id| &self.processes.get(id).comm);
+        let group = self.groups.hold(process, conn.role, conn.peer(), record.time_ns);
+        self.groups.counts(group).resets[told.reset as usize] += 1;
+        self.groups.release(group, record.time_ns);
+    }
+
+    /// The connection ends: what was told of its reset holds, but for what an answer may still show.
+    pub(crate) fn settle_reset(&mut self, slot: Slot, now_ns: u64) {
+        let Conn { cookie, error, reset: Some(told), .. } = self.table.get_mut(slot) else { return };
+        if std::mem::replace(&mut told.counted, true) {
+            return;
+        }
+        told.reset = told.reset.ended(*error);
+        let (cookie, reset) = (*cookie, told.reset);
+        if !reset.may_be_an_answer() {
+            self.count_reset(Some(slot), reset, now_ns);
+        } else if let Some(group) = self.group(slot, now_ns) {
+            self.pending_resets.push(Pending { cookie, since_ns: now_ns, group, reset });
+        }
+    }
+
+    /// Counts those whose answer would have come by now.
+    pub(crate) fn settle_pending_resets(&mut self, now_ns: u64) {
+        let groups = &mut self.groups;
+        self.pending_resets.retain(|pending| {
+            let waits = pending.since_ns.saturating_add(AFTER_NS) > now_ns;
+            if !waits {
+                groups.counts(pending.group).resets[pending.reset as usize] += 1;
+            }
+            waits
+        });
+    }
+
+    /// `slot`: `None` where it is not known whose it is.
+    fn count_reset(&mut self, slot: Option<Slot>, reset: Reset, now_ns: u64) {
+        if let Some(group) = slot.and_then(|slot| self.group(slot, now_ns)) {
+            self.groups.counts(group).resets[reset as usize] += 1;
+        } else {
+            let group = self.groups.hold(None, Role::Unknown, Peer::Other, now_ns);
+            self.groups.counts(group).resets[reset as usize] += 1;
+            self.groups.release(group, now_ns);
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Resets, made to happen with real sockets: why, what they threw away, and that there are as many as the kernel counts.
+
+use serde_json::{Value, json};
+
+use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
+
+const RESETS: &str = "tcpwatch_resets_total";
+const WITHOUT_CONNECTION: &str = "tcpwatch_resets_without_connection_total";
+
+/// Both ends of one connection, in one process.
+const ENDS: &str = r#"
+import ctypes
+
+listener = listen(args[0])
+client = connect(args[0], port_of(listener))
+
+
+def linger_0(conn):
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def errno_of(call):
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def wait_for_data(conn):
+    conn.recv(1, socket.MSG_PEEK)
+
+
+def disconnect(conn):
+    assert ctypes.CDLL(None).connect(conn.fileno(), ctypes.create_string_buffer(28), 28) == 0
+"#;
+
+/// A program, the errno that it says it saw, and the reset that each side's connection ended with.
+struct Case {
+    name: &'static str,
+    program: &'static str,
+    errno: i32,
+    client: fn() -> Value,
+    server: fn() -> Value,
+}
+
+const NONE: fn() -> Value = || Value::Null;
+const RECEIVED: fn() -> Value = || json!({ "direction": "received", "reason": "established" });
+
+const CASES: &[Case] = &[
+    Case {
+        name: "unread",
+        program: r#"
+server = listener.accept()[0]
+client.send(b"never read")
+wait_for_data(server)
+server.close()
+say(errno_of(lambda: client.recv(1)))
+client.close()
+"#,
+        errno: 104,
+        client: RECEIVED,
+        server: || json!({ "direction": "sent", "reason": "unread_data", "unread_bytes": 10, "process_exited": false }),
+    },
+    Case {
+        name: "exited",
+        program: r#"
+client.send(b"never read")
+child = os.fork()
+if not child:
+    server = listener.accept()[0]
+    wait_for_data(server)
+    os._exit(0)
+os.waitpid(child, 0)
+say(errno_of(lambda: client.recv(1)))
+client.close()
+"#,
+        errno: 104,
+        client: RECEIVED,
+        server: || json!({ "direction": "sent", "reason": "unread_data", "unread_bytes": 10, "process_exited": true }),
+    },
+    Case {
+        name: "linger",
+        program: r"
+server = listener.accept()[0]
+linger_0(client)
+client.close()
+say(errno_of(lambda: server.recv(1)))
+server.close()
+",
+        errno: 104,
+        client: || json!({ "direction": "sent", "reason": "zero_linger", "unread_bytes": 0, "unsent_bytes": 0 }),
+        server: RECEIVED,
+    },
+    // One segment is on its way, the window has no room for more.
+    Case {
+        name: "in-flight",
+        program: r#"
+server = listener.accept()[0]
+client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+lose(server, DROP_ALL)
+client.setblocking(False)
+sent = client.send(b"x" * (1 << 19))
+linger_0(client)
+client.close()
+lose_nothing(server)
+say(0)
+"#,
+        errno: 0,
+        client: || json!({ "direction": "sent", "reason": "zero_linger" }),
+        server: NONE,
+    },
+    Case {
+        name: "disconnect",
+        program: r"
+server = listener.accept()[0]
+disconnect(client)
+say(errno_of(lambda: server.recv(1)))
+server.close()
+client.close()
+",
+        errno: 104,
+        client: || json!({ "direction": "sent", "reason": "disconnect" }),
+        server: RECEIVED,
+    },
+    Case {
+        name: "unaccepted",
+        program: r"
+listener.close()
+say(errno_of(lambda: client.recv(1)))
+client.close()
+",
+        errno: 104,
+        client: RECEIVED,
+        server: || json!({ "direction": "sent", "reason": "listener_closed" }),
+    },
+    Case {
+        name: "too-late",
+        program: r#"
+server = listener.accept()[0]
+server.shutdown(socket.SHUT_RDWR)
+assert client.recv(1) == b""
+client.send(b"late")
+time.sleep(0.1)
+say(errno_of(lambda: client.send(b"later")))
+client.close()
+server.close()
+"#,
+        errno: 32,
+        client: || json!({ "direction": "received", "reason": "peer_closed", "unacknowledged_bytes": 4 }),
+        server: || json!({ "direction": "sent", "reason": "data_after_close" }),
+    },
+    Case {
+        name: "half-closed",
+        program: r#"
+server = listener.accept()[0]
+client.shutdown(socket.SHUT_WR)
+assert server.recv(1) == b""
+linger_0(server)
+server.close()
+say(errno_of(lambda: client.recv(1)))
+client.close()
+"#,
+        errno: 104,
+        client: || json!({ "direction": "received", "reason": "local_closed", "unacknowledged_bytes": 0 }),
+        server: || json!({ "direction": "sent", "reason": "zero_linger" }),
+    },
+    Case {
+        name: "keep-alive",
+        program: r"
+server = listener.accept()[0]
+for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 1)):
+    client.setsockopt(socket.IPPROTO_TCP, option, value)
+client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+lose(client, DROP_ALL)
+say(errno_of(lambda: client.recv(1)))
+client.close()
+server.close()
+",
+        errno: 110,
+        client: || json!({ "direction": "sent", "reason": "timed_out" }),
+        server: RECEIVED,
+    },
+    Case {
+        name: "killed",
+        program: r#"
+server = listener.accept()[0]
+end = "sport = %d and dport = %d" % (port_of(client), port_of(server))
+assert os.system("ss --kill --tcp --no-header '%s' >/dev/null" % end) == 0
+say(errno_of(lambda: client.recv(1)))
+client.close()
+server.close()
+"#,
+        errno: 103,
+        client: || json!({ "direction": "sent", "reason": "killed" }),
+        server: RECEIVED,
+    },
+];
+
+/// Whether each member of `expected` is in `told`.
+fn says(told: &Value, expected: &Value) -> bool {
+    match expected.as_object() {
+        Some(members) => members.iter().all(|(name, value)| told[name] == *value),
+        None => told == expected,
+    }
+}
+
+#[test]
+fn each_reset_has_its_reason_and_none_is_missing() {
+    let daemon = Daemon::start(&[]);
+    let status = daemon.json("/status");
+    let close = status["signals"].as_array().unwrap().iter().find(|signal| signal["key"] == "close");
+    let closes_are_told = !close.unwrap()["hook"].as_str().unwrap().starts_with("inferred");
+    for (case, addr) in CASES.iter().flat_map(|case| ["127.0.0.1", "::1"].map(|addr| (case, addr))) {
+        let namespace = Namespace::new();
+        let comm = format!("r.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });
+        let comm = comm.as_str();
+        let program = format!("{ENDS}\n{}\norder()\n", case.program);
+        let mut ends = Workload::start(&namespace, comm, &program, &[addr]);
+        assert_eq!(ends.hear(), case.errno.to_string(), "{comm}: the application's errno");
+        for (role, expected) in [("client", (case.client)()), ("server", (case.server)())] {
+            if expected.is_null() {
+                continue;
+            }
+            let told = eventually("the connection ends with its reset", || {
+                let ended = daemon.json(&format!("/history?process={comm}"));
+                let told = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
+                let told = told.filter(|told| says(&told["reset"], &expected)).cloned();
+                told.ok_or_else(|| format!("{comm}, {role}: not {expected} in {ended}"))
+            });
+            let reason = expected["reason"].as_str().unwrap();
+            let labels = [("process", comm), ("role", role), ("reason", reason)];
+            eventually("the reset is counted", || match daemon.metrics().sum(RESETS, &labels) {
+                Some(1) => Ok(()),
+                other => Err(format!("{labels:?}: {other:?}")),
+            });
+            let by_application = ["unread_data", "zero_linger", "disconnect"].contains(&reason);
+            if closes_are_told && by_application && reason != "disconnect" {
+                assert_eq!(told["closer"]["comm"], comm, "{told}");
+            }
+        }
+        let sent = [("process", comm), ("direction", "sent")];
+        assert_eq!(daemon.metrics().sum(RESETS, &sent), ends.kernel_count("OutRsts"), "{comm}");
+    }
+}
+
+/// The connection's own reset is lost on its way, so its peer goes on; its next segment finds a listener, or nothing.
+const HALF_OPEN: &str = r#"
+listener = listen("127.0.0.1")
+client = connect("127.0.0.1", port_of(listener))
+server = listener.accept()[0]
+lose(client, DROP_ALL)
+server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+server.close()
+if args[0] == "no_socket":
+    listener.close()
+lose_nothing(client)
+client.send(b"to nobody")
+try:
+    client.recv(1)
+except OSError as error:
+    say(error.errno)
+order()
+"#;
+
+fn is_told_without_connection(reason: &str) {
+    let namespace = Namespace::new();
+    let daemon = Daemon::start(&[]);
+    let count = || daemon.metrics().sum(WITHOUT_CONNECTION, &[("reason", reason)]).unwrap();
+    let before = count();
+    let mut ends = Workload::start(&namespace, "half-open", HALF_OPEN, &[reason]);
+    assert_eq!(ends.hear(), "104");
+    // Others on this machine may make some too.
+    eventually("the reset is counted", || match count() {
+        now if now > before => Ok(()),
+        now => Err(format!("{before} before, {now} now")),
+    });
+    let labels = |direction| [("process", "half-open"), ("direction", direction)];
+    let metrics = daemon.metrics();
+    assert_eq!(metrics.sum(RESETS, &labels("received")), Some(1));
+    assert_eq!(metrics.sum(RESETS, &labels("sent")), Some(1));
+    assert_eq!(ends.kernel_count("OutRsts"), Some(2));
+}
+
+#[test]
+fn a_segment_that_a_listener_refuses_is_told_as_such() {
+    is_told_without_connection("listener");
+}
+
+#[test]
+fn a_segment_that_finds_no_socket_is_told_as_such() {
+    is_told_without_connection("no_socket");
+}
+
+const LATE: &str = r#"
+listener = listen("127.0.0.1")
+client = connect("127.0.0.1", port_of(listener))
+server = listener.accept()[0]
+server.close()
+assert client.recv(1) == b""
+say("closed")
+order()
+client.send(b"late")
+time.sleep(0.1)
+try:
+    client.send(b"later")
+except OSError as error:
+    say(error.errno)
+order()
+"#;
+
+#[test]
+fn data_for_an_orphan_in_fin_wait2_is_refused_and_its_owner_named() {
+    let namespace = Namespace::new();
+    let daemon = Daemon::start(&[]);
+    let mut ends = Workload::start(&namespace, "late", LATE, &[]);
+    assert_eq!(ends.hear(), "closed");
+    eventually("the orphan is known", || {
+        let rows = daemon.connections_in(&namespace);
+        let orphan = rows.iter().find(|row| row["state"] == "FIN_WAIT2");
+        orphan.map(|row| assert_eq!(row["process"]["comm"], "late")).ok_or(format!("{rows:?}"))
+    });
+    assert_eq!(ends.ask(), "32");
+    let labels = [("process", "late"), ("role", "server"), ("reason", "data_after_close")];
+    assert_eq!(daemon.metrics().sum(RESETS, &labels), Some(1));
+    let ended = daemon.json("/history?process=late");
+    let ended = ended["connections"].as_array().unwrap();
+    let server = ended.iter().find(|row| row["role"] == "server").unwrap();
+    assert_eq!(server["reset"]["reason"], "data_after_close", "{server}");
+    assert_eq!(server["first_close"], "local", "{server}");
+}
