@@ -6,6 +6,7 @@
 use crate::{
     aggregate::{GroupId, Peer, Role},
     decode::ResetRecord,
+    life::Cause,
     reset::{Reset, ResetTold},
     state::TcpState,
     table::{Conn, Slot},
@@ -56,9 +57,12 @@ impl Tracker {
     fn reset_ended(&mut self, record: &ResetRecord) {
         let cookie = record.socket.cookie;
         if let Some(slot) = self.table.find(cookie) {
-            // Its end was lost.
-            let was = self.table.get(slot).state();
-            self.table.get_mut(slot).reset = Some(Box::new(ResetTold::new(record, was)));
+            // Its end was lost. Or it looked as if a minisock were left, where TCP_LINGER2 wanted none.
+            let conn = self.table.get_mut(slot);
+            conn.reset = Some(Box::new(ResetTold::new(record, conn.state())));
+            if conn.marks.minisock {
+                self.remove(slot, Cause::Application, record.time_ns);
+            }
             return;
         }
         self.pending_resets.retain(|pending| pending.cookie != cookie);

@@ -9,9 +9,10 @@ pub(crate) use tcpwatch::{
         Outcome,
         errno::{EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT},
     },
-    decode::{Endpoint, ListenQueue, Record, Seen, Socket, SocketRecord, TaskRecord, What},
+    decode::{Endpoint, ListenQueue, Record, ResetRecord, Seen, Socket, SocketRecord, TaskRecord, What},
     first_close::FirstClose,
     life::Cause,
+    reset::Reset,
     state::TcpState::{
         self, Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
         TimeWait,
@@ -73,6 +74,26 @@ pub(crate) fn ended(from: TcpState, error: u8) -> What {
 
 pub(crate) fn process(pid: u32, comm: &str) -> TaskRecord {
     TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.into() }
+}
+
+/// A reset that was sent, for no segment; the rest is filled in with `ResetRecord { .., ..reset() }`.
+pub(crate) fn reset(time_ns: u64, socket: Socket, state: TcpState) -> ResetRecord {
+    ResetRecord {
+        socket,
+        time_ns,
+        state,
+        received: false,
+        answers: false,
+        zero_linger: false,
+        exiting: false,
+        unread_bytes: 0,
+        unsent: 0,
+        unacknowledged: 0,
+    }
+}
+
+pub(crate) fn received_reset(time_ns: u64, socket: Socket, state: TcpState) -> ResetRecord {
+    ResetRecord { received: true, ..reset(time_ns, socket, state) }
 }
 
 /// What an iterator says of a socket; the rest is filled in with `Seen { .., ..look() }`.
@@ -154,6 +175,10 @@ impl World {
         for (time_ns, what) in records {
             self.tell(time_ns, socket, what);
         }
+    }
+
+    pub(crate) fn tell_reset(&mut self, reset: ResetRecord) {
+        self.tracker.apply(&Record::Reset(Box::new(reset)));
     }
 
     /// The client connects at 1 and is established at 2.
@@ -265,6 +290,16 @@ impl World {
 
     pub(crate) fn attempts(&self) -> u64 {
         self.tracker.groups.iter().map(|group| group.counts.attempts).sum()
+    }
+
+    /// Over all groups, as counted by the tick at `now_ns`.
+    pub(crate) fn resets(&mut self, now_ns: u64) -> Vec<(Reset, u64)> {
+        self.tracker.expire(now_ns);
+        let sum = |reset: Reset| {
+            self.tracker.groups.iter().map(|group| group.counts.resets[reset as usize]).sum::<u64>()
+        };
+        let all = Reset::ALL.into_iter().map(|reset| (reset, sum(reset)));
+        all.filter(|(_, count)| *count > 0).collect()
     }
 
     /// Who closed first, over all groups.

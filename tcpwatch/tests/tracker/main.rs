@@ -14,3 +14,4 @@ mod lives;
 mod minisocks;
 mod owners;
 mod random;
+mod resets;
