@@ -60,7 +60,21 @@ fn there_are(choice: &str) -> Vec<String> {
 #[test]
 fn a_choice_that_there_is_not_is_refused_with_those_that_there_are() {
     let signals = there_are("open=kprobe");
-    assert_eq!(signals, ["state", "retransmit", "synack", "close", "accept", "minisock", "held", "unheld"]);
+    assert_eq!(
+        signals,
+        [
+            "state",
+            "retransmit",
+            "synack",
+            "send_reset",
+            "receive_reset",
+            "close",
+            "accept",
+            "minisock",
+            "held",
+            "unheld"
+        ]
+    );
     assert_eq!(there_are("close=tp_btf"), ["fentry", "kprobe", "inferred"]);
     let (code, _, said) = run(tcpwatch(TCPWATCH).args(["check", "--hook", "close"]));
     assert_eq!(code, Some(64), "{said}");
