@@ -109,10 +109,18 @@ struct List {
 /// A list for each state, and one more: minisocks in FIN_WAIT2, whose clock runs from another moment.
 const ORPHANED_FIN_WAIT2: usize = TcpState::COUNT;
 
+/// An element of an index: where the connection lies, and the hash by which it is found, so that the index grows
+/// without looking at connections.
+#[derive(Clone, Copy)]
+struct Key {
+    hash: u32,
+    slot: u32,
+}
+
 pub struct Table {
     conns: Slab<Conn>,
-    by_cookie: HashTable<u32>,
-    minisocks: HashTable<u32>,
+    by_cookie: HashTable<Key>,
+    minisocks: HashTable<Key>,
     lists: [List; TcpState::COUNT + 1],
     limit: usize,
 }
@@ -150,15 +158,17 @@ impl Table {
     }
 
     pub fn find(&self, cookie: u64) -> Option<Slot> {
-        let conns = &self.conns;
-        self.by_cookie.find(hash(cookie), |key| conns[*key as usize].cookie == cookie).map(|key| Slot(*key))
+        let hash = hash(cookie);
+        let same = |key: &Key| key.hash == hash && self.conns[key.slot as usize].cookie == cookie;
+        self.by_cookie.find(spread(hash), same).map(|key| Slot(key.slot))
     }
 
     /// The minisock with these ends, seen from its own side.
     pub fn find_minisock(&self, netns: u32, local: Endpoint, remote: Endpoint) -> Option<Slot> {
         let ends = (netns, local, remote);
-        let conns = &self.conns;
-        self.minisocks.find(hash_ends(&ends), |key| conns[*key as usize].ends() == ends).map(|key| Slot(*key))
+        let hash = hash_ends(&ends);
+        let same = |key: &Key| key.hash == hash && self.conns[key.slot as usize].ends() == ends;
+        self.minisocks.find(spread(hash), same).map(|key| Slot(key.slot))
     }
 
     /// Adds a connection that is not in the table; its owner and group are set afterwards.
@@ -188,11 +198,11 @@ impl Table {
             previous: NONE,
             next: NONE,
         };
-        let key = self.conns.insert(conn) as u32;
-        let conns = &self.conns;
-        self.by_cookie.insert_unique(hash(socket.cookie), key, |key| hash(conns[*key as usize].cookie));
-        self.link(key);
-        Slot(key)
+        let slot = self.conns.insert(conn) as u32;
+        let hash = hash(socket.cookie);
+        self.by_cookie.insert_unique(spread(hash), Key { hash, slot }, |key| spread(key.hash));
+        self.link(slot);
+        Slot(slot)
     }
 
     /// Moves the connection to `state` as of `now_ns`.
@@ -224,18 +234,19 @@ impl Table {
             self.forget_cookie(slot.0, cookie);
         }
         let conns = &self.conns;
-        let same = |key: &u32| conns[*key as usize].ends() == ends;
-        match self.minisocks.entry(hash_ends(&ends), same, |key| hash_ends(&conns[*key as usize].ends())) {
-            Entry::Occupied(mut had) => Some(Slot(std::mem::replace(had.get_mut(), slot.0))),
+        let key = Key { hash: hash_ends(&ends), slot: slot.0 };
+        let same = |other: &Key| other.hash == key.hash && conns[other.slot as usize].ends() == ends;
+        match self.minisocks.entry(spread(key.hash), same, |key| spread(key.hash)) {
+            Entry::Occupied(mut had) => Some(Slot(std::mem::replace(had.get_mut(), key).slot)),
             Entry::Vacant(free) => {
-                free.insert(slot.0);
+                free.insert(key);
                 None
             }
         }
     }
 
-    fn forget_cookie(&mut self, key: u32, cookie: u64) {
-        if let Ok(entry) = self.by_cookie.find_entry(hash(cookie), |other| *other == key) {
+    fn forget_cookie(&mut self, slot: u32, cookie: u64) {
+        if let Ok(entry) = self.by_cookie.find_entry(spread(hash(cookie)), |key| key.slot == slot) {
             entry.remove();
         }
     }
@@ -252,7 +263,8 @@ impl Table {
         let conn = self.conns.remove(slot.0 as usize);
         self.forget_cookie(slot.0, conn.cookie);
         if conn.marks.minisock
-            && let Ok(entry) = self.minisocks.find_entry(hash_ends(&conn.ends()), |key| *key == slot.0)
+            && let Ok(entry) =
+                self.minisocks.find_entry(spread(hash_ends(&conn.ends())), |key| key.slot == slot.0)
         {
             entry.remove();
         }
@@ -422,22 +434,32 @@ impl Conn {
 
 /// The kernel gives cookies in sequence to the sockets that a processor makes, and what was made together is told of
 /// together: sixteen such lie side by side, so that their records find them in the processor's cache.
-fn hash(cookie: u64) -> u64 {
-    const TOGETHER: u64 = 16;
-    let scattered = FxBuildHasher.hash_one(cookie / TOGETHER);
-    // hashbrown takes the place from the lower bits, and from the upper ones what it compares first.
-    let place = cookie % TOGETHER;
-    ((scattered & !(TOGETHER - 1)) | place) ^ (place << 57)
+fn hash(cookie: u64) -> u32 {
+    side_by_side(FxBuildHasher.hash_one(cookie >> 4), cookie as u32 & 0xf, 4)
 }
 
-/// By words: the derived way goes byte by byte.
-fn hash_ends((netns, local, remote): &Ends) -> u64 {
+/// The ephemeral ports of one client toward one server rise by a few with each connection: those of 128 such ports lie
+/// side by side.
+fn hash_ends((netns, local, remote): &Ends) -> u32 {
+    let (ports, lower) = (local.port ^ remote.port, local.port.min(remote.port));
     let mut hasher = FxBuildHasher.build_hasher();
     for end in [local, remote] {
         hasher.write_u128(end.addr.to_bits());
     }
-    hasher.write_u64(u64::from(*netns) << 32 | u64::from(local.port) << 16 | u64::from(remote.port));
-    hasher.finish()
+    hasher.write_u64(u64::from(*netns) << 32 | u64::from(ports >> 7) << 16 | u64::from(lower));
+    side_by_side(hasher.finish(), u32::from(ports >> 1) & 0x3f, 6)
+}
+
+/// `place`: where in its block of `1 << bits` it lies.
+fn side_by_side(block: u64, place: u32, bits: u32) -> u32 {
+    let block = (block ^ (block >> 32)) as u32;
+    // What hashbrown compares first (see `spread`) is to differ between neighbours.
+    (block << bits | place) ^ (place << 25)
+}
+
+/// hashbrown takes the place from the lower bits, and from the seven uppermost what it compares first.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
 }
 
 #[cfg(test)]

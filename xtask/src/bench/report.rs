@@ -31,11 +31,11 @@ const NOTES: [(&str, &str); 4] = [
     ),
     (
         "processor time of the daemon for each connection, µs",
-        "fewer cache misses brought it from 2.6 to 1.5. What remains is some 8,000 instructions for nine records, spread evenly; link-time optimisation of all in one unit gained nothing.",
+        "fewer cache misses brought it from 2.6 to 1.5, and by another 7 % where what is told of together lies together in the indexes (1.64 and 1.53 in turns). What remains is spread evenly over nine records; neither link-time optimisation of all in one unit nor reading the queues more often gained anything.",
     ),
     (
         "idle with 100,000 sockets, percent of a processor",
-        "0.57 while timers woke the daemon 30 times a second and sweeps had a fixed interval.",
+        "it was 0.57 while timers woke the daemon 30 times a second and sweeps had a fixed interval.",
     ),
 ];
 
