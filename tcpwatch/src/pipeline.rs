@@ -24,9 +24,10 @@ use crate::{
 
 /// How long a record may wait while many come, or somebody follows them.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
-/// And else, when a drain brought fewer than this: waking up is then the most of what tcpwatch costs.
+/// And else: waking up is then the most of what tcpwatch costs.
 const QUIET_DRAIN_INTERVAL: Duration = Duration::from_secs(1);
-const MANY_RECORDS: u64 = 100;
+/// So many a second are many.
+const MANY_RECORDS: f64 = 1000.0;
 /// How often old entries expire and the kernel's counts of lost records are read.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a record may take to be seen by another processor. x86 shows stores in their order; others are given far
@@ -56,10 +57,27 @@ pub struct Pipeline {
     reports: mpsc::Receiver<Report>,
     sweep: SweepState,
     drained: Instant,
-    /// The last drain brought many records.
-    busy: bool,
+    pace: Pace,
     /// Questions that wait for the sweep under way.
     waiting: Vec<Question>,
+}
+
+/// Whether many records come. Measured over a while: drains follow each other closely when somebody asks.
+struct Pace {
+    since: Instant,
+    /// Records received by then.
+    received: u64,
+    busy: bool,
+}
+
+impl Pace {
+    fn note(&mut self, now: Instant, received: u64) {
+        let passed = now - self.since;
+        if passed >= DRAIN_INTERVAL {
+            let busy = (received - self.received) as f64 >= MANY_RECORDS * passed.as_secs_f64();
+            *self = Self { since: now, received, busy };
+        }
+    }
 }
 
 struct SweepState {
@@ -87,7 +105,7 @@ impl Pipeline {
             reports,
             sweep: SweepState { under_way: false, cost: Duration::ZERO, not_before: now, finished: now },
             drained: now,
-            busy: false,
+            pace: Pace { since: now, received: 0, busy: false },
             waiting: Vec::new(),
         })
     }
@@ -137,7 +155,7 @@ impl Pipeline {
     }
 
     fn drain_interval(&self) -> Duration {
-        if self.busy || self.node.has_followers() { DRAIN_INTERVAL } else { QUIET_DRAIN_INTERVAL }
+        if self.pace.busy || self.node.has_followers() { DRAIN_INTERVAL } else { QUIET_DRAIN_INTERVAL }
     }
 
     /// Reads what was written until now: no more than there is room for, or a kernel that writes faster than this
@@ -145,7 +163,6 @@ impl Pipeline {
     fn drain(&mut self) {
         self.drained = Instant::now();
         let now_ns = Clock::read().now_ns.saturating_sub(PUBLICATION_NS);
-        let before = self.node.records.received;
         self.queues.look();
         let inbox = &mut self.inbox;
         self.ring.read(|record| {
@@ -165,7 +182,7 @@ impl Pipeline {
             }
             node.record(record);
         });
-        self.busy = self.node.records.received - before >= MANY_RECORDS;
+        self.pace.note(self.drained, self.node.records.received);
         for (pid, start_ns) in self.node.tracker.processes.take_unread() {
             if let Some(details) = proc::details(pid, start_ns) {
                 self.ingest(&Frame::Process(ProcessFrame { pid, start_ns, details }));
