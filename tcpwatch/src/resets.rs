@@ -32,12 +32,14 @@ impl Tracker {
             self.reset_minisock(record);
         } else if record.state == TcpState::Close {
             self.reset_ended(record);
-        } else if reset == Reset::InvalidSegment {
-            // The connection goes on.
-            let slot = self.find_or_insert(&record.socket, record.state, record.time_ns);
-            self.count_reset(slot, reset, record.time_ns);
-        } else if let Some(slot) = self.find_or_insert(&record.socket, record.state, record.time_ns) {
-            self.table.get_mut(slot).reset = Some(Box::new(ResetTold::new(record, record.state)));
+        } else {
+            match self.find_or_insert(&record.socket, record.state, record.time_ns) {
+                Some(slot) if reset != Reset::InvalidSegment => {
+                    self.table.get_mut(slot).reset = Some(Box::new(ResetTold::new(record, record.state)));
+                }
+                // The connection goes on, or has no place in the table.
+                slot => self.count_reset(slot, reset, record.time_ns),
+            }
         }
     }
 
