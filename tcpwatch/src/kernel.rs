@@ -24,7 +24,7 @@ struct Use {
 }
 
 /// README.md has the same table; the kernel tests `capabilities`, `privilege` and `unentered` take each away.
-const USES: [Use; 5] = [
+const USES: [Use; 6] = [
     Use {
         capability: CapabilitySet::BPF,
         name: "CAP_BPF",
@@ -36,6 +36,12 @@ const USES: [Use; 5] = [
         name: "CAP_PERFMON",
         without: "nothing works (CAP_SYS_ADMIN serves too)",
         kept: false,
+    },
+    Use {
+        capability: CapabilitySet::NET_ADMIN,
+        name: "CAP_NET_ADMIN",
+        without: "which address a connection reached is not told where NAT changed it",
+        kept: true,
     },
     Use {
         capability: CapabilitySet::SYS_PTRACE,

@@ -43,8 +43,13 @@ pub mod recording;
 
 pub mod node;
 
+mod netlink;
 pub mod netns;
+
+pub mod local_ports;
 pub mod sock_diag;
+
+pub mod conntrack;
 
 pub mod http;
 

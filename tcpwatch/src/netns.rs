@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space};
+use tokio::sync::{Semaphore, oneshot};
 
 /// Where named namespaces are mounted: by `ip netns`, by Docker.
 const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
@@ -22,8 +23,8 @@ pub fn own() -> Option<u32> {
 /// could be found.
 ///
 /// # Errors
-/// When it may not be entered.
-pub fn enter_by_inode(inode: u32, pid: Option<u32>) -> io::Result<bool> {
+/// Why it may not be entered, for people.
+pub fn enter_by_inode(inode: u32, pid: Option<u32>) -> Result<bool, String> {
     if own() == Some(inode) {
         return Ok(true);
     }
@@ -32,7 +33,29 @@ pub fn enter_by_inode(inode: u32, pid: Option<u32>) -> io::Result<bool> {
     {
         return Ok(true);
     }
-    find().0.get(&inode).map_or(Ok(false), |path| enter(path, inode))
+    let entered = find().0.get(&inode).map_or(Ok(false), |path| enter(path, inode));
+    entered.map_err(|error| format!("cannot enter network namespace {inode}: {error}"))
+}
+
+/// So many threads at once, however many ask.
+static THREADS: Semaphore = Semaphore::const_new(4);
+
+/// Runs it on a thread of its own: entering a namespace changes the whole thread.
+///
+/// # Errors
+/// When there is no such thread, for people.
+pub async fn on_own_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    // Closed never.
+    let _one = THREADS.acquire().await;
+    let (reply, answer) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("netns".into())
+        .spawn(move || {
+            // The asker may have hung up.
+            let _ = reply.send(run());
+        })
+        .map_err(|error| format!("no thread to ask the kernel with: {error}"))?;
+    answer.await.map_err(|_| "the thread that asked the kernel ended".to_owned())
 }
 
 /// Inodes of the network namespaces with a path to each, and why there may be others.

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
@@ -12,11 +11,10 @@ use netlink_packet_sock_diag::{
         nlas::{Nla, TcpInfo},
     },
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use serde::Serialize;
-use tokio::sync::{Semaphore, oneshot};
 
-use crate::{decode::Endpoint, netns};
+use crate::{decode::Endpoint, netlink, netns};
 
 /// The connection that is asked about.
 #[derive(Clone, Debug)]
@@ -125,36 +123,22 @@ pub struct RunningTimer {
     pub seconds: Option<f64>,
 }
 
-/// So many threads at once, however many ask.
-static ASKING: Semaphore = Semaphore::const_new(4);
-
 /// Asks, from a thread of its own: entering a namespace changes the whole thread. `None` when the kernel has no such
 /// connection any more.
 ///
 /// # Errors
 /// Why it cannot be asked, for people.
 pub async fn ask(target: Target) -> Result<Option<Transfer>, String> {
-    // Closed never.
-    let _asking = ASKING.acquire().await;
-    let (reply, answer) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("sock_diag".into())
-        .spawn(move || {
-            // The asker may have hung up.
-            let _ = reply.send(ask_here(&target));
-        })
-        .map_err(|error| format!("no thread to ask the kernel with: {error}"))?;
-    answer.await.unwrap_or_else(|_| Err("the thread that asked the kernel ended".to_owned()))
+    netns::on_own_thread(move || ask_here(&target)).await?
 }
 
 fn ask_here(target: &Target) -> Result<Option<Transfer>, String> {
-    match netns::enter_by_inode(target.netns, target.pid) {
-        Ok(true) => {}
-        Ok(false) => return Ok(None),
-        Err(error) => return Err(format!("cannot enter network namespace {}: {error}", target.netns)),
+    if !netns::enter_by_inode(target.netns, target.pid)? {
+        return Ok(None);
     }
-    match exchange(&request(target)) {
-        Ok(response) => Ok(response.as_ref().and_then(transfer)),
+    match netlink::exchange(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request(target))) {
+        Ok(Some(SockDiagMessage::InetResponse(response))) => Ok(transfer(&response)),
+        Ok(_) => Ok(None),
         Err(error) => Err(format!("cannot ask the kernel (sock_diag): {error}")),
     }
 }
@@ -176,31 +160,6 @@ fn request(target: &Target) -> InetRequest {
             // INET_DIAG_NOCOOKIE
             cookie: target.cookie.map_or([0xff; 8], u64::to_ne_bytes),
         },
-    }
-}
-
-/// Larger than any answer about one socket.
-const ANSWER_BYTES: usize = 8192;
-
-fn exchange(request: &InetRequest) -> std::io::Result<Option<InetResponse>> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request.clone()).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    let mut answer = Vec::with_capacity(ANSWER_BYTES);
-    socket.recv(&mut answer, 0)?;
-    let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer).map_err(std::io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => Ok(Some(*response)),
-        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => Ok(None),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
-        other => Err(std::io::Error::other(format!("an answer of another kind: {other:?}"))),
     }
 }
 

@@ -22,8 +22,18 @@ use tower::ServiceExt as _;
 #[path = "fixtures/mod.rs"]
 mod fixture;
 
-const PATHS: [&str; 9] =
-    ["/", "/leaks", "/connections", "/processes", "/peers", "/status", "/metrics", "/healthz", "/readyz"];
+const PATHS: [&str; 10] = [
+    "/",
+    "/leaks",
+    "/connections",
+    "/processes",
+    "/peers",
+    "/ports",
+    "/status",
+    "/metrics",
+    "/healthz",
+    "/readyz",
+];
 
 struct Answer {
     status: StatusCode,
@@ -47,13 +57,17 @@ struct Server(Router);
 
 impl Server {
     fn new(node: Node, clock: Clock) -> Self {
+        Self::with(node, clock, Api::new)
+    }
+
+    fn with(node: Node, clock: Clock, api: impl FnOnce(mpsc::Sender<Question>) -> Api) -> Self {
         let (sender, mut questions) = mpsc::channel::<Question>(8);
         tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
                 (question.ask)(&node, clock);
             }
         });
-        Self(router(Api::new(sender)))
+        Self(router(api(sender)))
     }
 
     fn of_fixture() -> Self {
@@ -314,6 +328,20 @@ async fn processes_and_peers_are_the_same_connections_and_counts() {
         assert_eq!(sum(&processes, |row| &row[field]), counted, "{field}");
         assert_eq!(sum(&peers, |row| &row[field]), counted, "{field}");
     }
+    for (field, direction) in [("resets_sent", "sent"), ("resets_received", "received")] {
+        let direction = format!("direction=\"{direction}\"");
+        let samples = metrics
+            .lines()
+            .filter(|line| line.starts_with("tcpwatch_resets_total{") && line.contains(&direction));
+        let counted: u64 = samples.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+        for rows in [&processes, &peers] {
+            let reasons = |row: &Value| {
+                let counts = row[field].as_object().unwrap().values();
+                counts.map(|count| count.as_u64().unwrap()).sum::<u64>()
+            };
+            assert_eq!(rows.as_array().unwrap().iter().map(reasons).sum::<u64>(), counted, "{field}");
+        }
+    }
     for rows in [&processes, &peers] {
         for row in rows.as_array().unwrap() {
             let over: u64 = row["connects"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
@@ -321,6 +349,23 @@ async fn processes_and_peers_are_the_same_connections_and_counts() {
             assert_eq!(row["connect_attempts"], over + waiting, "{row}");
         }
     }
+}
+
+#[tokio::test]
+async fn ports_are_told_where_their_number_is_not_known() {
+    let Replayed { node, clock, .. } = fixture::played();
+    let server = Server::with(node, clock, Api::of_recording);
+    let clients = server.json("/connections?role=client").await["total"].as_u64().unwrap();
+    let ports = server.json("/ports?limit=0").await;
+    assert_eq!(sum(&ports["ports"], |row| &row["in_use"]), clients);
+    for row in ports["ports"].as_array().unwrap() {
+        assert!(row["available"].is_null(), "{row}");
+    }
+    assert_eq!(ports["problems"].as_array().unwrap().len(), 1, "{ports}");
+    let cut = server.json("/ports?limit=1").await;
+    assert_eq!((&cut["total"], &cut["truncated"]), (&ports["total"], &Value::Bool(true)));
+    assert!(server.get("/ports?limit=1").await.body.contains(" shown; ?limit=0 shows all"));
+    fails(&server, Method::GET, "/ports?limit=few", 400, Some("limit")).await;
 }
 
 #[tokio::test]
@@ -394,7 +439,8 @@ async fn a_stopping_daemon_answers_503_and_is_alive() {
     let (sender, questions) = mpsc::channel(1);
     drop(questions);
     let server = Server(router(Api::new(sender)));
-    for path in ["/leaks", "/connections", "/processes", "/peers", "/status", "/readyz", "/metrics"] {
+    for path in ["/leaks", "/connections", "/processes", "/peers", "/ports", "/status", "/readyz", "/metrics"]
+    {
         let answer = server.get(path).await;
         assert_eq!(answer.status, 503, "{path}: {}", answer.body);
     }
@@ -458,7 +504,7 @@ async fn a_hostile_process_name_cannot_forge_lines_or_colours() {
     let rows = server.json("/connections?comm=%0a%1b[31m%22").await;
     assert_eq!(rows["total"], 4, "JSON tells the name as it is");
     let honest = Server::of_fixture();
-    for path in ["/connections", "/processes", "/peers", "/leaks", "/status"] {
+    for path in ["/connections", "/processes", "/peers", "/ports", "/leaks", "/status"] {
         let text = server.get(path).await.body;
         assert!(!text.contains('\u{1b}'), "{path}: {text:?}");
         assert_eq!(text.lines().count(), honest.get(path).await.body.lines().count(), "{path}: {text}");

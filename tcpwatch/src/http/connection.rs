@@ -11,12 +11,13 @@ use super::{
     connections::show,
     respond,
     text::{bounded_duration, bytes, duration, printable, table},
-    view::{Detail, ShownReset, detail},
+    view::{Detail, End, ShownReset, detail, end},
 };
 use crate::{
     aggregate::Role,
     clock::Clock,
     connect::Outcome,
+    conntrack::{self, Translation},
     node::Node,
     process::Process,
     sock_diag::{self, Target, Transfer},
@@ -32,6 +33,21 @@ struct Connection {
     /// Why the kernel could not be asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     transfer_error: Option<String>,
+    /// `null` where no address was translated, and of what has no full socket.
+    nat: Option<Nat>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nat_error: Option<String>,
+}
+
+/// The addresses on both sides of a translation.
+#[derive(Debug, Serialize)]
+struct Nat {
+    /// Where the client connected from and to, as it knows it.
+    source: End,
+    dialled: End,
+    /// The same as the server knows it.
+    source_seen: End,
+    reached: End,
 }
 
 pub(super) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked: Asked) -> Response {
@@ -45,15 +61,23 @@ pub(super) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked
 
 async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
     let (detail, target) = api.ask(true, move |node, clock| find(node, clock, id)).await.flatten()?;
-    let told = match target.filter(|_| api.live) {
-        Some(target) => sock_diag::ask(target).await,
-        None => Ok(None),
+    let (transfer, nat) = match target.filter(|_| api.live) {
+        Some(target) => (sock_diag::ask(target.clone()).await, conntrack::ask(target).await),
+        None => (Ok(None), Ok(None)),
     };
-    let (transfer, transfer_error) = match told {
-        Ok(transfer) => (transfer, None),
-        Err(error) => (None, Some(error)),
-    };
-    Ok(Connection { detail, transfer, transfer_error })
+    let (transfer, transfer_error) = or_error(transfer);
+    let (nat, nat_error) = or_error(nat);
+    let nat = nat.map(|Translation { dialled, reached }| Nat {
+        source: end(dialled.0),
+        dialled: end(dialled.1),
+        source_seen: end(reached.0),
+        reached: end(reached.1),
+    });
+    Ok(Connection { detail, transfer, transfer_error, nat, nat_error })
+}
+
+fn or_error<T>(told: Result<Option<T>, String>) -> (Option<T>, Option<String>) {
+    told.map_or_else(|error| (None, Some(error)), |told| (told, None))
 }
 
 /// The connection, and what to ask the kernel for where it can tell more.
@@ -144,6 +168,17 @@ impl Answer for Connection {
         }
         if let Some(error) = &self.transfer_error {
             line("transfer", format!("not known: {error}"));
+        }
+        if let Some(nat) = &self.nat {
+            let seen = if nat.source == nat.source_seen {
+                String::new()
+            } else {
+                format!(", from {} seen as {}", show(&nat.source), show(&nat.source_seen))
+            };
+            line("NAT", format!("dialled {}, reached {}{seen}", show(&nat.dialled), show(&nat.reached)));
+        }
+        if let Some(error) = &self.nat_error {
+            line("NAT", format!("not known: {error}"));
         }
         text.push('\n');
         let rows: Vec<_> = detail

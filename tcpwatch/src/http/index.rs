@@ -40,6 +40,10 @@ const PATHS: &[Path] = &[
         answers: "the same by the server's side of the connections; ?comm= role= sort= limit=",
     },
     Path {
+        path: "/ports",
+        answers: "local ports in use toward each destination, and how many there are; ?limit=",
+    },
+    Path {
         path: "/events",
         answers: "every transition as it happens, as server-sent events; filters as above",
     },

@@ -9,6 +9,7 @@
 //! | `/history` | the connections that ended last |
 //! | `/processes` | connections and counts by process |
 //! | `/peers` | the same by the server's side |
+//! | `/ports` | local ports in use toward each destination |
 //! | `/events` | every transition as it happens |
 //! | `/status` | how tcpwatch itself is doing |
 //! | `/metrics` | Prometheus |
@@ -26,6 +27,7 @@ mod index;
 mod leaks;
 mod metrics;
 mod peers;
+mod ports;
 mod processes;
 mod request;
 mod status;
@@ -102,6 +104,7 @@ pub fn router(api: Api) -> Router {
         .route("/history", get(history::handle))
         .route("/processes", get(processes::handle))
         .route("/peers", get(peers::handle))
+        .route("/ports", get(ports::handle))
         .route("/events", get(events::handle))
         .route("/status", get(status::handle))
         .route("/metrics", get(metrics::handle))

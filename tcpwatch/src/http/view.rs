@@ -57,7 +57,7 @@ pub(super) struct Queue {
     overflows: u32,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct End {
     pub addr: IpAddr,
     pub port: u16,

@@ -13,16 +13,17 @@ use crate::{
 
 /// Bits of `/proc/PID/status` (include/uapi/linux/capability.h).
 const DAC_READ_SEARCH: u64 = 1 << 2;
+const NET_ADMIN: u64 = 1 << 12;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
 const BPF: u64 = 1 << 39;
-const KEPT: u64 = DAC_READ_SEARCH | SYS_PTRACE | SYS_ADMIN | BPF;
+const KEPT: u64 = DAC_READ_SEARCH | NET_ADMIN | SYS_PTRACE | SYS_ADMIN | BPF;
 
 #[test]
 fn after_the_start_no_thread_has_more_capabilities_than_it_needs() {
     let copy = Copy::new();
     let root = tcpwatch(TCPWATCH);
-    let some = ["bpf", "perfmon", "sys_ptrace", "net_admin", "dac_override"];
+    let some = ["bpf", "perfmon", "sys_ptrace", "net_raw", "dac_override"];
     for (command, left) in [
         (root, KEPT),
         (copy.with(Root, &some), BPF | SYS_PTRACE),

@@ -29,7 +29,8 @@ pub(crate) fn as_user(uid: u32) -> [String; 6] {
 }
 
 /// All that tcpwatch can use.
-pub(crate) const ALL: [&str; 5] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search", "sys_admin"];
+pub(crate) const ALL: [&str; 6] =
+    ["bpf", "perfmon", "net_admin", "sys_ptrace", "dac_read_search", "sys_admin"];
 
 /// The program, or another file, where everybody may read it, whatever the permissions of the way to `target/`.
 pub(crate) struct Copy(PathBuf);

@@ -21,8 +21,17 @@ use super::{
 use crate::test;
 
 /// What the tests use of the kernel and Debian does not build in: `ip link add type veth`, `ss`, and of nftables the
-/// address translation and the loss at random.
-const MODULES: [&str; 6] = ["veth", "tcp_diag", "nf_tables", "nft_chain_nat", "nft_nat", "nft_numgen"];
+/// address translation and the loss at random; and what tcpwatch asks about translations.
+const MODULES: [&str; 8] = [
+    "veth",
+    "tcp_diag",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_redir",
+    "nft_numgen",
+    "nf_conntrack_netlink",
+];
 /// What `init.sh` and the tests' own `sh` call of busybox.
 const APPLETS: [&str; 17] = [
     "cat", "chmod", "chroot", "env", "hostname", "insmod", "kill", "mkdir", "mount", "poweroff", "rm", "sh",
