@@ -1,6 +1,8 @@
 //! The program as another user, with fewer capabilities, or where it does not see the whole machine.
 
 use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Command, Output},
     sync::atomic::{AtomicU32, Ordering},
@@ -44,7 +46,12 @@ impl Copy {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let copy = Self(std::env::temp_dir().join(format!("tcpwatch-test-{}-{number}", std::process::id())));
-        std::fs::copy(file, &copy.0).unwrap();
+        // By another process: what this one has open for writing, and with it each child that a test begins at that
+        // moment, cannot be executed (ETXTBSY).
+        let status =
+            Command::new("sh").args(["-c", "cat \"$0\" >\"$1\"", file]).arg(&copy.0).status().unwrap();
+        assert!(status.success(), "copying {file}: {status}");
+        std::fs::set_permissions(&copy.0, Permissions::from_mode(0o755)).unwrap();
         copy
     }
 
