@@ -1,16 +1,18 @@
-//! One question to the kernel over netlink and its answer, in the calling thread's network namespace.
+//! Questions to the kernel over netlink, in the calling thread's network namespace.
 
 use std::{fmt::Debug, io};
 
 use netlink_packet_core::{
-    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 
-/// Larger than any answer about one connection.
-const ANSWER_BYTES: usize = 8192;
+/// Larger than any answer about one connection, and than what the kernel sends at once of many (32 KiB, netlink_dump in
+/// net/netlink/af_netlink.c).
+const ANSWER_BYTES: usize = 65536;
 
-/// `None` where the kernel has no such thing.
+/// About one thing; `None` where the kernel has no such.
 ///
 /// # Errors
 /// When the kernel cannot be asked, or refuses.
@@ -18,8 +20,52 @@ pub(crate) fn exchange<M>(protocol: isize, question: M) -> io::Result<Option<M>>
 where
     M: NetlinkSerializable + NetlinkDeserializable + Debug,
 {
+    let socket = ask(protocol, question, NLM_F_REQUEST)?;
+    let mut answer = Vec::with_capacity(ANSWER_BYTES);
+    socket.recv(&mut answer, 0)?;
+    match read::<M>(&answer)?.payload {
+        NetlinkPayload::InnerMessage(answer) => Ok(Some(answer)),
+        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => Ok(None),
+        NetlinkPayload::Error(error) => Err(error.to_io()),
+        other => Err(io::Error::other(format!("an answer of another kind: {other:?}"))),
+    }
+}
+
+/// About all that fit the question; `each` says whether to go on.
+///
+/// # Errors
+/// When the kernel cannot be asked, or refuses.
+pub(crate) fn dump<M>(protocol: isize, question: M, mut each: impl FnMut(M) -> bool) -> io::Result<()>
+where
+    M: NetlinkSerializable + NetlinkDeserializable + Debug,
+{
+    let socket = ask(protocol, question, NLM_F_REQUEST | NLM_F_DUMP)?;
+    let mut answers = Vec::with_capacity(ANSWER_BYTES);
+    loop {
+        answers.clear();
+        socket.recv(&mut answers, 0)?;
+        let mut rest = &answers[..];
+        while !rest.is_empty() {
+            let message = read::<M>(rest)?;
+            // Each begins at a multiple of four bytes (NLMSG_ALIGN).
+            let length = (message.header.length as usize).next_multiple_of(4);
+            let goes_on = match message.payload {
+                NetlinkPayload::Done(_) => false,
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::InnerMessage(answer) => each(answer),
+                _ => true,
+            };
+            if !goes_on {
+                return Ok(());
+            }
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}
+
+fn ask<M: NetlinkSerializable>(protocol: isize, question: M, flags: u16) -> io::Result<Socket> {
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
+    header.flags = flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(question));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -28,13 +74,9 @@ where
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(&bytes, 0)?;
-    let mut answer = Vec::with_capacity(ANSWER_BYTES);
-    socket.recv(&mut answer, 0)?;
-    let answer = NetlinkMessage::<M>::deserialize(&answer).map_err(io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(answer) => Ok(Some(answer)),
-        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => Ok(None),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
-        other => Err(io::Error::other(format!("an answer of another kind: {other:?}"))),
-    }
+    Ok(socket)
+}
+
+fn read<M: NetlinkDeserializable + Debug>(bytes: &[u8]) -> io::Result<NetlinkMessage<M>> {
+    NetlinkMessage::deserialize(bytes).map_err(io::Error::other)
 }

@@ -3,6 +3,7 @@
 //! In: frames, live or from a recording. Out: answers to questions, through shared references.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,6 +17,7 @@ use crate::{
     probes::{Hooks, Lost, OnlyCounted},
     recording::{Frame, Header},
     sweep::Coverage,
+    table::Conn,
     tracker::{Limits, Tracker},
     transition::{Before, Transition},
 };
@@ -119,6 +121,18 @@ impl Node {
             Frame::Lost(lost) => self.records.lost = *lost,
             Frame::OnlyCounted(counted) => self.records.only_counted = *counted,
         }
+    }
+
+    /// The namespaces of those connections, each with a process that may be in it.
+    pub fn namespaces_of(&self, wanted: impl Fn(&Conn) -> bool) -> BTreeMap<u32, Option<u32>> {
+        let mut found = BTreeMap::new();
+        for conn in self.tracker.table.iter().filter(|conn| wanted(conn)) {
+            let pid = found.entry(conn.netns).or_insert(None);
+            if pid.is_none() && !conn.marks.minisock {
+                *pid = conn.process.map(|id| self.tracker.processes.get(id).pid);
+            }
+        }
+        found
     }
 
     /// To be called before records are applied that a follower is to be told of.

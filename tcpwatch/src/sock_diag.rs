@@ -1,7 +1,11 @@
-//! What the kernel itself tells of one live connection when somebody asks (sock_diag(7), `struct tcp_info` of
+//! What the kernel itself tells of live connections when somebody asks (sock_diag(7), `struct tcp_info` of
 //! include/uapi/linux/tcp.h): nothing is read or kept of connections that nobody asks about.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use netlink_packet_sock_diag::{
     SockDiagMessage,
@@ -13,6 +17,7 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use crate::{decode::Endpoint, netlink, netns};
 
@@ -143,6 +148,130 @@ fn ask_here(target: &Target) -> Result<Option<Transfer>, String> {
     }
 }
 
+/// What sums are made of, of one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    pub netns: u32,
+    pub local: Endpoint,
+    pub remote: Endpoint,
+    pub cookie: u64,
+    /// As in [`Sending`] and [`Receiving`].
+    pub sent_bytes: u64,
+    pub send_queue_bytes: u32,
+    pub delivery_rate: u64,
+    pub busy_seconds: f64,
+    pub peer_window_limited_seconds: f64,
+    pub buffer_limited_seconds: f64,
+    pub window_probes: u8,
+    pub received_bytes: u64,
+    pub receive_queue_bytes: u32,
+    pub out_of_order_packets: u32,
+    /// `bytes_retrans`.
+    pub retransmitted_bytes: u64,
+    pub rtt_seconds: Option<f64>,
+}
+
+/// So many are told at once.
+const PART: usize = 4096;
+
+/// Tells those of all connections in these namespaces, part by part, and why some cannot be told. With each namespace a
+/// process that may be in it.
+pub fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> mpsc::Receiver<Result<Vec<Figures>, String>> {
+    let (tell, told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let parts = tell.clone();
+        let asked = netns::on_own_thread(move || {
+            for (netns, pid) in namespaces {
+                if let Err(error) = ask_namespace(netns, pid, &parts) {
+                    // The asker may have hung up.
+                    let _ = parts.blocking_send(Err(error));
+                }
+            }
+        });
+        if let Err(error) = asked.await {
+            let _ = tell.send(Err(error)).await;
+        }
+    });
+    told
+}
+
+fn ask_namespace(
+    netns: u32,
+    pid: Option<u32>,
+    parts: &mpsc::Sender<Result<Vec<Figures>, String>>,
+) -> Result<(), String> {
+    if !netns::enter_by_inode(netns, pid)? {
+        return Ok(());
+    }
+    for family in [AF_INET, AF_INET6] {
+        let mut part = Vec::new();
+        netlink::dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request_for_all(family)), |answer| {
+            if let SockDiagMessage::InetResponse(response) = answer {
+                part.extend(figures(netns, &response));
+            }
+            part.len() < PART || parts.blocking_send(Ok(std::mem::take(&mut part))).is_ok()
+        })
+        .map_err(|error| {
+            format!("cannot ask the kernel (sock_diag) in network namespace {netns}: {error}")
+        })?;
+        let _ = parts.blocking_send(Ok(part));
+    }
+    Ok(())
+}
+
+fn request_for_all(family: u8) -> InetRequest {
+    let any =
+        if family == AF_INET { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::INFO,
+        states: StateFlags::all() - StateFlags::LISTEN - StateFlags::TIME_WAIT,
+        socket_id: SocketId {
+            source_port: 0,
+            destination_port: 0,
+            source_address: any,
+            destination_address: any,
+            interface_id: 0,
+            cookie: NO_COOKIE,
+        },
+    }
+}
+
+/// `None` without `tcp_info`, as of a minisock.
+fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
+    let info = info(response)?;
+    let (header, socket) = (&response.header, &response.header.socket_id);
+    let end = |addr: IpAddr, port| Endpoint {
+        addr: match addr {
+            IpAddr::V4(addr) => addr.to_ipv6_mapped(),
+            IpAddr::V6(addr) => addr,
+        },
+        port,
+    };
+    Some(Figures {
+        netns,
+        local: end(socket.source_address, socket.source_port),
+        remote: end(socket.destination_address, socket.destination_port),
+        cookie: u64::from_ne_bytes(socket.cookie),
+        sent_bytes: info.bytes_sent,
+        send_queue_bytes: header.send_queue,
+        delivery_rate: info.delivery_rate,
+        busy_seconds: micros(info.busy_time),
+        peer_window_limited_seconds: micros(info.rwnd_limited),
+        buffer_limited_seconds: micros(info.sndbuf_limited),
+        window_probes: info.probes,
+        received_bytes: info.bytes_received,
+        receive_queue_bytes: header.recv_queue,
+        out_of_order_packets: info.rcv_ooopack,
+        retransmitted_bytes: info.bytes_retrans,
+        rtt_seconds: (info.rtt > 0).then(|| micros(info.rtt.into())),
+    })
+}
+
+/// INET_DIAG_NOCOOKIE (include/uapi/linux/inet_diag.h).
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+
 fn request(target: &Target) -> InetRequest {
     let (source_address, destination_address) =
         (target.local.addr.to_canonical(), target.remote.addr.to_canonical());
@@ -157,8 +286,7 @@ fn request(target: &Target) -> InetRequest {
             source_address,
             destination_address,
             interface_id: 0,
-            // INET_DIAG_NOCOOKIE
-            cookie: target.cookie.map_or([0xff; 8], u64::to_ne_bytes),
+            cookie: target.cookie.map_or(NO_COOKIE, u64::to_ne_bytes),
         },
     }
 }
@@ -170,10 +298,7 @@ const INFINITE_THRESHOLD: u32 = 0x7fff_ffff;
 
 /// `None` without `tcp_info`: what is left of it is a minisock.
 fn transfer(response: &InetResponse) -> Option<Transfer> {
-    let info = response.nlas.iter().find_map(|nla| match nla {
-        Nla::TcpInfo(info) => Some(info),
-        _ => None,
-    })?;
+    let info = info(response)?;
     let algorithm = response.nlas.iter().find_map(|nla| match nla {
         Nla::Congestion(name) => Some(name.clone()),
         _ => None,
@@ -218,6 +343,13 @@ fn transfer(response: &InetResponse) -> Option<Transfer> {
                 .then_some(info.snd_ssthresh),
         },
         timer: header.timer.as_ref().map(running),
+    })
+}
+
+fn info(response: &InetResponse) -> Option<&TcpInfo> {
+    response.nlas.iter().find_map(|nla| match nla {
+        Nla::TcpInfo(info) => Some(info),
+        _ => None,
     })
 }
 

@@ -22,13 +22,14 @@ use tower::ServiceExt as _;
 #[path = "fixtures/mod.rs"]
 mod fixture;
 
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 11] = [
     "/",
     "/leaks",
     "/connections",
     "/processes",
     "/peers",
     "/ports",
+    "/transfer",
     "/status",
     "/metrics",
     "/healthz",
@@ -369,6 +370,16 @@ async fn ports_are_told_where_their_number_is_not_known() {
 }
 
 #[tokio::test]
+async fn how_data_went_is_not_in_a_recording() {
+    let Replayed { node, clock, .. } = fixture::played();
+    let server = Server::with(node, clock, Api::of_recording);
+    let told = server.json("/transfer").await;
+    assert_eq!((&told["total"], told["problems"].as_array().unwrap().len()), (&json!(0), 1), "{told}");
+    fails(&server, Method::GET, "/transfer?sort=age", 400, Some("sort")).await;
+    fails(&server, Method::GET, "/transfer?role=boss", 400, Some("role")).await;
+}
+
+#[tokio::test]
 async fn processes_and_peers_are_sorted_filtered_and_cut() {
     let server = Server::of_fixture();
     for (path, rows) in [("/processes", "processes"), ("/peers", "peers")] {
@@ -439,8 +450,17 @@ async fn a_stopping_daemon_answers_503_and_is_alive() {
     let (sender, questions) = mpsc::channel(1);
     drop(questions);
     let server = Server(router(Api::new(sender)));
-    for path in ["/leaks", "/connections", "/processes", "/peers", "/ports", "/status", "/readyz", "/metrics"]
-    {
+    for path in [
+        "/leaks",
+        "/connections",
+        "/processes",
+        "/peers",
+        "/ports",
+        "/transfer",
+        "/status",
+        "/readyz",
+        "/metrics",
+    ] {
         let answer = server.get(path).await;
         assert_eq!(answer.status, 503, "{path}: {}", answer.body);
     }

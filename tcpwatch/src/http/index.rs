@@ -44,6 +44,10 @@ const PATHS: &[Path] = &[
         answers: "local ports in use toward each destination, and how many there are; ?limit=",
     },
     Path {
+        path: "/transfer",
+        answers: "how the data of live connections goes, by process and peer; ?comm= role= sort= limit=",
+    },
+    Path {
         path: "/events",
         answers: "every transition as it happens, as server-sent events; filters as above",
     },

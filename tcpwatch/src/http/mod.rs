@@ -10,6 +10,7 @@
 //! | `/processes` | connections and counts by process |
 //! | `/peers` | the same by the server's side |
 //! | `/ports` | local ports in use toward each destination |
+//! | `/transfer` | how the data goes, by process and peer |
 //! | `/events` | every transition as it happens |
 //! | `/status` | how tcpwatch itself is doing |
 //! | `/metrics` | Prometheus |
@@ -33,6 +34,7 @@ mod request;
 mod status;
 mod sums;
 mod text;
+mod transfer;
 mod view;
 
 use axum::{
@@ -105,6 +107,7 @@ pub fn router(api: Api) -> Router {
         .route("/processes", get(processes::handle))
         .route("/peers", get(peers::handle))
         .route("/ports", get(ports::handle))
+        .route("/transfer", get(transfer::handle))
         .route("/events", get(events::handle))
         .route("/status", get(status::handle))
         .route("/metrics", get(metrics::handle))

@@ -78,7 +78,7 @@ pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
 }
 
 async fn answer(api: &Api, limit: usize) -> Result<Ports, ApiError> {
-    let namespaces = api.ask(false, |node, _| namespaces(node)).await?;
+    let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_a_client)).await?;
     let (known, problem) = if api.live {
         match local_ports::ask(namespaces).await {
             Ok(known) => (known, None),
@@ -90,18 +90,6 @@ async fn answer(api: &Api, limit: usize) -> Result<Ports, ApiError> {
     let mut ports = api.ask(false, move |node, _| list(node, &known, limit)).await?;
     ports.problems.extend(problem);
     Ok(ports)
-}
-
-/// Those with clients, with a process that may be in it.
-fn namespaces(node: &Node) -> BTreeMap<u32, Option<u32>> {
-    let mut found = BTreeMap::new();
-    for conn in node.tracker.table.iter().filter(|conn| may_be_a_client(conn)) {
-        let pid = found.entry(conn.netns).or_insert(None);
-        if pid.is_none() && !conn.marks.minisock {
-            *pid = conn.process.map(|id| node.tracker.processes.get(id).pid);
-        }
-    }
-    found
 }
 
 fn may_be_a_client(conn: &Conn) -> bool {
@@ -133,13 +121,21 @@ fn list(node: &Node, known: &Known, limit: usize) -> Ports {
     let available: HashMap<u32, usize> =
         known.iter().filter_map(|(netns, ports)| Some((*netns, ports.as_ref().ok()?.count()))).collect();
     let total = used.len();
-    let mut rows: Vec<Row> = used
+    let in_use = |used: &Used| used.states.iter().sum::<usize>();
+    // In thousandths, which order well.
+    let share = |netns: u32, used: &Used| {
+        available.get(&netns).map(|available| in_use(used) * 1000 / (*available).max(1))
+    };
+    let mut used: Vec<_> = used.into_iter().collect();
+    used.sort_unstable_by_key(|(ends, used)| (Reverse(share(ends.0, used)), Reverse(in_use(used)), *ends));
+    used.truncate(limit);
+    let rows: Vec<Row> = used
         .into_iter()
         .map(|((netns, source, destination), used)| Row {
             netns,
             source: source.to_canonical(),
             destination: view::end(destination),
-            in_use: used.states.iter().sum(),
+            in_use: in_use(&used),
             available: available.get(&netns).copied(),
             states: TcpState::ALL
                 .iter()
@@ -149,12 +145,6 @@ fn list(node: &Node, known: &Known, limit: usize) -> Ports {
             processes: used.processes,
         })
         .collect();
-    // In thousandths, which order well.
-    let share = |row: &Row| row.available.map(|available| row.in_use * 1000 / available.max(1));
-    rows.sort_by_cached_key(|row| {
-        (Reverse(share(row)), Reverse(row.in_use), row.netns, row.source, show(&row.destination))
-    });
-    rows.truncate(limit);
     let mut problems: Vec<String> =
         known.values().filter_map(|ports| ports.as_ref().err()).cloned().collect();
     problems.sort_unstable();

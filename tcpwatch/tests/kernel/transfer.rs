@@ -41,6 +41,26 @@ order()
 
 const BYTES: u64 = 100_000;
 
+/// Connects so many times and sends so many bytes each time, which all are read, as ten of an answer are.
+const MANY: &str = r#"
+listener = listen(args[0])
+clients = [connect(args[0], port_of(listener)) for _ in range(int(args[1]))]
+servers = [listener.accept()[0] for _ in clients]
+for client in clients:
+    client.sendall(b"x" * int(args[2]))
+for server in servers:
+    left = int(args[2])
+    while left:
+        left -= len(server.recv(left))
+    server.send(b"0123456789")
+for client in clients:
+    left = 10
+    while left:
+        left -= len(client.recv(left))
+say(port_of(listener))
+order()
+"#;
+
 fn side(daemon: &Daemon, namespace: &Namespace, role: &str) -> Value {
     let rows = daemon.connections_in(namespace);
     daemon.detail(rows.iter().find(|row| row["role"] == role).unwrap())
@@ -118,6 +138,48 @@ fn how_the_data_goes_is_what_the_kernel_says_of_both_ends() {
             ["sent", "received", "round trip", "limited by", "congestion", "timer       window_probe in"]
         {
             assert!(text.contains(&format!("\n  {line}")), "no {line}: {text}");
+        }
+    }
+}
+
+#[test]
+fn sums_by_process_and_peer_are_those_of_their_connections() {
+    let daemon = Daemon::start(&[]);
+    for (addr, comm) in [("127.0.0.1", "sums-4"), ("::1", "sums-6")] {
+        // Those of one name are summed over namespaces, where the peer is the same.
+        let mut ends = [Namespace::new(), Namespace::new()]
+            .map(|namespace| (Workload::start(&namespace, comm, MANY, &[addr, "3", "5000"]), namespace));
+        let ports = ends.each_mut().map(|(one, _)| one.hear());
+        let told = daemon.json(&format!("/transfer?comm={comm}&limit=0"));
+        assert_eq!((&told["problems"], &told["truncated"]), (&Value::Null, &Value::Bool(false)), "{told}");
+        let rows = told["transfers"].as_array().unwrap();
+        for (role, sent, received) in [("client", 15_000, 30), ("server", 30, 15_000)] {
+            let of_role: Vec<_> = rows.iter().filter(|row| row["role"] == role).collect();
+            let connections: u64 = of_role.iter().map(|row| row["connections"].as_u64().unwrap()).sum();
+            assert_eq!(connections, 6, "{told}");
+            for row in of_role {
+                let times = row["connections"].as_u64().unwrap() / 3;
+                let figure = |name: &str| row[name].as_u64().unwrap();
+                assert_eq!(
+                    (figure("sent_bytes"), figure("received_bytes")),
+                    (sent * times, received * times)
+                );
+                let empty = ["retransmitted_bytes", "receive_queue_bytes", "window_probes"].map(figure);
+                assert_eq!(empty, [0; 3], "{row}");
+                let port = row["peer"].as_str().unwrap().rsplit(':').next().unwrap();
+                assert!(ports.iter().any(|one| one == port), "{row}");
+                let rtt = ["least_seconds", "mean_seconds", "most_seconds"]
+                    .map(|name| row["rtt"][name].as_f64().unwrap());
+                assert!(0.0 < rtt[0] && rtt.is_sorted(), "{row}");
+            }
+        }
+        // The same as of each connection by itself.
+        for (_, namespace) in &ends {
+            let rows = daemon.connections_in(namespace);
+            let clients = rows.iter().filter(|row| row["role"] == "client");
+            let sent: u64 =
+                clients.map(|row| daemon.detail(row)["transfer"]["sending"]["bytes"].as_u64().unwrap()).sum();
+            assert_eq!(sent, 15_000);
         }
     }
 }
