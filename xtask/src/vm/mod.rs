@@ -64,7 +64,7 @@ pub(crate) struct Args {
     fetch: bool,
 
     /// Minutes after which a guest is stopped
-    #[arg(long, value_name = "MINUTES", default_value_t = 30)]
+    #[arg(long, value_name = "MINUTES", default_value_t = 45)]
     limit: u64,
 
     /// How many guests at a time; as many as processors when not given
