@@ -323,7 +323,7 @@ pub(super) const OTHERS: [Spec; 9] = [
             ),
             inferred(
                 "computed from the kernel's timer wheel, corrected by iter tcp",
-                "a minisock that a reset or a reused port ends early is noticed up to 10 s late",
+                "a minisock that a reset or a reused port ends early is noticed with the next sweep only",
             ),
         ],
         without: "",
