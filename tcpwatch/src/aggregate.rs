@@ -267,6 +267,19 @@ impl Groups {
         &mut self.groups[id.0 as usize].counts
     }
 
+    /// For one count of what holds no group: those of the group of these.
+    pub fn counts_of(
+        &mut self,
+        process: Option<&Arc<str>>,
+        role: Role,
+        peer: Peer,
+        now_ns: u64,
+    ) -> &mut Counts {
+        let id = self.hold(process, role, peer, now_ns);
+        self.release(id, now_ns);
+        self.counts(id)
+    }
+
     pub fn observe(&mut self, id: GroupId, state: TcpState, nanos: u64) {
         self.counts(id).durations[state.index()].get_or_insert_default().observe(nanos);
     }

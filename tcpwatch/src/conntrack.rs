@@ -8,7 +8,7 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::{decode::Endpoint, netlink, netns, sock_diag::Target};
+use crate::{decode::Endpoint, netlink, sock_diag::Target};
 
 /// How many connections are tracked in the reader's namespace; not there where none can be. Asked first, because asking
 /// for one would make the kernel load what it has not needed yet.
@@ -23,21 +23,15 @@ pub struct Translation {
     pub reached: (Endpoint, Endpoint),
 }
 
-/// `None` where nothing was translated.
+/// Asks, in the connection's namespace. `None` where nothing was translated.
 ///
 /// # Errors
 /// Why it cannot be asked, for people.
-pub async fn ask(target: Target) -> Result<Option<Translation>, String> {
-    netns::on_own_thread(move || {
-        if !netns::enter_by_inode(target.netns, target.pid)? {
-            return Ok(None);
-        }
-        translation(&target).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => "CAP_NET_ADMIN is missing to ask the kernel".to_owned(),
-            _ => format!("cannot ask the kernel (conntrack): {error}"),
-        })
+pub fn ask(target: &Target) -> Result<Option<Translation>, String> {
+    translation(target).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => "CAP_NET_ADMIN is missing to ask the kernel".to_owned(),
+        _ => format!("cannot ask the kernel (conntrack): {error}"),
     })
-    .await?
 }
 
 fn translation(target: &Target) -> io::Result<Option<Translation>> {
@@ -87,36 +81,21 @@ fn read(answer: &NetfilterMessage) -> Option<Translation> {
 
 /// Source and destination.
 fn ends(tuple: &[Tuple]) -> Option<(Endpoint, Endpoint)> {
-    let (mut source, mut destination) = ((None, None), (None, None));
+    let (mut addresses, mut ports) = ((None, None), (None, None));
     for part in tuple {
         match part {
-            Tuple::Ip(addresses) => {
-                for address in addresses {
-                    match address {
-                        IPTuple::SourceAddress(address) => source.0 = Some(*address),
-                        IPTuple::DestinationAddress(address) => destination.0 = Some(*address),
-                        _ => {}
-                    }
-                }
-            }
-            Tuple::Proto(ports) => {
-                for port in ports {
-                    match port {
-                        ProtoTuple::SourcePort(port) => source.1 = Some(*port),
-                        ProtoTuple::DestinationPort(port) => destination.1 = Some(*port),
-                        _ => {}
-                    }
-                }
-            }
+            Tuple::Ip(parts) => parts.iter().for_each(|part| match part {
+                IPTuple::SourceAddress(address) => addresses.0 = Some(*address),
+                IPTuple::DestinationAddress(address) => addresses.1 = Some(*address),
+                _ => {}
+            }),
+            Tuple::Proto(parts) => parts.iter().for_each(|part| match part {
+                ProtoTuple::SourcePort(port) => ports.0 = Some(*port),
+                ProtoTuple::DestinationPort(port) => ports.1 = Some(*port),
+                _ => {}
+            }),
             _ => {}
         }
     }
-    let end = |(addr, port): (Option<IpAddr>, Option<u16>)| {
-        let addr = match addr? {
-            IpAddr::V4(addr) => addr.to_ipv6_mapped(),
-            IpAddr::V6(addr) => addr,
-        };
-        Some(Endpoint { addr, port: port? })
-    };
-    Some((end(source)?, end(destination)?))
+    Some((Endpoint::new(addresses.0?, ports.0?), Endpoint::new(addresses.1?, ports.1?)))
 }

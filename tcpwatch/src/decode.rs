@@ -3,7 +3,11 @@
 //! In: what the BPF programs wrote, or a recording of it. Out: records whose every field is valid, or an
 //! error that the caller counts. No state, no I/O.
 
-use std::{borrow::Cow, fmt, net::Ipv6Addr};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
@@ -102,6 +106,14 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    pub fn new(addr: IpAddr, port: u16) -> Self {
+        let addr = match addr {
+            IpAddr::V4(addr) => addr.to_ipv6_mapped(),
+            IpAddr::V6(addr) => addr,
+        };
+        Self { addr, port }
+    }
+
     /// No address of either family.
     pub fn is_wildcard(&self) -> bool {
         self.addr.to_canonical().is_unspecified()

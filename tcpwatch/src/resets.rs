@@ -4,7 +4,7 @@
 //! CLOSE when the kernel sends the reset.
 
 use crate::{
-    aggregate::{GroupId, Peer, Role},
+    aggregate::{GroupId, Groups, Peer, Role},
     decode::ResetRecord,
     life::Cause,
     reset::{Reset, ResetTold},
@@ -19,10 +19,15 @@ const AFTER_NS: u64 = 100_000_000;
 /// A reset that was called received, of a connection that is over: counted when none was sent in answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pending {
-    cookie: u64,
     since_ns: u64,
     group: GroupId,
     reset: Reset,
+}
+
+impl Pending {
+    fn count(self, groups: &mut Groups) {
+        groups.counts(self.group).resets[self.reset as usize] += 1;
+    }
 }
 
 impl Tracker {
@@ -67,7 +72,7 @@ impl Tracker {
             }
             return;
         }
-        self.pending_resets.retain(|pending| pending.cookie != cookie);
+        self.pending_resets.remove(&cookie);
         let just_now = |ended: &&mut Ended| ended.ended_ns.saturating_add(AFTER_NS) >= record.time_ns;
         let found =
             self.ended.iter_mut().rev().take_while(just_now).find(|ended| ended.conn.cookie == cookie);
@@ -78,9 +83,8 @@ impl Tracker {
         let told = ResetTold { counted: true, ..ResetTold::new(record, conn.state()) };
         conn.reset = Some(Box::new(told));
         let process = conn.process.map(|id| &self.processes.get(id).comm);
-        let group = self.groups.hold(process, conn.role, conn.peer(), record.time_ns);
-        self.groups.counts(group).resets[told.reset as usize] += 1;
-        self.groups.release(group, record.time_ns);
+        let counts = self.groups.counts_of(process, conn.role, conn.peer(), record.time_ns);
+        counts.resets[told.reset as usize] += 1;
     }
 
     /// The connection ends: what was told of its reset holds, but for what an answer may still show.
@@ -94,17 +98,21 @@ impl Tracker {
         if !reset.may_be_an_answer() {
             self.count_reset(Some(slot), reset, now_ns);
         } else if let Some(group) = self.group(slot, now_ns) {
-            self.pending_resets.push(Pending { cookie, since_ns: now_ns, group, reset });
+            let before = self.pending_resets.insert(cookie, Pending { since_ns: now_ns, group, reset });
+            // Of another socket that had its address.
+            if let Some(before) = before {
+                before.count(&mut self.groups);
+            }
         }
     }
 
     /// Counts those whose answer would have come by now.
     pub(crate) fn settle_pending_resets(&mut self, now_ns: u64) {
         let groups = &mut self.groups;
-        self.pending_resets.retain(|pending| {
+        self.pending_resets.retain(|_, pending| {
             let waits = pending.since_ns.saturating_add(AFTER_NS) > now_ns;
             if !waits {
-                groups.counts(pending.group).resets[pending.reset as usize] += 1;
+                pending.count(groups);
             }
             waits
         });
@@ -112,12 +120,10 @@ impl Tracker {
 
     /// `slot`: `None` where it is not known whose it is.
     fn count_reset(&mut self, slot: Option<Slot>, reset: Reset, now_ns: u64) {
-        if let Some(group) = slot.and_then(|slot| self.group(slot, now_ns)) {
-            self.groups.counts(group).resets[reset as usize] += 1;
-        } else {
-            let group = self.groups.hold(None, Role::Unknown, Peer::Other, now_ns);
-            self.groups.counts(group).resets[reset as usize] += 1;
-            self.groups.release(group, now_ns);
-        }
+        let counts = match slot.and_then(|slot| self.group(slot, now_ns)) {
+            Some(group) => self.groups.counts(group),
+            None => self.groups.counts_of(None, Role::Unknown, Peer::Other, now_ns),
+        };
+        counts.resets[reset as usize] += 1;
     }
 }

@@ -96,9 +96,7 @@ impl Tracker {
     }
 
     fn count_unowned(&mut self, new: &Retransmitted, now_ns: u64) {
-        let group = self.groups.hold(None, Role::Unknown, Peer::Other, now_ns);
-        self.groups.counts(group).retransmitted.add(new);
-        self.groups.release(group, now_ns);
+        self.groups.counts_of(None, Role::Unknown, Peer::Other, now_ns).retransmitted.add(new);
     }
 }
 

@@ -128,19 +128,11 @@ pub struct RunningTimer {
     pub seconds: Option<f64>,
 }
 
-/// Asks, from a thread of its own: entering a namespace changes the whole thread. `None` when the kernel has no such
-/// connection any more.
+/// Asks, in the connection's namespace. `None` when the kernel has no such connection any more.
 ///
 /// # Errors
 /// Why it cannot be asked, for people.
-pub async fn ask(target: Target) -> Result<Option<Transfer>, String> {
-    netns::on_own_thread(move || ask_here(&target)).await?
-}
-
-fn ask_here(target: &Target) -> Result<Option<Transfer>, String> {
-    if !netns::enter_by_inode(target.netns, target.pid)? {
-        return Ok(None);
-    }
+pub fn ask(target: &Target) -> Result<Option<Transfer>, String> {
     match netlink::exchange(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request(target))) {
         Ok(Some(SockDiagMessage::InetResponse(response))) => Ok(transfer(&response)),
         Ok(_) => Ok(None),
@@ -242,17 +234,10 @@ fn request_for_all(family: u8) -> InetRequest {
 fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
     let info = info(response)?;
     let (header, socket) = (&response.header, &response.header.socket_id);
-    let end = |addr: IpAddr, port| Endpoint {
-        addr: match addr {
-            IpAddr::V4(addr) => addr.to_ipv6_mapped(),
-            IpAddr::V6(addr) => addr,
-        },
-        port,
-    };
     Some(Figures {
         netns,
-        local: end(socket.source_address, socket.source_port),
-        remote: end(socket.destination_address, socket.destination_port),
+        local: Endpoint::new(socket.source_address, socket.source_port),
+        remote: Endpoint::new(socket.destination_address, socket.destination_port),
         cookie: u64::from_ne_bytes(socket.cookie),
         sent_bytes: info.bytes_sent,
         send_queue_bytes: header.send_queue,

@@ -63,7 +63,8 @@ pub struct Tracker {
     pub repairs: Repairs,
     pub told: Told,
     pub(crate) unlisted: Unlisted,
-    pub(crate) pending_resets: Vec<Pending>,
+    /// By the cookie of the socket.
+    pub(crate) pending_resets: FxHashMap<u64, Pending>,
     pub(crate) ticks: Option<Ticks>,
     pub(crate) sweep: Progress,
     pub(crate) listeners: FxHashMap<(u32, u16), Vec<Slot>>,
@@ -92,7 +93,7 @@ impl Tracker {
             repairs: Repairs::default(),
             told: Told::default(),
             unlisted: Unlisted::default(),
-            pending_resets: Vec::new(),
+            pending_resets: FxHashMap::default(),
             ticks: None,
             sweep: Progress::default(),
             listeners: FxHashMap::default(),

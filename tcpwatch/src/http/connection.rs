@@ -18,6 +18,7 @@ use crate::{
     clock::Clock,
     connect::Outcome,
     conntrack::{self, Translation},
+    netns,
     node::Node,
     process::Process,
     sock_diag::{self, Target, Transfer},
@@ -62,7 +63,7 @@ pub(super) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked
 async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
     let (detail, target) = api.ask(true, move |node, clock| find(node, clock, id)).await.flatten()?;
     let (transfer, nat) = match target.filter(|_| api.live) {
-        Some(target) => (sock_diag::ask(target.clone()).await, conntrack::ask(target).await),
+        Some(target) => ask_kernel(target).await,
         None => (Ok(None), Ok(None)),
     };
     let (transfer, transfer_error) = or_error(transfer);
@@ -76,7 +77,18 @@ async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
     Ok(Connection { detail, transfer, transfer_error, nat, nat_error })
 }
 
-fn or_error<T>(told: Result<Option<T>, String>) -> (Option<T>, Option<String>) {
+type Told<T> = Result<Option<T>, String>;
+
+/// What it tells of the connection; nothing where its namespace is gone.
+async fn ask_kernel(target: Target) -> (Told<Transfer>, Told<Translation>) {
+    let asked = netns::on_own_thread(move || {
+        let entered = netns::enter_by_inode(target.netns, target.pid)?;
+        Ok(if entered { (sock_diag::ask(&target), conntrack::ask(&target)) } else { (Ok(None), Ok(None)) })
+    });
+    asked.await.flatten().unwrap_or_else(|error: String| (Err(error.clone()), Err(error)))
+}
+
+fn or_error<T>(told: Told<T>) -> (Option<T>, Option<String>) {
     told.map_or_else(|error| (None, Some(error)), |told| (told, None))
 }
 

@@ -19,7 +19,7 @@ use super::{
     Answer, Api, ApiError, Asked,
     connections::{DEFAULT_LIMIT, show},
     respond,
-    sums::cut,
+    sums::{Tally, cut, states_text},
     text::{printable, table},
     view::{self, End},
 };
@@ -28,7 +28,6 @@ use crate::{
     decode::Endpoint,
     local_ports::{self, LocalPorts},
     node::Node,
-    state::TcpState,
     table::Conn,
 };
 
@@ -64,7 +63,7 @@ type Known = HashMap<u32, Result<LocalPorts, String>>;
 
 #[derive(Default)]
 struct Used {
-    states: [usize; TcpState::COUNT],
+    now: Tally,
     processes: BTreeSet<Option<Arc<str>>>,
 }
 
@@ -111,23 +110,20 @@ fn list(node: &Node, known: &Known, limit: usize) -> Ports {
     let mut used: FxHashMap<(u32, Ipv6Addr, Endpoint), Used> = FxHashMap::default();
     for conn in tracker.table.iter().filter(|conn| counts(conn, of(conn.netns))) {
         let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
-        one.states[conn.state().index()] += 1;
-        let name = conn.process.map(|id| &tracker.processes.get(id).comm);
-        // Mostly it is there already.
-        if !one.processes.contains(&name.cloned()) {
-            one.processes.insert(name.cloned());
-        }
+        one.now.count(conn);
+        one.processes.insert(conn.process.map(|id| Arc::clone(&tracker.processes.get(id).comm)));
     }
     let available: HashMap<u32, usize> =
         known.iter().filter_map(|(netns, ports)| Some((*netns, ports.as_ref().ok()?.count()))).collect();
     let total = used.len();
-    let in_use = |used: &Used| used.states.iter().sum::<usize>();
     // In thousandths, which order well.
     let share = |netns: u32, used: &Used| {
-        available.get(&netns).map(|available| in_use(used) * 1000 / (*available).max(1))
+        available.get(&netns).map(|available| used.now.total() * 1000 / (*available).max(1))
     };
     let mut used: Vec<_> = used.into_iter().collect();
-    used.sort_unstable_by_key(|(ends, used)| (Reverse(share(ends.0, used)), Reverse(in_use(used)), *ends));
+    used.sort_unstable_by_key(|(ends, used)| {
+        (Reverse(share(ends.0, used)), Reverse(used.now.total()), *ends)
+    });
     used.truncate(limit);
     let rows: Vec<Row> = used
         .into_iter()
@@ -135,13 +131,9 @@ fn list(node: &Node, known: &Known, limit: usize) -> Ports {
             netns,
             source: source.to_canonical(),
             destination: view::end(destination),
-            in_use: in_use(&used),
+            in_use: used.now.total(),
             available: available.get(&netns).copied(),
-            states: TcpState::ALL
-                .iter()
-                .map(|state| (state.name(), used.states[state.index()]))
-                .filter(|(_, count)| *count > 0)
-                .collect(),
+            states: used.now.shown().states,
             processes: used.processes,
         })
         .collect();
@@ -157,8 +149,6 @@ impl Answer for Ports {
             .ports
             .iter()
             .map(|row| {
-                let states: Vec<_> =
-                    row.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
                 let share = |available: usize| 100.0 * row.in_use as f64 / available.max(1) as f64;
                 let names =
                     row.processes.iter().map(|name| name.as_deref().map_or("-".to_owned(), printable));
@@ -169,7 +159,7 @@ impl Answer for Ports {
                     row.in_use.to_string(),
                     row.available.map_or("-".to_owned(), |available| available.to_string()),
                     row.available.map_or("-".to_owned(), |available| format!("{:.1}%", share(available))),
-                    states.join(", "),
+                    states_text(&row.states),
                     names.collect::<Vec<_>>().join(", "),
                 ]
             })

@@ -61,9 +61,13 @@ pub(super) struct Now {
 
 impl Now {
     fn text(&self) -> String {
-        let states: Vec<_> = self.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        states.join(", ")
+        states_text(&self.states)
     }
+}
+
+pub(super) fn states_text(states: &BTreeMap<&'static str, usize>) -> String {
+    let states: Vec<_> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    states.join(", ")
 }
 
 /// Counts since the start.

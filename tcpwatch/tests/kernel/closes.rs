@@ -7,22 +7,10 @@ use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::
 const CLOSED: &str = "tcpwatch_connections_closed_total";
 
 /// Both ends of one connection, in one process.
-const ENDS: &str = r#"
+const ENDS: &str = r"
 listener = listen(args[0])
 client = connect(args[0], port_of(listener))
-
-
-def linger_0(conn):
-    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def errno_of(call):
-    try:
-        call()
-    except OSError as error:
-        return error.errno
-    return 0
-"#;
+";
 
 /// A program, the errno that it says it saw, and who closed first as each side has it.
 struct Case {
@@ -151,9 +139,7 @@ server.close()
 #[test]
 fn who_closed_first_is_told_of_both_sides() {
     let daemon = Daemon::start(&[]);
-    let status = daemon.json("/status");
-    let state = status["signals"].as_array().unwrap().iter().find(|signal| signal["key"] == "state");
-    let told = !state.unwrap()["hook"].as_str().unwrap().starts_with("tracepoint ");
+    let told = !daemon.hook("state").starts_with("tracepoint ");
     for (case, addr) in CASES.iter().flat_map(|case| ["127.0.0.1", "::1"].map(|addr| (case, addr))) {
         let namespace = Namespace::new();
         let comm = format!("e.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });

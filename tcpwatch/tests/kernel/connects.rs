@@ -276,13 +276,13 @@ say(0)
     },
     Case {
         name: "linger-0",
-        program: r#"
+        program: r"
 listener = silent()
 dialling = start(port_of(listener))
-dialling.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+linger_0(dialling)
 dialling.close()
 say(0)
-"#,
+",
         errno: 0,
         outcomes: &[("aborted", 1)],
         families: V4,
@@ -342,9 +342,7 @@ say(new().connect_ex(("203.0.113.1", 80)))
 
 /// Whether errnos are told by the hook of state changes that serves.
 fn errors_are_told(daemon: &Daemon) -> bool {
-    let status = daemon.json("/status");
-    let state = status["signals"].as_array().unwrap().iter().find(|signal| signal["key"] == "state");
-    !state.unwrap()["hook"].as_str().unwrap().starts_with("tracepoint ")
+    !daemon.hook("state").starts_with("tracepoint ")
 }
 
 fn outcomes_of(metrics: &Metrics, labels: &[(&str, &str)]) -> BTreeMap<&'static str, u64> {

@@ -100,6 +100,13 @@ impl Daemon {
         self.json(&format!("/connections/{}", row["id"].as_str().unwrap()))
     }
 
+    /// What serves a signal, as `/status` says.
+    pub(crate) fn hook(&self, signal: &str) -> String {
+        let status = self.json("/status");
+        let found = status["signals"].as_array().unwrap().iter().find(|told| told["key"] == signal);
+        found.unwrap()["hook"].as_str().unwrap().to_owned()
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         let (status, body) = self.get("/metrics");
         assert_eq!(status, 200, "{body}");

@@ -32,6 +32,18 @@ def read_to_end(conn):
         pass
 
 
+def linger_0(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def errno_of(call):
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+    return 0
+
+
 # Classic BPF (include/uapi/linux/filter.h): the kernel asks a TCP socket's filter about each segment before
 # TCP sees it, so a filter that says 0 is a network that loses the segment.
 DROP_ALL = [(0x06, 0, 0, 0)]

@@ -1,8 +1,6 @@
 //! A tracker that is told what a kernel would tell it: sockets, records, looks and processes in few words.
 #![allow(dead_code, unused_imports, reason = "each test uses its part")]
 
-use std::net::IpAddr;
-
 use tcpwatch::process::ProcessId;
 pub(crate) use tcpwatch::{
     connect::{
@@ -38,11 +36,7 @@ pub(crate) const WORKER: u32 = 201;
 pub(crate) const LIMITS: Limits = Limits { connections: 1000, ended: 1000, label_sets: 100 };
 
 pub(crate) fn end(addr: &str, port: u16) -> Endpoint {
-    let addr = match addr.parse().unwrap() {
-        IpAddr::V4(addr) => addr.to_ipv6_mapped(),
-        IpAddr::V6(addr) => addr,
-    };
-    Endpoint { addr, port }
+    Endpoint::new(addr.parse().unwrap(), port)
 }
 
 /// The client's side of the connection that most tests are about: cookie 1.
