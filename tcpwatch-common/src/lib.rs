@@ -6,14 +6,15 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
 
 /// A [`SocketEvent`]: the socket went from `old_state` to `new_state`.
 pub const KIND_TRANSITION: u8 = 1;
-/// A [`RetransmitEvent`]: the kernel retransmitted on the socket, or the socket ends that it retransmitted on.
+/// A [`RetransmitEvent`]: the kernel retransmitted on the socket, its delivery stands still or goes on again, or the
+/// socket ends that this was told of.
 pub const KIND_RETRANSMIT: u8 = 2;
 /// A [`CloseEvent`]: the application closed its last descriptor of the socket.
 pub const KIND_CLOSE: u8 = 3;
@@ -27,7 +28,11 @@ pub const KIND_RESET: u8 = 8;
 pub const KIND_WAKE: u8 = 7;
 /// A [`TaskEvent`]: the process that the next records name.
 pub const KIND_TASK: u8 = 4;
+/// An [`IdleEvent`], just before the transition from ESTABLISHED: the connection had been idle.
+pub const KIND_IDLE: u8 = 9;
 
+/// Of a socket that an iterator found: data was sent on it (`data_segs_out`).
+pub const FLAG_DATA_SENT: u8 = 1;
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).
@@ -132,14 +137,14 @@ pub struct ResetEvent {
     pub zero: u32,
 }
 
-/// What was retransmitted on a socket. All counts grow only. 152 bytes.
+/// What was retransmitted on a socket, and how its delivery stood still. All counts grow only. 352 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
 pub struct RetransmitEvent {
-    /// Its kind is `KIND_RETRANSMIT`; its time that of the latest retransmit, or of the socket's end.
+    /// Its kind is `KIND_RETRANSMIT`; its time that of the latest change, or of the socket's end.
     pub socket: SocketEvent,
-    /// CLOCK_MONOTONIC, when the programs began to count `segments`. The same socket may be counted anew.
+    /// CLOCK_MONOTONIC, when the programs began to count. The same socket may be counted anew.
     pub since_ns: u64,
     /// The socket's own count of retransmitted bytes (`bytes_retrans`) before that, and now.
     pub bytes_before: u64,
@@ -148,8 +153,32 @@ pub struct RetransmitEvent {
     pub segments: [u64; retransmit::COUNT],
     /// Segments that the peer said it had twice (`dsack_dups`).
     pub duplicates: u32,
-    pub zero: u32,
+    /// The bytes that waited when the present stall began.
+    pub stalled_bytes: u32,
+    /// CLOCK_MONOTONIC, since when delivery stands still; 0 while it does not.
+    pub stalled_since_ns: u64,
+    /// Of the stalls that are over, by `stall::*`: how long they lasted, and the bytes that waited.
+    pub stalls_ns: [u64; stall::COUNT],
+    pub stalls_bytes: [u64; stall::COUNT],
+    /// The same stalls, counted by how long they lasted: up to `DURATION_BOUNDS_NS`, and longer.
+    pub stalls: [[u32; DURATION_BOUNDS_NS.len() + 1]; stall::COUNT],
+    /// Which `stall::*` the present one is, as far as can be told.
+    pub stalled_kind: u32,
+    /// Retransmits that the kernel tried and could not send, by `failure::*`.
+    pub failures: [u32; failure::COUNT],
 }
+
+/// Upper bounds of the buckets that durations are counted in: from a loopback round trip to a leak of hours.
+pub const DURATION_BOUNDS_NS: [u64; 8] = [
+    1_000_000,
+    10_000_000,
+    100_000_000,
+    1_000_000_000,
+    10_000_000_000,
+    60_000_000_000,
+    600_000_000_000,
+    3_600_000_000_000,
+];
 
 /// Indices into `RetransmitEvent::segments`: why the kernel retransmitted.
 pub mod retransmit {
@@ -171,6 +200,52 @@ pub mod retransmit {
     pub const COUNT: usize = 7;
 }
 
+/// Indices into `RetransmitEvent::stalls`: what ended the wait for a lost segment.
+pub mod stall {
+    /// A fast recovery.
+    pub const FAST: usize = 0;
+    /// A time-out.
+    pub const TIMEOUT: usize = 1;
+    /// A tail loss probe.
+    pub const PROBE: usize = 2;
+    /// Number of kinds.
+    pub const COUNT: usize = 3;
+}
+
+/// Indices into `RetransmitEvent::failures`: the errno with which the kernel could not retransmit.
+pub mod failure {
+    /// Too much is queued for sending already.
+    pub const EAGAIN: usize = 0;
+    pub const ENOMEM: usize = 1;
+    /// What was sent before is still on its way out of this machine.
+    pub const EBUSY: usize = 2;
+    pub const ENOBUFS: usize = 3;
+    /// A filter dropped it.
+    pub const EPERM: usize = 4;
+    pub const ENETUNREACH: usize = 5;
+    pub const EHOSTUNREACH: usize = 6;
+    pub const OTHER: usize = 7;
+    /// Number of kinds.
+    pub const COUNT: usize = 8;
+}
+
+/// How long a connection had been idle when it left ESTABLISHED; not told of those that were not. 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct IdleEvent {
+    /// `KIND_IDLE`
+    pub kind: u8,
+    pub zero: [u8; 7],
+    /// CLOCK_MONOTONIC; the same as of the transition.
+    pub time_ns: u64,
+    /// As of the transition.
+    pub cookie: u64,
+    /// Ticks since data was last sent and received, or since it was established.
+    pub sent_ticks: u32,
+    pub received_ticks: u32,
+}
+
 /// A process, written before the first record that names it and again when its name changes. 40 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -189,11 +264,12 @@ pub struct TaskEvent {
     pub comm: [u8; 16],
 }
 
-/// Room for one record in a [`Queue`]: a [`SocketEvent`], or a [`TaskEvent`] and nothing.
+/// Room for one record in a [`Queue`]: a [`SocketEvent`], or a [`TaskEvent`] or [`IdleEvent`] and nothing.
 pub type Slot = [u64; 8];
 
-/// A processor's queue of state changes, and of the processes that they name. Its slots lie in another map; `head` and `tail` count records, and
-/// stand on cache lines of their own, as one is written by that processor and one by the reader. 128 bytes.
+/// A processor's queue of state changes, and of the processes that they name. Its slots lie in another map; `head` and
+/// `tail` count records, and stand on cache lines of their own, as one is written by that processor and one by the
+/// reader. 128 bytes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Queue {
@@ -208,7 +284,7 @@ pub struct Queue {
 }
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 136 bytes.
+/// 144 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -235,9 +311,12 @@ pub struct SeenSocket {
     pub queue: u32,
     pub queue_limit: u32,
     pub drops: u32,
-    /// Ticks (the lower 32 bits) when a segment was last received and data last sent.
+    /// Ticks (the lower 32 bits) when a segment was last received, data last sent, and data last received.
     pub received_jiffies: u32,
     pub sent_jiffies: u32,
+    pub data_received_jiffies: u32,
+    /// Smoothed round-trip time in eighths of a microsecond (`srtt_us`), 0 before the first measurement.
+    pub srtt: u32,
     pub sport: u16,
     pub dport: u16,
     /// Tick at which a minisock's timer is set to end it.
@@ -257,16 +336,20 @@ pub mod counter {
     pub const LOST_SYN_ACK: u32 = 5;
     pub const LOST_SENT_RESET: u32 = 6;
     pub const LOST_RECEIVED_RESET: u32 = 7;
+    pub const LOST_CONGESTION: u32 = 8;
+    pub const LOST_RETRANSMIT_FAILED: u32 = 9;
     /// Number of counters of lost records.
-    pub const LOST_COUNT: u32 = 8;
-    pub const HELD_BACK_RETRANSMIT: u32 = 8;
-    pub const HELD_BACK_SYN_ACK: u32 = 9;
+    pub const LOST_COUNT: u32 = 10;
+    pub const HELD_BACK_RETRANSMIT: u32 = 10;
+    pub const HELD_BACK_SYN_ACK: u32 = 11;
+    pub const HELD_BACK_CONGESTION: u32 = 12;
+    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 13;
     /// Resets sent in answer to segments that no socket was found for, and that a listener or the request of a
     /// connection refused.
-    pub const RESET_NO_SOCKET: u32 = 10;
-    pub const RESET_LISTENER: u32 = 11;
+    pub const RESET_NO_SOCKET: u32 = 14;
+    pub const RESET_LISTENER: u32 = 15;
     /// Number of counters.
-    pub const COUNT: u32 = 12;
+    pub const COUNT: u32 = 16;
 }
 
 const _: () = {
@@ -283,23 +366,30 @@ const _: () = {
     assert!(offset_of!(CloseEvent, unread_bytes) == 64);
     assert!(size_of::<ResetEvent>() == 80);
     assert!(offset_of!(ResetEvent, unread_bytes) == 64);
-    assert!(size_of::<RetransmitEvent>() == 152);
+    assert!(size_of::<RetransmitEvent>() == 352);
     assert!(offset_of!(RetransmitEvent, since_ns) == 64);
     assert!(offset_of!(RetransmitEvent, segments) == 88);
     assert!(offset_of!(RetransmitEvent, duplicates) == 144);
+    assert!(offset_of!(RetransmitEvent, stalled_since_ns) == 152);
+    assert!(offset_of!(RetransmitEvent, stalls) == 208);
+    assert!(offset_of!(RetransmitEvent, failures) == 320);
+    assert!(size_of::<IdleEvent>() == 32);
+    assert!(offset_of!(IdleEvent, time_ns) == 8);
+    assert!(offset_of!(IdleEvent, cookie) == 16);
     assert!(size_of::<TaskEvent>() == 40);
     assert!(offset_of!(TaskEvent, time_ns) == 8);
     assert!(offset_of!(TaskEvent, start_ns) == 16);
     assert!(offset_of!(TaskEvent, comm) == 24);
     assert!(size_of::<Queue>() == 128);
     assert!(size_of::<Slot>() == size_of::<SocketEvent>() && size_of::<Slot>() > size_of::<TaskEvent>());
+    assert!(size_of::<Slot>() > size_of::<IdleEvent>());
     assert!(offset_of!(Queue, tail) == 64);
-    assert!(size_of::<SeenSocket>() == 136);
+    assert!(size_of::<SeenSocket>() == 144);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
     assert!(offset_of!(SeenSocket, unread_bytes) == 64);
-    assert!(offset_of!(SeenSocket, sport) == 92);
-    assert!(offset_of!(SeenSocket, expires_jiffies) == 96);
-    assert!(offset_of!(SeenSocket, saddr) == 104);
+    assert!(offset_of!(SeenSocket, sport) == 100);
+    assert!(offset_of!(SeenSocket, expires_jiffies) == 104);
+    assert!(offset_of!(SeenSocket, saddr) == 112);
 };

@@ -135,11 +135,9 @@ fn tell(socket: SocketEvent, kind: usize, lost: u32) -> Option<()> {
     entry.write(RetransmitEvent {
         socket,
         since_ns,
-        bytes_before: 0,
-        bytes: 0,
         segments,
-        duplicates: 0,
-        zero: 0,
+        // SAFETY: numbers only, of which 0 is one.
+        ..unsafe { core::mem::zeroed() }
     });
     ring::submit(entry);
     Some(())

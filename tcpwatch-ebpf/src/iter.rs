@@ -4,12 +4,12 @@ use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_seq_write},
 };
-use tcpwatch_common::SeenSocket;
+use tcpwatch_common::{FLAG_DATA_SENT, SeenSocket};
 
 use crate::{
     field::{
-        Kernel, OFF_LSNDTIME, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG,
-        OFF_SKC_STATE, OFF_TOTAL_RETRANS,
+        Kernel, OFF_DATA_SEGS_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG,
+        OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG, OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
     },
     fill,
 };
@@ -25,9 +25,10 @@ pub struct Meta {
 pub fn full_socket(sk: impl Kernel) -> SeenSocket {
     let flags = fill::flags(sk);
     let (sport, dport) = fill::ports(sk);
+    let data_sent = if sk.read::<u32>(&OFF_DATA_SEGS_OUT) != 0 { FLAG_DATA_SENT } else { 0 };
     SeenSocket {
         state: sk.read(&OFF_SKC_STATE),
-        flags,
+        flags: flags | data_sent,
         cookie: fill::cookie(sk),
         unread_bytes: fill::unread_bytes(sk, flags),
         total_retrans: sk.read(&OFF_TOTAL_RETRANS),
@@ -36,6 +37,8 @@ pub fn full_socket(sk: impl Kernel) -> SeenSocket {
         drops: sk.read(&OFF_SK_DROPS),
         received_jiffies: sk.read(&OFF_RCV_TSTAMP),
         sent_jiffies: sk.read(&OFF_LSNDTIME),
+        data_received_jiffies: sk.read(&OFF_LRCVTIME),
+        srtt: sk.read(&OFF_SRTT_US),
         sport,
         dport,
         ..any_socket(sk)
@@ -67,6 +70,8 @@ pub fn any_socket(skc: impl Kernel) -> SeenSocket {
         drops: 0,
         received_jiffies: 0,
         sent_jiffies: 0,
+        data_received_jiffies: 0,
+        srtt: 0,
         sport: 0,
         dport: 0,
         expires_jiffies: 0,

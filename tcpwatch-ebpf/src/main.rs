@@ -1,14 +1,15 @@
 //! The BPF programs: kernel hooks in, records of `tcpwatch-common` out through one ring buffer.
 //!
 //! A file for each signal, with a program for each way to get it, named `<signal>_<way>`; the loader
-//! (`tcpwatch/src/probes`) takes the first that this kernel takes. Nothing here runs per packet or per send, nothing keeps a table of sockets.
-//! What cannot be written (the ring is full) is counted, never waited for.
+//! (`tcpwatch/src/probes`) takes the first that this kernel takes. Nothing here runs per packet or per send, nothing
+//! keeps a table of sockets. What cannot be written (the ring is full) is counted, never waited for.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod accept;
 mod close;
+mod counted;
 mod event;
 mod field;
 mod fill;
@@ -20,6 +21,7 @@ mod registers;
 mod reset;
 mod retransmit;
 mod ring;
+mod stall;
 mod state;
 mod synack;
 mod task;

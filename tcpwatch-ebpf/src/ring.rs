@@ -63,9 +63,26 @@ pub fn wake() {
 /// Hands the record over; the reader comes for it on its timer, or at once past the fill mark.
 #[inline(always)]
 pub fn submit<T: 'static>(entry: RingBufEntry<T>) {
+    entry.submit(wakeup());
+}
+
+/// The same with a copy of `record`, for one that is too large for a program's stack. `false` when there was no room,
+/// and the loss counted.
+#[inline(always)]
+pub fn output<T: Copy>(record: &T, lost: u32) -> bool {
+    let written = !drops() && RING.output::<T>(record, wakeup()).is_ok();
+    if !written {
+        count(lost);
+    }
+    written
+}
+
+/// Whether to wake the reader.
+#[inline(always)]
+fn wakeup() -> u64 {
     let waiting = RING.query(BPF_RB_AVAIL_DATA as u64);
     let past = waiting.wrapping_sub(field::value(&WAKEUP_BYTES) as u64) < WAKEUP_BAND_BYTES;
-    entry.submit(if past { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP } as u64);
+    if past { BPF_RB_FORCE_WAKEUP as u64 } else { BPF_RB_NO_WAKEUP as u64 }
 }
 
 /// Hands the record over and wakes the reader now.

@@ -3,21 +3,25 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::{btf_tracepoint, fentry, kprobe, raw_tracepoint, tracepoint},
     programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
 use tcpwatch_common::{
-    KIND_TRANSITION,
+    IdleEvent, KIND_IDLE, KIND_TRANSITION, SocketEvent,
     counter::LOST_STATE,
     state::{CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
 
 use crate::{
     event::{self, What},
-    field::{Kernel, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, OFF_TOTAL_RETRANS, Raw, Typed},
+    field::{
+        Kernel, OFF_LRCVTIME, OFF_LSNDTIME, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, OFF_TOTAL_RETRANS,
+        Raw, Typed,
+    },
     fill, format, queue, registers, retransmit,
+    stall::{self, CA_RECOVERY},
     task::{self, By},
 };
 
@@ -84,11 +88,35 @@ fn changes<K: Kernel>(
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
     let event = event::describe(sk, time_ns, &what);
     // Written first, as it is read first: at one time the ring's records come before the queues'.
-    if new_state == CLOSE && (old_state == LISTEN || value & fill::RETRANSMITS != 0) {
+    let was_counted =
+        || old_state == LISTEN || value & fill::RETRANSMITS != 0 || stall::ca_state(sk) >= CA_RECOVERY;
+    if new_state == CLOSE && was_counted() {
         retransmit::end(sk, &event);
+    }
+    if old_state == ESTABLISHED {
+        tell_idle(sk, &event);
     }
     if !queue::push(&event, LOST_STATE) {
         debug!(ctx, "no room for socket {:x}, state {} to {}", event.cookie, old_state, new_state);
     }
     0
+}
+
+/// Ticks for which a connection is not called idle.
+const IDLE_TICKS: u32 = 32;
+
+/// Of whoever closes a connection that was idle: how long it was. One more record for each of the others would cost them
+/// more than it says.
+#[inline(always)]
+fn tell_idle(sk: impl Kernel, event: &SocketEvent) {
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_jiffies64() } as u32;
+    let sent_ticks = now.wrapping_sub(sk.read(&OFF_LSNDTIME));
+    let received_ticks = now.wrapping_sub(sk.read(&OFF_LRCVTIME));
+    if sent_ticks < IDLE_TICKS && received_ticks < IDLE_TICKS {
+        return;
+    }
+    let SocketEvent { time_ns, cookie, .. } = *event;
+    let idle = IdleEvent { kind: KIND_IDLE, zero: [0; 7], time_ns, cookie, sent_ticks, received_ticks };
+    queue::push(&idle, LOST_STATE);
 }

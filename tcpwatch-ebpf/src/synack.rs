@@ -16,6 +16,7 @@ use tcpwatch_common::{
 };
 
 use crate::{
+    counted::Counters,
     field::{Kernel, Raw, Typed},
     format,
     retransmit::{self, Retransmitted},
@@ -50,8 +51,7 @@ fn retransmitted(ctx: &impl EbpfContext, sk: impl Kernel) {
         segments: 1,
         bytes: 0,
         in_total: false,
-        lost: LOST_SYN_ACK,
-        held_back: HELD_BACK_SYN_ACK,
+        counters: Counters { lost: LOST_SYN_ACK, held_back: HELD_BACK_SYN_ACK },
     };
-    retransmit::count(ctx, sk, &what, || SYN_ACK);
+    retransmit::count(ctx, sk, &what, |_, _| SYN_ACK);
 }

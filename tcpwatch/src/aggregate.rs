@@ -9,8 +9,17 @@ use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
 
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
+use tcpwatch_common::DURATION_BOUNDS_NS;
 
-use crate::{connect::Outcome, first_close::FirstClose, reset::Reset, state::TcpState, tally::Retransmitted};
+use crate::{
+    connect::Outcome,
+    decode::FAILURES,
+    first_close::FirstClose,
+    reset::Reset,
+    stall::Stalls,
+    state::TcpState,
+    tally::{News, Retransmitted},
+};
 
 /// Which side of the connection this socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,42 +55,60 @@ impl Serialize for Role {
     }
 }
 
-/// Upper bounds of the state durations' buckets, in seconds: from a loopback round trip to a leak of hours.
-pub const DURATION_BUCKETS: [f64; 8] = [0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0];
-
-/// The same in nanoseconds.
-const BOUNDS_NS: [u64; DURATION_BUCKETS.len()] = {
-    let mut bounds = [0; DURATION_BUCKETS.len()];
+/// Upper bounds of the buckets of durations, in seconds.
+pub const DURATION_BUCKETS: [f64; DURATION_BOUNDS_NS.len()] = {
+    let mut bounds = [0.0; DURATION_BOUNDS_NS.len()];
     let mut at = 0;
     while at < bounds.len() {
-        bounds[at] = (DURATION_BUCKETS[at] * NANOS_PER_SECOND) as u64;
+        bounds[at] = DURATION_BOUNDS_NS[at] as f64 / NANOS_PER_SECOND;
         at += 1;
     }
     bounds
 };
 
 const NANOS_PER_SECOND: f64 = 1e9;
-const SECONDS_PER_NANO: f64 = 1e-9;
 
 /// A Prometheus histogram: counts for each bucket, the last one unbounded.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
     pub buckets: [u64; DURATION_BUCKETS.len() + 1],
-    pub sum_seconds: f64,
+    sum_ns: u64,
 }
 
 impl Histogram {
-    fn observe(&mut self, nanos: u64) {
-        let bucket = BOUNDS_NS.iter().position(|bound| nanos <= *bound);
-        self.buckets[bucket.unwrap_or(BOUNDS_NS.len())] += 1;
-        self.sum_seconds += nanos as f64 * SECONDS_PER_NANO;
+    pub fn of(buckets: [u64; DURATION_BUCKETS.len() + 1], sum_ns: u64) -> Self {
+        Self { buckets, sum_ns }
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn observe(&mut self, nanos: u64) {
+        let bucket = DURATION_BOUNDS_NS.iter().position(|bound| nanos <= *bound);
+        self.buckets[bucket.unwrap_or(DURATION_BOUNDS_NS.len())] += 1;
+        self.sum_ns = self.sum_ns.saturating_add(nanos);
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
             *mine += theirs;
         }
-        self.sum_seconds += other.sum_seconds;
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+    }
+
+    /// What is new in `told`, which is the same later.
+    pub(crate) fn news(&mut self, told: &Self) -> Self {
+        let mut new = Self { sum_ns: told.sum_ns.saturating_sub(self.sum_ns), ..Self::default() };
+        for ((new, known), told) in new.buckets.iter_mut().zip(self.buckets).zip(told.buckets) {
+            *new = told.saturating_sub(known);
+        }
+        self.add(&new);
+        new
+    }
+
+    pub fn sum_ns(&self) -> u64 {
+        self.sum_ns
+    }
+
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_ns as f64 / NANOS_PER_SECOND
     }
 
     pub fn count(&self) -> u64 {
@@ -147,16 +174,48 @@ pub struct Counts {
     pub attempts: u64,
     pub connects: [u64; Outcome::ALL.len()],
     pub retransmitted: Retransmitted,
+    /// Retransmits that failed, by errno.
+    pub failures: [u64; FAILURES.len()],
+    /// Delivery that stood still.
+    pub stalls: Option<Box<Stalls>>,
     pub resets: [u64; Reset::ALL.len()],
     /// By state; allocated with the first observation. Of SYN_SENT only those that went on to ESTABLISHED.
     pub durations: [Option<Box<Histogram>>; TcpState::COUNT],
     /// Of SYN_SENT the others: of failed connects and simultaneous opens. Apart, so that successes make a histogram of
     /// their own without being observed twice.
     pub unaccepted: Option<Box<Histogram>>,
+    /// How long connections had been idle that one side closed, by which: those that were.
+    pub idle: [Option<Box<Histogram>>; Closer::ALL.len()],
+    /// Of clients, as sweeps found them: how long an answer took, and the round trip then.
+    pub answers: Option<Box<Answers>>,
+}
+
+/// Who closed a connection in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closer {
+    Local,
+    Peer,
+}
+
+impl Closer {
+    pub const ALL: [Self; 2] = [Self::Local, Self::Peer];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    pub seconds: Histogram,
+    pub round_trips: Histogram,
 }
 
 impl Counts {
-    fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         self.opened += other.opened;
         for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
             *mine += theirs;
@@ -166,14 +225,44 @@ impl Counts {
             *mine += theirs;
         }
         self.retransmitted.add(&other.retransmitted);
+        self.add_failures(&other.failures);
+        if let Some(stalls) = &other.stalls {
+            self.add_stalls(stalls);
+        }
         for (mine, theirs) in self.resets.iter_mut().zip(other.resets) {
             *mine += theirs;
         }
-        let mine = self.durations.iter_mut().chain([&mut self.unaccepted]);
-        for (mine, theirs) in mine.zip(other.durations.iter().chain([&other.unaccepted])) {
+        let mine = self.durations.iter_mut().chain([&mut self.unaccepted]).chain(&mut self.idle);
+        let theirs = other.durations.iter().chain([&other.unaccepted]).chain(&other.idle);
+        for (mine, theirs) in mine.zip(theirs) {
             if let Some(theirs) = theirs {
                 mine.get_or_insert_default().add(theirs);
             }
+        }
+        if let Some(theirs) = &other.answers {
+            let mine = self.answers.get_or_insert_default();
+            mine.seconds.add(&theirs.seconds);
+            mine.round_trips.add(&theirs.round_trips);
+        }
+    }
+
+    /// But for the segments, which are counted by the socket's own count.
+    pub(crate) fn add_news(&mut self, news: &News) {
+        self.add_failures(&news.failures);
+        if news.stalls != Stalls::default() {
+            self.add_stalls(&news.stalls);
+        }
+    }
+
+    fn add_failures(&mut self, failures: &[u64; FAILURES.len()]) {
+        for (mine, theirs) in self.failures.iter_mut().zip(failures) {
+            *mine += theirs;
+        }
+    }
+
+    fn add_stalls(&mut self, stalls: &Stalls) {
+        for (mine, theirs) in self.stalls.get_or_insert_default().iter_mut().zip(stalls) {
+            mine.add(theirs);
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use thiserror::Error;
 
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum BtfError {
     #[error("the BTF is cut short or malformed at byte {0}")]
     Malformed(usize),

@@ -10,14 +10,17 @@ use std::{
 };
 
 use tcpwatch_common::{
-    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    FLAG_UNSENT, KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK,
-    KIND_TRANSITION, RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent,
-    RetransmitEvent, SeenSocket, SocketEvent, TaskEvent, retransmit,
+    CloseEvent, FLAG_DATA_SENT, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_IDLE, KIND_MINISOCK_END, KIND_RESET,
+    KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED,
+    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent, TaskEvent, failure, retransmit,
 };
 use thiserror::Error;
 
-use crate::state::TcpState;
+use crate::{
+    stall::{Blocked, Recovery, Stalled, Stalls},
+    state::TcpState,
+};
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DecodeError {
@@ -30,12 +33,13 @@ pub enum DecodeError {
 }
 
 /// One record. Boxed is what is rare and would make all others longer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     Socket(SocketRecord),
     /// The record says [`What::Retransmit`].
     Retransmit(SocketRecord, Box<Retransmits>),
     Reset(Box<ResetRecord>),
+    Idle(IdleRecord),
     Task(TaskRecord),
 }
 
@@ -54,6 +58,11 @@ pub struct Socket {
 impl Socket {
     pub fn new(cookie: u64, netns: u32, local: Endpoint, remote: Endpoint, flags: u8) -> Self {
         Self { cookie, netns, local, remote, flags }
+    }
+
+    /// Of one that a sweep saw.
+    pub fn has_sent_data(&self) -> bool {
+        self.flags & FLAG_DATA_SENT != 0
     }
 
     pub fn fin_received(&self) -> bool {
@@ -179,10 +188,20 @@ pub struct ResetRecord {
     pub unacknowledged: u32,
 }
 
-/// What was retransmitted on a socket. See `RetransmitEvent`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How long a connection that one side closes had been idle. See `IdleEvent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleRecord {
+    pub cookie: u64,
+    /// Of the change of state that follows.
+    pub time_ns: u64,
+    pub sent_ticks: u32,
+    pub received_ticks: u32,
+}
+
+/// What was retransmitted on a socket, and how its delivery stood still. See `RetransmitEvent`.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Retransmits {
-    /// CLOCK_MONOTONIC; which count `segments` is.
+    /// CLOCK_MONOTONIC; which count it is that is told.
     pub since_ns: u64,
     /// Segments since then, by [`Kind`].
     pub segments: [u64; Kind::COUNT],
@@ -191,7 +210,15 @@ pub struct Retransmits {
     pub bytes: u64,
     /// Segments that the peer said it had twice.
     pub duplicates: u32,
+    /// Retransmits that failed, by [`FAILURES`].
+    pub failures: [u64; FAILURES.len()],
+    pub stalls: Stalls,
+    pub stalled: Option<Stalled>,
 }
+
+/// The errno with which the kernel could not retransmit, in the order of the records' counts.
+pub const FAILURES: [&str; failure::COUNT] =
+    ["EAGAIN", "ENOMEM", "EBUSY", "ENOBUFS", "EPERM", "ENETUNREACH", "EHOSTUNREACH", "other"];
 
 /// Why the kernel retransmitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,9 +308,12 @@ pub struct Seen {
     pub total_retrans: u32,
     /// Of a listener.
     pub queue: ListenQueue,
-    /// Ticks, the lower 32 bits, of the last segment received and the last data sent.
+    /// Ticks, the lower 32 bits, of the last segment received, the last data sent and the last data received.
     pub received_jiffies: u32,
     pub sent_jiffies: u32,
+    pub data_received_jiffies: u32,
+    /// Smoothed round-trip time; `None` before the first measurement.
+    pub rtt_ns: Option<u64>,
     /// Of a minisock: the tick its timer is set to.
     pub expires_jiffies: u64,
 }
@@ -310,6 +340,10 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
             let raw: RetransmitEvent = read(bytes)?;
             let record = socket_record(&raw.socket, 0)?;
             Ok(Record::Retransmit(record, Box::new(retransmits(&raw))))
+        }
+        Some(KIND_IDLE) => {
+            let IdleEvent { cookie, time_ns, sent_ticks, received_ticks, .. } = read(bytes)?;
+            Ok(Record::Idle(IdleRecord { cookie, time_ns, sent_ticks, received_ticks }))
         }
         Some(KIND_RESET) => Ok(Record::Reset(Box::new(reset(&read(bytes)?)?))),
         Some(KIND_TRANSITION | KIND_MINISOCK_END | KIND_ACCEPT) => {
@@ -342,6 +376,8 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
         queue: ListenQueue { waiting: raw.queue, limit: raw.queue_limit, drops: raw.drops },
         received_jiffies: raw.received_jiffies,
         sent_jiffies: raw.sent_jiffies,
+        data_received_jiffies: raw.data_received_jiffies,
+        rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
         expires_jiffies: raw.expires_jiffies,
     })
 }
@@ -399,6 +435,9 @@ fn retransmits(raw: &RetransmitEvent) -> Retransmits {
         bytes_before: raw.bytes_before,
         bytes: raw.bytes,
         duplicates: raw.duplicates,
+        failures: raw.failures.map(u64::from),
+        stalls: Recovery::ALL.map(|recovery| Blocked::told(raw, recovery)),
+        stalled: Stalled::told(raw),
     }
 }
 
@@ -443,7 +482,7 @@ mod tests {
         for (bytes, error) in [
             (&[][..], DecodeError::Length(0)),
             (&bytemuck::bytes_of(&good)[..63], DecodeError::Length(63)),
-            (&[9; 64], DecodeError::Kind(9)),
+            (&[77; 64], DecodeError::Kind(77)),
             (bytemuck::bytes_of(&bad_state), DecodeError::State(12)),
         ] {
             assert_eq!(record(bytes), Err(error));

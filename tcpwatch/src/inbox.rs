@@ -4,10 +4,9 @@
 //! after the other, wherever that is; so whoever reads all queues after a certain time has, of all that was written
 //! before it, everything. What is newer waits for the next round.
 
-use tcpwatch_common::{KIND_TASK, RetransmitEvent, Slot, TaskEvent};
+use std::ops::Range;
 
-/// The longest record.
-const RECORD_BYTES: usize = size_of::<RetransmitEvent>();
+use tcpwatch_common::{IdleEvent, KIND_IDLE, KIND_TASK, Slot, TaskEvent};
 
 /// Queues of state changes, each in the order of its times.
 pub trait Queued {
@@ -20,20 +19,18 @@ pub trait Queued {
     fn take(&mut self, queue: usize) -> Slot;
 }
 
+/// Where a record lies among the bytes of all.
 #[derive(Clone, Copy)]
 struct Raw {
-    len: u8,
-    bytes: [u8; RECORD_BYTES],
+    time_ns: u64,
+    kind: u8,
+    at: u32,
+    len: u32,
 }
 
 impl Raw {
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
-    }
-
-    /// Every record has it at byte 8.
-    fn time(&self) -> u64 {
-        self.bytes[8..16].try_into().map_or(0, u64::from_ne_bytes)
+    fn range(&self) -> Range<usize> {
+        self.at as usize..(self.at + self.len) as usize
     }
 }
 
@@ -41,6 +38,7 @@ impl Raw {
 #[derive(Default)]
 pub struct Inbox {
     records: Vec<Raw>,
+    bytes: Vec<u8>,
 }
 
 /// Where the next record comes from.
@@ -51,23 +49,27 @@ enum From {
 }
 
 impl Inbox {
-    /// Of one longer than any, as much as shows that it is malformed.
+    /// Every record has its time at byte 8; one that is shorter is malformed, and comes first.
     pub fn push(&mut self, record: &[u8]) {
-        let len = record.len().min(RECORD_BYTES);
-        let mut raw = Raw { len: len as u8, bytes: [0; RECORD_BYTES] };
-        raw.bytes[..len].copy_from_slice(&record[..len]);
-        self.records.push(raw);
+        let time = record.get(8..16).and_then(|bytes| bytes.try_into().ok());
+        self.records.push(Raw {
+            time_ns: time.map_or(0, u64::from_ne_bytes),
+            kind: record.first().copied().unwrap_or(0),
+            at: self.bytes.len() as u32,
+            len: record.len() as u32,
+        });
+        self.bytes.extend_from_slice(record);
     }
 
     /// Takes the records up to `until_ns`, in order. At the same time those of the ring come first, and of those the
     /// process before what it did.
     pub fn take(&mut self, queues: &mut impl Queued, until_ns: u64, mut each: impl FnMut(&[u8])) {
-        self.records.sort_by_key(|record| (record.time(), record.bytes[0] != KIND_TASK));
+        self.records.sort_by_key(|record| (record.time_ns, record.kind != KIND_TASK));
         let mut taken = 0;
         while let Some((from, until)) = self.next(queues, taken, until_ns) {
             match from {
                 From::Ring => {
-                    each(self.records[taken].bytes());
+                    each(&self.bytes[self.records[taken].range()]);
                     taken += 1;
                 }
                 // As long as no other is older.
@@ -79,14 +81,28 @@ impl Inbox {
                 },
             }
         }
-        self.records.drain(..taken);
+        self.keep_from(taken);
+    }
+
+    fn keep_from(&mut self, taken: usize) {
+        if taken == self.records.len() {
+            self.records.clear();
+            self.bytes.clear();
+            return;
+        }
+        let left = self.records.split_off(taken);
+        let bytes = std::mem::take(&mut self.bytes);
+        self.records.clear();
+        for record in left {
+            self.push(&bytes[record.range()]);
+        }
     }
 
     /// Who has the oldest record, and when the oldest of the others is.
     fn next(&self, queues: &impl Queued, taken: usize, until_ns: u64) -> Option<(From, u64)> {
         let after = until_ns.saturating_add(1);
         let (mut first, mut second) = ((after, None), after);
-        let ring = self.records.get(taken).map(|record| (record.time(), From::Ring));
+        let ring = self.records.get(taken).map(|record| (record.time_ns, From::Ring));
         let queues = (0..queues.count()).filter_map(|at| Some((queues.next_time(at)?, From::Queue(at))));
         for (time, from) in ring.into_iter().chain(queues) {
             if time < first.0 {
@@ -102,7 +118,11 @@ impl Inbox {
 
 /// What of a slot is the record.
 fn record(slot: &[u8]) -> &[u8] {
-    if slot[0] == KIND_TASK { &slot[..size_of::<TaskEvent>()] } else { slot }
+    match slot[0] {
+        KIND_TASK => &slot[..size_of::<TaskEvent>()],
+        KIND_IDLE => &slot[..size_of::<IdleEvent>()],
+        _ => slot,
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +195,6 @@ mod tests {
         inbox.push(&[0; 200]);
         let mut lengths = Vec::new();
         inbox.take(&mut Vec::new(), u64::MAX, |record| lengths.push(record.len()));
-        assert_eq!(lengths, [3, RECORD_BYTES]);
+        assert_eq!(lengths, [3, 200]);
     }
 }

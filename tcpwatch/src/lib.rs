@@ -18,6 +18,7 @@ pub mod process;
 pub mod connect;
 pub mod first_close;
 pub mod reset;
+pub mod stall;
 pub mod tally;
 
 pub mod aggregate;

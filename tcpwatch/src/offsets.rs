@@ -39,16 +39,27 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_DSACK_DUPS", "tcp_sock", "dsack_dups"),
     ("OFF_ICSK_CA_STATE", "inet_connection_sock", "icsk_ca_state:5"),
     ("OFF_ICSK_PENDING", "inet_connection_sock", "icsk_pending"),
+    ("OFF_UNDO_MARKER", "tcp_sock", "undo_marker"),
+    ("OFF_FIRST_TX_MSTAMP", "tcp_sock", "first_tx_mstamp"),
+    ("OFF_TCP_RTX_QUEUE", "sock", "tcp_rtx_queue"),
+    ("OFF_RB_LEFT", "rb_node", "rb_left"),
     ("OFF_SKB_LEN", "sk_buff", "len"),
+    ("OFF_SKB_MSTAMP_NS", "sk_buff", "skb_mstamp_ns"),
+    ("OFF_SKB_RBNODE", "sk_buff", "rbnode"),
     ("OFF_SKB_CB", "sk_buff", "cb"),
     ("OFF_SKB_CB_SEGMENTS", "tcp_skb_cb", "tcp_gso_segs"),
+    ("OFF_SKB_CB_SACKED", "tcp_skb_cb", "sacked"),
+    ("OFF_SKB_CB_END_SEQ", "tcp_skb_cb", "end_seq"),
     ("OFF_SEGS_OUT", "tcp_sock", "segs_out"),
+    ("OFF_DATA_SEGS_OUT", "tcp_sock", "data_segs_out"),
     ("OFF_WRITE_SEQ", "tcp_sock", "write_seq"),
     ("OFF_SND_NXT", "tcp_sock", "snd_nxt"),
     ("OFF_SND_UNA", "tcp_sock", "snd_una"),
     ("OFF_SK_LINGERTIME", "sock", "sk_lingertime"),
     ("OFF_RCV_TSTAMP", "tcp_sock", "rcv_tstamp"),
     ("OFF_LSNDTIME", "tcp_sock", "lsndtime"),
+    ("OFF_LRCVTIME", "inet_connection_sock", "icsk_ack.lrcvtime"),
+    ("OFF_SRTT_US", "tcp_sock", "srtt_us"),
     ("OFF_TW_SUBSTATE", "inet_timewait_sock", "tw_substate"),
     ("OFF_TW_SPORT", "inet_timewait_sock", "tw_sport"),
     ("OFF_TW_EXPIRES", "inet_timewait_sock", "tw_timer.expires"),
@@ -66,12 +77,24 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_TASK_START_BOOTTIME", "task_struct", "start_boottime"),
 ];
 
+/// What tells how long delivery stands still.
+const STALL: &[&str] = &[
+    "OFF_UNDO_MARKER",
+    "OFF_FIRST_TX_MSTAMP",
+    "OFF_TCP_RTX_QUEUE",
+    "OFF_RB_LEFT",
+    "OFF_SKB_MSTAMP_NS",
+    "OFF_SKB_RBNODE",
+    "OFF_SKB_CB",
+    "OFF_SKB_CB_SACKED",
+    "OFF_SKB_CB_END_SEQ",
+];
+
 /// The signals that can do without the others, and the members that only they need.
 const ONLY_FOR: &[(&str, &[&str])] = &[
-    (
-        "retransmit",
-        &["OFF_ICSK_CA_STATE", "OFF_ICSK_PENDING", "OFF_SKB_LEN", "OFF_SKB_CB", "OFF_SKB_CB_SEGMENTS"],
-    ),
+    ("retransmit", &["OFF_ICSK_PENDING", "OFF_SKB_LEN", "OFF_SKB_CB_SEGMENTS"]),
+    ("retransmit", STALL),
+    ("congestion", STALL),
     (
         "held",
         &[
@@ -107,10 +130,14 @@ pub fn resolve(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     for (global, name, member, further) in members.chain(registers) {
         match btf.offset_of(name, member) {
             Ok(offset) => offsets.globals.push((global, offset + further)),
-            Err(error) => match ONLY_FOR.iter().find(|(_, globals)| globals.contains(&global)) {
-                Some((signal, _)) => offsets.unavailable.push((*signal, error)),
-                None => return Err(error),
-            },
+            Err(error) => {
+                let without = ONLY_FOR.iter().filter(|(_, globals)| globals.contains(&global));
+                let known = offsets.unavailable.len();
+                offsets.unavailable.extend(without.map(|(signal, _)| (*signal, error.clone())));
+                if offsets.unavailable.len() == known {
+                    return Err(error);
+                }
+            }
         }
     }
     Ok(offsets)

@@ -40,7 +40,8 @@ impl Tracker {
         } else {
             match self.find_or_insert(&record.socket, record.state, record.time_ns) {
                 Some(slot) if reset != Reset::InvalidSegment => {
-                    self.table.get_mut(slot).reset = Some(Box::new(ResetTold::new(record, record.state)));
+                    let told = ResetTold::new(record, record.state);
+                    self.table.get_mut(slot).end.get_or_insert_default().reset = Some(told);
                 }
                 // The connection goes on, or has no place in the table.
                 slot => self.count_reset(slot, reset, record.time_ns),
@@ -54,7 +55,7 @@ impl Tracker {
         let slot = self.table.find_minisock(netns, local, remote);
         if let Some(slot) = slot {
             let told = ResetTold { counted: true, ..ResetTold::new(record, record.state) };
-            self.table.get_mut(slot).reset = Some(Box::new(told));
+            self.table.get_mut(slot).end.get_or_insert_default().reset = Some(told);
         }
         self.count_reset(slot, Reset::of(record), record.time_ns);
         self.end_minisock(&record.socket, record.time_ns);
@@ -66,7 +67,8 @@ impl Tracker {
         if let Some(slot) = self.table.find(cookie) {
             // Its end was lost. Or it looked as if a minisock were left, where TCP_LINGER2 wanted none.
             let conn = self.table.get_mut(slot);
-            conn.reset = Some(Box::new(ResetTold::new(record, conn.state())));
+            let told = ResetTold::new(record, conn.state());
+            conn.end.get_or_insert_default().reset = Some(told);
             if conn.marks.minisock {
                 self.remove(slot, Cause::Application, record.time_ns);
             }
@@ -81,7 +83,7 @@ impl Tracker {
             return;
         };
         let told = ResetTold { counted: true, ..ResetTold::new(record, conn.state()) };
-        conn.reset = Some(Box::new(told));
+        conn.end.get_or_insert_default().reset = Some(told);
         let process = conn.process.map(|id| &self.processes.get(id).comm);
         let counts = self.groups.counts_of(process, conn.role, conn.peer(), record.time_ns);
         counts.resets[told.reset as usize] += 1;
@@ -89,7 +91,8 @@ impl Tracker {
 
     /// The connection ends: what was told of its reset holds, but for what an answer may still show.
     pub(crate) fn settle_reset(&mut self, slot: Slot, now_ns: u64) {
-        let Conn { cookie, error, reset: Some(told), .. } = self.table.get_mut(slot) else { return };
+        let Conn { cookie, error, end, .. } = self.table.get_mut(slot);
+        let Some(told) = end.as_mut().and_then(|end| end.reset.as_mut()) else { return };
         if std::mem::replace(&mut told.counted, true) {
             return;
         }

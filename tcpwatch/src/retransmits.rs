@@ -1,5 +1,5 @@
-//! Retransmits: whose they are, and how many of them are new. The sum over all groups is what the kernel counts
-//! (`TcpRetransSegs`).
+//! Retransmits and stalls: whose they are, and how many of them are new. The sum of retransmits over all groups is what
+//! the kernel counts (`TcpRetransSegs`).
 //!
 //! Those of a SYN-ACK belong to the listener, as no connection exists yet; the connection that comes of it inherits their
 //! number (`newtp->total_retrans = req->num_retrans` in tcp_create_openreq_child, net/ipv4/tcp_minisocks.c), so there
@@ -35,7 +35,8 @@ impl Tracker {
         let conn = self.table.get_mut(slot);
         let older = conn.marks.older;
         let tally = conn.retransmits.get_or_insert_with(|| Box::new(unlisted.unwrap_or_default()));
-        let segments = tally.new_segments(told);
+        let news = tally.news(told);
+        let segments = news.segments;
         let new: u64 = segments.iter().sum();
         let new_bounded = u32::try_from(new).unwrap_or(u32::MAX);
         let total = total.unwrap_or_else(|| conn.total_retrans.unwrap_or(0).saturating_add(new_bounded));
@@ -43,6 +44,11 @@ impl Tracker {
         conn.total_retrans = Some(known.max(total));
         let new = tally.count(told, segments, total.saturating_sub(known).into(), older);
         self.count_retransmitted(slot, &new, record.time_ns);
+        if !news.is_only_segments()
+            && let Some(group) = self.group_or_server(slot, record.time_ns)
+        {
+            self.groups.counts(group).add_news(&news);
+        }
     }
 
     /// What is new since the last look at the socket's own count. Of an older connection the first look only says
@@ -85,18 +91,16 @@ impl Tracker {
             return;
         }
         let tally = self.unlisted.entry(cookie).or_default();
-        let segments = tally.new_segments(told);
-        let new = tally.count(told, segments, segments.iter().sum(), true);
-        self.count_unowned(&new, record.time_ns);
+        let news = tally.news(told);
+        let new = tally.count(told, news.segments, news.segments.iter().sum(), true);
+        let counts = self.groups.counts_of(None, Role::Unknown, Peer::Other, record.time_ns);
+        counts.retransmitted.add(&new);
+        counts.add_news(&news);
     }
 
     /// The end of a socket that has no place in the table.
     pub(crate) fn end_unlisted(&mut self, cookie: u64) {
         self.unlisted.remove(&cookie);
-    }
-
-    fn count_unowned(&mut self, new: &Retransmitted, now_ns: u64) {
-        self.groups.counts_of(None, Role::Unknown, Peer::Other, now_ns).retransmitted.add(new);
     }
 }
 

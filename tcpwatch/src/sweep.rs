@@ -23,6 +23,8 @@ pub struct Progress {
     /// Number of the latest sweep; connections carry the number of the last that saw them.
     number: u32,
     began_ns: u64,
+    /// The one before it.
+    began_before_ns: u64,
     /// The kernel's tick count was read in this sweep.
     ticks_read: bool,
     /// Sockets that ended since it began, by cookie, and when: what it says of them is old.
@@ -111,6 +113,7 @@ impl Tracker {
         self.sweep = Progress {
             number: self.sweep.number.wrapping_add(1),
             began_ns: now_ns,
+            began_before_ns: self.sweep.began_ns,
             ended: Some(FxHashMap::default()),
             untold_before: std::mem::take(&mut self.sweep.untold),
             ..Progress::default()
@@ -233,14 +236,40 @@ impl Tracker {
             }
         }
         let conn = self.table.get_mut(slot);
-        if conn.swept != number {
+        let first_look = conn.swept != number;
+        if first_look {
             conn.swept = number;
             conn.marks.owner_holds = false;
         }
         if let Some((task, _)) = &seen.holder {
             self.apply_holder(slot, seen, task);
         }
+        if first_look {
+            self.sample_answer(slot, seen);
+        }
         self.doubt_listener(slot, seen.time_ns);
+    }
+
+    /// How long the answer took that a client received last, if it asked since the sweep before: each counts once. From the
+    /// last data sent to the last received, so it is an upper bound of when the answer began. Where both times are the
+    /// same tick it may also have asked again, so what takes less is not told.
+    fn sample_answer(&mut self, slot: Slot, seen: &Seen) {
+        let Some(ticks) = self.ticks.filter(|_| self.sweep.number > 1) else { return };
+        let is_client = self.table.get(slot).role == Role::Client && seen.state == TcpState::Established;
+        let asked_ns = ticks.time_of_past(seen.sent_jiffies);
+        if !is_client || !seen.socket.has_sent_data() || asked_ns < self.sweep.began_before_ns {
+            return;
+        }
+        let waited = seen.data_received_jiffies.wrapping_sub(seen.sent_jiffies);
+        if waited == 0 || waited > i32::MAX as u32 {
+            return;
+        }
+        let Some(group) = self.group(slot, seen.time_ns) else { return };
+        let answers = self.groups.counts(group).answers.get_or_insert_default();
+        answers.seconds.observe(ticks.nanos(waited));
+        if let Some(rtt_ns) = seen.rtt_ns {
+            answers.round_trips.observe(rtt_ns);
+        }
     }
 
     /// The kernel counts a retransmit before it sends it, and tells of it afterwards: a look that comes between knows

@@ -17,6 +17,7 @@ use crate::{
     life::{Cause, Life},
     process::ProcessId,
     reset::ResetTold,
+    stall::Stalled,
     state::TcpState,
     tally::Tally,
 };
@@ -50,8 +51,8 @@ pub struct Conn {
     pub total_retrans: Option<u32>,
     /// Once something was retransmitted before our eyes.
     pub retransmits: Option<Box<Tally>>,
-    /// The reset that ended it, or is about to.
-    pub reset: Option<Box<ResetTold>>,
+    /// What was told of its end, if there was more to tell than the states.
+    pub end: Option<Box<EndTold>>,
     /// What became of its connect, once that is over and was told.
     pub connect: Option<Outcome>,
     /// When last told: at the peer's FIN, or by a sweep.
@@ -61,6 +62,21 @@ pub struct Conn {
     list: u8,
     previous: u32,
     next: u32,
+}
+
+/// How a connection ended, or is about to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EndTold {
+    pub reset: Option<ResetTold>,
+    /// Of one that had been idle when a side first closed it.
+    pub idle: Option<Idle>,
+}
+
+/// How long nothing had been sent, and received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    pub sending_ns: u64,
+    pub receiving_ns: u64,
 }
 
 /// What is known about what is known.
@@ -190,7 +206,7 @@ impl Table {
             error: 0,
             total_retrans: (!marks.older).then_some(0),
             retransmits: None,
-            reset: None,
+            end: None,
             connect: None,
             unread_bytes: 0,
             swept: 0,
@@ -386,6 +402,21 @@ impl Conn {
         let syns = segments[Kind::Syn as usize];
         let told = !self.marks.older && (syns > 0 || segments[Kind::Unknown as usize] == 0);
         told.then_some(syns)
+    }
+
+    /// The reset that ended it, or is about to.
+    pub fn reset(&self) -> Option<&ResetTold> {
+        self.end.as_ref()?.reset.as_ref()
+    }
+
+    /// Of one that had been idle when a side first closed it.
+    pub fn idle(&self) -> Option<Idle> {
+        self.end.as_ref()?.idle
+    }
+
+    /// Its delivery stands still.
+    pub fn stalled(&self) -> Option<Stalled> {
+        self.retransmits.as_ref()?.stalled
     }
 
     /// CLOCK_MONOTONIC, when it entered its state.

@@ -1,10 +1,14 @@
-//! What was retransmitted on one socket, and what is new of it each time that the kernel tells.
+//! What was retransmitted on one socket and how its delivery stood still, and what is new of it each time that the kernel
+//! tells.
 //!
 //! The programs count segments by kind, the socket itself counts segments and bytes. Both grow only, are told again and
 //! again, and may be told late or out of order; each segment counts once. The socket's own count decides how many there
 //! are: it has also those that no program saw.
 
-use crate::decode::{Kind, Retransmits};
+use crate::{
+    decode::{FAILURES, Kind, Retransmits},
+    stall::{Stalled, Stalls},
+};
 
 /// Of one socket, or summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,32 +41,56 @@ impl Retransmitted {
     }
 }
 
+/// What the programs counted since they last told.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Segments by kind, as far as the programs saw them.
+    pub segments: [u64; Kind::COUNT],
+    pub failures: [u64; FAILURES.len()],
+    pub stalls: Stalls,
+}
+
+impl News {
+    pub fn is_only_segments(&self) -> bool {
+        self.failures.iter().all(|count| *count == 0) && self.stalls == Stalls::default()
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Everything counted so far.
     pub counted: Retransmitted,
-    /// The programs' count, and how far it was told.
-    since_ns: u64,
-    segments: [u64; Kind::COUNT],
+    pub failures: [u64; FAILURES.len()],
+    pub stalls: Stalls,
+    /// Now.
+    pub stalled: Option<Stalled>,
+    /// What the programs told last.
+    told: Retransmits,
     bytes: Option<u64>,
     duplicates: Option<u32>,
 }
 
 impl Tally {
-    /// What the programs counted since they last told, by kind.
-    pub fn new_segments(&mut self, told: &Retransmits) -> [u64; Kind::COUNT] {
+    pub fn news(&mut self, told: &Retransmits) -> News {
         // The programs lost their count and began another, or had none.
-        if told.since_ns > self.since_ns {
-            (self.since_ns, self.segments) = (told.since_ns, [0; Kind::COUNT]);
-        } else if told.since_ns < self.since_ns {
-            return [0; Kind::COUNT];
+        if told.since_ns > self.told.since_ns {
+            self.told = Retransmits { since_ns: told.since_ns, ..Retransmits::default() };
+        } else if told.since_ns < self.told.since_ns {
+            return News::default();
         }
-        let mut new = [0; Kind::COUNT];
-        for ((new, known), told) in new.iter_mut().zip(&mut self.segments).zip(told.segments) {
-            *new = told.saturating_sub(*known);
-            *known = told.max(*known);
+        let mut stalls = Stalls::default();
+        for ((new, known), told) in stalls.iter_mut().zip(&mut self.told.stalls).zip(&told.stalls) {
+            *new = known.news(told);
         }
-        new
+        for (mine, new) in self.stalls.iter_mut().zip(&stalls) {
+            mine.add(new);
+        }
+        let failures = grown(&mut self.told.failures, told.failures);
+        for (mine, new) in self.failures.iter_mut().zip(failures) {
+            *mine += new;
+        }
+        self.stalled = told.stalled;
+        News { segments: grown(&mut self.told.segments, told.segments), failures, stalls }
     }
 
     /// Counts what is new: `segments` by kind, but no more than `limit`, and up to there of an unknown kind. Returns it.
@@ -92,6 +120,16 @@ impl Tally {
     }
 }
 
+/// How much more was told than is known; told late, nothing.
+fn grown<const N: usize>(known: &mut [u64; N], told: [u64; N]) -> [u64; N] {
+    let mut new = [0; N];
+    for ((new, known), told) in new.iter_mut().zip(known).zip(told) {
+        *new = told.saturating_sub(*known);
+        *known = told.max(*known);
+    }
+    new
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,7 +142,7 @@ mod tests {
 
     /// Segments of a known and of an unknown kind, and bytes.
     fn count(tally: &mut Tally, told: &Retransmits, limit: u64, older: bool) -> (u64, u64, u64) {
-        let segments = tally.new_segments(told);
+        let segments = tally.news(told).segments;
         let new = tally.count(told, segments, limit, older);
         (new.segments[Kind::Fast as usize], new.segments[Kind::Unknown as usize], new.bytes)
     }

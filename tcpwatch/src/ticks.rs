@@ -60,6 +60,10 @@ impl Ticks {
         self.time_of(((expires >> shift) + 1) << shift)
     }
 
+    pub fn nanos(&self, ticks: u32) -> u64 {
+        u64::from(ticks) * 1_000_000_000 / self.hz
+    }
+
     pub fn ticks(&self, nanos: u64) -> u64 {
         u64::try_from(u128::from(nanos) * u128::from(self.hz) / 1_000_000_000).unwrap_or(u64::MAX)
     }

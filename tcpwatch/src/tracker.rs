@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    aggregate::{GroupId, Groups, Role},
+    aggregate::{Closer, GroupId, Groups, Role},
     attempts::Failure,
     connect::Outcome,
-    decode::{ListenQueue, Record, Retransmits, Socket, SocketRecord, What},
+    decode::{IdleRecord, ListenQueue, Record, Retransmits, Socket, SocketRecord, What},
     first_close::FirstClose,
     life::{Cause, Life, cause},
     probes::Told,
@@ -20,7 +20,7 @@ use crate::{
     retransmits::Unlisted,
     state::TcpState,
     sweep::{Progress, Unconnected},
-    table::{Conn, Marks, Slot, Table},
+    table::{Conn, Idle, Marks, Slot, Table},
     ticks::Ticks,
 };
 
@@ -108,6 +108,7 @@ impl Tracker {
             }
             Record::Socket(record) => self.apply_socket(record),
             Record::Reset(record) => self.apply_reset(record),
+            Record::Idle(record) => self.apply_idle(record),
             Record::Retransmit(record, told) => {
                 if let What::Retransmit { state, total } = record.what {
                     self.retransmitted(record, state, total, told);
@@ -137,6 +138,31 @@ impl Tracker {
                     self.closed_by(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
                 }
             }
+        }
+    }
+
+    /// Comes just before the change of state; of a connection that is not known there is nothing to say.
+    fn apply_idle(&mut self, record: &IdleRecord) {
+        let (Some(slot), Some(ticks)) = (self.table.find(record.cookie), self.ticks) else { return };
+        let conn = self.table.get_mut(slot);
+        conn.end.get_or_insert_default().idle = Some(Idle {
+            sending_ns: ticks.nanos(record.sent_ticks),
+            receiving_ns: ticks.nanos(record.received_ticks),
+        });
+    }
+
+    /// One side closed an ESTABLISHED connection first.
+    fn count_idle(&mut self, slot: Slot, to: TcpState, now_ns: u64) {
+        let closer = match to {
+            TcpState::FinWait1 => Closer::Local,
+            TcpState::CloseWait => Closer::Peer,
+            _ => return,
+        };
+        if let Some(idle) = self.table.get(slot).idle()
+            && let Some(group) = self.group(slot, now_ns)
+        {
+            let histogram = &mut self.groups.counts(group).idle[closer as usize];
+            histogram.get_or_insert_default().observe(idle.sending_ns.min(idle.receiving_ns));
         }
     }
 
@@ -209,6 +235,9 @@ impl Tracker {
         }
         self.doubt_listener(slot, now_ns);
         self.group(slot, now_ns);
+        if from == TcpState::Established {
+            self.count_idle(slot, to, now_ns);
+        }
     }
 
     /// A close() after shutdown() sets the state that is set already (tcp_close_state, net/ipv4/tcp.c).

@@ -11,7 +11,7 @@ use super::{
     connections::show,
     respond,
     text::{bounded_duration, bytes, duration, printable, table},
-    view::{Detail, End, ShownReset, detail, end},
+    view::{Detail, End, ShownBlocked, ShownReset, ShownStalled, detail, end},
 };
 use crate::{
     aggregate::Role,
@@ -154,6 +154,10 @@ impl Answer for Connection {
             });
             line("first close", format!("{}{after}", first.name()));
         }
+        if let Some(idle) = detail.idle {
+            let (sending, receiving) = (duration(idle.sending_seconds), duration(idle.receiving_seconds));
+            line("idle before", format!("{sending} since it sent data, {receiving} since it received"));
+        }
         if let Some(reset) = detail.reset {
             line("reset", show_reset(&reset));
         }
@@ -166,6 +170,18 @@ impl Answer for Connection {
         }
         if detail.spurious_retransmits > 0 {
             line("needlessly", format!("{} segments", detail.spurious_retransmits));
+        }
+        if !detail.retransmits_failed.is_empty() {
+            let each = detail.retransmits_failed.iter().map(|(errno, count)| format!("{count} {errno}"));
+            line("failed", each.collect::<Vec<_>>().join(", "));
+        }
+        for (recovery, blocked) in &detail.blocked {
+            let ShownBlocked { count, seconds, bytes: behind } = *blocked;
+            let (seconds, behind) = (duration(seconds), bytes(behind));
+            line("blocked", format!("{seconds} in {count}, made good by {recovery}; {behind} waited"));
+        }
+        if let Some(stalled) = detail.row.stalled {
+            line("stalled", show_stalled(&stalled));
         }
         if detail.unread_bytes > 0 {
             line("unread", format!("{} bytes", detail.unread_bytes));
@@ -225,6 +241,11 @@ fn show_reset(reset: &ShownReset) -> String {
         }
     }
     text
+}
+
+fn show_stalled(stalled: &ShownStalled) -> String {
+    let (seconds, waiting) = (duration(stalled.seconds), bytes(stalled.bytes.into()));
+    format!("since {seconds}, to be made good by {}; {waiting} wait", stalled.recovery.name())
 }
 
 /// How the data goes, for people.

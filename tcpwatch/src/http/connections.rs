@@ -8,7 +8,7 @@ use super::{
     filter::Filter,
     request::Params,
     respond,
-    text::{bounded_duration, endpoint, printable, table},
+    text::{bounded_duration, duration, endpoint, printable, table},
     view::{End, Row, row},
 };
 use crate::{clock::Clock, node::Node, table::Conn};
@@ -27,6 +27,7 @@ pub(super) const DEFAULT_LIMIT: usize = 100;
 enum Sort {
     Age,
     StateSeconds,
+    Stalled,
 }
 
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
@@ -44,8 +45,12 @@ fn parse(params: &mut Params) -> Result<(Filter, Sort, usize), ApiError> {
     let sort = match params.take("sort")?.as_deref() {
         None | Some("age") => Sort::Age,
         Some("state_seconds") => Sort::StateSeconds,
+        Some("stalled") => Sort::Stalled,
         Some(other) => {
-            return Err(ApiError::bad("sort", format!("`{other}` is not one of age, state_seconds")));
+            return Err(ApiError::bad(
+                "sort",
+                format!("`{other}` is not one of age, state_seconds, stalled"),
+            ));
         }
     };
     let limit = params.take_limit(DEFAULT_LIMIT)?;
@@ -64,6 +69,7 @@ fn list(node: &Node, clock: Clock, filter: &Filter, sort: &Sort, limit: usize) -
     let key = |conn: &&Conn| match sort {
         Sort::Age => (conn.opened_ns(), conn.cookie),
         Sort::StateSeconds => (conn.since_ns(), conn.cookie),
+        Sort::Stalled => (conn.stalled().map_or(u64::MAX, |stalled| stalled.since_ns), conn.cookie),
     };
     if total > limit {
         found.select_nth_unstable_by_key(limit, key);
@@ -97,10 +103,12 @@ impl Answer for Connections {
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),
                     show(&row.local),
                     show(&row.remote),
+                    row.stalled.map_or(String::new(), |stalled| duration(stalled.seconds)),
                 ]
             })
             .collect();
-        let mut text = table(&["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE"], &rows);
+        let header = ["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "STALLED FOR"];
+        let mut text = table(&header, &rows);
         if self.truncated {
             text += &format!(
                 "\n{} of {} shown; ?limit=0 shows all, and `/` lists the filters\n",

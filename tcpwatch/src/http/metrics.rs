@@ -14,15 +14,16 @@ use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGaugeVec, Opts, Reg
 
 use super::{Api, ApiError, Asked};
 use crate::{
-    aggregate::{DURATION_BUCKETS, Group, GroupKey, Histogram},
+    aggregate::{Closer, DURATION_BUCKETS, Group, GroupKey, Histogram},
     clock::Clock,
     connect::Outcome,
-    decode::Kind,
+    decode::{FAILURES, Kind},
     findings::lingering,
     first_close::FirstClose,
     node::{Node, RecordCounts},
     proc,
     reset::Reset,
+    stall::Recovery,
     state::TcpState,
 };
 
@@ -73,6 +74,7 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
         |group| group.counts.opened,
     );
     write_closes(&mut text, &groups);
+    write_idle(&mut text, &groups);
     write_connects(&mut text, &groups);
     write_resets(&mut text, &groups);
     counter(&mut text, &groups, "tcpwatch_retransmits_total", "Segments retransmitted.", |group| {
@@ -107,6 +109,10 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
             }
         }
     }
+
+    write_failures(&mut text, &groups);
+    write_stalls(&mut text, &groups);
+    write_answers(&mut text, &groups);
 
     family(
         &mut text,
@@ -187,7 +193,73 @@ fn write_closes(text: &mut String, groups: &[(String, &Group)]) {
     }
 }
 
-/// Only those that there are.
+/// Only those that there are. So in all that follows.
+fn write_idle(text: &mut String, groups: &[(String, &Group)]) {
+    let name = "tcpwatch_idle_before_close_seconds";
+    let help = "How long connections that had been idle for 32 ticks of the kernel had neither sent nor received data \
+                when one side closed them.";
+    family(text, name, "histogram", help);
+    for (labels, group) in groups {
+        for (closer, idle) in Closer::ALL.iter().zip(&group.counts.idle) {
+            if let Some(idle) = idle {
+                write_histogram(text, name, &format!("{labels},closed=\"{}\"", closer.name()), idle);
+            }
+        }
+    }
+}
+
+fn write_failures(text: &mut String, groups: &[(String, &Group)]) {
+    let name = "tcpwatch_retransmits_failed_total";
+    let help = "Times that the kernel tried to retransmit and could not send, by errno.";
+    family(text, name, "counter", help);
+    for (labels, group) in groups {
+        for (errno, count) in FAILURES.iter().zip(group.counts.failures).filter(|(_, count)| *count > 0) {
+            let _ = writeln!(text, "{name}{{{labels},errno=\"{errno}\"}} {count}");
+        }
+    }
+}
+
+fn write_stalls(text: &mut String, groups: &[(String, &Group)]) {
+    let stalls = || {
+        groups.iter().filter_map(|(labels, group)| Some((labels, group.counts.stalls.as_ref()?))).flat_map(
+            |(labels, stalls)| {
+                let some = Recovery::ALL.iter().zip(&**stalls).filter(|(_, one)| one.durations.count() > 0);
+                some.map(move |(recovery, one)| (format!("{labels},recovery=\"{}\"", recovery.name()), one))
+            },
+        )
+    };
+    let name = "tcpwatch_hol_blocked_seconds";
+    let help = "How long delivery of what was sent stood still behind a lost segment, from its first sending until it \
+                was acknowledged, by what made it good; counted when it was.";
+    family(text, name, "histogram", help);
+    for (labels, blocked) in stalls() {
+        write_histogram(text, name, &labels, &blocked.durations);
+    }
+    let name = "tcpwatch_hol_blocked_bytes_total";
+    family(text, name, "counter", "Bytes that had been sent behind the lost segments of these and waited.");
+    for (labels, blocked) in stalls() {
+        let _ = writeln!(text, "{name}{{{labels}}} {}", blocked.bytes);
+    }
+}
+
+fn write_answers(text: &mut String, groups: &[(String, &Group)]) {
+    let answers =
+        || groups.iter().filter_map(|(labels, group)| Some((labels, group.counts.answers.as_ref()?)));
+    let name = "tcpwatch_answer_seconds";
+    let help = "From the last data that a client sent to the last that it received in answer, sampled by the sweeps; \
+                those of a tick of the kernel or more.";
+    family(text, name, "histogram", help);
+    for (labels, answers) in answers() {
+        write_histogram(text, name, labels, &answers.seconds);
+    }
+    let name = "tcpwatch_answer_round_trip_seconds";
+    let help = "The smoothed round-trip time of the connections sampled for tcpwatch_answer_seconds, at that moment.";
+    family(text, name, "histogram", help);
+    for (labels, answers) in answers() {
+        write_histogram(text, name, labels, &answers.round_trips);
+    }
+}
+
 fn write_resets(text: &mut String, groups: &[(String, &Group)]) {
     let name = "tcpwatch_resets_total";
     family(text, name, "counter", "Resets of connections sent and received, by reason.");
@@ -241,7 +313,7 @@ fn write_histogram(text: &mut String, name: &str, labels: &str, histogram: &Hist
             None => writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {below}"),
         };
     }
-    let _ = writeln!(text, "{name}_sum{{{labels}}} {}", histogram.sum_seconds);
+    let _ = writeln!(text, "{name}_sum{{{labels}}} {}", histogram.sum_seconds());
     let _ = writeln!(text, "{name}_count{{{labels}}} {below}");
 }
 
@@ -279,7 +351,8 @@ fn own_metrics(records: RecordCounts, kernel: &str) -> Result<String, prometheus
     registry.register(Box::new(lost))?;
     counter(
         "tcpwatch_records_held_back_total",
-        "Records of retransmits not written because that socket's had been told of a moment ago; none is uncounted.",
+        "Records of retransmits and stalls not written because that socket's had been told of a moment ago; none is \
+         uncounted.",
         records.only_counted.held_back,
     )?;
 

@@ -13,11 +13,11 @@ use super::{
     Answer, Api, ApiError, Asked,
     request::Params,
     respond,
-    sums::{Counted, FIGURES, Now, Sums, Tally, Wanted, cut, figures},
+    sums::{Counted, FIGURES, Now, Tally, Wanted, cut, figures},
     text::{printable, table},
 };
 use crate::{
-    aggregate::{GroupKey, Peer, Role},
+    aggregate::{Counts, GroupKey, Peer, Role},
     node::Node,
 };
 
@@ -78,19 +78,21 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted) -> Peers {
             by_group.entry(group).or_default().count(conn);
         }
     }
-    let mut by_peer: FxHashMap<(Role, Peer), (Tally, Sums, BTreeSet<_>)> = FxHashMap::default();
+    let mut by_peer: FxHashMap<(Role, Peer), (Tally, Counts, BTreeSet<_>)> = FxHashMap::default();
     for (id, group) in tracker.groups.ids().filter(|(_, group)| chosen.matches(&group.key)) {
         let key = (group.key.role, group.key.peer);
-        let (tally, sums, processes) = by_peer.entry(key).or_default();
+        let (tally, counts, processes) = by_peer.entry(key).or_default();
         if let Some(now) = by_group.get(&id) {
             tally.add(now);
         }
-        sums.add(&group.counts);
+        counts.add(&group.counts);
         processes.insert(group.key.process.clone());
     }
     let mut rows: Vec<_> = by_peer
         .into_iter()
-        .map(|((role, peer), (tally, sums, processes))| ((peer.to_string(), role), tally, sums, processes))
+        .map(|((role, peer), (tally, counts, processes))| {
+            ((peer.to_string(), role), tally, counts, processes)
+        })
         .collect();
     let total = wanted.apply(&mut rows);
     Peers {
@@ -98,12 +100,12 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted) -> Peers {
         truncated: total > rows.len(),
         peers: rows
             .into_iter()
-            .map(|((peer, role), tally, sums, processes)| Row {
+            .map(|((peer, role), tally, counts, processes)| Row {
                 role,
                 peer,
                 processes,
                 connections: tally.shown(),
-                counted: sums.shown(),
+                counted: Counted::of(&counts),
             })
             .collect(),
     }

@@ -13,10 +13,11 @@ use super::{
     Answer, Api, ApiError, Asked,
     request::Params,
     respond,
-    sums::{Counted, FIGURES, Now, Sums, Tally, Wanted, cut, figures},
+    sums::{Counted, FIGURES, Now, Tally, Wanted, cut, figures},
     text::{printable, table},
 };
 use crate::{
+    aggregate::Counts,
     node::Node,
     process::{Process, ProcessId},
 };
@@ -71,7 +72,7 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted) -> Processes {
     for conn in tracker.table.iter() {
         by_process.entry(conn.process).or_default().count(conn);
     }
-    let mut by_name: FxHashMap<Option<Arc<str>>, (Tally, Sums, Vec<_>)> = FxHashMap::default();
+    let mut by_name: FxHashMap<Option<Arc<str>>, (Tally, Counts, Vec<_>)> = FxHashMap::default();
     for (id, tally) in by_process {
         let process = id.map(|id| tracker.processes.get(id));
         let (sum, _, instances) =
@@ -85,7 +86,7 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted) -> Processes {
     let mut rows: Vec<_> = by_name
         .into_iter()
         .filter(|(name, _)| comm.is_none_or(|comm| name.as_deref() == Some(comm)))
-        .map(|(name, (tally, sums, instances))| (name, tally, sums, instances))
+        .map(|(name, (tally, counts, instances))| (name, tally, counts, instances))
         .collect();
     let total = wanted.apply(&mut rows);
     Processes {
@@ -93,7 +94,7 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted) -> Processes {
         truncated: total > rows.len(),
         processes: rows
             .into_iter()
-            .map(|(comm, tally, sums, mut instances)| {
+            .map(|(comm, tally, counts, mut instances)| {
                 let running = instances.len();
                 instances.sort_by_key(|(process, tally)| (Reverse(tally.total()), process.pid));
                 instances.truncate(wanted.limit());
@@ -104,7 +105,7 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted) -> Processes {
                 Row {
                     comm,
                     connections: tally.shown(),
-                    counted: sums.shown(),
+                    counted: Counted::of(&counts),
                     running,
                     instances: instances.into_iter().map(instance).collect(),
                 }

@@ -4,10 +4,17 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde::Serialize;
 
-use super::{ApiError, connections::DEFAULT_LIMIT, request::Params};
+use super::{
+    ApiError,
+    connections::DEFAULT_LIMIT,
+    request::Params,
+    text::duration,
+    view::{ShownBlocked, blocked},
+};
 use crate::{
-    aggregate::{Counts, Role},
+    aggregate::{Closer, Counts, Histogram, Role},
     connect::Outcome,
+    decode::FAILURES,
     first_close::FirstClose,
     reset::{Direction, Reset},
     state::TcpState,
@@ -70,72 +77,44 @@ pub(super) fn states_text(states: &BTreeMap<&'static str, usize>) -> String {
     states.join(", ")
 }
 
-/// Counts since the start.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Sums {
-    opened: u64,
-    closed: [u64; FirstClose::ALL.len()],
-    retransmits: u64,
-    resets: [u64; Reset::ALL.len()],
-    attempts: u64,
-    connects: [u64; Outcome::ALL.len()],
+fn is_nothing(counts: &Counts) -> bool {
+    let Counts { opened, attempts, closed, resets, retransmitted, failures, stalls, .. } = counts;
+    let all = closed.iter().chain(resets).chain(failures).sum::<u64>();
+    opened + attempts + retransmitted.total() + all == 0 && stalls.is_none()
 }
 
-impl Sums {
-    pub(super) fn add(&mut self, counts: &Counts) {
-        self.opened += counts.opened;
-        for (mine, theirs) in self.closed.iter_mut().zip(counts.closed) {
-            *mine += theirs;
-        }
-        self.retransmits += counts.retransmitted.total();
-        for (mine, theirs) in self.resets.iter_mut().zip(counts.resets) {
-            *mine += theirs;
-        }
-        self.attempts += counts.attempts;
-        for (mine, theirs) in self.connects.iter_mut().zip(counts.connects) {
-            *mine += theirs;
-        }
-    }
-
-    fn is_nothing(&self) -> bool {
-        self.opened + self.retransmits + self.attempts + self.closed.iter().chain(&self.resets).sum::<u64>()
-            == 0
-    }
-
-    fn resets(&self, direction: Direction) -> BTreeMap<&'static str, u64> {
-        let all = Reset::ALL.iter().zip(self.resets);
-        let those = all.filter(|(reset, count)| reset.direction() == direction && *count > 0);
-        those.map(|(reset, count)| (reset.name(), count)).collect()
-    }
-
-    fn failed(&self) -> u64 {
-        let all = Outcome::ALL.iter().zip(self.connects);
-        all.filter(|(outcome, _)| outcome.is_failure()).map(|(_, count)| count).sum()
-    }
-
-    pub(super) fn shown(&self) -> Counted {
-        Counted {
-            opened: self.opened,
-            closed: self.closed.iter().sum(),
-            closed_first: FirstClose::ALL.iter().map(|first| first.name()).zip(self.closed).collect(),
-            retransmits: self.retransmits,
-            resets_sent: self.resets(Direction::Sent),
-            resets_received: self.resets(Direction::Received),
-            connect_attempts: self.attempts,
-            connects: Outcome::ALL.iter().map(|outcome| outcome.name()).zip(self.connects).collect(),
-        }
-    }
+fn resets(counts: &Counts, direction: Direction) -> BTreeMap<&'static str, u64> {
+    let all = Reset::ALL.iter().zip(counts.resets);
+    let those = all.filter(|(reset, count)| reset.direction() == direction && *count > 0);
+    those.map(|(reset, count)| (reset.name(), count)).collect()
 }
 
-/// The same as JSON shows it.
+fn failed(counts: &Counts) -> u64 {
+    let all = Outcome::ALL.iter().zip(counts.connects);
+    all.filter(|(outcome, _)| outcome.is_failure()).map(|(_, count)| count).sum()
+}
+
+fn blocked_nanos(counts: &Counts) -> u64 {
+    counts.stalls.iter().flat_map(|stalls| stalls.iter()).map(|one| one.durations.sum_ns()).sum()
+}
+
+/// Counts since the start, as JSON shows them.
 #[derive(Debug, Serialize)]
 pub(super) struct Counted {
     pub opened: u64,
     pub closed: u64,
     /// By who closed first.
     pub closed_first: BTreeMap<&'static str, u64>,
+    /// Of those that had been idle before it, by who closed.
+    pub idle_before_close: BTreeMap<&'static str, Durations>,
     /// Segments.
     pub retransmits: u64,
+    /// By errno; only those that there are.
+    pub retransmits_failed: BTreeMap<&'static str, u64>,
+    /// Head-of-line blocking, by what made the lost segment good; only those that there are.
+    pub blocked: BTreeMap<&'static str, ShownBlocked>,
+    /// How long clients waited for answers, sampled; `null` without samples.
+    pub answers: Option<ShownAnswers>,
     /// By reason; only those that there are.
     pub resets_sent: BTreeMap<&'static str, u64>,
     pub resets_received: BTreeMap<&'static str, u64>,
@@ -144,7 +123,65 @@ pub(super) struct Counted {
     pub connects: BTreeMap<&'static str, u64>,
 }
 
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Durations {
+    pub count: u64,
+    pub mean_seconds: f64,
+}
+
+impl Durations {
+    /// `None` when there are none.
+    fn of(histogram: &Histogram) -> Option<Self> {
+        let count = histogram.count();
+        (count > 0).then(|| Self { count, mean_seconds: histogram.sum_seconds() / count as f64 })
+    }
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct ShownAnswers {
+    #[serde(flatten)]
+    pub waited: Durations,
+    /// The mean of the round-trip times at the same moments; `null` where none was measured.
+    pub mean_rtt_seconds: Option<f64>,
+}
+
 impl Counted {
+    pub(super) fn of(counts: &Counts) -> Self {
+        let idle = Closer::ALL.iter().zip(&counts.idle);
+        let failures = FAILURES.iter().copied().zip(counts.failures);
+        Self {
+            opened: counts.opened,
+            closed: counts.closed(),
+            closed_first: FirstClose::ALL.iter().map(|first| first.name()).zip(counts.closed).collect(),
+            idle_before_close: idle
+                .filter_map(|(closer, idle)| Some((closer.name(), Durations::of(idle.as_deref()?)?)))
+                .collect(),
+            retransmits: counts.retransmitted.total(),
+            retransmits_failed: failures.filter(|(_, count)| *count > 0).collect(),
+            blocked: counts.stalls.as_deref().map(blocked).unwrap_or_default(),
+            answers: counts.answers.as_deref().and_then(|answers| {
+                Some(ShownAnswers {
+                    waited: Durations::of(&answers.seconds)?,
+                    mean_rtt_seconds: Durations::of(&answers.round_trips).map(|rtt| rtt.mean_seconds),
+                })
+            }),
+            resets_sent: resets(counts, Direction::Sent),
+            resets_received: resets(counts, Direction::Received),
+            connect_attempts: counts.attempts,
+            connects: Outcome::ALL.iter().map(|outcome| outcome.name()).zip(counts.connects).collect(),
+        }
+    }
+
+    /// How often and how long delivery stood still.
+    fn blocked_text(&self) -> String {
+        let count: u64 = self.blocked.values().map(|one| one.count).sum();
+        if count == 0 {
+            return String::new();
+        }
+        let seconds = self.blocked.values().map(|one| one.seconds).sum();
+        format!("{} in {count}", duration(seconds))
+    }
+
     fn resets_text(&self) -> String {
         let sum = |resets: &BTreeMap<_, u64>| resets.values().sum::<u64>();
         let all = [(sum(&self.resets_sent), "sent"), (sum(&self.resets_received), "received")];
@@ -167,15 +204,16 @@ impl Counted {
 }
 
 /// The columns of what both tables count, and under which names.
-pub(super) const FIGURES: [&str; 7] =
-    ["NOW", "OPENED", "CLOSED", "RETRANSMITS", "RESETS", "CONNECTS", "STATES NOW"];
+pub(super) const FIGURES: [&str; 8] =
+    ["NOW", "OPENED", "CLOSED", "RETRANSMITS", "BLOCKED", "RESETS", "CONNECTS", "STATES NOW"];
 
-pub(super) fn figures(now: &Now, counted: &Counted) -> [String; 7] {
+pub(super) fn figures(now: &Now, counted: &Counted) -> [String; 8] {
     [
         now.total.to_string(),
         counted.opened.to_string(),
         counted.closed.to_string(),
         counted.retransmits.to_string(),
+        counted.blocked_text(),
         counted.resets_text(),
         counted.connects_text(),
         now.text(),
@@ -194,6 +232,7 @@ pub(super) enum Sort {
     Opened,
     Failed,
     Retransmits,
+    Blocked,
     Name,
 }
 
@@ -213,9 +252,10 @@ impl Wanted {
             Some("opened") => Sort::Opened,
             Some("failed") => Sort::Failed,
             Some("retransmits") => Sort::Retransmits,
+            Some("blocked") => Sort::Blocked,
             Some("name") => Sort::Name,
             Some(other) => {
-                let known = "connections, opened, failed, retransmits, name";
+                let known = "connections, opened, failed, retransmits, blocked, name";
                 return Err(ApiError::bad("sort", format!("`{other}` is not one of {known}")));
             }
         };
@@ -223,16 +263,17 @@ impl Wanted {
     }
 
     /// Sorts and cuts; how many there were. Equal ones stand by name, and what has nothing to tell is left out.
-    pub(super) fn apply<N: Ord, T>(&self, rows: &mut Vec<(N, Tally, Sums, T)>) -> usize {
-        rows.retain(|(_, tally, sums, _)| tally.total() > 0 || !sums.is_nothing());
+    pub(super) fn apply<N: Ord, T>(&self, rows: &mut Vec<(N, Tally, Counts, T)>) -> usize {
+        rows.retain(|(_, tally, counts, _)| tally.total() > 0 || !is_nothing(counts));
         let total = rows.len();
         rows.sort_by(|(a, ..), (b, ..)| a.cmp(b));
-        rows.sort_by_key(|(_, tally, sums, _)| {
+        rows.sort_by_key(|(_, tally, counts, _)| {
             Reverse(match self.sort {
                 Sort::Connections => tally.total() as u64,
-                Sort::Opened => sums.opened,
-                Sort::Failed => sums.failed(),
-                Sort::Retransmits => sums.retransmits,
+                Sort::Opened => counts.opened,
+                Sort::Failed => failed(counts),
+                Sort::Retransmits => counts.retransmitted.total(),
+                Sort::Blocked => blocked_nanos(counts),
                 Sort::Name => 0,
             })
         });

@@ -12,12 +12,13 @@ use crate::{
     aggregate::Role,
     clock::{Clock, seconds},
     connect::Outcome,
-    decode::{Endpoint, Kind},
+    decode::{Endpoint, FAILURES, Kind},
     first_close::FirstClose,
     life::{Cause, Step},
     node::Node,
     process::{Process, ProcessId},
     reset::{Direction, Reset, ResetTold},
+    stall::{Blocked, Recovery, Stalls},
     state::TcpState,
     table::Conn,
     tracker::Ended,
@@ -43,8 +44,40 @@ pub(super) struct Row {
     pub process: Option<Process>,
     pub local: End,
     pub remote: End,
+    /// Its delivery stands still behind a lost segment. Absent while it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stalled: Option<ShownStalled>,
     #[serde(flatten)]
     pub queue: Option<Queue>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct ShownStalled {
+    /// Since the segment was first sent.
+    pub seconds: f64,
+    /// What is to make it good, as far as can be told.
+    pub recovery: Recovery,
+    /// Sent after it.
+    pub bytes: u32,
+}
+
+/// Stalls that are over.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct ShownBlocked {
+    pub count: u64,
+    pub seconds: f64,
+    pub bytes: u64,
+}
+
+/// By what made the lost segment good; only those that there are.
+pub(super) fn blocked(stalls: &Stalls) -> BTreeMap<&'static str, ShownBlocked> {
+    let some = Recovery::ALL.iter().zip(stalls).filter(|(_, one)| one.durations.count() > 0);
+    let shown = |one: &Blocked| ShownBlocked {
+        count: one.durations.count(),
+        seconds: one.durations.sum_seconds(),
+        bytes: one.bytes,
+    };
+    some.map(|(recovery, one)| (recovery.name(), shown(one))).collect()
 }
 
 /// Of a listener.
@@ -81,6 +114,9 @@ pub(super) struct Detail {
     pub established_seconds: Option<f64>,
     /// Who closed first; `null` while nobody has.
     pub first_close: Option<FirstClose>,
+    /// How long it had been idle when a side first closed it; `null` while none has, of one that was not idle, and where
+    /// that is not known.
+    pub idle: Option<ShownIdle>,
     /// The reset that ended it; `null` where none was told.
     pub reset: Option<ShownReset>,
     /// The socket's errno at its end, 0 for none.
@@ -92,6 +128,10 @@ pub(super) struct Detail {
     pub retransmitted_bytes: u64,
     /// Segments that the peer said it had received twice.
     pub spurious_retransmits: u64,
+    /// Retransmits that the kernel tried and could not send, by errno; only those that there are.
+    pub retransmits_failed: BTreeMap<&'static str, u64>,
+    /// Stalls that are over.
+    pub blocked: BTreeMap<&'static str, ShownBlocked>,
     /// Received and not read by the application, when last looked at.
     pub unread_bytes: u32,
     /// The states it went through.
@@ -106,6 +146,13 @@ pub(super) struct Connect {
     pub seconds: Option<f64>,
     /// SYNs repeated; `null` where that is not known.
     pub syn_retransmits: Option<u64>,
+}
+
+/// Since data was last sent and received, or the connection was established, to a jiffy.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct ShownIdle {
+    pub sending_seconds: f64,
+    pub receiving_seconds: f64,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -145,6 +192,11 @@ pub(super) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
         process: process(node, conn.process),
         local: end(conn.local),
         remote: end(conn.remote),
+        stalled: conn.stalled().map(|stalled| ShownStalled {
+            seconds: clock.seconds_since(stalled.since_ns),
+            recovery: stalled.recovery,
+            bytes: stalled.bytes,
+        }),
         queue: queue.map(|queue| Queue {
             queue: queue.waiting,
             queue_limit: queue.limit,
@@ -168,6 +220,7 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
     let established_seconds = was_in(TcpState::Established).map(seconds);
     let connect = connect(conn, was_in(TcpState::SynSent).filter(|_| !conn.marks.older));
     let retransmitted = conn.retransmits.as_ref().map(|tally| tally.counted).unwrap_or_default();
+    let failures = conn.retransmits.as_ref().map(|tally| tally.failures).unwrap_or_default();
     Detail {
         row: row(node, clock, conn),
         opened_at: time(clock, conn.opened_ns()),
@@ -177,7 +230,11 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         connect,
         established_seconds,
         first_close: first_close(node, conn, ended),
-        reset: conn.reset.as_deref().map(reset),
+        reset: conn.reset().map(reset),
+        idle: conn.idle().map(|idle| ShownIdle {
+            sending_seconds: seconds(idle.sending_ns),
+            receiving_seconds: seconds(idle.receiving_ns),
+        }),
         error: conn.error,
         retransmits: conn.total_retrans,
         retransmits_by_kind: Kind::ALL
@@ -188,6 +245,8 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
             .collect(),
         retransmitted_bytes: retransmitted.bytes,
         spurious_retransmits: retransmitted.spurious,
+        retransmits_failed: FAILURES.iter().copied().zip(failures).filter(|(_, count)| *count > 0).collect(),
+        blocked: conn.retransmits.as_ref().map(|tally| blocked(&tally.stalls)).unwrap_or_default(),
         unread_bytes: conn.unread_bytes,
         life: steps
             .iter()

@@ -1,30 +1,33 @@
-//! The counts of retransmits that the programs keep, looked into for what they have not told yet.
+//! The counts of retransmits and stalls that the programs keep, looked into for what they have not told yet.
 //!
-//! A program tells of a socket's retransmits at once, and then once a second (`TELL_NS` in
-//! tcpwatch-ebpf/src/retransmit.rs). In between, and for a while after, its counts are read here, one system call for
-//! each socket that retransmitted in the last two seconds.
+//! A program tells of a socket's at once, and then once a second (`TELL_NS` in tcpwatch-ebpf/src/counted.rs). In between,
+//! and for a while after, its counts are read here, one system call for each socket of which something changed in the
+//! last two seconds.
 
 use aya::maps::{HashMap, MapData};
 use rustc_hash::FxHashMap;
 use tcpwatch_common::{KIND_RETRANSMIT, RetransmitEvent, state::LISTEN};
 
-/// A count of the programs: the record as it would be told, when it was told last, and of when the change under way is.
-type Entry = [u64; EVENT_WORDS + 2];
+/// A count of the programs (`Counted` in tcpwatch-ebpf/src/counted.rs): the record as it would be told first, and last of
+/// when the change under way is. What is between is theirs.
+type Entry = [u64; EVENT_WORDS + PRIVATE_WORDS + 1];
 const EVENT_WORDS: usize = size_of::<RetransmitEvent>() / 8;
+const PRIVATE_WORDS: usize = 6;
 
 /// Longer than the programs hold back.
 const BUSY_NS: u64 = 2_000_000_000;
 
 pub struct CountedRetransmits {
     counted: HashMap<MapData, u64, Entry>,
-    /// Sockets that retransmitted lately, by cookie.
+    /// Sockets of which something changed lately, by cookie.
     busy: FxHashMap<u64, Busy>,
 }
 
+#[derive(PartialEq, Eq)]
 struct Busy {
-    /// Of the last retransmit.
+    /// Of the last change.
     time_ns: u64,
-    /// Segments then.
+    /// Segments then: two processors may change a listener's at one time.
     segments: u64,
 }
 
@@ -43,7 +46,7 @@ impl CountedRetransmits {
         }
     }
 
-    /// Hands out a record for each socket that retransmitted since it was last told of, as of `until_ns` at the latest.
+    /// Hands out a record for each socket that changed since it was last told of, as of `until_ns` at the latest.
     pub fn look(&mut self, until_ns: u64, mut tell: impl FnMut(&[u8])) {
         let counted = &self.counted;
         self.busy.retain(|cookie, busy| {
@@ -56,11 +59,12 @@ impl CountedRetransmits {
             };
             // Changed while it was copied. Of a listener, which several processors change at once, each number is right
             // by itself.
-            if event.socket.time_ns != entry[EVENT_WORDS + 1] && event.socket.new_state != LISTEN {
+            if event.socket.time_ns != entry[EVENT_WORDS + PRIVATE_WORDS] && event.socket.new_state != LISTEN
+            {
                 return true;
             }
             let now = Busy { time_ns: event.socket.time_ns, segments: segments(&event) };
-            if now.segments == busy.segments {
+            if now == *busy {
                 return busy.time_ns.saturating_add(BUSY_NS) > until_ns;
             }
             *busy = now;

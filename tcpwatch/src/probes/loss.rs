@@ -6,6 +6,13 @@ use aya::maps::{MapData, PerCpuArray};
 use serde::Serialize;
 use tcpwatch_common::counter;
 
+const HELD_BACK: [u32; 4] = [
+    counter::HELD_BACK_RETRANSMIT,
+    counter::HELD_BACK_SYN_ACK,
+    counter::HELD_BACK_CONGESTION,
+    counter::HELD_BACK_RETRANSMIT_FAILED,
+];
+
 /// Counts of lost records. Valid while the `Probes` that it came with live.
 pub struct LossCounters {
     pub(super) counters: PerCpuArray<MapData, u64>,
@@ -25,7 +32,7 @@ impl LossCounters {
     /// What the programs only count.
     pub fn only_counted(&self) -> OnlyCounted {
         OnlyCounted {
-            held_back: self.sum(counter::HELD_BACK_RETRANSMIT) + self.sum(counter::HELD_BACK_SYN_ACK),
+            held_back: HELD_BACK.into_iter().map(|index| self.sum(index)).sum(),
             no_socket_resets: self.sum(counter::RESET_NO_SOCKET),
             listener_resets: self.sum(counter::RESET_LISTENER),
         }
@@ -44,7 +51,7 @@ fn recursion_misses(program: RawFd) -> Option<u64> {
 /// What the programs count and write no record of; nothing of it is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OnlyCounted {
-    /// Retransmits on sockets that the reader had been told of a moment ago.
+    /// Retransmits and stalls of sockets that the reader had been told of a moment ago.
     pub held_back: u64,
     /// Resets sent in answer to segments of no connection: no socket was found for them, or a listener or the request
     /// of a connection refused them.

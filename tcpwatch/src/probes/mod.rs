@@ -385,7 +385,7 @@ impl Probes {
                 .ok_or_else(|| format!("this kernel does not publish its types at {VMLINUX_BTF}"))
         };
         match attach {
-            Attach::TpBtf(tracepoint) => {
+            Attach::TpBtf(tracepoint, _) => {
                 let program: &mut BtfTracePoint = self.program(name)?;
                 program.load(tracepoint, btf()?).and_then(|()| program.attach().map(drop))
             }

@@ -54,7 +54,8 @@ pub(super) struct Program {
 /// What a program is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attach {
-    TpBtf(&'static str),
+    /// With the number of arguments that the program reads, the kernel may pass more.
+    TpBtf(&'static str, usize),
     RawTp(&'static str),
     Fentry(&'static str),
     /// With the number of parameters that the program was written for.
@@ -69,7 +70,7 @@ pub(super) enum Attach {
 impl Attach {
     /// The kernel's verifier has to know the types of what is passed.
     pub(super) fn is_typed(self) -> bool {
-        matches!(self, Self::TpBtf(_) | Self::Fentry(_) | Self::Fexit(..) | Self::Iter(_))
+        matches!(self, Self::TpBtf(..) | Self::Fentry(_) | Self::Fexit(..) | Self::Iter(_))
     }
 
     /// Whether the kernel passes what the program expects; `None` is "yes".
@@ -85,7 +86,13 @@ impl Attach {
             Some(parameters) => Some(format!("it has {} arguments on this kernel", parameters.len())),
         };
         let told = match self {
-            Self::TpBtf(name) | Self::RawTp(name) => {
+            Self::TpBtf(name, count) => btf.tracepoint_parameters(name).map(|parameters| match parameters {
+                Some(parameters) if parameters.len() < count => {
+                    Some(format!("it has {} arguments on this kernel", parameters.len()))
+                }
+                parameters => first_is(parameters, "sock"),
+            }),
+            Self::RawTp(name) => {
                 btf.tracepoint_parameters(name).map(|parameters| first_is(parameters, "sock"))
             }
             Self::Fentry(name) | Self::Kprobe(name) => btf.parameters(name).map(|parameters| {
@@ -129,7 +136,7 @@ pub(super) const STATE: Spec = Spec {
             "tp_btf",
             "tp_btf inet_sock_set_state",
             "state_tp_btf",
-            Attach::TpBtf("inet_sock_set_state"),
+            Attach::TpBtf("inet_sock_set_state", 3),
             None,
         ),
         way(
@@ -168,7 +175,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 9] = [
+pub(super) const OTHERS: [Spec; 11] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -177,7 +184,7 @@ pub(super) const OTHERS: [Spec; 9] = [
                 "tp_btf",
                 "tp_btf tcp_retransmit_skb",
                 "retransmit_tp_btf",
-                Attach::TpBtf("tcp_retransmit_skb"),
+                Attach::TpBtf("tcp_retransmit_skb", 2),
                 None,
             ),
             way(
@@ -200,6 +207,50 @@ pub(super) const OTHERS: [Spec; 9] = [
         without: "retransmits are seen only when a connection ends",
     },
     Spec {
+        key: "retransmit_failed",
+        signal: "retransmits that failed",
+        ways: &[
+            way(
+                "tp_btf",
+                "tp_btf tcp_retransmit_skb",
+                "retransmit_failed_tp_btf",
+                Attach::TpBtf("tcp_retransmit_skb", 3),
+                None,
+            ),
+            way(
+                "fexit",
+                "fexit tcp_retransmit_skb",
+                "retransmit_failed_fexit",
+                Attach::Fexit("tcp_retransmit_skb", 3),
+                Some(
+                    "failures of loss probes, and those in fast recovery where the compiler inlined the function",
+                ),
+            ),
+        ],
+        without: "retransmits that the kernel tried and could not send are not counted",
+    },
+    Spec {
+        key: "congestion",
+        signal: "head-of-line blocking",
+        ways: &[
+            way(
+                "tp_btf",
+                "tp_btf tcp_cong_state_set",
+                "congestion_tp_btf",
+                Attach::TpBtf("tcp_cong_state_set", 2),
+                None,
+            ),
+            way(
+                "raw_tp",
+                "raw_tp tcp_cong_state_set",
+                "congestion_raw_tp",
+                Attach::RawTp("tcp_cong_state_set"),
+                None,
+            ),
+        ],
+        without: "of head-of-line blocking only what a loss probe ended is told",
+    },
+    Spec {
         key: "synack",
         signal: "retransmits of SYN-ACKs",
         ways: &[
@@ -207,7 +258,7 @@ pub(super) const OTHERS: [Spec; 9] = [
                 "tp_btf",
                 "tp_btf tcp_retransmit_synack",
                 "synack_tp_btf",
-                Attach::TpBtf("tcp_retransmit_synack"),
+                Attach::TpBtf("tcp_retransmit_synack", 1),
                 None,
             ),
             way(
@@ -235,7 +286,7 @@ pub(super) const OTHERS: [Spec; 9] = [
                 "tp_btf",
                 "tp_btf tcp_send_reset",
                 "send_reset_tp_btf",
-                Attach::TpBtf("tcp_send_reset"),
+                Attach::TpBtf("tcp_send_reset", 2),
                 None,
             ),
             way(
@@ -256,7 +307,7 @@ pub(super) const OTHERS: [Spec; 9] = [
                 "tp_btf",
                 "tp_btf tcp_receive_reset",
                 "receive_reset_tp_btf",
-                Attach::TpBtf("tcp_receive_reset"),
+                Attach::TpBtf("tcp_receive_reset", 1),
                 None,
             ),
             way(
@@ -412,7 +463,8 @@ mod tests {
             ("close", "SIGNAL=WAY"),
             (
                 "open=kprobe",
-                "state, retransmit, synack, send_reset, receive_reset, close, accept, minisock, held, unheld",
+                "state, retransmit, retransmit_failed, congestion, synack, send_reset, receive_reset, close, accept, \
+                 minisock, held, unheld",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {
@@ -426,6 +478,6 @@ mod tests {
         let choices = ["state=raw_tp", "state=kprobe"].map(|text| text.parse().unwrap());
         let names = |spec: &Spec| spec.open(&choices).map(|way| way.way).collect::<Vec<_>>();
         assert_eq!(names(&STATE), ["kprobe"]);
-        assert_eq!(names(&OTHERS[1]), ["tp_btf", "raw_tp", "tracepoint"]);
+        assert_eq!(names(&OTHERS[3]), ["tp_btf", "raw_tp", "tracepoint"]);
     }
 }

@@ -21,12 +21,20 @@ impl Metrics {
 
     /// The sum over the samples that have these labels, `None` where there is none.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Option<u64> {
-        let wanted = |sample: &&Sample| {
+        self.values(name, labels).next().map(|_| self.exact(name, labels) as u64)
+    }
+
+    /// The same of what is no whole number; 0 where there is none.
+    pub(crate) fn exact(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.values(name, labels).sum()
+    }
+
+    fn values(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = f64> {
+        let wanted = move |sample: &&Sample| {
             sample.name == name
                 && labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|is| is == value))
         };
-        let values: Vec<f64> = self.0.iter().filter(wanted).map(|sample| sample.value).collect();
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() as u64)
+        self.0.iter().filter(wanted).map(|sample| sample.value)
     }
 }
 

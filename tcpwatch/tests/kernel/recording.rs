@@ -171,14 +171,20 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
     let recording = Recording::open(recorded).unwrap();
     let header = tcpwatch::recording::Header { node: "fixture".to_owned(), ..recording.header };
     let mut recorder = Recorder::create(fixture, &header).unwrap();
+    let mut cookies = HashSet::new();
     for frame in Recording::open(recorded).unwrap() {
         let frame = match frame {
             Frame::Record(bytes) => {
                 let ours = match decode::record(&bytes).unwrap() {
                     Record::Socket(record) | Record::Retransmit(record, _) => {
-                        u64::from(record.socket.netns) == netns
+                        let ours = u64::from(record.socket.netns) == netns;
+                        if ours {
+                            cookies.insert(record.socket.cookie);
+                        }
+                        ours
                     }
                     Record::Reset(record) => u64::from(record.socket.netns) == netns,
+                    Record::Idle(idle) => cookies.contains(&idle.cookie),
                     Record::Task(task) => pids.contains(&task.pid),
                 };
                 ours.then_some(Frame::Record(bytes))

@@ -15,25 +15,25 @@ use crate::{
     workload::Workload,
 };
 
-const ADDRESS: &str = "10.98.0.2";
+pub(crate) const ADDRESS: &str = "10.98.0.2";
 const RETRANSMITS: &str = "tcpwatch_retransmits_total";
 const BY_KIND: &str = "tcpwatch_retransmits_by_kind_total";
 const BYTES: &str = "tcpwatch_retransmitted_bytes_total";
 const HELD_BACK: &str = "tcpwatch_records_held_back_total";
 
 /// Loss for what arrives at veth0. `rule` is nftables' language.
-fn lose(namespace: &Namespace, rule: &str) {
+pub(crate) fn lose(namespace: &Namespace, rule: &str) {
     namespace.run(&["nft", "add table inet loss"]);
     namespace.run(&["nft", "add chain inet loss input { type filter hook input priority 0; }"]);
     namespace.run(&["nft", &format!("add rule inet loss input iif veth0 {rule} drop")]);
 }
 
-fn lose_nothing(namespace: &Namespace) {
+pub(crate) fn lose_nothing(namespace: &Namespace) {
     namespace.run(&["nft", "delete table inet loss"]);
 }
 
 /// Two joined namespaces: the client's, the server's.
-fn joined() -> (Namespace, Namespace) {
+pub(crate) fn joined() -> (Namespace, Namespace) {
     needs("nft", "nftables");
     let (client, server) = (Namespace::new(), Namespace::new());
     client.join(&server);
@@ -440,6 +440,18 @@ fn what_fails_to_be_retransmitted_counts_as_the_kernel_counts_it() {
     there.run(&["ip", "link", "set", "veth0", "up"]);
     lose_nothing(&here);
     assert_eq!((client.hear(), client.hear()), ("sent".to_owned(), "answered".to_owned()));
+    // Those that the kernel counted, by the filter's errno; and those without a route.
+    let failed = client.kernel_count("TCPRetransFail").unwrap();
+    let errnos = eventually("the failures are told", || {
+        let peers = daemon.json("/peers?comm=failing-client");
+        let errnos = peers["peers"][0]["retransmits_failed"].clone();
+        if errnos["EPERM"] == failed { Ok(errnos) } else { Err(format!("{peers}, kernel: {failed}")) }
+    });
+    assert!(errnos["ENETUNREACH"].as_u64().or(errnos["EHOSTUNREACH"].as_u64()) > Some(0), "{errnos}");
+    let labels = [("process", "failing-client"), ("errno", "EPERM")];
+    assert_eq!(daemon.metrics().sum("tcpwatch_retransmits_failed_total", &labels), Some(failed));
+    let detail = daemon.detail(&daemon.connections_in(&there)[0]);
+    assert_eq!(detail["retransmits_failed"], errnos, "{detail}");
     eventually("the count is the kernel's", || {
         // Asked for them, it also looks at the sockets: before Linux 6.18 nothing tells of a failure.
         let told = told_by_us(&daemon, &there);

@@ -62,6 +62,11 @@ impl Workload {
         self.lines.recv_timeout(DEADLINE).expect("a line from the program: it failed or hangs")
     }
 
+    /// The next line it says, after work that takes its time.
+    pub(crate) fn hear_for_long(&mut self) -> String {
+        self.lines.recv_timeout(6 * DEADLINE).expect("a line from the program: it failed or hangs")
+    }
+
     /// The next line, if it has said one.
     pub(crate) fn try_hear(&mut self) -> Option<String> {
         self.lines.try_recv().ok()

@@ -103,6 +103,8 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         queue: ListenQueue::default(),
         received_jiffies: 0,
         sent_jiffies: 0,
+        data_received_jiffies: 0,
+        rtt_ns: None,
         expires_jiffies: 0,
     }
 }
@@ -268,7 +270,7 @@ impl World {
     pub(crate) fn observed(&self, state: TcpState) -> (u64, f64) {
         let histograms = self.tracker.groups.iter().filter_map(|group| group.counts.duration(state));
         histograms.fold((0, 0.0), |(count, sum), histogram| {
-            (count + histogram.count(), sum + histogram.sum_seconds)
+            (count + histogram.count(), sum + histogram.sum_seconds())
         })
     }
 

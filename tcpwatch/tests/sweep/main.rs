@@ -4,6 +4,7 @@
 #[path = "../scenario/mod.rs"]
 mod scenario;
 
+mod answers;
 mod kernel;
 mod minisocks;
 mod owners;

@@ -22,7 +22,7 @@ fn an_abortive_close_is_told_after_the_end_and_still_belongs_to_it() {
         world.tell(3, told.socket, ended(Established, 0));
         world.tell_reset(told);
         assert_eq!(world.resets(4), [(reason, 1)]);
-        let kept = world.last_ended().conn.reset.as_deref().unwrap();
+        let kept = world.last_ended().conn.reset().unwrap();
         assert_eq!((kept.reset, kept.unread_bytes), (reason, told.unread_bytes));
         assert_eq!(world.counts()[1], 1);
         world.assert_consistent();
@@ -63,7 +63,7 @@ fn a_received_reset_is_told_with_the_state_that_it_ended() {
     });
     world.tell(3, client(HELD), ended(Established, ECONNRESET));
     assert_eq!(world.resets(3), [(Reset::Established, 1)]);
-    let kept = world.last_ended().conn.reset.as_deref().unwrap();
+    let kept = world.last_ended().conn.reset().unwrap();
     assert_eq!((kept.unsent_bytes, kept.unacknowledged_bytes), (5, 3));
 }
 
@@ -81,7 +81,7 @@ fn what_the_kernel_calls_received_and_answers_at_once_was_data_after_close() {
         let reason = if answered { Reset::DataAfterClose } else { Reset::LocalClosed };
         assert_eq!(world.resets(SECOND), [(reason, 1)]);
         assert_eq!(world.resets(2 * SECOND), [(reason, 1)], "once");
-        assert_eq!(world.last_ended().conn.reset.as_deref().unwrap().reset, reason);
+        assert_eq!(world.last_ended().conn.reset().unwrap().reset, reason);
     }
 }
 
@@ -93,7 +93,7 @@ fn a_fin_under_way_is_no_byte_that_was_thrown_away() {
         world.tell(3, client(HELD), to(Established, FinWait1, CURL));
         world.tell(4, client(HELD), ended(FinWait1, 0));
         world.tell_reset(ResetRecord { unsent, unacknowledged, ..reset(5, client(HELD), Close) });
-        let kept = world.last_ended().conn.reset.as_deref().unwrap();
+        let kept = world.last_ended().conn.reset().unwrap();
         assert_eq!((kept.unsent_bytes, kept.unacknowledged_bytes), left);
     }
 }

@@ -20,24 +20,27 @@ pub(crate) enum Archive {
     Security,
 }
 
+/// Before Linux 6.18 the tracepoint does not tell of failures.
+const FAILURES_BY_FEXIT: (&str, Option<&str>) = ("retransmit_failed", Some("fexit"));
+
 pub(crate) const SERIES: [Series; 6] = [
     Series {
         name: "5.10",
         suites: &[(Archive::Main, "bullseye"), (Archive::Security, "bullseye-security")],
-        verdict: Verdict::Full,
-        other_ways: &[],
+        verdict: Verdict::Reduced,
+        other_ways: &[FAILURES_BY_FEXIT, ("congestion", None)],
     },
     Series {
         name: "6.1",
         suites: &[(Archive::Main, "bookworm"), (Archive::Security, "bookworm-security")],
-        verdict: Verdict::Full,
-        other_ways: &[],
+        verdict: Verdict::Reduced,
+        other_ways: &[FAILURES_BY_FEXIT],
     },
     Series {
         name: "6.12",
         suites: &[(Archive::Main, "trixie"), (Archive::Security, "trixie-security")],
-        verdict: Verdict::Full,
-        other_ways: &[],
+        verdict: Verdict::Reduced,
+        other_ways: &[FAILURES_BY_FEXIT],
     },
     Series {
         name: "6.18",
@@ -55,9 +58,11 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// How tcpwatch sees each signal when nothing forces it: the best way it knows.
-pub(crate) const WAYS: [(&str, &str); 10] = [
+pub(crate) const WAYS: [(&str, &str); 12] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
+    ("retransmit_failed", "tp_btf"),
+    ("congestion", "tp_btf"),
     ("synack", "tp_btf"),
     ("send_reset", "tp_btf"),
     ("receive_reset", "tp_btf"),
@@ -97,8 +102,9 @@ pub(crate) const FORCED: [Forced; 4] = [
             ("synack", "raw_tp"),
             ("send_reset", "raw_tp"),
             ("receive_reset", "raw_tp"),
+            ("congestion", "raw_tp"),
         ],
-        tests: &LIVES_AND_RESETS,
+        tests: &WHAT_TRACEPOINTS_TELL,
     },
     Forced {
         name: "tracepoint",
@@ -118,9 +124,10 @@ const LIVES: [&str; 4] = [
     "owners::a_prefork_servers_connection_is_the_accepting_workers",
 ];
 
-/// And the resets, of which only tracepoints tell.
-const LIVES_AND_RESETS: [&str; 5] = [LIVES[0], LIVES[1], LIVES[2], LIVES[3], RESETS];
+/// And the resets and stalls, of which only tracepoints tell.
+const WHAT_TRACEPOINTS_TELL: [&str; 6] = [LIVES[0], LIVES[1], LIVES[2], LIVES[3], RESETS, STALLS];
 const RESETS: &str = "resets::each_reset_has_its_reason_and_none_is_missing";
+const STALLS: &str = "stalls::delivery_stands_still_as_long_as_the_receiver_measures";
 
 /// A test that is not run.
 #[derive(Debug)]
@@ -131,11 +138,22 @@ pub(crate) struct Skip {
     pub(crate) reason: &'static str,
 }
 
-pub(crate) const SKIPS: [Skip; 3] = [
+pub(crate) const SKIPS: [Skip; 6] = [
     Skip {
         test: "counts::promtool_has_nothing_to_say_about_the_metrics",
         series: &[],
         reason: "about the text of /metrics, which no kernel changes; `cargo xtask test` runs it",
+    },
+    Skip { test: STALLS, series: &["5.10"], reason: NO_STALLS },
+    Skip {
+        test: "stalls::a_request_that_is_lost_waits_for_a_probe_or_a_time_out",
+        series: &["5.10"],
+        reason: NO_STALLS,
+    },
+    Skip {
+        test: "stalls::a_connection_into_a_black_hole_is_stalled_now_and_until_it_ends",
+        series: &["5.10"],
+        reason: NO_STALLS,
     },
     Skip {
         test: "resets::a_segment_that_finds_no_socket_is_told_as_such",
@@ -148,6 +166,8 @@ pub(crate) const SKIPS: [Skip; 3] = [
         reason: "before Linux 6.10 tcp_send_reset tells of full sockets only",
     },
 ];
+
+const NO_STALLS: &str = "before Linux 5.19 there is no tracepoint tcp_cong_state_set";
 
 /// Why this test is not run on that kernel.
 pub(crate) fn skipped(test: &str, series: &Series) -> Option<&'static str> {

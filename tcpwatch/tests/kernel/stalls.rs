@@ -1,0 +1,206 @@
+//! Head-of-line blocking on a lossy link, compared with what the receiving application itself measures: each message
+//! carries the time at which it was sent.
+
+use serde_json::Value;
+
+use crate::{
+    daemon::Daemon,
+    eventually::eventually,
+    metrics::Metrics,
+    netns::Namespace,
+    retransmits::{ADDRESS, joined, lose, lose_nothing},
+    workload::Workload,
+};
+
+const CLOSED: &str = "tcpwatch_connections_closed_total";
+const BLOCKED: &str = "tcpwatch_hol_blocked_seconds";
+
+/// Takes messages of 100 bytes, and measures by the time in each how long it took. All that waited for one lost segment
+/// come at once, the one that was in it first: it waited longest. Answers each if told so.
+const RECEIVER: &str = r#"
+listener = listen(args[0])
+say(port_of(listener))
+conn = listener.accept()[0]
+stalls, seconds, last = 0, 0.0, 0.0
+while True:
+    message = conn.recv(100, socket.MSG_WAITALL)
+    if len(message) < 100:
+        break
+    now, sent = time.monotonic(), struct.unpack("d", message[:8])[0]
+    # Of what waited for the same, the first counts.
+    if now - sent > float(args[1]) and sent > last:
+        stalls, seconds, last = stalls + 1, seconds + now - sent, now
+    if args[2] == "answers":
+        conn.send(b"k")
+say(stalls, seconds)
+order()
+"#;
+
+/// So many messages, one each so many seconds, or each after the answer to the one before.
+const SENDER: &str = r#"
+conn = connect(args[0], args[1])
+conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+say("connected")
+order()
+for _ in range(int(args[2])):
+    conn.sendall(struct.pack("d", time.monotonic()) + b"x" * 92)
+    if float(args[3]):
+        time.sleep(float(args[3]))
+    else:
+        conn.recv(1)
+say("sent")
+order()
+conn.close()
+say("closed")
+order()
+"#;
+
+/// How often, and for how many seconds.
+fn blocked(metrics: &Metrics, process: &str, recoveries: &[&str]) -> (u64, f64) {
+    let labels = |recovery| [("process", process), ("recovery", recovery)];
+    let counts = recoveries.iter().filter_map(|one| metrics.sum(&format!("{BLOCKED}_count"), &labels(*one)));
+    let seconds = recoveries.iter().map(|one| metrics.exact(&format!("{BLOCKED}_sum"), &labels(*one)));
+    (counts.sum(), seconds.sum())
+}
+
+/// What explains a stall that is not told.
+const KERNEL_COUNTS: [&str; 6] = [
+    "TCPLossProbes",
+    "TCPTimeouts",
+    "TCPDSACKRecv",
+    "TCPLossUndo",
+    "TCPFullUndo",
+    "TCPSpuriousRtxHostQueues",
+];
+
+const ALL: [&str; 3] = ["fast", "timeout", "probe"];
+
+/// Sends while messages are lost: what the daemon tells is within a tenth of what the receiver measured.
+fn measure(daemon: &Daemon, sender: &str, count: &str, interval: &str) -> Metrics {
+    let (there, here) = joined();
+    let (slow, answers) = if interval == "0" { ("0.1", "answers") } else { ("0.01", "listens") };
+    let mut receiver = Workload::start(&here, "stall-receiver", RECEIVER, &[ADDRESS, slow, answers]);
+    let port = receiver.hear();
+    let mut client = Workload::start(&there, sender, SENDER, &[ADDRESS, &port, count, interval]);
+    assert_eq!(client.hear(), "connected");
+    lose(&here, "numgen random mod 100 < 8");
+    client.order();
+    assert_eq!(client.hear_for_long(), "sent");
+    lose_nothing(&here);
+    assert_eq!(client.ask(), "closed");
+    let [stalls, seconds] = receiver.hear_numbers();
+    assert!(stalls >= 3.0, "a test without stalls shows nothing: {stalls}");
+    eventually("the stalls are told", || {
+        let metrics = daemon.metrics();
+        // With its end comes the last word on it.
+        if metrics.sum(CLOSED, &[("process", sender)]) != Some(1) {
+            return Err("its end is not told".to_owned());
+        }
+        let (count, told) = blocked(&metrics, sender, &ALL);
+        println!("{sender}: {stalls} stalls of {seconds} s; told {count} of {told} s");
+        if (told - seconds).abs() <= 0.1 * seconds {
+            return Ok(metrics);
+        }
+        let counts = KERNEL_COUNTS.map(|name| (name, client.kernel_count(name)));
+        Err(format!("{count} of {told} s, for {stalls} of {seconds} s, kernel: {counts:?}"))
+    })
+}
+
+#[test]
+fn delivery_stands_still_as_long_as_the_receiver_measures() {
+    let daemon = Daemon::start(&[]);
+    let metrics = measure(&daemon, "steady-sender", "250", "0.02");
+    assert!(blocked(&metrics, "steady-sender", &["fast"]).0 > 0);
+    assert_eq!(blocked(&metrics, "stall-receiver", &ALL).0, 0);
+    assert!(metrics.sum("tcpwatch_hol_blocked_bytes_total", &[("process", "steady-sender")]) > Some(0));
+}
+
+#[test]
+fn a_request_that_is_lost_waits_for_a_probe_or_a_time_out() {
+    let daemon = Daemon::start(&[]);
+    let metrics = measure(&daemon, "asking-sender", "150", "0");
+    assert!(blocked(&metrics, "asking-sender", &["probe"]).0 > 0);
+    assert_eq!(blocked(&metrics, "asking-sender", &["fast"]).0, 0);
+    let peers = daemon.json("/peers?comm=asking-sender");
+    let shown = &peers["peers"][0]["blocked"]["probe"];
+    assert_eq!(shown["count"].as_u64(), Some(blocked(&metrics, "asking-sender", &["probe"]).0), "{peers}");
+}
+
+/// Sends so many megabytes. On one processor with whoever reads them, or segments overtake each other between the two
+/// queues of the processors, which the kernel takes for losses.
+const BULK: &str = r#"
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+conn = connect(args[0], args[1])
+data = b"x" * (1 << 20)
+for _ in range(int(args[2])):
+    conn.sendall(data)
+conn.close()
+say("closed")
+order()
+"#;
+
+const SINK: &str = r#"
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+listener = listen(args[0])
+say(port_of(listener))
+read_to_end(listener.accept()[0])
+say("read")
+order()
+"#;
+
+/// A gigabyte over a link that loses nothing. `None` when the kernel took it for one that does: segments overtook each
+/// other, or its probes were needless and the peer's word of it did not arrive.
+fn clean_transfer(daemon: &Daemon) -> Option<Value> {
+    let (there, here) = joined();
+    let mut sink = Workload::start(&here, "clean-sink", SINK, &[ADDRESS]);
+    let port = sink.hear();
+    let mut bulk = Workload::start(&there, "clean-sender", BULK, &[ADDRESS, &port, "1024"]);
+    assert_eq!(bulk.hear_for_long(), "closed");
+    assert_eq!(sink.hear(), "read");
+    let count = |name| bulk.kernel_count(name).unwrap();
+    let recoveries = count("TCPSackRecovery") + count("TCPTimeouts") + count("TCPLossProbeRecovery");
+    let clean = recoveries == 0 && count("TCPDSACKRecv") >= bulk.retransmitted();
+    clean.then(|| daemon.detail(&row_of(daemon, &there)))
+}
+
+#[test]
+fn a_gigabyte_over_a_clean_link_never_stalls() {
+    let daemon = Daemon::start(&[]);
+    let detail =
+        (0..10).find_map(|_| clean_transfer(&daemon)).expect("a link that the kernel takes for clean");
+    assert_eq!(detail["blocked"], serde_json::json!({}), "{detail}");
+    assert!(detail.get("stalled").is_none(), "{detail}");
+}
+
+#[test]
+fn a_connection_into_a_black_hole_is_stalled_now_and_until_it_ends() {
+    let daemon = Daemon::start(&[]);
+    let (there, here) = joined();
+    let mut receiver = Workload::start(&here, "gone-receiver", RECEIVER, &[ADDRESS, "1", "listens"]);
+    let port = receiver.hear();
+    let mut client = Workload::start(&there, "hopeful-sender", SENDER, &[ADDRESS, &port, "3", "0.01"]);
+    assert_eq!(client.hear(), "connected");
+    lose(&here, "");
+    assert_eq!(client.ask(), "sent");
+    let row = eventually("it is stalled", || {
+        let row = row_of(&daemon, &there);
+        if row["stalled"]["recovery"] == "timeout" { Ok(row) } else { Err(row.to_string()) }
+    });
+    let (stalled, age) = (&row["stalled"], row["age_seconds"].as_f64().unwrap());
+    assert_eq!(stalled["bytes"], 200, "the first of three messages is the lost one: {row}");
+    let seconds = stalled["seconds"].as_f64().unwrap();
+    assert!(seconds >= 0.2 && seconds < age, "{row}");
+    let sorted = daemon.json(&format!("/connections?sort=stalled&remote_port={port}"));
+    assert_eq!(sorted["connections"][0]["id"], row["id"], "{sorted}");
+    lose_nothing(&here);
+    eventually("it goes on", || {
+        let row = row_of(&daemon, &there);
+        if row.get("stalled").is_none() { Ok(()) } else { Err(row.to_string()) }
+    });
+    let (count, seconds) = blocked(&daemon.metrics(), "hopeful-sender", &["timeout"]);
+    assert!(count == 1 && seconds >= 0.2, "{count} {seconds}");
+}
+
+fn row_of(daemon: &Daemon, namespace: &Namespace) -> Value {
+    daemon.connections_in(namespace).swap_remove(0)
+}

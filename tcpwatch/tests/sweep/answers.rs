@@ -1,0 +1,61 @@
+//! How long clients waited for answers, by the ticks that sweeps find. 1000 ticks a second.
+
+use crate::scenario::*;
+
+const NOW: u64 = 1000 * SECOND;
+const MS: u64 = 1_000_000;
+/// FLAG_DATA_SENT
+const SENT: u8 = tcpwatch_common::FLAG_DATA_SENT;
+
+/// Seen at `now_ns`: data last sent, and received.
+fn seen(now_ns: u64, socket: Socket, sent_ns: u64, received_ns: u64) -> Seen {
+    Seen {
+        jiffies: jiffies(now_ns),
+        sent_jiffies: jiffies(sent_ns) as u32,
+        data_received_jiffies: jiffies(received_ns) as u32,
+        rtt_ns: Some(100_000),
+        ..look_held(now_ns, socket, Established, if socket == server(HELD) { NGINX } else { CURL })
+    }
+}
+
+/// How many, and seconds together; the same of round trips.
+fn sampled(world: &World) -> (u64, f64, u64) {
+    let answers = world.tracker.groups.iter().filter_map(|group| group.counts.answers.as_deref());
+    answers.fold((0, 0.0, 0), |sum, one| {
+        (sum.0 + one.seconds.count(), sum.1 + one.seconds.sum_seconds(), sum.2 + one.round_trips.count())
+    })
+}
+
+fn world() -> World {
+    let mut world = World::new();
+    world.connect();
+    world.serve();
+    world.sweep(NOW, &[seen(NOW, client(HELD | SENT), NOW - 9 * SECOND, NOW - 8 * SECOND)]);
+    assert_eq!(sampled(&world), (0, 0.0, 0), "what was before the first sweep may be of any age");
+    world
+}
+
+#[test]
+fn each_answer_counts_once() {
+    let mut world = world();
+    let (asked, answered) = (NOW + SECOND, NOW + SECOND + 300 * MS);
+    for now_ns in [NOW + 2 * SECOND, NOW + 3 * SECOND] {
+        world.sweep(now_ns, &[seen(now_ns, client(HELD | SENT), asked, answered)]);
+    }
+    assert_eq!(sampled(&world), (1, 0.3, 1));
+}
+
+#[test]
+fn who_waits_or_sent_nothing_or_serves_is_not_sampled() {
+    let (before, after, now) = (NOW + SECOND, NOW + SECOND + 300 * MS, NOW + 2 * SECOND);
+    for (why, looked) in [
+        ("it waits", seen(now, client(HELD | SENT), after, before)),
+        ("it may have asked again", seen(now, client(HELD | SENT), after, after)),
+        ("it sent nothing", seen(now, client(HELD), before, after)),
+        ("it serves", seen(now, server(HELD), before, after)),
+    ] {
+        let mut world = world();
+        world.sweep(now, &[looked]);
+        assert_eq!(sampled(&world), (0, 0.0, 0), "{why}");
+    }
+}

@@ -1,0 +1,70 @@
+//! Head-of-line blocking and failed retransmits: each counts once, with the group of its connection.
+
+use crate::scenario::*;
+use tcpwatch::{
+    aggregate::Histogram,
+    decode::{Record, Retransmits, SocketRecord, What},
+    stall::{Blocked, Recovery, Stalled},
+};
+
+fn tell(world: &mut World, time_ns: u64, told: &Retransmits) {
+    let what = What::Retransmit { state: Established, total: None };
+    let record = SocketRecord { socket: client(HELD), time_ns, what };
+    world.tracker.apply(&Record::Retransmit(record, Box::new(told.clone())));
+}
+
+/// So many stalls of up to 100 ms, each of 50 ms.
+fn blocked(count: u64, bytes: u64) -> Blocked {
+    let durations = Histogram::of([0, 0, count, 0, 0, 0, 0, 0, 0], count * 50_000_000);
+    Blocked { durations, bytes }
+}
+
+/// Stalls, seconds and bytes of curl's group.
+fn counted(world: &World, recovery: Recovery) -> (u64, f64, u64) {
+    let of = world.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some("curl"));
+    let stalls = of.filter_map(|group| group.counts.stalls.as_deref());
+    stalls.map(|stalls| &stalls[recovery as usize]).fold((0, 0.0, 0), |(count, seconds, bytes), one| {
+        (count + one.durations.count(), seconds + one.durations.sum_seconds(), bytes + one.bytes)
+    })
+}
+
+#[test]
+fn what_is_told_again_and_again_counts_once() {
+    let mut world = World::new();
+    world.connect();
+    let mut told = Retransmits { since_ns: 3, ..Retransmits::default() };
+    told.stalls[Recovery::Fast as usize] = blocked(2, 3000);
+    told.failures[0] = 1;
+    tell(&mut world, 4, &told);
+    tell(&mut world, 5, &told);
+    told.stalls[Recovery::Fast as usize] = blocked(3, 4000);
+    told.stalls[Recovery::Timeout as usize] = blocked(1, 0);
+    told.failures[0] = 3;
+    tell(&mut world, 6, &told);
+    // The programs lost their count and began anew.
+    let mut anew = Retransmits { since_ns: 7, ..Retransmits::default() };
+    anew.stalls[Recovery::Fast as usize] = blocked(1, 500);
+    tell(&mut world, 8, &anew);
+    // Of the count before it, late.
+    tell(&mut world, 9, &told);
+    assert_eq!(counted(&world, Recovery::Fast), (4, 0.2, 4500));
+    assert_eq!(counted(&world, Recovery::Timeout), (1, 0.05, 0));
+    assert_eq!(counted(&world, Recovery::Probe), (0, 0.0, 0));
+    let failures: u64 = world.tracker.groups.iter().map(|group| group.counts.failures[0]).sum();
+    assert_eq!(failures, 3);
+    let tally = world.row(1).retransmits.as_deref().unwrap();
+    assert_eq!((tally.stalls[0].durations.count(), tally.failures[0]), (4, 3));
+}
+
+#[test]
+fn a_connection_is_stalled_until_it_is_told_that_it_is_not() {
+    let mut world = World::new();
+    world.connect();
+    let stalled = Some(Stalled { since_ns: 3, recovery: Recovery::Timeout, bytes: 7 });
+    let mut told = Retransmits { since_ns: 3, stalled, ..Retransmits::default() };
+    tell(&mut world, 4, &told);
+    assert_eq!(world.row(1).stalled(), stalled);
+    told.stalled = None;
+    tell(&mut world, 5, &told);
+    assert_eq!(world.row(1).stalled(), None);
+}
