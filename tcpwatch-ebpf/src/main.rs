@@ -15,6 +15,7 @@ mod fill;
 mod format;
 mod iter;
 mod minisock;
+mod options;
 mod queue;
 mod registers;
 mod reset;

@@ -13,7 +13,7 @@ use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
     FLAG_UNSENT, KIND_ACCEPT, KIND_CLOSE, KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK,
     KIND_TRANSITION, RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent,
-    RetransmitEvent, SeenSocket, SocketEvent, TaskEvent, retransmit,
+    RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent, retransmit,
 };
 use thiserror::Error;
 
@@ -344,6 +344,12 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
         sent_jiffies: raw.sent_jiffies,
         expires_jiffies: raw.expires_jiffies,
     })
+}
+
+/// # Errors
+/// When the bytes are not a `SocketOptions`.
+pub fn socket_options(bytes: &[u8]) -> Result<SocketOptions, DecodeError> {
+    read(bytes)
 }
 
 fn socket(raw: &SocketEvent) -> Socket {

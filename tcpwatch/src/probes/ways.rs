@@ -168,7 +168,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 9] = [
+pub(super) const OTHERS: [Spec; 10] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -344,6 +344,12 @@ pub(super) const OTHERS: [Spec; 9] = [
         ways: &[way("iter", "iter tcp", "unheld_iter", Attach::Iter("tcp"), None)],
         without: "TIME_WAIT and orphaned FIN_WAIT2 are inferred; lost records are repaired only for held sockets",
     },
+    Spec {
+        key: "options",
+        signal: "socket options",
+        ways: &[way("iter", "iter tcp", "options_iter", Attach::Iter("tcp"), None)],
+        without: "the options of a connection's socket are not told",
+    },
 ];
 
 /// `close=kprobe`: this way for this signal, and no other.
@@ -412,7 +418,7 @@ mod tests {
             ("close", "SIGNAL=WAY"),
             (
                 "open=kprobe",
-                "state, retransmit, synack, send_reset, receive_reset, close, accept, minisock, held, unheld",
+                "state, retransmit, synack, send_reset, receive_reset, close, accept, minisock, held, unheld, options",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {

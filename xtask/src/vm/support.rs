@@ -55,7 +55,7 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// How tcpwatch sees each signal when nothing forces it: the best way it knows.
-pub(crate) const WAYS: [(&str, &str); 10] = [
+pub(crate) const WAYS: [(&str, &str); 11] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("synack", "tp_btf"),
@@ -66,6 +66,7 @@ pub(crate) const WAYS: [(&str, &str); 10] = [
     ("minisock", "fentry"),
     ("held", "iter"),
     ("unheld", "iter"),
+    ("options", "iter"),
 ];
 
 /// Ways forced one after the other, so that each is proved on each kernel and not only the best.
