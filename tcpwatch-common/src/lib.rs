@@ -325,6 +325,35 @@ pub struct SeenSocket {
     pub daddr: [u8; 16],
 }
 
+/// Keep-alive is on (SO_KEEPALIVE).
+pub const OPTION_KEEPALIVE: u32 = 1;
+/// SO_LINGER is on.
+pub const OPTION_LINGER: u32 = 2;
+/// TCP_NODELAY is on.
+pub const OPTION_NODELAY: u32 = 4;
+/// TCP_CORK is on.
+pub const OPTION_CORK: u32 = 8;
+
+/// The options of one TCP socket, as an iterator found them. 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct SocketOptions {
+    /// `OPTION_*`
+    pub flags: u32,
+    /// TCP_USER_TIMEOUT, 0 where it is not set.
+    pub user_timeout_ms: u32,
+    /// How long close() waits, with `OPTION_LINGER`.
+    pub linger_jiffies: u64,
+    /// TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT, or what the network namespace has in their place; whether
+    /// keep-alive is on or not.
+    pub keepalive_time_jiffies: u32,
+    pub keepalive_intvl_jiffies: u32,
+    pub keepalive_probes: u32,
+    pub sport: u16,
+    pub dport: u16,
+}
+
 /// Indices into the per-CPU `COUNTERS` array: records that found no room, by the program that had something to
 /// say; those that it did not write because it had told of that socket a moment ago; and resets of no connection.
 pub mod counter {
@@ -392,4 +421,10 @@ const _: () = {
     assert!(offset_of!(SeenSocket, sport) == 100);
     assert!(offset_of!(SeenSocket, expires_jiffies) == 104);
     assert!(offset_of!(SeenSocket, saddr) == 112);
+    assert!(size_of::<SocketOptions>() == 32);
+    assert!(offset_of!(SocketOptions, user_timeout_ms) == 4);
+    assert!(offset_of!(SocketOptions, linger_jiffies) == 8);
+    assert!(offset_of!(SocketOptions, keepalive_time_jiffies) == 16);
+    assert!(offset_of!(SocketOptions, keepalive_probes) == 24);
+    assert!(offset_of!(SocketOptions, sport) == 28);
 };

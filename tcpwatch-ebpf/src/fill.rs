@@ -16,7 +16,8 @@ use crate::field::{
 /// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
 const SOCK_DEAD: u32 = 0;
 const SOCK_DONE: u32 = 1;
-const SOCK_LINGER: u32 = 4;
+pub const SOCK_KEEPOPEN: u32 = 3;
+pub const SOCK_LINGER: u32 = 4;
 
 /// Whether sockets are identified by their address, because this kernel, or the hook that sees them first, has
 /// no cookie for them. An address is used again once its socket is gone.

@@ -1,4 +1,4 @@
-//! What the iterator programs share: the kernel's context, and one record for each socket.
+//! What the iterator programs share: the kernel's context, and the records that they write.
 
 use aya_ebpf::{
     bindings::seq_file,
@@ -82,14 +82,10 @@ pub fn any_socket(skc: impl Kernel) -> SeenSocket {
 
 /// Hands the record to whoever reads the iterator.
 #[inline(always)]
-pub fn write(meta: *const Meta, record: &SeenSocket) {
+pub fn write<T>(meta: *const Meta, record: &T) {
     // SAFETY: the iterator's own seq_file. Where its buffer is full the kernel discards the partial record,
     // grows the buffer or hands it out, and calls the program again for the same element.
     unsafe {
-        bpf_seq_write(
-            (*meta).seq,
-            core::ptr::from_ref(record).cast_mut().cast(),
-            size_of::<SeenSocket>() as u32,
-        );
+        bpf_seq_write((*meta).seq, core::ptr::from_ref(record).cast_mut().cast(), size_of::<T>() as u32);
     }
 }

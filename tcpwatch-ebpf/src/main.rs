@@ -16,6 +16,7 @@ mod fill;
 mod format;
 mod iter;
 mod minisock;
+mod options;
 mod queue;
 mod registers;
 mod reset;

@@ -13,8 +13,8 @@ use crate::{
 /// `struct bpf_iter__tcp` (net/ipv4/tcp_ipv4.c), without its last member.
 #[repr(C)]
 pub struct Context {
-    meta: *const Meta,
-    sk_common: *const u8,
+    pub meta: *const Meta,
+    pub sk_common: *const u8,
 }
 
 #[unsafe(no_mangle)]

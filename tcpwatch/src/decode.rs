@@ -13,7 +13,8 @@ use tcpwatch_common::{
     CloseEvent, FLAG_DATA_SENT, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
     FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_IDLE, KIND_MINISOCK_END, KIND_RESET,
     KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED,
-    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent, TaskEvent, failure, retransmit,
+    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent,
+    failure, retransmit,
 };
 use thiserror::Error;
 
@@ -380,6 +381,12 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
         rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
         expires_jiffies: raw.expires_jiffies,
     })
+}
+
+/// # Errors
+/// When the bytes are not a `SocketOptions`.
+pub fn socket_options(bytes: &[u8]) -> Result<SocketOptions, DecodeError> {
+    read(bytes)
 }
 
 fn socket(raw: &SocketEvent) -> Socket {

@@ -52,9 +52,11 @@ pub mod sock_diag;
 
 pub mod conntrack;
 
-pub mod http;
+pub mod socket_options;
 
 pub mod sweeper;
+
+pub mod http;
 
 pub mod pipeline;
 

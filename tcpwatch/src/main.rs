@@ -120,6 +120,7 @@ async fn serve(
         loaded.probes.follow_log();
     }
     let pipeline = Pipeline::new(node, loaded, recorder)?;
+    let sweeper = pipeline.sweeper();
 
     let (questions, asked) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -136,7 +137,8 @@ async fn serve(
     let address = listener.local_addr()?;
     tracing::info!("watching; curl http://{address}/leaks");
     let http = http.spawn(async move {
-        let served = axum::serve(TcpListener::from_std(listener)?, router(Api::new(questions)));
+        let served =
+            axum::serve(TcpListener::from_std(listener)?, router(Api::new(questions).with_sweeper(sweeper)));
         served.with_graceful_shutdown(async { drop(http_stops.await) }).await
     });
     pipeline.run(asked, stop).await?;

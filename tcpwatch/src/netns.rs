@@ -14,9 +14,9 @@ use tokio::sync::{Semaphore, oneshot};
 /// Where named namespaces are mounted: by `ip netns`, by Docker.
 const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
 
-/// Inode of this process's own.
+/// Inode of the one that this thread is in.
 pub fn own() -> Option<u32> {
-    inode(Path::new("/proc/self/ns/net")).ok()
+    inode(Path::new("/proc/thread-self/ns/net")).ok()
 }
 
 /// Moves this thread into the one with this inode; `pid` is a process that may be in it. `false` when there is none that

@@ -56,6 +56,14 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_SND_NXT", "tcp_sock", "snd_nxt"),
     ("OFF_SND_UNA", "tcp_sock", "snd_una"),
     ("OFF_SK_LINGERTIME", "sock", "sk_lingertime"),
+    ("OFF_NONAGLE", "tcp_sock", "nonagle:4"),
+    ("OFF_ICSK_USER_TIMEOUT", "inet_connection_sock", "icsk_user_timeout"),
+    ("OFF_KEEPALIVE_TIME", "tcp_sock", "keepalive_time"),
+    ("OFF_KEEPALIVE_INTVL", "tcp_sock", "keepalive_intvl"),
+    ("OFF_KEEPALIVE_PROBES", "tcp_sock", "keepalive_probes"),
+    ("OFF_NET_KEEPALIVE_TIME", "net", "ipv4.sysctl_tcp_keepalive_time"),
+    ("OFF_NET_KEEPALIVE_INTVL", "net", "ipv4.sysctl_tcp_keepalive_intvl"),
+    ("OFF_NET_KEEPALIVE_PROBES", "net", "ipv4.sysctl_tcp_keepalive_probes"),
     ("OFF_RCV_TSTAMP", "tcp_sock", "rcv_tstamp"),
     ("OFF_LSNDTIME", "tcp_sock", "lsndtime"),
     ("OFF_LRCVTIME", "inet_connection_sock", "icsk_ack.lrcvtime"),
@@ -107,6 +115,19 @@ const ONLY_FOR: &[(&str, &[&str])] = &[
         ],
     ),
     ("unheld", &["OFF_TW_EXPIRES", "OFF_SKC_NUM"]),
+    (
+        "options",
+        &[
+            "OFF_NONAGLE",
+            "OFF_ICSK_USER_TIMEOUT",
+            "OFF_KEEPALIVE_TIME",
+            "OFF_KEEPALIVE_INTVL",
+            "OFF_KEEPALIVE_PROBES",
+            "OFF_NET_KEEPALIVE_TIME",
+            "OFF_NET_KEEPALIVE_INTVL",
+            "OFF_NET_KEEPALIVE_PROBES",
+        ],
+    ),
 ];
 
 /// What the programs have to be told of the kernel's structs.

@@ -110,6 +110,11 @@ impl Pipeline {
         })
     }
 
+    /// For questions that go to its thread.
+    pub fn sweeper(&self) -> Sweeper {
+        self.sweeper.clone()
+    }
+
     /// Runs until `stop` completes.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ pub struct Target {
     pub remote: Endpoint,
     /// `None` where sockets are identified otherwise: then whatever has these ends is told of.
     pub cookie: Option<u64>,
+    /// What the records call it (`SocketEvent::cookie`).
+    pub identity: u64,
     /// A process that may be in its namespace.
     pub pid: Option<u32>,
 }

@@ -64,6 +64,11 @@ impl Ticks {
         u64::from(ticks) * 1_000_000_000 / self.hz
     }
 
+    /// Whole ones, as the kernel tells users of times that it keeps in ticks.
+    pub fn seconds(&self, ticks: u64) -> u64 {
+        ticks / self.hz
+    }
+
     pub fn ticks(&self, nanos: u64) -> u64 {
         u64::try_from(u128::from(nanos) * u128::from(self.hz) / 1_000_000_000).unwrap_or(u64::MAX)
     }

@@ -1,4 +1,5 @@
-//! `/connections/ID`: one connection with its whole life and, while it lives, how its data goes.
+//! `/connections/ID`: one connection with its whole life and, while it lives, how its data goes and what options its
+//! socket has.
 
 use axum::{
     extract::{Path, State},
@@ -22,7 +23,9 @@ use crate::{
     node::Node,
     process::Process,
     sock_diag::{self, Target, Transfer},
+    socket_options::{Keepalive, SocketOptions},
     table::Conn,
+    ticks::Ticks,
 };
 
 #[derive(Debug, Serialize)]
@@ -38,6 +41,10 @@ struct Connection {
     nat: Option<Nat>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nat_error: Option<String>,
+    /// `null` of what has no full socket.
+    options: Option<SocketOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options_error: Option<String>,
 }
 
 /// The addresses on both sides of a translation.
@@ -61,10 +68,11 @@ pub(super) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked
 }
 
 async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
-    let (detail, target) = api.ask(true, move |node, clock| find(node, clock, id)).await.flatten()?;
-    let (transfer, nat) = match target.filter(|_| api.live) {
-        Some(target) => ask_kernel(target).await,
-        None => (Ok(None), Ok(None)),
+    let ((detail, target), ticks) =
+        api.ask(true, move |node, clock| Ok((find(node, clock, id)?, node.tracker.ticks))).await.flatten()?;
+    let ((transfer, nat), options) = match target.filter(|_| api.live) {
+        Some(target) => tokio::join!(ask_kernel(target.clone()), ask_options(api, target, ticks)),
+        None => ((Ok(None), Ok(None)), Ok(None)),
     };
     let (transfer, transfer_error) = or_error(transfer);
     let (nat, nat_error) = or_error(nat);
@@ -74,7 +82,8 @@ async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
         source_seen: end(reached.0),
         reached: end(reached.1),
     });
-    Ok(Connection { detail, transfer, transfer_error, nat, nat_error })
+    let (options, options_error) = or_error(options);
+    Ok(Connection { detail, transfer, transfer_error, nat, nat_error, options, options_error })
 }
 
 type Told<T> = Result<Option<T>, String>;
@@ -86,6 +95,13 @@ async fn ask_kernel(target: Target) -> (Told<Transfer>, Told<Translation>) {
         Ok(if entered { (sock_diag::ask(&target), conntrack::ask(&target)) } else { (Ok(None), Ok(None)) })
     });
     asked.await.flatten().unwrap_or_else(|error: String| (Err(error.clone()), Err(error)))
+}
+
+async fn ask_options(api: &Api, target: Target, ticks: Option<Ticks>) -> Told<SocketOptions> {
+    let Some(sweeper) = &api.sweeper else { return Ok(None) };
+    let ticks = ticks.ok_or("how many ticks a second this kernel has is not known yet")?;
+    let told = sweeper.socket_options(target).await?;
+    Ok(told.map(|record| SocketOptions::new(&record, ticks)))
 }
 
 fn or_error<T>(told: Told<T>) -> (Option<T>, Option<String>) {
@@ -117,6 +133,7 @@ fn target(node: &Node, conn: &Conn) -> Option<Target> {
         local: conn.local,
         remote: conn.remote,
         cookie: (!node.tracker.told.addresses).then_some(conn.cookie),
+        identity: conn.cookie,
         pid: conn.process.map(|id| node.tracker.processes.get(id).pid),
     })
 }
@@ -161,27 +178,8 @@ impl Answer for Connection {
         if let Some(reset) = detail.reset {
             line("reset", show_reset(&reset));
         }
-        if let Some(retransmits) = detail.retransmits.filter(|retransmits| *retransmits > 0) {
-            line("retransmits", format!("{retransmits} segments, {} bytes", detail.retransmitted_bytes));
-        }
-        if !detail.retransmits_by_kind.is_empty() {
-            let kinds = detail.retransmits_by_kind.iter().map(|(kind, count)| format!("{count} {kind}"));
-            line("because of", kinds.collect::<Vec<_>>().join(", "));
-        }
-        if detail.spurious_retransmits > 0 {
-            line("needlessly", format!("{} segments", detail.spurious_retransmits));
-        }
-        if !detail.retransmits_failed.is_empty() {
-            let each = detail.retransmits_failed.iter().map(|(errno, count)| format!("{count} {errno}"));
-            line("failed", each.collect::<Vec<_>>().join(", "));
-        }
-        for (recovery, blocked) in &detail.blocked {
-            let ShownBlocked { count, seconds, bytes: behind } = *blocked;
-            let (seconds, behind) = (duration(seconds), bytes(behind));
-            line("blocked", format!("{seconds} in {count}, made good by {recovery}; {behind} waited"));
-        }
-        if let Some(stalled) = detail.row.stalled {
-            line("stalled", show_stalled(&stalled));
+        for (label, value) in losses(detail) {
+            line(label, value);
         }
         if detail.unread_bytes > 0 {
             line("unread", format!("{} bytes", detail.unread_bytes));
@@ -207,6 +205,13 @@ impl Answer for Connection {
         }
         if let Some(error) = &self.nat_error {
             line("NAT", format!("not known: {error}"));
+        }
+        if let Some(options) = &self.options {
+            line("keep-alive", show_keepalive(options.keepalive));
+            line("options", show_options(options));
+        }
+        if let Some(error) = &self.options_error {
+            line("options", format!("not known: {error}"));
         }
         text.push('\n');
         let rows: Vec<_> = detail
@@ -243,9 +248,59 @@ fn show_reset(reset: &ShownReset) -> String {
     text
 }
 
+/// What was lost on the way, and what came of it.
+fn losses(detail: &Detail) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let mut line = |label, value| lines.push((label, value));
+    if let Some(retransmits) = detail.retransmits.filter(|retransmits| *retransmits > 0) {
+        line("retransmits", format!("{retransmits} segments, {} bytes", detail.retransmitted_bytes));
+    }
+    if !detail.retransmits_by_kind.is_empty() {
+        let kinds = detail.retransmits_by_kind.iter().map(|(kind, count)| format!("{count} {kind}"));
+        line("because of", kinds.collect::<Vec<_>>().join(", "));
+    }
+    if detail.spurious_retransmits > 0 {
+        line("needlessly", format!("{} segments", detail.spurious_retransmits));
+    }
+    if !detail.retransmits_failed.is_empty() {
+        let each = detail.retransmits_failed.iter().map(|(errno, count)| format!("{count} {errno}"));
+        line("failed", each.collect::<Vec<_>>().join(", "));
+    }
+    for (recovery, blocked) in &detail.blocked {
+        let ShownBlocked { count, seconds, bytes: behind } = *blocked;
+        let (seconds, behind) = (duration(seconds), bytes(behind));
+        line("blocked", format!("{seconds} in {count}, made good by {recovery}; {behind} waited"));
+    }
+    if let Some(stalled) = detail.row.stalled {
+        line("stalled", show_stalled(&stalled));
+    }
+    lines
+}
+
 fn show_stalled(stalled: &ShownStalled) -> String {
     let (seconds, waiting) = (duration(stalled.seconds), bytes(stalled.bytes.into()));
     format!("since {seconds}, to be made good by {}; {waiting} wait", stalled.recovery.name())
+}
+
+fn show_keepalive(keepalive: Keepalive) -> String {
+    let Keepalive { on, idle_seconds, interval_seconds, probes } = keepalive;
+    if !on {
+        return "off".to_owned();
+    }
+    let [idle, interval] = [idle_seconds, interval_seconds].map(|seconds| duration(seconds as f64));
+    format!("on: after {idle}, every {interval}, {probes} probes")
+}
+
+fn show_options(options: &SocketOptions) -> String {
+    let switch = |on| if on { "on" } else { "off" };
+    let time = |seconds: Option<f64>| seconds.map_or_else(|| "off".to_owned(), duration);
+    format!(
+        "TCP_NODELAY {}, TCP_CORK {}, SO_LINGER {}, TCP_USER_TIMEOUT {}",
+        switch(options.nodelay),
+        switch(options.cork),
+        time(options.linger_seconds.map(|seconds| seconds as f64)),
+        time(options.user_timeout_seconds)
+    )
 }
 
 /// How the data goes, for people.

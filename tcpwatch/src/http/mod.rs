@@ -52,7 +52,7 @@ pub use self::{
     status::signals,
     text::{printable, table},
 };
-use crate::{clock::Clock, node::Node};
+use crate::{clock::Clock, node::Node, sweeper::Sweeper};
 
 /// Looks at the state and sends what it saw.
 pub type Ask = Box<dyn FnOnce(&Node, Clock) + Send>;
@@ -70,15 +70,22 @@ pub struct Api {
     questions: mpsc::Sender<Question>,
     /// What is asked about is on this machine now, so the kernel can be asked too.
     live: bool,
+    /// Who knows sockets' options.
+    sweeper: Option<Sweeper>,
 }
 
 impl Api {
     pub fn new(questions: mpsc::Sender<Question>) -> Self {
-        Self { questions, live: true }
+        Self { questions, live: true, sweeper: None }
     }
 
     pub fn of_recording(questions: mpsc::Sender<Question>) -> Self {
-        Self { questions, live: false }
+        Self { questions, live: false, sweeper: None }
+    }
+
+    #[must_use]
+    pub fn with_sweeper(self, sweeper: Sweeper) -> Self {
+        Self { sweeper: Some(sweeper), ..self }
     }
 
     async fn ask<T: Send + 'static>(

@@ -23,7 +23,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Map, MapData, RingBuf},
+    maps::{Array, Map, MapData, RingBuf},
     programs::{
         BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
     },
@@ -476,6 +476,21 @@ impl Probes {
     /// When the kernel refuses the iterator, with its reason.
     pub fn namespace_sockets(&mut self) -> Result<File, String> {
         let name = self.program_of("unheld").ok_or(NO_ITERATOR)?;
+        self.iterate(name)
+    }
+
+    /// A file whose reading gives the `SocketOptions` record of the socket with this identity, if it is one of the
+    /// calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the iterator, with its reason.
+    pub fn socket_options(&mut self, identity: u64) -> Result<File, String> {
+        const MAP: &str = "OPTIONS_OF";
+        let name = self.program_of("options").ok_or(NO_ITERATOR)?;
+        let map = self.ebpf.map_mut(MAP).ok_or_else(|| ProbeError::Object(MAP).to_string())?;
+        Array::try_from(map)
+            .and_then(|mut wanted| wanted.set(0, identity, 0))
+            .map_err(|error| format!("{MAP}: {error}"))?;
         self.iterate(name)
     }
 

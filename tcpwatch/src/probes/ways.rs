@@ -175,7 +175,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 11] = [
+pub(super) const OTHERS: [Spec; 12] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -395,6 +395,12 @@ pub(super) const OTHERS: [Spec; 11] = [
         ways: &[way("iter", "iter tcp", "unheld_iter", Attach::Iter("tcp"), None)],
         without: "TIME_WAIT and orphaned FIN_WAIT2 are inferred; lost records are repaired only for held sockets",
     },
+    Spec {
+        key: "options",
+        signal: "socket options",
+        ways: &[way("iter", "iter tcp", "options_iter", Attach::Iter("tcp"), None)],
+        without: "the options of a connection's socket are not told",
+    },
 ];
 
 /// `close=kprobe`: this way for this signal, and no other.
@@ -464,7 +470,7 @@ mod tests {
             (
                 "open=kprobe",
                 "state, retransmit, retransmit_failed, congestion, synack, send_reset, receive_reset, close, accept, \
-                 minisock, held, unheld",
+                 minisock, held, unheld, options",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {

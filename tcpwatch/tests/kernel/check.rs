@@ -74,7 +74,8 @@ fn a_choice_that_there_is_not_is_refused_with_those_that_there_are() {
             "accept",
             "minisock",
             "held",
-            "unheld"
+            "unheld",
+            "options"
         ]
     );
     assert_eq!(there_are("close=tp_btf"), ["fentry", "kprobe", "inferred"]);

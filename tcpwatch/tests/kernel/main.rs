@@ -20,6 +20,7 @@ mod loss;
 mod metrics;
 mod nat;
 mod netns;
+mod options;
 mod owners;
 mod ports;
 mod privilege;

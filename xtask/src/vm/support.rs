@@ -58,7 +58,7 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// How tcpwatch sees each signal when nothing forces it: the best way it knows.
-pub(crate) const WAYS: [(&str, &str); 12] = [
+pub(crate) const WAYS: [(&str, &str); 13] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("retransmit_failed", "tp_btf"),
@@ -71,6 +71,7 @@ pub(crate) const WAYS: [(&str, &str); 12] = [
     ("minisock", "fentry"),
     ("held", "iter"),
     ("unheld", "iter"),
+    ("options", "iter"),
 ];
 
 /// Ways forced one after the other, so that each is proved on each kernel and not only the best.

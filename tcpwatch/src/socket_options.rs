@@ -1,0 +1,136 @@
+//! The options of a live connection's socket, read from the kernel when somebody asks for that connection.
+//!
+//! No interface of the kernel tells them but to who holds the socket, so an iterator looks for it among those of its
+//! network namespace.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tcpwatch_common::{
+    OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, SocketOptions as Record,
+};
+
+use crate::{decode, netns, probes::Probes, sock_diag::Target, ticks::Ticks};
+
+/// As getsockopt() tells them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SocketOptions {
+    pub keepalive: Keepalive,
+    /// TCP_NODELAY
+    pub nodelay: bool,
+    /// TCP_CORK
+    pub cork: bool,
+    /// SO_LINGER: how long close() waits for what was sent to be acknowledged, 0 to reset the connection; `null` when
+    /// it is off.
+    pub linger_seconds: Option<u64>,
+    /// TCP_USER_TIMEOUT; `null` when it is not set.
+    pub user_timeout_seconds: Option<f64>,
+}
+
+/// Its figures are those of the network namespace where the socket has none of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Keepalive {
+    /// SO_KEEPALIVE
+    pub on: bool,
+    /// Without data, until the first probe (TCP_KEEPIDLE).
+    pub idle_seconds: u64,
+    /// Between probes (TCP_KEEPINTVL).
+    pub interval_seconds: u64,
+    /// So many without an answer end the connection (TCP_KEEPCNT).
+    pub probes: u32,
+}
+
+impl SocketOptions {
+    pub fn new(record: &Record, ticks: Ticks) -> Self {
+        let has = |option| record.flags & option != 0;
+        Self {
+            keepalive: Keepalive {
+                on: has(OPTION_KEEPALIVE),
+                idle_seconds: ticks.seconds(record.keepalive_time_jiffies.into()),
+                interval_seconds: ticks.seconds(record.keepalive_intvl_jiffies.into()),
+                probes: record.keepalive_probes,
+            },
+            nodelay: has(OPTION_NODELAY),
+            cork: has(OPTION_CORK),
+            linger_seconds: has(OPTION_LINGER).then(|| ticks.seconds(record.linger_jiffies)),
+            user_timeout_seconds: (record.user_timeout_ms > 0)
+                .then(|| Duration::from_millis(record.user_timeout_ms.into()).as_secs_f64()),
+        }
+    }
+}
+
+/// Asks, moving this thread into the connection's namespace. `None` when the kernel has no such socket any more.
+///
+/// # Errors
+/// Why it cannot be asked, for people.
+pub fn ask(probes: &mut Probes, target: &Target) -> Result<Option<Record>, String> {
+    if !netns::enter_by_inode(target.netns, target.pid)? {
+        return Ok(None);
+    }
+    let file = probes.socket_options(target.identity)?;
+    let record = read(file).map_err(|error| format!("cannot ask the kernel (iterator tcp): {error}"))?;
+    // Where sockets are identified by their address, another may have it by now.
+    let ends = (target.local.port, target.remote.port);
+    Ok(record.filter(|record| (record.sport, record.dport) == ends))
+}
+
+/// The one record that there is, if there is.
+fn read(mut file: File) -> io::Result<Option<Record>> {
+    let mut bytes = [0; size_of::<Record>()];
+    loop {
+        match file.read_exact(&mut bytes) {
+            Ok(()) => return decode::socket_options(&bytes).map(Some).map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            // After a million sockets (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c): it goes on from there.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_off_or_not_set_is_null_and_a_linger_time_of_0_is_not() {
+        let second = 1_000_000_000;
+        let ticks = Ticks::from_reading((1 << 32) + 700 * 250, 1000 * second).unwrap();
+        let record = Record {
+            flags: OPTION_LINGER,
+            user_timeout_ms: 0,
+            linger_jiffies: 0,
+            keepalive_time_jiffies: 7200 * 250,
+            keepalive_intvl_jiffies: 75 * 250,
+            keepalive_probes: 9,
+            sport: 1,
+            dport: 2,
+        };
+        let off = SocketOptions {
+            keepalive: Keepalive { on: false, idle_seconds: 7200, interval_seconds: 75, probes: 9 },
+            nodelay: false,
+            cork: false,
+            linger_seconds: Some(0),
+            user_timeout_seconds: None,
+        };
+        assert_eq!(SocketOptions::new(&record, ticks), off);
+        let record = Record {
+            flags: OPTION_KEEPALIVE | OPTION_NODELAY | OPTION_CORK,
+            user_timeout_ms: 1500,
+            linger_jiffies: 250,
+            ..record
+        };
+        let on = SocketOptions {
+            keepalive: Keepalive { on: true, ..off.keepalive },
+            nodelay: true,
+            cork: true,
+            linger_seconds: None,
+            user_timeout_seconds: Some(1.5),
+        };
+        assert_eq!(SocketOptions::new(&record, ticks), on);
+    }
+}
