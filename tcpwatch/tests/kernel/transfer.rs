@@ -92,8 +92,8 @@ say(waits_from, waits_until)
 order()
 "#;
 
-/// Toward three ports: a connection of a known rate that had carried much more before, connections that carry 1000 bytes
-/// as soon as they begin, and one whose segments get lost.
+/// Toward three ports: a connection of a known rate that carried much more before, connections that carry 1000 bytes as
+/// soon as they begin, and one whose segments get lost.
 const FLOWS: &str = r#"
 import threading
 listeners = [listen(args[0]) for _ in range(3)]
@@ -166,7 +166,8 @@ fn how_the_data_goes_is_what_the_kernel_says_of_both_ends() {
         eventually("both ends tell of all the bytes", || {
             let (ours, theirs) = (side(&daemon, &namespace, "client"), side(&daemon, &namespace, "server"));
             let (ours, theirs) = (&ours["transfer"], &theirs["transfer"]);
-            let right = ours["sending"]["bytes"] == BYTES
+            // A machine that is busy enough repeats some that nobody lost.
+            let right = ours["sending"]["bytes"].as_u64() >= Some(BYTES)
                 // The SYN counts.
                 && ours["sending"]["acknowledged_bytes"] == BYTES + 1
                 && ours["sending"]["queue_bytes"] == 0
