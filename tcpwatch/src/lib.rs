@@ -47,6 +47,7 @@ pub mod node;
 mod netlink;
 pub mod netns;
 
+pub mod answers;
 pub mod local_ports;
 pub mod sock_diag;
 

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::AddAssign,
     time::Duration,
 };
 
@@ -19,7 +20,12 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::{decode::Endpoint, netlink, netns};
+use crate::{
+    answers::{Answer, Exchange},
+    decode::Endpoint,
+    netlink, netns,
+    state::TcpState,
+};
 
 /// The connection that is asked about.
 #[derive(Clone, Debug)]
@@ -149,20 +155,51 @@ pub struct Figures {
     pub local: Endpoint,
     pub remote: Endpoint,
     pub cookie: u64,
+    pub carried: Carried,
     /// As in [`Sending`] and [`Receiving`].
-    pub sent_bytes: u64,
     pub send_queue_bytes: u32,
     pub delivery_rate: u64,
     pub busy_seconds: f64,
     pub peer_window_limited_seconds: f64,
     pub buffer_limited_seconds: f64,
     pub window_probes: u8,
-    pub received_bytes: u64,
     pub receive_queue_bytes: u32,
     pub out_of_order_packets: u32,
+    pub rtt_seconds: Option<f64>,
+    pub answer: Option<Answer>,
+}
+
+/// Since the connection began.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Carried {
+    /// As in [`Sending`] and [`Receiving`].
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
     /// `bytes_retrans`.
     pub retransmitted_bytes: u64,
-    pub rtt_seconds: Option<f64>,
+}
+
+impl AddAssign for Carried {
+    fn add_assign(&mut self, other: Self) {
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+        self.retransmitted_bytes += other.retransmitted_bytes;
+    }
+}
+
+impl Carried {
+    /// What came on top of `earlier`. A socket that was disconnected and connects again counts anew, under its cookie.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        if self.sent_bytes < earlier.sent_bytes || self.received_bytes < earlier.received_bytes {
+            return self;
+        }
+        Self {
+            sent_bytes: self.sent_bytes - earlier.sent_bytes,
+            received_bytes: self.received_bytes - earlier.received_bytes,
+            retransmitted_bytes: self.retransmitted_bytes.saturating_sub(earlier.retransmitted_bytes),
+        }
+    }
 }
 
 /// So many are told at once.
@@ -241,19 +278,34 @@ fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
         local: Endpoint::new(socket.source_address, socket.source_port),
         remote: Endpoint::new(socket.destination_address, socket.destination_port),
         cookie: u64::from_ne_bytes(socket.cookie),
-        sent_bytes: info.bytes_sent,
+        carried: Carried {
+            sent_bytes: info.bytes_sent,
+            received_bytes: info.bytes_received,
+            retransmitted_bytes: info.bytes_retrans,
+        },
         send_queue_bytes: header.send_queue,
         delivery_rate: info.delivery_rate,
         busy_seconds: micros(info.busy_time),
         peer_window_limited_seconds: micros(info.rwnd_limited),
         buffer_limited_seconds: micros(info.sndbuf_limited),
         window_probes: info.probes,
-        received_bytes: info.bytes_received,
         receive_queue_bytes: header.recv_queue,
         out_of_order_packets: info.rcv_ooopack,
-        retransmitted_bytes: info.bytes_retrans,
         rtt_seconds: (info.rtt > 0).then(|| micros(info.rtt.into())),
+        answer: exchange(info).answer(),
     })
+}
+
+fn exchange(info: &TcpInfo) -> Exchange {
+    Exchange {
+        established: info.state == TcpState::Established as u8,
+        sent_bytes: info.bytes_sent,
+        received_bytes: info.bytes_received,
+        unacknowledged: info.unacked,
+        sent_ms: info.last_data_sent,
+        received_ms: info.last_data_recv,
+        acknowledged_ms: info.last_ack_recv,
+    }
 }
 
 /// INET_DIAG_NOCOOKIE (include/uapi/linux/inet_diag.h).

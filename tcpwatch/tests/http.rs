@@ -1,6 +1,8 @@
 //! What HTTP answers: to questions as they should be, to mistakes, and to hostility. Over a recorded run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use std::time::Duration;
+
 use axum::{
     Router,
     body::{Body, Bytes, to_bytes},
@@ -377,6 +379,55 @@ async fn how_data_went_is_not_in_a_recording() {
     assert_eq!((&told["total"], told["problems"].as_array().unwrap().len()), (&json!(0), 1), "{told}");
     fails(&server, Method::GET, "/transfer?sort=age", 400, Some("sort")).await;
     fails(&server, Method::GET, "/transfer?role=boss", 400, Some("role")).await;
+    // Nothing is waited for.
+    let rates = server.json("/transfer?seconds=60&sort=rate").await;
+    assert_eq!((&rates["seconds"], &rates["problems"]), (&Value::Null, &told["problems"]));
+}
+
+#[tokio::test]
+async fn rates_are_over_a_minute_at_most() {
+    let server = Server::of_fixture();
+    for seconds in ["0", "-1", "60.001", "1e300", "inf", "nan", "1s", "", "%30x"] {
+        fails(&server, Method::GET, &format!("/transfer?seconds={seconds}"), 400, Some("seconds")).await;
+    }
+    fails(&server, Method::GET, "/transfer?seconds=1&seconds=1", 400, Some("seconds")).await;
+    fails(&server, Method::GET, "/transfer?sort=rate", 400, Some("sort")).await;
+    let told = server.json("/transfer?seconds=0.01&sort=rate").await;
+    assert!(told["seconds"].as_f64() >= Some(0.01), "{told}");
+    assert!(server.get("/transfer?seconds=0.01").await.body.contains("SENT/S"));
+    assert_eq!(server.json("/transfer").await["seconds"], Value::Null);
+    assert!(!server.get("/transfer").await.body.contains("SENT/S"));
+}
+
+#[tokio::test]
+async fn a_stopping_daemon_does_not_measure_on_and_bounds_who_may() {
+    let (sender, mut questions) = mpsc::channel::<Question>(8);
+    let server = Server(router(Api::new(sender)));
+    let ask = || {
+        let server = Server(server.0.clone());
+        tokio::spawn(async move { server.get("/transfer?seconds=60").await })
+    };
+    // Each has its place once it has put its question.
+    let mut asked = Vec::new();
+    let mut put = Vec::new();
+    for _ in 0..4 {
+        asked.push(ask());
+        put.push(questions.recv().await.unwrap());
+    }
+    let refused = server.get("/transfer?seconds=60").await;
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    assert!(refused.body.contains("`seconds`"), "{}", refused.body);
+    // They look, and wait for the second look.
+    let clock = Clock::read();
+    let node = empty_node(clock);
+    for question in put {
+        (question.ask)(&node, clock);
+    }
+    drop(questions);
+    for answer in asked {
+        let answer = tokio::time::timeout(Duration::from_secs(30), answer).await;
+        assert_eq!(answer.expect("an answer before the minute is over").unwrap().status, 503);
+    }
 }
 
 #[tokio::test]

@@ -45,7 +45,7 @@ const PATHS: &[Path] = &[
     },
     Path {
         path: "/transfer",
-        answers: "how the data of live connections goes, by process and peer; ?comm= role= sort= limit=",
+        answers: "how the data of live connections goes, by process and peer; ?comm= role= seconds= sort= limit=",
     },
     Path {
         path: "/events",

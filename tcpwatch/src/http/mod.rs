@@ -37,6 +37,8 @@ mod text;
 mod transfer;
 mod view;
 
+use std::sync::Arc;
+
 use axum::{
     Router,
     extract::{FromRequestParts, State},
@@ -44,7 +46,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::request::{Format, Params};
 pub use self::{
@@ -72,15 +74,21 @@ pub struct Api {
     live: bool,
     /// Who knows sockets' options.
     sweeper: Option<Sweeper>,
+    /// Of [`FIRST_LOOKS`], those that are free.
+    first_looks: Arc<Semaphore>,
 }
+
+/// What all connections had carried when they were first looked at is kept for so many questions at once, however many
+/// are put.
+const FIRST_LOOKS: usize = 4;
 
 impl Api {
     pub fn new(questions: mpsc::Sender<Question>) -> Self {
-        Self { questions, live: true, sweeper: None }
+        Self { questions, live: true, sweeper: None, first_looks: Arc::new(Semaphore::new(FIRST_LOOKS)) }
     }
 
     pub fn of_recording(questions: mpsc::Sender<Question>) -> Self {
-        Self { questions, live: false, sweeper: None }
+        Self { live: false, ..Self::new(questions) }
     }
 
     #[must_use]
@@ -100,6 +108,11 @@ impl Api {
         });
         self.questions.send(Question { ask, about_owners }).await.map_err(|_| ApiError::stopping())?;
         answer.await.map_err(|_| ApiError::stopping())
+    }
+
+    /// When nothing is answered any more.
+    async fn stopped(&self) {
+        self.questions.closed().await;
     }
 }
 

@@ -124,6 +124,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; see the log of tcpwatch")
     }
 
+    pub fn busy() -> Self {
+        let reason = "too many questions with `seconds` are being answered; ask again when one of them is";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    }
+
     pub fn stopping() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "tcpwatch is stopping")
     }

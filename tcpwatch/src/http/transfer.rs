@@ -1,28 +1,29 @@
 //! `/transfer`: how the data of the live connections goes, summed by process and peer: asked of the kernel now.
 //!
 //! The kernel is asked in a thread of its own and answers in parts; each part is booked by the owner of the state in
-//! turn with what else it has to do.
+//! turn with what else it has to do. For rates it is asked twice.
 
-use std::{cmp::Reverse, sync::Arc};
+mod look;
+mod sums;
+
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use axum::{extract::State, response::Response};
-use rustc_hash::FxHashMap;
 use serde::Serialize;
 
+use self::{
+    look::{FirstLook, Look},
+    sums::{Spread, Sum, Sums, Waiting},
+};
 use super::{
     Answer, Api, ApiError, Asked,
     connections::DEFAULT_LIMIT,
     request::Params,
     respond,
     sums::cut,
-    text::{bytes, printable, table},
+    text::{bytes, duration, printable, table},
 };
-use crate::{
-    aggregate::{Peer, Role},
-    node::Node,
-    sock_diag::{self, Figures},
-    table::{Conn, Ends},
-};
+use crate::{aggregate::Role, clock, node::Node, sock_diag::Carried};
 
 #[derive(Debug, Serialize)]
 struct Transfers {
@@ -30,6 +31,9 @@ struct Transfers {
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
+    /// What the rates are over; absent when nobody asked for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
     transfers: Vec<Row>,
     /// What could not be asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -44,80 +48,37 @@ struct Row {
     peer: String,
     #[serde(flatten)]
     sum: Sum,
-    /// `null` before the first measurement of any.
-    rtt: Option<Rtt>,
+    /// Of the connections' smoothed round-trip times; `null` before the first measurement of any.
+    rtt: Option<Spread>,
+    /// How long the last answer took of each client's connection that has it; `null` when none has.
+    answer_time: Option<Spread>,
+    waiting: Option<Waiting>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rates: Option<Rates>,
 }
 
-/// Over connections that live now, each since it began.
-#[derive(Clone, Debug, Default, Serialize)]
-struct Sum {
-    connections: u64,
-    sent_bytes: u64,
-    received_bytes: u64,
-    retransmitted_bytes: u64,
-    send_queue_bytes: u64,
-    receive_queue_bytes: u64,
-    delivery_rate: u64,
-    busy_seconds: f64,
-    peer_window_limited_seconds: f64,
-    buffer_limited_seconds: f64,
-    window_probes: u64,
-    out_of_order_packets: u64,
-    #[serde(skip)]
-    rtt: RttSum,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct RttSum {
-    count: u64,
-    seconds: f64,
-    least: f64,
-    most: f64,
-}
-
-/// Of the connections' smoothed round-trip times.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Rtt {
-    least_seconds: f64,
-    mean_seconds: f64,
-    most_seconds: f64,
+struct Rates {
+    sent_bytes_per_second: u64,
+    received_bytes_per_second: u64,
+    retransmitted_bytes_per_second: u64,
 }
 
-impl Sum {
-    fn add(&mut self, figures: &Figures) {
-        self.connections += 1;
-        self.sent_bytes += figures.sent_bytes;
-        self.received_bytes += figures.received_bytes;
-        self.retransmitted_bytes += figures.retransmitted_bytes;
-        self.send_queue_bytes += u64::from(figures.send_queue_bytes);
-        self.receive_queue_bytes += u64::from(figures.receive_queue_bytes);
-        self.delivery_rate += figures.delivery_rate;
-        self.busy_seconds += figures.busy_seconds;
-        self.peer_window_limited_seconds += figures.peer_window_limited_seconds;
-        self.buffer_limited_seconds += figures.buffer_limited_seconds;
-        self.window_probes += u64::from(figures.window_probes);
-        self.out_of_order_packets += u64::from(figures.out_of_order_packets);
-        if let Some(seconds) = figures.rtt_seconds {
-            let RttSum { count, seconds: sum, least, most } = self.rtt;
-            let least = if count == 0 { seconds } else { least.min(seconds) };
-            self.rtt = RttSum { count: count + 1, seconds: sum + seconds, least, most: most.max(seconds) };
+impl Rates {
+    fn over(seconds: f64, carried: Carried) -> Self {
+        let rate = |bytes: u64| (bytes as f64 / seconds).round() as u64;
+        Self {
+            sent_bytes_per_second: rate(carried.sent_bytes),
+            received_bytes_per_second: rate(carried.received_bytes),
+            retransmitted_bytes_per_second: rate(carried.retransmitted_bytes),
         }
-    }
-}
-
-impl RttSum {
-    fn shown(self) -> Option<Rtt> {
-        (self.count > 0).then(|| Rtt {
-            least_seconds: self.least,
-            mean_seconds: self.seconds / self.count as f64,
-            most_seconds: self.most,
-        })
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sort {
     Bytes,
+    Rate,
     Connections,
     Retransmitted,
     Name,
@@ -126,48 +87,13 @@ enum Sort {
 struct Wanted {
     comm: Option<String>,
     role: Option<Role>,
+    period: Option<Duration>,
     sort: Sort,
     limit: usize,
 }
 
-type Key = (Option<Arc<str>>, Role, Peer);
-
-#[derive(Default)]
-struct Sums {
-    by_key: FxHashMap<Key, Sum>,
-    /// Where connections are not known by the kernel's cookies: by what they are known.
-    by_ends: Option<FxHashMap<Ends, u64>>,
-}
-
-impl Sums {
-    /// Books a part. What ended meanwhile, or is not known yet, is left out.
-    fn add(&mut self, node: &Node, part: &[Figures]) {
-        for figures in part {
-            if let Some(conn) = self.find(node, figures) {
-                let process = conn.process.map(|id| Arc::clone(&node.tracker.processes.get(id).comm));
-                self.by_key.entry((process, conn.role, conn.peer())).or_default().add(figures);
-            }
-        }
-    }
-
-    fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
-        let table = &node.tracker.table;
-        let ends = (figures.netns, figures.local, figures.remote);
-        let cookie = if node.tracker.told.addresses {
-            let by_ends = self.by_ends.get_or_insert_with(|| {
-                table.iter().filter(|conn| is_full(conn)).map(|conn| (conn.ends(), conn.cookie)).collect()
-            });
-            *by_ends.get(&ends)?
-        } else {
-            figures.cookie
-        };
-        table.find(cookie).map(|slot| table.get(slot)).filter(|conn| is_full(conn) && conn.ends() == ends)
-    }
-}
-
-fn is_full(conn: &Conn) -> bool {
-    conn.role != Role::Listener && !conn.marks.minisock && !conn.marks.request
-}
+/// Most clients and proxies wait no longer for an answer.
+const MOST_SECONDS: f64 = 60.0;
 
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
     let answer = match parse(&mut asked.params) {
@@ -179,41 +105,41 @@ pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
 
 fn parse(params: &mut Params) -> Result<Wanted, ApiError> {
     let (comm, role) = (params.take("comm")?, params.take_as("role")?);
+    let seconds: Option<f64> = params.take_as("seconds")?;
+    if let Some(seconds) = seconds
+        && !(seconds > 0.0 && seconds <= MOST_SECONDS)
+    {
+        return Err(ApiError::bad(
+            "seconds",
+            format!("`{seconds}` is not above 0 and at most {MOST_SECONDS}"),
+        ));
+    }
     let sort = match params.take("sort")?.as_deref() {
         None | Some("bytes") => Sort::Bytes,
+        Some("rate") if seconds.is_none() => {
+            return Err(ApiError::bad("sort", "`rate` needs `seconds`, the time to measure it over"));
+        }
+        Some("rate") => Sort::Rate,
         Some("connections") => Sort::Connections,
         Some("retransmitted") => Sort::Retransmitted,
         Some("name") => Sort::Name,
         Some(other) => {
-            let known = "bytes, connections, retransmitted, name";
+            let known = "bytes, rate, connections, retransmitted, name";
             return Err(ApiError::bad("sort", format!("`{other}` is not one of {known}")));
         }
     };
     let limit = params.take_limit(DEFAULT_LIMIT)?;
-    params.finish(&["comm", "role", "sort", "limit"])?;
-    Ok(Wanted { comm, role, sort, limit })
+    params.finish(&["comm", "role", "seconds", "sort", "limit"])?;
+    Ok(Wanted { comm, role, period: seconds.map(Duration::from_secs_f64), sort, limit })
 }
 
 async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
-    let namespaces = api.ask(false, |node, _| node.namespaces_of(is_full)).await?;
-    let (mut sums, mut problems) = (Sums::default(), Vec::new());
-    if api.live {
-        let mut parts = sock_diag::ask_all(namespaces);
-        while let Some(part) = parts.recv().await {
-            match part {
-                Ok(part) => {
-                    let book = move |node: &Node, _| {
-                        sums.add(node, &part);
-                        sums
-                    };
-                    sums = api.ask(false, book).await?;
-                }
-                Err(problem) => problems.push(problem),
-            }
-        }
+    let (sums, seconds, problems) = if api.live {
+        look(api, wanted.period).await?
     } else {
-        problems.push("a recording does not have what only the kernel counts".to_owned());
-    }
+        let problem = "a recording does not have what only the kernel counts";
+        (Sums::default(), None, vec![problem.to_owned()])
+    };
     let mut rows: Vec<_> = sums
         .by_key
         .into_iter()
@@ -225,7 +151,10 @@ async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
             process,
             role,
             peer: peer.to_string(),
-            rtt: sum.rtt.shown(),
+            rtt: sum.rtt.spread(),
+            answer_time: sum.answered.spread(),
+            waiting: sum.awaited.waiting(),
+            rates: seconds.map(|seconds| Rates::over(seconds, sum.lately)),
             sum,
         })
         .collect();
@@ -233,56 +162,53 @@ async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
     rows.sort_by(|a, b| (&a.process, &a.peer, a.role).cmp(&(&b.process, &b.peer, b.role)));
     rows.sort_by_key(|Row { sum, .. }| {
         Reverse(match wanted.sort {
-            Sort::Bytes => sum.sent_bytes + sum.received_bytes,
+            Sort::Bytes => sum.carried.sent_bytes + sum.carried.received_bytes,
+            Sort::Rate => sum.lately.sent_bytes + sum.lately.received_bytes,
             Sort::Connections => sum.connections,
-            Sort::Retransmitted => sum.retransmitted_bytes,
+            Sort::Retransmitted => sum.carried.retransmitted_bytes,
             Sort::Name => 0,
         })
     });
     rows.truncate(wanted.limit);
-    Ok(Transfers { total, truncated: total > rows.len(), transfers: rows, problems })
+    Ok(Transfers { total, truncated: total > rows.len(), seconds, transfers: rows, problems })
 }
+
+/// The sums of now, over how many seconds their rates are, and what could not be asked.
+async fn look(api: &Api, period: Option<Duration>) -> Result<(Sums, Option<f64>, Vec<String>), ApiError> {
+    let first = match period {
+        Some(period) => Some(FirstLook::take(api, period).await?),
+        None => None,
+    };
+    let mut problems = first.as_ref().map_or(Vec::new(), |first| first.problems.clone());
+    let first_ns = first.as_ref().map(|first| first.answered_ns);
+    let mut sums = Sums::since(first);
+    let mut look = Look::start(api).await?;
+    while let Some(part) = look.next().await {
+        let book = move |node: &Node, _| {
+            sums.add(node, &part);
+            sums
+        };
+        sums = api.ask(false, book).await?;
+    }
+    let seconds = first_ns.map(|first_ns| clock::seconds(look.answered_ns() - first_ns));
+    problems.append(&mut look.problems);
+    problems.sort();
+    // Both looks may have met the same.
+    problems.dedup();
+    Ok((sums, seconds, problems))
+}
+
+const COLUMNS: [&str; 7] = ["PROCESS", "ROLE", "PEER", "NOW", "SENT", "RECEIVED", "RETRANSMITTED"];
+/// Where somebody asked for them.
+const RATES: [&str; 3] = ["SENT/S", "RECEIVED/S", "RETRANSMITTED/S"];
+const MORE_COLUMNS: [&str; 6] =
+    ["QUEUED OUT, IN", "OUT OF ORDER", "ROUND TRIP", "ANSWERED IN", "WAITING", "LIMITED BY"];
 
 impl Answer for Transfers {
     fn text(&self) -> String {
-        let rows: Vec<_> = self
-            .transfers
-            .iter()
-            .map(|row| {
-                let sum = &row.sum;
-                vec![
-                    row.process.as_deref().map_or("-".to_owned(), printable),
-                    row.role.to_string(),
-                    row.peer.clone(),
-                    sum.connections.to_string(),
-                    bytes(sum.sent_bytes),
-                    bytes(sum.received_bytes),
-                    bytes(sum.retransmitted_bytes),
-                    format!("{}, {}", bytes(sum.send_queue_bytes), bytes(sum.receive_queue_bytes)),
-                    sum.out_of_order_packets.to_string(),
-                    row.rtt.map_or("-".to_owned(), |rtt| {
-                        let millis = |seconds: f64| format!("{:.3}", seconds * 1e3);
-                        let [least, mean, most] =
-                            [rtt.least_seconds, rtt.mean_seconds, rtt.most_seconds].map(millis);
-                        format!("{mean}ms ({least} to {most})")
-                    }),
-                    limits(sum),
-                ]
-            })
-            .collect();
-        let header = [
-            "PROCESS",
-            "ROLE",
-            "PEER",
-            "NOW",
-            "SENT",
-            "RECEIVED",
-            "RETRANSMITTED",
-            "QUEUED OUT, IN",
-            "OUT OF ORDER",
-            "ROUND TRIP",
-            "LIMITED BY",
-        ];
+        let rates: &[_] = if self.seconds.is_some() { &RATES } else { &[] };
+        let header = [&COLUMNS, rates, &MORE_COLUMNS].concat();
+        let rows: Vec<_> = self.transfers.iter().map(Row::cells).collect();
         let mut text = table(&header, &rows);
         for problem in &self.problems {
             text += &format!("\nnot complete: {problem}\n");
@@ -292,6 +218,49 @@ impl Answer for Transfers {
         }
         text
     }
+}
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        let sum = &self.sum;
+        let mut cells = vec![
+            self.process.as_deref().map_or("-".to_owned(), printable),
+            self.role.to_string(),
+            self.peer.clone(),
+            sum.connections.to_string(),
+            bytes(sum.carried.sent_bytes),
+            bytes(sum.carried.received_bytes),
+            bytes(sum.carried.retransmitted_bytes),
+        ];
+        if let Some(rates) = self.rates {
+            cells.extend(
+                [
+                    rates.sent_bytes_per_second,
+                    rates.received_bytes_per_second,
+                    rates.retransmitted_bytes_per_second,
+                ]
+                .map(bytes),
+            );
+        }
+        cells.extend([
+            format!("{}, {}", bytes(sum.send_queue_bytes), bytes(sum.receive_queue_bytes)),
+            sum.out_of_order_packets.to_string(),
+            spread(self.rtt, |seconds| format!("{:.3}ms", seconds * 1e3)),
+            spread(self.answer_time, duration),
+            self.waiting.map_or("-".to_owned(), |waiting| {
+                format!("{}, longest {}", waiting.connections, duration(waiting.longest_seconds))
+            }),
+            limits(sum),
+        ]);
+        cells
+    }
+}
+
+fn spread(spread: Option<Spread>, shown: impl Fn(f64) -> String) -> String {
+    spread.map_or("-".to_owned(), |spread| {
+        let [least, mean, most] = [spread.least_seconds, spread.mean_seconds, spread.most_seconds].map(shown);
+        format!("{mean} ({least} to {most})")
+    })
 }
 
 /// Shares of the time in which there was something to send.
