@@ -65,17 +65,13 @@ pub struct Probe {
 /// tcp_cong_state_set(sk, ca_state).
 #[btf_tracepoint(function = "tcp_cong_state_set")]
 pub fn congestion_tp_btf(ctx: BtfTracePointContext) -> i32 {
-    if let Some(sk) = Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        changes(&ctx, sk, ctx.arg::<u32>(1) as u8);
-    }
+    changes(&ctx, Typed::new(ctx.arg(0)), ctx.arg::<u32>(1) as u8);
     0
 }
 
 #[raw_tracepoint(tracepoint = "tcp_cong_state_set")]
 pub fn congestion_raw_tp(ctx: RawTracePointContext) -> i32 {
-    if let Some(sk) = Raw::new(ctx.arg(0)).and_then(Kernel::tcp_sock) {
-        changes(&ctx, sk, ctx.arg::<u32>(1) as u8);
-    }
+    changes(&ctx, Raw::new(ctx.arg(0)), ctx.arg::<u32>(1) as u8);
     0
 }
 
@@ -85,13 +81,14 @@ pub fn ca_state(sk: impl Kernel) -> u8 {
 }
 
 #[inline(always)]
-fn changes(ctx: &impl EbpfContext, sk: impl Kernel, new: u8) {
-    // Nearly always: a socket that a listener made starts so.
-    if new < CA_RECOVERY && ca_state(sk) < CA_RECOVERY {
+fn changes(ctx: &impl EbpfContext, sk: Option<impl Kernel>, new: u8) {
+    // Nearly always a socket that a listener made, which starts so: asked first, because that costs least.
+    let state = sk.map_or(CLOSE, |sk| sk.read::<u8>(&OFF_SKC_STATE));
+    if matches!(state, SYN_SENT | SYN_RECV | LISTEN | CLOSE) {
         return;
     }
-    let state = sk.read::<u8>(&OFF_SKC_STATE);
-    if matches!(state, SYN_SENT | SYN_RECV | LISTEN | CLOSE) {
+    let Some(sk) = sk.and_then(Kernel::tcp_sock) else { return };
+    if new < CA_RECOVERY && ca_state(sk) < CA_RECOVERY {
         return;
     }
     let counters = Counters { lost: LOST_CONGESTION, held_back: HELD_BACK_CONGESTION };

@@ -87,7 +87,8 @@ impl Check {
         }
         for (key, _) in WAYS {
             let asked = forced.and_then(|forced| forced.hooks.iter().find(|(of, _)| *of == key));
-            let expected = asked.map_or_else(|| series.way(key), |(_, way)| Some(*way));
+            // A signal that this kernel does not give it gives in no other way either.
+            let expected = series.way(key).map(|own| asked.map_or(own, |(_, way)| *way));
             let Some(signal) = self.signals.iter().find(|signal| signal.key == key) else {
                 faults.push(format!("the signal {key} is not told of"));
                 continue;
