@@ -31,8 +31,6 @@ pub const KIND_TASK: u8 = 4;
 /// An [`IdleEvent`], just before the transition from ESTABLISHED: the connection had been idle.
 pub const KIND_IDLE: u8 = 9;
 
-/// Of a socket that an iterator found: data was sent on it (`data_segs_out`).
-pub const FLAG_DATA_SENT: u8 = 1;
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).
@@ -292,7 +290,8 @@ pub struct SeenSocket {
     pub state: u8,
     /// `FLAG_*`
     pub flags: u8,
-    pub zero: [u8; 2],
+    /// Not 0 if data was sent on it: both halves of `data_segs_out`, combined.
+    pub data_sent: u16,
     pub netns: u32,
     /// CLOCK_MONOTONIC, when this socket was looked at.
     pub time_ns: u64,

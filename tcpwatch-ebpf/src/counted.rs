@@ -65,6 +65,23 @@ pub fn find_or_begin(
     time_ns: u64,
     uncounted_bytes: u32,
 ) -> Option<*mut Counted> {
+    find_or_begin_as(sk, cookie, time_ns, uncounted_bytes, || {
+        let state = sk.read::<u8>(&OFF_SKC_STATE);
+        let what =
+            What { kind: KIND_RETRANSMIT, old_state: state, new_state: state, flags: 0, value: 0, lost: 0 };
+        event::describe(sk, time_ns, &what)
+    })
+}
+
+/// `describe` says which socket it is.
+#[inline(always)]
+fn find_or_begin_as(
+    sk: impl Kernel,
+    cookie: u64,
+    time_ns: u64,
+    uncounted_bytes: u32,
+    describe: impl FnOnce() -> SocketEvent,
+) -> Option<*mut Counted> {
     let counted = match find(cookie) {
         Some(counted) => counted,
         None => {
@@ -78,16 +95,7 @@ pub fn find_or_begin(
     unsafe {
         let event = &raw mut (*counted).event;
         if (*event).since_ns == 0 {
-            let state = sk.read::<u8>(&OFF_SKC_STATE);
-            let what = What {
-                kind: KIND_RETRANSMIT,
-                old_state: state,
-                new_state: state,
-                flags: 0,
-                value: 0,
-                lost: 0,
-            };
-            (*event).socket = event::describe(sk, time_ns, &what);
+            (*event).socket = describe();
             (*event).bytes_before = sk.read::<u64>(&OFF_BYTES_RETRANS).saturating_sub(uncounted_bytes as u64);
             (*event).since_ns = time_ns;
         }
@@ -109,7 +117,7 @@ pub fn change(
     let told_ns = unsafe {
         (&raw mut (*counted).change_ns).write_volatile(time_ns);
         compiler_fence(Ordering::Release);
-        describe(sk, &raw mut (*counted).event, sk.read(&OFF_SKC_STATE));
+        describe(sk, &raw mut (*counted).event, sk.read(&OFF_SKC_STATE), fill::flags(sk));
         apply(counted);
         compiler_fence(Ordering::Release);
         (&raw mut (*counted).event.socket.time_ns).write_volatile(time_ns);
@@ -134,12 +142,12 @@ pub fn change(
 /// # Safety
 /// `event` lies in a value of the map.
 #[inline(always)]
-unsafe fn describe(sk: impl Kernel, event: *mut RetransmitEvent, state: u8) {
+unsafe fn describe(sk: impl Kernel, event: *mut RetransmitEvent, state: u8, flags: u8) {
     // SAFETY: the caller's.
     unsafe {
         (*event).socket.old_state = state;
         (*event).socket.new_state = state;
-        (*event).socket.flags = fill::flags(sk);
+        (*event).socket.flags = flags;
         (*event).socket.value = sk.read(&OFF_TOTAL_RETRANS);
         (*event).bytes = sk.read(&OFF_BYTES_RETRANS);
         (*event).duplicates = sk.read(&OFF_DSACK_DUPS);
@@ -147,16 +155,18 @@ unsafe fn describe(sk: impl Kernel, event: *mut RetransmitEvent, state: u8) {
 }
 
 /// The socket that `end` is the end of: the last word on it, after `apply`. Its next life, or the next socket where they
-/// are identified by their address, begins anew.
+/// are identified by their address, begins anew. Nothing is asked here that `end` knows: each question would double what
+/// the verifier has to follow.
 #[inline(always)]
 pub fn finish(sk: impl Kernel, end: &SocketEvent, lost: u32, apply: impl FnOnce(*mut Counted)) {
-    let Some(counted) = find_or_begin(sk, end.cookie, end.time_ns, 0) else {
+    let begin = || SocketEvent { kind: KIND_RETRANSMIT, ..*end };
+    let Some(counted) = find_or_begin_as(sk, end.cookie, end.time_ns, 0, begin) else {
         ring::count(lost);
         return;
     };
     // SAFETY: as in `find_or_begin`.
     unsafe {
-        describe(sk, &raw mut (*counted).event, end.old_state);
+        describe(sk, &raw mut (*counted).event, end.old_state, end.flags);
         apply(counted);
         (*counted).event.socket.time_ns = end.time_ns;
         ring::output(&(*counted).event, lost);

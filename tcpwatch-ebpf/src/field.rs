@@ -4,8 +4,11 @@
 //! the load (`tcpwatch/src/offsets.rs` lists the same names). They lie in the frozen `.rodata`, so the
 //! verifier sees constants.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{
-    bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock, bpf_skc_to_tcp_timewait_sock,
+    bpf_get_socket_cookie, bpf_skc_to_tcp_sock, bpf_skc_to_tcp_timewait_sock,
+    generated::bpf_probe_read_kernel,
 };
 use tcpwatch_common::state::TIME_WAIT;
 
@@ -153,10 +156,17 @@ impl Kernel for Raw {
 
     #[inline(always)]
     fn read<T: Copy>(self, offset: &'static u32) -> T {
-        // SAFETY: the helper checks the address; `T` is a number, a pointer or an array of them: 0 is a value.
+        let mut read = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper checks the address, and writes zeros where it cannot read (bpf_probe_read_kernel_common in
+        // kernel/trace/bpf_trace.c); `T` is a number, a pointer or an array of them: 0 is a value. What it returns is
+        // not asked: older verifiers follow both ways from each such question to the program's end.
         unsafe {
-            bpf_probe_read_kernel(self.0.wrapping_add(value(offset)).cast())
-                .unwrap_or_else(|_| core::mem::zeroed())
+            bpf_probe_read_kernel(
+                read.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+                self.0.wrapping_add(value(offset)).cast(),
+            );
+            read.assume_init()
         }
     }
 

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_seq_write},
 };
-use tcpwatch_common::{FLAG_DATA_SENT, SeenSocket};
+use tcpwatch_common::SeenSocket;
 
 use crate::{
     field::{
@@ -25,10 +25,12 @@ pub struct Meta {
 pub fn full_socket(sk: impl Kernel) -> SeenSocket {
     let flags = fill::flags(sk);
     let (sport, dport) = fill::ports(sk);
-    let data_sent = if sk.read::<u32>(&OFF_DATA_SEGS_OUT) != 0 { FLAG_DATA_SENT } else { 0 };
+    // Without a branch, which would double what older verifiers have to follow.
+    let data_segments = sk.read::<u32>(&OFF_DATA_SEGS_OUT);
     SeenSocket {
         state: sk.read(&OFF_SKC_STATE),
-        flags: flags | data_sent,
+        flags,
+        data_sent: (data_segments | data_segments >> 16) as u16,
         cookie: fill::cookie(sk),
         unread_bytes: fill::unread_bytes(sk, flags),
         total_retrans: sk.read(&OFF_TOTAL_RETRANS),
@@ -52,7 +54,7 @@ pub fn any_socket(skc: impl Kernel) -> SeenSocket {
     SeenSocket {
         state: 0,
         flags: 0,
-        zero: [0; 2],
+        data_sent: 0,
         netns: fill::netns(skc),
         // SAFETY: no arguments.
         time_ns: unsafe { bpf_ktime_get_ns() },

@@ -62,6 +62,25 @@ pub struct Probe {
     bytes: u32,
 }
 
+impl Probe {
+    #[inline(always)]
+    fn is_acknowledged(&self, sk: impl Kernel) -> bool {
+        sk.read::<u32>(&OFF_SND_UNA).wrapping_sub(self.high) as i32 >= 0
+    }
+
+    /// The peer said since that it had something twice.
+    #[inline(always)]
+    fn was_needless(&self, sk: impl Kernel) -> bool {
+        sk.read::<u32>(&OFF_DSACK_DUPS) != self.duplicates
+    }
+
+    /// Until the acknowledgement came, as far as is known.
+    #[inline(always)]
+    fn took_ns(&self) -> u64 {
+        self.at_ns - self.since_ns + self.rtt_us as u64 * 1000
+    }
+}
+
 /// tcp_cong_state_set(sk, ca_state).
 #[btf_tracepoint(function = "tcp_cong_state_set")]
 pub fn congestion_tp_btf(ctx: BtfTracePointContext) -> i32 {
@@ -146,17 +165,26 @@ fn end(sk: impl Kernel, counted: *mut Counted, time_ns: u64) {
     }
 }
 
-/// The socket ends.
+/// The socket ends, and what stands still with it.
 #[inline(always)]
 pub fn cut_short(sk: impl Kernel, counted: *mut Counted, time_ns: u64) {
     // SAFETY: as in `begin`.
     unsafe {
-        if (*counted).event.stalled_since_ns != 0 {
-            count_present(counted, time_ns);
-        } else if !settle(sk, counted) {
-            let Probe { since_ns, bytes, .. } = (*counted).probe;
-            count(counted, PROBE, time_ns.saturating_sub(since_ns), bytes);
-        }
+        let event = &raw mut (*counted).event;
+        let (since_ns, probe) = ((*event).stalled_since_ns, (*counted).probe);
+        (*event).stalled_since_ns = 0;
+        let (kind, nanos, bytes) = if since_ns != 0 {
+            ((*event).stalled_kind as usize, time_ns.saturating_sub(since_ns), (*event).stalled_bytes)
+        } else if probe.at_ns == 0 {
+            return;
+        } else if !probe.is_acknowledged(sk) {
+            (PROBE, time_ns.saturating_sub(probe.since_ns), probe.bytes)
+        } else if probe.was_needless(sk) {
+            return;
+        } else {
+            (PROBE, probe.took_ns(), probe.bytes)
+        };
+        count(counted, kind, nanos, bytes);
     }
 }
 
@@ -195,15 +223,15 @@ pub fn retransmitted(sk: impl Kernel, skb: Raw, counted: *mut Counted, time_ns: 
 unsafe fn settle(sk: impl Kernel, counted: *mut Counted) -> bool {
     // SAFETY: the caller's.
     unsafe {
-        let Probe { at_ns, since_ns, rtt_us, high, duplicates, bytes } = (*counted).probe;
-        if at_ns == 0 {
+        let probe = (*counted).probe;
+        if probe.at_ns == 0 {
             return true;
         }
-        if (sk.read::<u32>(&OFF_SND_UNA).wrapping_sub(high) as i32) < 0 {
+        if !probe.is_acknowledged(sk) {
             return false;
         }
-        if sk.read::<u32>(&OFF_DSACK_DUPS) == duplicates {
-            count(counted, PROBE, at_ns - since_ns + rtt_us as u64 * 1000, bytes);
+        if !probe.was_needless(sk) {
+            count(counted, PROBE, probe.took_ns(), probe.bytes);
         }
         (*counted).probe.at_ns = 0;
         true
@@ -228,12 +256,11 @@ unsafe fn count_present(counted: *mut Counted, time_ns: u64) {
 /// `counted` is a value of the map.
 #[inline(always)]
 unsafe fn count(counted: *mut Counted, kind: usize, nanos: u64, bytes: u32) {
-    if kind >= COUNT {
+    // Without a branch for each bound, of which the verifier would follow both ways. All are far from overflow.
+    let bucket =
+        DURATION_BOUNDS_NS.iter().map(|bound| (bound.wrapping_sub(nanos) >> 63) as usize).sum::<usize>();
+    if kind >= COUNT || bucket > DURATION_BOUNDS_NS.len() {
         return;
-    }
-    let mut bucket = 0;
-    while bucket < DURATION_BOUNDS_NS.len() && nanos > DURATION_BOUNDS_NS[bucket] {
-        bucket += 1;
     }
     // SAFETY: the caller's.
     unsafe {

@@ -10,8 +10,8 @@ use std::{
 };
 
 use tcpwatch_common::{
-    CloseEvent, FLAG_DATA_SENT, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
-    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_IDLE, KIND_MINISOCK_END, KIND_RESET,
+    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
+    FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_IDLE, KIND_MINISOCK_END, KIND_RESET,
     KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED,
     RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent,
     failure, retransmit,
@@ -59,11 +59,6 @@ pub struct Socket {
 impl Socket {
     pub fn new(cookie: u64, netns: u32, local: Endpoint, remote: Endpoint, flags: u8) -> Self {
         Self { cookie, netns, local, remote, flags }
-    }
-
-    /// Of one that a sweep saw.
-    pub fn has_sent_data(&self) -> bool {
-        self.flags & FLAG_DATA_SENT != 0
     }
 
     pub fn fin_received(&self) -> bool {
@@ -313,6 +308,7 @@ pub struct Seen {
     pub received_jiffies: u32,
     pub sent_jiffies: u32,
     pub data_received_jiffies: u32,
+    pub data_sent: bool,
     /// Smoothed round-trip time; `None` before the first measurement.
     pub rtt_ns: Option<u64>,
     /// Of a minisock: the tick its timer is set to.
@@ -378,6 +374,7 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
         received_jiffies: raw.received_jiffies,
         sent_jiffies: raw.sent_jiffies,
         data_received_jiffies: raw.data_received_jiffies,
+        data_sent: raw.data_sent != 0,
         rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
         expires_jiffies: raw.expires_jiffies,
     })

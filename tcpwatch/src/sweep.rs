@@ -250,14 +250,14 @@ impl Tracker {
         self.doubt_listener(slot, seen.time_ns);
     }
 
-    /// How long the answer took that a client received last, if it asked since the sweep before: each counts once. From the
+    /// How long the answer took that a client received last, if that was since the sweep before: each counts once. From the
     /// last data sent to the last received, so it is an upper bound of when the answer began. Where both times are the
     /// same tick it may also have asked again, so what takes less is not told.
     fn sample_answer(&mut self, slot: Slot, seen: &Seen) {
         let Some(ticks) = self.ticks.filter(|_| self.sweep.number > 1) else { return };
         let is_client = self.table.get(slot).role == Role::Client && seen.state == TcpState::Established;
-        let asked_ns = ticks.time_of_past(seen.sent_jiffies);
-        if !is_client || !seen.socket.has_sent_data() || asked_ns < self.sweep.began_before_ns {
+        let answered_ns = ticks.time_of_past(seen.data_received_jiffies);
+        if !is_client || !seen.data_sent || answered_ns < self.sweep.began_before_ns {
             return;
         }
         let waited = seen.data_received_jiffies.wrapping_sub(seen.sent_jiffies);

@@ -101,8 +101,9 @@ fn measure(daemon: &Daemon, [sender, receiver]: [&str; 2], count: &str, interval
         if (told - seconds).abs() <= 0.1 * seconds {
             return Ok(metrics);
         }
+        let lost = metrics.sum("tcpwatch_records_lost_total", &[]);
         let counts = KERNEL_COUNTS.map(|name| (name, client.kernel_count(name)));
-        Err(format!("{count} of {told} s, for {stalls} of {seconds} s, kernel: {counts:?}"))
+        Err(format!("{count} of {told} s, for {stalls} of {seconds} s, lost: {lost:?}, kernel: {counts:?}"))
     })
 }
 

@@ -110,7 +110,7 @@ say("connected")
 while True:
     conn.send(b"x")
     conn.recv(1)
-    time.sleep(0.2)
+    time.sleep(2)
 "#;
 
 /// Hears again and again, and never asked.
@@ -141,12 +141,12 @@ fn how_long_clients_wait_for_answers_is_sampled() {
     let mut asking = Workload::start(&namespace, "asking-client", ASKING, &["127.0.0.1", &slow]);
     let mut listening = Workload::start(&namespace, "hearing-client", LISTENING, &["127.0.0.1", &pushes]);
     assert_eq!((asking.hear(), listening.hear()), ("connected".to_owned(), "connected".to_owned()));
-    let answers = eventually("there are samples", || {
+    let answers = eventually("there is a sample", || {
         // Asked for owners, it sweeps.
         daemon.json("/leaks");
         let peers = daemon.json("/peers?comm=asking-client");
         let answers = peers["peers"][0]["answers"].clone();
-        if answers["count"].as_u64() >= Some(3) { Ok(answers) } else { Err(peers.to_string()) }
+        if answers["count"].as_u64() >= Some(1) { Ok(answers) } else { Err(peers.to_string()) }
     });
     let waited = answers["mean_seconds"].as_f64().unwrap();
     assert!((0.28..1.0).contains(&waited), "{answers}");
@@ -154,7 +154,7 @@ fn how_long_clients_wait_for_answers_is_sampled() {
     assert!(rtt > 0.0 && rtt < 0.28, "the network is not what is slow: {answers}");
     let metrics = daemon.metrics();
     let count = |process| metrics.sum("tcpwatch_answer_seconds_count", &[("process", process)]);
-    assert!(count("asking-client") >= Some(3));
+    assert!(count("asking-client") >= Some(1));
     for process in ["hearing-client", "slow-server", "pushing-server"] {
         assert_eq!(count(process), None, "{process} asked nothing");
     }

@@ -104,6 +104,7 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         received_jiffies: 0,
         sent_jiffies: 0,
         data_received_jiffies: 0,
+        data_sent: false,
         rtt_ns: None,
         expires_jiffies: 0,
     }
