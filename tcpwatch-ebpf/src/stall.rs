@@ -156,11 +156,14 @@ fn begin(sk: impl Kernel, counted: *mut Counted, time_ns: u64, kind: usize) {
 fn end(sk: impl Kernel, counted: *mut Counted, time_ns: u64) {
     // SAFETY: as in `begin`.
     unsafe {
+        let event = &raw mut (*counted).event;
+        let since_ns = (*event).stalled_since_ns;
+        (*event).stalled_since_ns = 0;
         // tcp_undo_cwnd_reduction (net/ipv4/tcp_input.c) clears it; else it stays as it is.
-        if (*counted).may_be_undone != 0 && sk.read::<u32>(&OFF_UNDO_MARKER) == 0 {
-            (*counted).event.stalled_since_ns = 0;
-        } else {
-            count_present(counted, time_ns);
+        let undone = (*counted).may_be_undone != 0 && sk.read::<u32>(&OFF_UNDO_MARKER) == 0;
+        if !undone {
+            let (kind, bytes) = ((*event).stalled_kind as usize, (*event).stalled_bytes);
+            count(counted, kind, time_ns.saturating_sub(since_ns), bytes);
         }
     }
 }
@@ -235,20 +238,6 @@ unsafe fn settle(sk: impl Kernel, counted: *mut Counted) -> bool {
         }
         (*counted).probe.at_ns = 0;
         true
-    }
-}
-
-/// # Safety
-/// `counted` is a value of the map.
-#[inline(always)]
-unsafe fn count_present(counted: *mut Counted, time_ns: u64) {
-    // SAFETY: the caller's.
-    unsafe {
-        let event = &raw mut (*counted).event;
-        let (since_ns, kind, bytes) =
-            ((*event).stalled_since_ns, (*event).stalled_kind as usize, (*event).stalled_bytes);
-        count(counted, kind, time_ns.saturating_sub(since_ns), bytes);
-        (*event).stalled_since_ns = 0;
     }
 }
 

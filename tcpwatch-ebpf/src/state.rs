@@ -88,9 +88,9 @@ fn changes<K: Kernel>(
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
     let event = event::describe(sk, time_ns, &what);
     // Written first, as it is read first: at one time the ring's records come before the queues'.
-    let was_counted =
-        || old_state == LISTEN || value & fill::RETRANSMITS != 0 || stall::ca_state(sk) >= CA_RECOVERY;
-    if new_state == CLOSE && was_counted() {
+    if new_state == CLOSE
+        && (old_state == LISTEN || value & fill::RETRANSMITS != 0 || stall::ca_state(sk) >= CA_RECOVERY)
+    {
         retransmit::end(sk, &event);
     }
     if old_state == ESTABLISHED {

@@ -9,12 +9,12 @@ use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
 
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
-use tcpwatch_common::DURATION_BOUNDS_NS;
 
 use crate::{
     connect::Outcome,
     decode::FAILURES,
     first_close::FirstClose,
+    histogram::Histogram,
     reset::Reset,
     stall::Stalls,
     state::TcpState,
@@ -52,67 +52,6 @@ impl fmt::Display for Role {
 impl Serialize for Role {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
-    }
-}
-
-/// Upper bounds of the buckets of durations, in seconds.
-pub const DURATION_BUCKETS: [f64; DURATION_BOUNDS_NS.len()] = {
-    let mut bounds = [0.0; DURATION_BOUNDS_NS.len()];
-    let mut at = 0;
-    while at < bounds.len() {
-        bounds[at] = DURATION_BOUNDS_NS[at] as f64 / NANOS_PER_SECOND;
-        at += 1;
-    }
-    bounds
-};
-
-const NANOS_PER_SECOND: f64 = 1e9;
-
-/// A Prometheus histogram: counts for each bucket, the last one unbounded.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Histogram {
-    pub buckets: [u64; DURATION_BUCKETS.len() + 1],
-    sum_ns: u64,
-}
-
-impl Histogram {
-    pub fn of(buckets: [u64; DURATION_BUCKETS.len() + 1], sum_ns: u64) -> Self {
-        Self { buckets, sum_ns }
-    }
-
-    pub(crate) fn observe(&mut self, nanos: u64) {
-        let bucket = DURATION_BOUNDS_NS.iter().position(|bound| nanos <= *bound);
-        self.buckets[bucket.unwrap_or(DURATION_BOUNDS_NS.len())] += 1;
-        self.sum_ns = self.sum_ns.saturating_add(nanos);
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) {
-        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
-            *mine += theirs;
-        }
-        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
-    }
-
-    /// What is new in `told`, which is the same later.
-    pub(crate) fn news(&mut self, told: &Self) -> Self {
-        let mut new = Self { sum_ns: told.sum_ns.saturating_sub(self.sum_ns), ..Self::default() };
-        for ((new, known), told) in new.buckets.iter_mut().zip(self.buckets).zip(told.buckets) {
-            *new = told.saturating_sub(known);
-        }
-        self.add(&new);
-        new
-    }
-
-    pub fn sum_ns(&self) -> u64 {
-        self.sum_ns
-    }
-
-    pub fn sum_seconds(&self) -> f64 {
-        self.sum_ns as f64 / NANOS_PER_SECOND
-    }
-
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().sum()
     }
 }
 
@@ -427,16 +366,6 @@ mod tests {
     fn hold(groups: &mut Groups, port: u16, now_ns: u64) -> GroupId {
         let GroupKey { process, role, peer } = key(port);
         groups.hold(process.as_ref(), role, peer, now_ns)
-    }
-
-    #[test]
-    fn durations_fall_into_the_bucket_of_their_upper_bound() {
-        let mut histogram = Histogram::default();
-        for nanos in [1_000_000, 1_000_001, 3_600_000_000_000, 3_600_000_000_001] {
-            histogram.observe(nanos);
-        }
-        assert_eq!(histogram.buckets, [1, 1, 0, 0, 0, 0, 0, 1, 1]);
-        assert_eq!(histogram.count(), 4);
     }
 
     #[test]

@@ -10,6 +10,9 @@ pub mod probes;
 
 pub mod state;
 
+pub mod histogram;
+pub mod stall;
+
 pub mod decode;
 
 pub mod container;
@@ -18,7 +21,6 @@ pub mod process;
 pub mod connect;
 pub mod first_close;
 pub mod reset;
-pub mod stall;
 pub mod tally;
 
 pub mod aggregate;

@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 use tcpwatch_common::{RetransmitEvent, stall};
 
-use crate::aggregate::Histogram;
+use crate::histogram::{Histogram, grown};
 
 /// What made the lost segment good, or was about to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +80,7 @@ impl Blocked {
 
     /// What is new in `told`, which is the same later.
     pub(crate) fn news(&mut self, told: &Self) -> Self {
-        let bytes = told.bytes.saturating_sub(self.bytes);
-        self.bytes += bytes;
+        let [bytes] = grown(std::array::from_mut(&mut self.bytes), [told.bytes]);
         Self { durations: self.durations.news(&told.durations), bytes }
     }
 }

@@ -7,6 +7,7 @@
 
 use crate::{
     decode::{FAILURES, Kind, Retransmits},
+    histogram::grown,
     stall::{Stalled, Stalls},
 };
 
@@ -118,16 +119,6 @@ impl Tally {
         self.counted.add(&new);
         new
     }
-}
-
-/// How much more was told than is known; told late, nothing.
-fn grown<const N: usize>(known: &mut [u64; N], told: [u64; N]) -> [u64; N] {
-    let mut new = [0; N];
-    for ((new, known), told) in new.iter_mut().zip(known).zip(told) {
-        *new = told.saturating_sub(*known);
-        *known = told.max(*known);
-    }
-    new
 }
 
 #[cfg(test)]

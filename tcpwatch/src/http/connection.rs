@@ -99,9 +99,9 @@ async fn ask_kernel(target: Target) -> (Told<Transfer>, Told<Translation>) {
 
 async fn ask_options(api: &Api, target: Target, ticks: Option<Ticks>) -> Told<SocketOptions> {
     let Some(sweeper) = &api.sweeper else { return Ok(None) };
+    let Some(record) = sweeper.socket_options(target).await? else { return Ok(None) };
     let ticks = ticks.ok_or("how many ticks a second this kernel has is not known yet")?;
-    let told = sweeper.socket_options(target).await?;
-    Ok(told.map(|record| SocketOptions::new(&record, ticks)))
+    Ok(Some(SocketOptions::new(&record, ticks)))
 }
 
 fn or_error<T>(told: Told<T>) -> (Option<T>, Option<String>) {

@@ -14,12 +14,13 @@ use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGaugeVec, Opts, Reg
 
 use super::{Api, ApiError, Asked};
 use crate::{
-    aggregate::{Closer, DURATION_BUCKETS, Group, GroupKey, Histogram},
+    aggregate::{Closer, Group, GroupKey},
     clock::Clock,
     connect::Outcome,
     decode::{FAILURES, Kind},
     findings::lingering,
     first_close::FirstClose,
+    histogram::{DURATION_BUCKETS, Histogram},
     node::{Node, RecordCounts},
     proc,
     reset::Reset,
@@ -193,7 +194,7 @@ fn write_closes(text: &mut String, groups: &[(String, &Group)]) {
     }
 }
 
-/// Only those that there are. So in all that follows.
+/// Only those that there are. So of failures, stalls, answers and resets.
 fn write_idle(text: &mut String, groups: &[(String, &Group)]) {
     let name = "tcpwatch_idle_before_close_seconds";
     let help = "How long connections that had been idle for 32 ticks of the kernel had neither sent nor received data \

@@ -12,10 +12,11 @@ use super::{
     view::{ShownBlocked, blocked},
 };
 use crate::{
-    aggregate::{Closer, Counts, Histogram, Role},
+    aggregate::{Closer, Counts, Role},
     connect::Outcome,
     decode::FAILURES,
     first_close::FirstClose,
+    histogram::Histogram,
     reset::{Direction, Reset},
     state::TcpState,
     table::Conn,

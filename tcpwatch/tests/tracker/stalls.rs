@@ -2,8 +2,8 @@
 
 use crate::scenario::*;
 use tcpwatch::{
-    aggregate::Histogram,
     decode::{Record, Retransmits, SocketRecord, What},
+    histogram::Histogram,
     stall::{Blocked, Recovery, Stalled},
 };
 
