@@ -6,7 +6,7 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 5;
+pub const ABI: u32 = 6;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
@@ -30,6 +30,12 @@ pub const KIND_WAKE: u8 = 7;
 pub const KIND_TASK: u8 = 4;
 /// An [`IdleEvent`], just before the transition from ESTABLISHED: the connection had been idle.
 pub const KIND_IDLE: u8 = 9;
+/// A [`SocketEvent`]: a transition that also tells the socket's traffic, of a socket whose addresses both begin with
+/// eight zero bytes, as those of IPv4 do. In their places are, as numbers, `TrafficEvent::sent_bytes` in `saddr` and
+/// `TrafficEvent::received_bytes` in `daddr`.
+pub const KIND_TRANSITION_WITH_TRAFFIC: u8 = 10;
+/// A [`TrafficEvent`], just before the transition with which it is told where the addresses leave no room for it.
+pub const KIND_TRAFFIC: u8 = 13;
 
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
@@ -135,7 +141,7 @@ pub struct ResetEvent {
     pub zero: u32,
 }
 
-/// What was retransmitted on a socket, and how its delivery stood still. All counts grow only. 352 bytes.
+/// What was retransmitted on a socket, and how its delivery stood still. All counts grow only. 416 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -164,6 +170,10 @@ pub struct RetransmitEvent {
     pub stalled_kind: u32,
     /// Retransmits that the kernel tried and could not send, by `failure::*`.
     pub failures: [u32; failure::COUNT],
+    /// From the first to the last byte received that wait in the out-of-order queue.
+    pub waiting_bytes: u32,
+    /// CLOCK_MONOTONIC, since when received data waits there; 0 while none does.
+    pub waiting_since_ns: u64,
 }
 
 /// Upper bounds of the buckets that durations are counted in: from a loopback round trip to a leak of hours.
@@ -206,8 +216,10 @@ pub mod stall {
     pub const TIMEOUT: usize = 1;
     /// A tail loss probe.
     pub const PROBE: usize = 2;
+    /// The peer, whatever it took: received data waited for the segment in the out-of-order queue.
+    pub const PEER: usize = 3;
     /// Number of kinds.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 }
 
 /// Indices into `RetransmitEvent::failures`: the errno with which the kernel could not retransmit.
@@ -244,6 +256,24 @@ pub struct IdleEvent {
     pub received_ticks: u32,
 }
 
+/// What a connection has carried when it leaves ESTABLISHED, and when it ends. 40 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct TrafficEvent {
+    /// `KIND_TRAFFIC`
+    pub kind: u8,
+    pub zero: [u8; 7],
+    /// CLOCK_MONOTONIC; the same as of the transition.
+    pub time_ns: u64,
+    /// As of the transition.
+    pub cookie: u64,
+    /// Data sent, each byte once: `bytes_sent` without `bytes_retrans`.
+    pub sent_bytes: u64,
+    /// Data received, each byte once: `bytes_received`, which counts a FIN as one, without it.
+    pub received_bytes: u64,
+}
+
 /// A process, written before the first record that names it and again when its name changes. 40 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -262,7 +292,7 @@ pub struct TaskEvent {
     pub comm: [u8; 16],
 }
 
-/// Room for one record in a [`Queue`]: a [`SocketEvent`], or a [`TaskEvent`] or [`IdleEvent`] and nothing.
+/// Room for one record in a [`Queue`]: a [`SocketEvent`], or a shorter one and nothing.
 pub type Slot = [u64; 8];
 
 /// A processor's queue of state changes, and of the processes that they name. Its slots lie in another map; `head` and
@@ -282,7 +312,7 @@ pub struct Queue {
 }
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 144 bytes.
+/// 160 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -320,6 +350,9 @@ pub struct SeenSocket {
     pub dport: u16,
     /// Tick at which a minisock's timer is set to end it.
     pub expires_jiffies: u64,
+    /// As in [`TrafficEvent`]; 0 of minisocks and requests.
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
     pub saddr: [u8; 16],
     pub daddr: [u8; 16],
 }
@@ -366,18 +399,20 @@ pub mod counter {
     pub const LOST_RECEIVED_RESET: u32 = 7;
     pub const LOST_CONGESTION: u32 = 8;
     pub const LOST_RETRANSMIT_FAILED: u32 = 9;
+    pub const LOST_OUT_OF_ORDER: u32 = 10;
     /// Number of counters of lost records.
-    pub const LOST_COUNT: u32 = 10;
-    pub const HELD_BACK_RETRANSMIT: u32 = 10;
-    pub const HELD_BACK_SYN_ACK: u32 = 11;
-    pub const HELD_BACK_CONGESTION: u32 = 12;
-    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 13;
+    pub const LOST_COUNT: u32 = 11;
+    pub const HELD_BACK_RETRANSMIT: u32 = 11;
+    pub const HELD_BACK_SYN_ACK: u32 = 12;
+    pub const HELD_BACK_CONGESTION: u32 = 13;
+    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 14;
+    pub const HELD_BACK_OUT_OF_ORDER: u32 = 15;
     /// Resets sent in answer to segments that no socket was found for, and that a listener or the request of a
     /// connection refused.
-    pub const RESET_NO_SOCKET: u32 = 14;
-    pub const RESET_LISTENER: u32 = 15;
+    pub const RESET_NO_SOCKET: u32 = 16;
+    pub const RESET_LISTENER: u32 = 17;
     /// Number of counters.
-    pub const COUNT: u32 = 16;
+    pub const COUNT: u32 = 18;
 }
 
 const _: () = {
@@ -394,13 +429,14 @@ const _: () = {
     assert!(offset_of!(CloseEvent, unread_bytes) == 64);
     assert!(size_of::<ResetEvent>() == 80);
     assert!(offset_of!(ResetEvent, unread_bytes) == 64);
-    assert!(size_of::<RetransmitEvent>() == 352);
+    assert!(size_of::<RetransmitEvent>() == 416);
     assert!(offset_of!(RetransmitEvent, since_ns) == 64);
     assert!(offset_of!(RetransmitEvent, segments) == 88);
     assert!(offset_of!(RetransmitEvent, duplicates) == 144);
     assert!(offset_of!(RetransmitEvent, stalled_since_ns) == 152);
-    assert!(offset_of!(RetransmitEvent, stalls) == 208);
-    assert!(offset_of!(RetransmitEvent, failures) == 320);
+    assert!(offset_of!(RetransmitEvent, stalls) == 224);
+    assert!(offset_of!(RetransmitEvent, failures) == 372);
+    assert!(offset_of!(RetransmitEvent, waiting_since_ns) == 408);
     assert!(size_of::<IdleEvent>() == 32);
     assert!(offset_of!(IdleEvent, time_ns) == 8);
     assert!(offset_of!(IdleEvent, cookie) == 16);
@@ -410,16 +446,21 @@ const _: () = {
     assert!(offset_of!(TaskEvent, comm) == 24);
     assert!(size_of::<Queue>() == 128);
     assert!(size_of::<Slot>() == size_of::<SocketEvent>() && size_of::<Slot>() > size_of::<TaskEvent>());
-    assert!(size_of::<Slot>() > size_of::<IdleEvent>());
+    assert!(size_of::<Slot>() > size_of::<IdleEvent>() && size_of::<Slot>() > size_of::<TrafficEvent>());
+    assert!(size_of::<TrafficEvent>() == 40);
+    assert!(offset_of!(TrafficEvent, time_ns) == 8);
+    assert!(offset_of!(TrafficEvent, cookie) == 16);
+    assert!(offset_of!(TrafficEvent, sent_bytes) == 24);
     assert!(offset_of!(Queue, tail) == 64);
-    assert!(size_of::<SeenSocket>() == 144);
+    assert!(size_of::<SeenSocket>() == 160);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
     assert!(offset_of!(SeenSocket, unread_bytes) == 64);
     assert!(offset_of!(SeenSocket, sport) == 100);
     assert!(offset_of!(SeenSocket, expires_jiffies) == 104);
-    assert!(offset_of!(SeenSocket, saddr) == 112);
+    assert!(offset_of!(SeenSocket, sent_bytes) == 112);
+    assert!(offset_of!(SeenSocket, saddr) == 128);
     assert!(size_of::<SocketOptions>() == 32);
     assert!(offset_of!(SocketOptions, user_timeout_ms) == 4);
     assert!(offset_of!(SocketOptions, linger_jiffies) == 8);

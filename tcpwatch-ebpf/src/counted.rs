@@ -34,6 +34,8 @@ pub struct Counted {
     pub probe: Probe,
     /// Whether the kernel may take the present recovery back: its undo.
     pub may_be_undone: u64,
+    /// Sequence number of the first byte that waits in the out-of-order queue.
+    pub waiting_seq: u64,
     /// When the reader was last told.
     told_ns: u64,
     /// Of the change under way or, if it is the event's time, of the last. A reader copies from front to back, this

@@ -7,10 +7,11 @@ use tcpwatch_common::{
 };
 
 use crate::field::{
-    self, AF_INET6, Kernel, OFF_COPIED_SEQ, OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SEGS_OUT,
-    OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT,
-    OFF_SKC_FAMILY, OFF_SKC_FLAGS, OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR,
-    OFF_SND_NXT, OFF_SND_UNA, OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
+    self, AF_INET6, Kernel, OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ,
+    OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME,
+    OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS,
+    OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_SND_NXT, OFF_SND_UNA,
+    OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
 };
 
 /// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
@@ -130,6 +131,15 @@ pub fn unsent(sk: impl Kernel) -> u8 {
 pub fn unread_bytes(sk: impl Kernel, flags: u8) -> u32 {
     let waiting = sk.read::<u32>(&OFF_RCV_NXT).wrapping_sub(sk.read::<u32>(&OFF_COPIED_SEQ));
     if flags & FLAG_FIN_RECEIVED != 0 { waiting.saturating_sub(1) } else { waiting }
+}
+
+/// Bytes of data sent and received, each once (`TrafficEvent`). tcp_rcv_nxt_update (net/ipv4/tcp_input.c) counts the FIN
+/// as a byte received.
+#[inline(always)]
+pub fn traffic(sk: impl Kernel, flags: u8) -> (u64, u64) {
+    let sent = sk.read::<u64>(&OFF_BYTES_SENT).wrapping_sub(sk.read(&OFF_BYTES_RETRANS));
+    let fin = (flags & FLAG_FIN_RECEIVED != 0) as u64;
+    (sent, sk.read::<u64>(&OFF_BYTES_RECEIVED).wrapping_sub(fin))
 }
 
 /// Sequence numbers written and not sent, and sent and not acknowledged: bytes, and one for a SYN or FIN.

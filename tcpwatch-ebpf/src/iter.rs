@@ -27,6 +27,7 @@ pub fn full_socket(sk: impl Kernel) -> SeenSocket {
     let (sport, dport) = fill::ports(sk);
     // Without a branch, which would double what older verifiers have to follow.
     let data_segments = sk.read::<u32>(&OFF_DATA_SEGS_OUT);
+    let (sent_bytes, received_bytes) = fill::traffic(sk, flags);
     SeenSocket {
         state: sk.read(&OFF_SKC_STATE),
         flags,
@@ -43,6 +44,8 @@ pub fn full_socket(sk: impl Kernel) -> SeenSocket {
         srtt: sk.read(&OFF_SRTT_US),
         sport,
         dport,
+        sent_bytes,
+        received_bytes,
         ..any_socket(sk)
     }
 }
@@ -77,6 +80,8 @@ pub fn any_socket(skc: impl Kernel) -> SeenSocket {
         sport: 0,
         dport: 0,
         expires_jiffies: 0,
+        sent_bytes: 0,
+        received_bytes: 0,
         saddr: fill::bytes(saddr),
         daddr: fill::bytes(daddr),
     }

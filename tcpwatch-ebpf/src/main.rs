@@ -17,6 +17,7 @@ mod format;
 mod iter;
 mod minisock;
 mod options;
+mod out_of_order;
 mod queue;
 mod registers;
 mod reset;

@@ -27,7 +27,7 @@ use crate::{
         self, Kernel, OFF_ICSK_PENDING, OFF_SKB_CB, OFF_SKB_CB_SEGMENTS, OFF_SKB_LEN, OFF_SKC_STATE,
         OFF_TOTAL_RETRANS, Raw, Typed,
     },
-    fill, format, ring,
+    fill, format, out_of_order, ring,
     stall::{self, CA_LOSS, CA_RECOVERY},
 };
 
@@ -197,5 +197,11 @@ fn failure_of(error: i32) -> usize {
 /// The socket that `event` is the end of.
 #[inline(always)]
 pub fn end(sk: impl Kernel, event: &SocketEvent) {
-    counted::finish(sk, event, LOST_STATE, |counted| stall::cut_short(sk, counted, event.time_ns));
+    counted::finish(sk, event, LOST_STATE, |counted| {
+        if out_of_order::was_counted(sk) {
+            // SAFETY: a value of the map.
+            unsafe { out_of_order::end(counted, event.time_ns) };
+        }
+        stall::cut_short(sk, counted, event.time_ns);
+    });
 }

@@ -244,7 +244,7 @@ unsafe fn settle(sk: impl Kernel, counted: *mut Counted) -> bool {
 /// # Safety
 /// `counted` is a value of the map.
 #[inline(always)]
-unsafe fn count(counted: *mut Counted, kind: usize, nanos: u64, bytes: u32) {
+pub unsafe fn count(counted: *mut Counted, kind: usize, nanos: u64, bytes: u32) {
     // Without a branch for each bound, of which the verifier would follow both ways. All are far from overflow.
     let bucket =
         DURATION_BOUNDS_NS.iter().map(|bound| (bound.wrapping_sub(nanos) >> 63) as usize).sum::<usize>();

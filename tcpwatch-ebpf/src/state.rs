@@ -9,7 +9,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tcpwatch_common::{
-    IdleEvent, KIND_IDLE, KIND_TRANSITION, SocketEvent,
+    IdleEvent, KIND_IDLE, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, SocketEvent,
+    TrafficEvent,
     counter::LOST_STATE,
     state::{CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
@@ -20,7 +21,7 @@ use crate::{
         Kernel, OFF_LRCVTIME, OFF_LSNDTIME, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, OFF_TOTAL_RETRANS,
         Raw, Typed,
     },
-    fill, format, queue, registers, retransmit,
+    fill, format, out_of_order, queue, registers, retransmit,
     stall::{self, CA_RECOVERY},
     task::{self, By},
 };
@@ -86,15 +87,21 @@ fn changes<K: Kernel>(
         _ => 0,
     };
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
-    let event = event::describe(sk, time_ns, &what);
+    let mut event = event::describe(sk, time_ns, &what);
     // Written first, as it is read first: at one time the ring's records come before the queues'.
     if new_state == CLOSE
-        && (old_state == LISTEN || value & fill::RETRANSMITS != 0 || stall::ca_state(sk) >= CA_RECOVERY)
+        && (old_state == LISTEN
+            || value & fill::RETRANSMITS != 0
+            || stall::ca_state(sk) >= CA_RECOVERY
+            || out_of_order::was_counted(sk))
     {
         retransmit::end(sk, &event);
     }
     if old_state == ESTABLISHED {
         tell_idle(sk, &event);
+    }
+    if old_state == ESTABLISHED || (new_state == CLOSE && old_state != LISTEN && old_state != SYN_SENT) {
+        tell_traffic(sk, &mut event);
     }
     if !queue::push(&event, LOST_STATE) {
         debug!(ctx, "no room for socket {:x}, state {} to {}", event.cookie, old_state, new_state);
@@ -119,4 +126,26 @@ fn tell_idle(sk: impl Kernel, event: &SocketEvent) {
     let SocketEvent { time_ns, cookie, .. } = *event;
     let idle = IdleEvent { kind: KIND_IDLE, zero: [0; 7], time_ns, cookie, sent_ticks, received_ticks };
     queue::push(&idle, LOST_STATE);
+}
+
+/// What the connection has carried, told with the change of state: in the record itself, if its addresses leave room.
+#[inline(always)]
+fn tell_traffic(sk: impl Kernel, event: &mut SocketEvent) {
+    let (sent_bytes, received_bytes) = fill::traffic(sk, event.flags);
+    if first_half(&event.saddr) | first_half(&event.daddr) == 0 {
+        event.kind = KIND_TRANSITION_WITH_TRAFFIC;
+        event.saddr[..8].copy_from_slice(&sent_bytes.to_ne_bytes());
+        event.daddr[..8].copy_from_slice(&received_bytes.to_ne_bytes());
+        return;
+    }
+    let SocketEvent { time_ns, cookie, .. } = *event;
+    let traffic =
+        TrafficEvent { kind: KIND_TRAFFIC, zero: [0; 7], time_ns, cookie, sent_bytes, received_bytes };
+    queue::push(&traffic, LOST_STATE);
+}
+
+#[inline(always)]
+fn first_half(address: &[u8; 16]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *address;
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }

@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     connect::Outcome,
-    decode::FAILURES,
+    decode::{FAILURES, Traffic},
     first_close::FirstClose,
     histogram::Histogram,
     reset::Reset,
@@ -112,6 +112,7 @@ pub struct Counts {
     /// Attempts to connect, and what became of those that are over.
     pub attempts: u64,
     pub connects: [u64; Outcome::ALL.len()],
+    pub traffic: Traffic,
     pub retransmitted: Retransmitted,
     /// Retransmits that failed, by errno.
     pub failures: [u64; FAILURES.len()],
@@ -163,6 +164,7 @@ impl Counts {
         for (mine, theirs) in self.connects.iter_mut().zip(other.connects) {
             *mine += theirs;
         }
+        self.traffic += other.traffic;
         self.retransmitted.add(&other.retransmitted);
         self.add_failures(&other.failures);
         if let Some(stalls) = &other.stalls {

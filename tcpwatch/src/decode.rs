@@ -7,14 +7,15 @@ use std::{
     borrow::Cow,
     fmt,
     net::{IpAddr, Ipv6Addr},
+    ops::AddAssign,
 };
 
 use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
     FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_IDLE, KIND_MINISOCK_END, KIND_RESET,
-    KIND_RETRANSMIT, KIND_TASK, KIND_TRANSITION, RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED,
-    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent,
-    failure, retransmit,
+    KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS,
+    RESET_EXITING, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent,
+    SocketOptions, TaskEvent, TrafficEvent, failure, retransmit,
 };
 use thiserror::Error;
 
@@ -41,6 +42,7 @@ pub enum Record {
     Retransmit(SocketRecord, Box<Retransmits>),
     Reset(Box<ResetRecord>),
     Idle(IdleRecord),
+    Traffic(TrafficRecord),
     Task(TaskRecord),
 }
 
@@ -132,6 +134,46 @@ pub struct SocketRecord {
     /// CLOCK_MONOTONIC.
     pub time_ns: u64,
     pub what: What,
+    /// Of a transition out of ESTABLISHED, or to CLOSE, where the record has room for it.
+    pub traffic: Option<Traffic>,
+}
+
+/// Data that a connection has carried since it began, each byte once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+}
+
+impl Traffic {
+    /// What came on top of `earlier`; told late, nothing.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
+        }
+    }
+
+    pub fn total(self) -> u64 {
+        self.sent_bytes.saturating_add(self.received_bytes)
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+    }
+}
+
+/// The same told by itself. See `TrafficEvent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrafficRecord {
+    pub cookie: u64,
+    /// Of the change of state that follows.
+    pub time_ns: u64,
+    pub traffic: Traffic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,6 +355,8 @@ pub struct Seen {
     pub rtt_ns: Option<u64>,
     /// Of a minisock: the tick its timer is set to.
     pub expires_jiffies: u64,
+    /// Of a full socket.
+    pub traffic: Traffic,
 }
 
 /// A listener's connections that wait to be accepted.
@@ -346,6 +390,12 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
         Some(KIND_TRANSITION | KIND_MINISOCK_END | KIND_ACCEPT) => {
             socket_record(&read(bytes)?, 0).map(Record::Socket)
         }
+        Some(KIND_TRANSITION_WITH_TRAFFIC) => transition_with_traffic(read(bytes)?).map(Record::Socket),
+        Some(KIND_TRAFFIC) => {
+            let TrafficEvent { cookie, time_ns, sent_bytes, received_bytes, .. } = read(bytes)?;
+            let traffic = Traffic { sent_bytes, received_bytes };
+            Ok(Record::Traffic(TrafficRecord { cookie, time_ns, traffic }))
+        }
         Some(kind) => Err(DecodeError::Kind(kind)),
         None => Err(DecodeError::Length(0)),
     }
@@ -377,6 +427,7 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
         data_sent: raw.data_sent != 0,
         rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
         expires_jiffies: raw.expires_jiffies,
+        traffic: Traffic { sent_bytes: raw.sent_bytes, received_bytes: raw.received_bytes },
     })
 }
 
@@ -429,7 +480,18 @@ fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, D
         },
         _ => What::Transition { from: state(raw.old_state)?, to, value: raw.value },
     };
-    Ok(SocketRecord { socket, time_ns: raw.time_ns, what })
+    Ok(SocketRecord { socket, time_ns: raw.time_ns, what, traffic: None })
+}
+
+/// The traffic stands in place of the eight zero bytes with which both addresses begin.
+fn transition_with_traffic(mut raw: SocketEvent) -> Result<SocketRecord, DecodeError> {
+    let take = |address: &mut [u8; 16]| {
+        let [number, rest]: [u64; 2] = bytemuck::cast(*address);
+        *address = bytemuck::cast([0, rest]);
+        number
+    };
+    let traffic = Traffic { sent_bytes: take(&mut raw.saddr), received_bytes: take(&mut raw.daddr) };
+    Ok(SocketRecord { traffic: Some(traffic), ..socket_record(&raw, 0)? })
 }
 
 fn retransmits(raw: &RetransmitEvent) -> Retransmits {
@@ -463,6 +525,8 @@ fn endpoint(addr: [u8; 16], port: u16) -> Endpoint {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use bytemuck::Zeroable as _;
 
     use super::*;
@@ -477,6 +541,18 @@ mod tests {
         assert_eq!(record.socket.local.port, 80);
         let (from, to) = (TcpState::SynSent, TcpState::Established);
         assert_eq!(record.what, What::Transition { from, to, value: 0 });
+    }
+
+    #[test]
+    fn traffic_takes_the_place_of_what_addresses_of_ipv4_do_not_need() {
+        let mut raw = SocketEvent { kind: KIND_TRANSITION_WITH_TRAFFIC, ..event() };
+        let address = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+        (raw.saddr, raw.daddr) = (address.octets(), address.octets());
+        raw.saddr[..8].copy_from_slice(&5_000_000_000_u64.to_ne_bytes());
+        raw.daddr[..8].copy_from_slice(&7_u64.to_ne_bytes());
+        let Ok(Record::Socket(record)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
+        assert_eq!(record.traffic, Some(Traffic { sent_bytes: 5_000_000_000, received_bytes: 7 }));
+        assert_eq!((record.socket.local.addr, record.socket.remote.addr), (address, address));
     }
 
     #[test]

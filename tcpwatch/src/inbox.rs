@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use tcpwatch_common::{IdleEvent, KIND_IDLE, KIND_TASK, Slot, TaskEvent};
+use tcpwatch_common::{IdleEvent, KIND_IDLE, KIND_TASK, KIND_TRAFFIC, Slot, TaskEvent, TrafficEvent};
 
 /// Queues of state changes, each in the order of its times.
 pub trait Queued {
@@ -121,6 +121,7 @@ fn record(slot: &[u8]) -> &[u8] {
     match slot[0] {
         KIND_TASK => &slot[..size_of::<TaskEvent>()],
         KIND_IDLE => &slot[..size_of::<IdleEvent>()],
+        KIND_TRAFFIC => &slot[..size_of::<TrafficEvent>()],
         _ => slot,
     }
 }

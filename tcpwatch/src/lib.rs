@@ -34,6 +34,7 @@ pub mod resets;
 pub mod retransmits;
 pub mod sweep;
 pub mod tracker;
+pub mod traffic;
 
 pub mod clock;
 

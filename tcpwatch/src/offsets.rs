@@ -35,7 +35,9 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_RCV_NXT", "tcp_sock", "rcv_nxt"),
     ("OFF_COPIED_SEQ", "tcp_sock", "copied_seq"),
     ("OFF_TOTAL_RETRANS", "tcp_sock", "total_retrans"),
+    ("OFF_BYTES_SENT", "tcp_sock", "bytes_sent"),
     ("OFF_BYTES_RETRANS", "tcp_sock", "bytes_retrans"),
+    ("OFF_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
     ("OFF_DSACK_DUPS", "tcp_sock", "dsack_dups"),
     ("OFF_ICSK_CA_STATE", "inet_connection_sock", "icsk_ca_state:5"),
     ("OFF_ICSK_PENDING", "inet_connection_sock", "icsk_pending"),
@@ -50,6 +52,10 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_SKB_CB_SEGMENTS", "tcp_skb_cb", "tcp_gso_segs"),
     ("OFF_SKB_CB_SACKED", "tcp_skb_cb", "sacked"),
     ("OFF_SKB_CB_END_SEQ", "tcp_skb_cb", "end_seq"),
+    ("OFF_OUT_OF_ORDER_QUEUE", "tcp_sock", "out_of_order_queue"),
+    ("OFF_OOO_LAST_SKB", "tcp_sock", "ooo_last_skb"),
+    ("OFF_RCV_OOOPACK", "tcp_sock", "rcv_ooopack"),
+    ("OFF_SKB_CB_SEQ", "tcp_skb_cb", "seq"),
     ("OFF_SEGS_OUT", "tcp_sock", "segs_out"),
     ("OFF_DATA_SEGS_OUT", "tcp_sock", "data_segs_out"),
     ("OFF_WRITE_SEQ", "tcp_sock", "write_seq"),
@@ -103,6 +109,10 @@ const ONLY_FOR: &[(&str, &[&str])] = &[
     ("retransmit", &["OFF_ICSK_PENDING", "OFF_SKB_LEN", "OFF_SKB_CB_SEGMENTS"]),
     ("retransmit", STALL),
     ("congestion", STALL),
+    (
+        "out_of_order",
+        &["OFF_OUT_OF_ORDER_QUEUE", "OFF_OOO_LAST_SKB", "OFF_RCV_OOOPACK", "OFF_SKB_CB_SEQ", "OFF_SKB_CB"],
+    ),
     (
         "held",
         &[

@@ -1,4 +1,5 @@
-//! Head-of-line blocking: how often and how long the delivery of what was sent stood still behind a lost segment.
+//! Head-of-line blocking: how often and how long the delivery of what was sent, or received, stood still behind a lost
+//! segment.
 
 use serde::{Serialize, Serializer};
 use tcpwatch_common::{RetransmitEvent, stall};
@@ -15,19 +16,22 @@ pub enum Recovery {
     Timeout = stall::TIMEOUT as u8,
     /// A tail loss probe.
     Probe = stall::PROBE as u8,
+    /// The peer: this is the receiving side.
+    Peer = stall::PEER as u8,
 }
 
 impl Recovery {
     pub const COUNT: usize = stall::COUNT;
 
     /// In the order of the records' counts.
-    pub const ALL: [Self; Self::COUNT] = [Self::Fast, Self::Timeout, Self::Probe];
+    pub const ALL: [Self; Self::COUNT] = [Self::Fast, Self::Timeout, Self::Probe, Self::Peer];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fast => "fast",
             Self::Timeout => "timeout",
             Self::Probe => "probe",
+            Self::Peer => "peer",
         }
     }
 }
@@ -41,7 +45,7 @@ impl Serialize for Recovery {
 /// A stall that is not over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stalled {
-    /// CLOCK_MONOTONIC, when the lost segment was first sent.
+    /// CLOCK_MONOTONIC, when the lost segment was first sent, or the first behind it received.
     pub since_ns: u64,
     pub recovery: Recovery,
     /// Sent after it, and waiting behind it.
@@ -51,8 +55,11 @@ pub struct Stalled {
 impl Stalled {
     pub(crate) fn told(raw: &RetransmitEvent) -> Option<Self> {
         let recovery = *Recovery::ALL.get(raw.stalled_kind as usize)?;
-        let stalled = Self { since_ns: raw.stalled_since_ns, recovery, bytes: raw.stalled_bytes };
-        (raw.stalled_since_ns != 0).then_some(stalled)
+        let sending = Self { since_ns: raw.stalled_since_ns, recovery, bytes: raw.stalled_bytes };
+        let receiving =
+            Self { since_ns: raw.waiting_since_ns, recovery: Recovery::Peer, bytes: raw.waiting_bytes };
+        // Where both stand still, the longer.
+        [sending, receiving].into_iter().filter(|one| one.since_ns != 0).min_by_key(|one| one.since_ns)
     }
 }
 

@@ -244,6 +244,10 @@ impl Tracker {
         if let Some((task, _)) = &seen.holder {
             self.apply_holder(slot, seen, task);
         }
+        // Now that the owner is known.
+        if !listens && !seen.socket.is_request() {
+            self.carry(slot, seen.traffic, seen.time_ns);
+        }
         if first_look {
             self.sample_answer(slot, seen);
         }

@@ -13,7 +13,7 @@ use slab::Slab;
 use crate::{
     aggregate::{GroupId, Peer, Role},
     connect::Outcome,
-    decode::{Endpoint, Kind, Socket},
+    decode::{Endpoint, Kind, Socket, Traffic},
     life::{Cause, Life},
     process::ProcessId,
     reset::ResetTold,
@@ -53,6 +53,11 @@ pub struct Conn {
     pub retransmits: Option<Box<Tally>>,
     /// What was told of its end, if there was more to tell than the states.
     pub end: Option<Box<EndTold>>,
+    /// As last told by the kernel: when a side first closed it, at its end, and by sweeps.
+    pub traffic: Option<Traffic>,
+    /// Of it, received after this side first closed, or sent after the peer did. `None` while none has, and where it was
+    /// not told how much there was before.
+    pub after_close_bytes: Option<u64>,
     /// What became of its connect, once that is over and was told.
     pub connect: Option<Outcome>,
     /// When last told: at the peer's FIN, or by a sweep.
@@ -207,6 +212,8 @@ impl Table {
             total_retrans: (!marks.older).then_some(0),
             retransmits: None,
             end: None,
+            traffic: None,
+            after_close_bytes: None,
             connect: None,
             unread_bytes: 0,
             swept: 0,

@@ -109,6 +109,7 @@ impl Tracker {
             Record::Socket(record) => self.apply_socket(record),
             Record::Reset(record) => self.apply_reset(record),
             Record::Idle(record) => self.apply_idle(record),
+            Record::Traffic(record) => self.apply_traffic(record),
             Record::Retransmit(record, told) => {
                 if let What::Retransmit { state, total } = record.what {
                     self.retransmitted(record, state, total, told);
@@ -189,6 +190,10 @@ impl Tracker {
             }
             !over
         });
+        // A record of its own had the same time.
+        let traffic_told = record.traffic.is_some()
+            || known
+                .is_some_and(|slot| from == TcpState::Established && self.table.get(slot).seen_ns == now_ns);
         if let Some(slot) = known {
             self.leave(slot, from, to, now_ns);
             self.table.enter(slot, to, cause, now_ns);
@@ -203,7 +208,13 @@ impl Tracker {
         if from.follows_established() {
             self.note_established(slot, now_ns);
         }
+        if let Some(traffic) = record.traffic {
+            self.carry(slot, traffic, now_ns);
+        }
         let conn = self.table.get_mut(slot);
+        if traffic_told && FirstClose::of_state(to).is_some() {
+            conn.after_close_bytes = Some(0);
+        }
         match to {
             TcpState::SynSent | TcpState::Listen => {
                 let process = self.processes.by_pid(value);
@@ -269,6 +280,9 @@ impl Tracker {
             self.note_established(slot, now_ns);
         }
         self.count_retransmits(slot, total_retrans, now_ns);
+        if let Some(traffic) = record.traffic {
+            self.carry(slot, traffic, now_ns);
+        }
         let told = (!self.told.errors_untold).then_some(error);
         self.count_closed(slot, from, told, now_ns);
         self.table.get_mut(slot).error = error;

@@ -171,12 +171,25 @@ impl Answer for Connection {
             });
             line("first close", format!("{}{after}", first.name()));
         }
+        for (what, count, whose) in [
+            ("received", detail.received_after_close_bytes, "the local side's"),
+            ("sent", detail.sent_after_close_bytes, "the peer's"),
+        ] {
+            if let Some(count) = count.filter(|count| *count > 0) {
+                line("after close", format!("{} {what} after {whose} FIN", bytes(count)));
+            }
+        }
         if let Some(idle) = detail.idle {
             let (sending, receiving) = (duration(idle.sending_seconds), duration(idle.receiving_seconds));
             line("idle before", format!("{sending} since it sent data, {receiving} since it received"));
         }
         if let Some(reset) = detail.reset {
             line("reset", show_reset(&reset));
+        }
+        // Of one that lives, `transfer` says it as of now.
+        if let (Some(sent), Some(received), None) = (detail.sent_bytes, detail.received_bytes, &self.transfer)
+        {
+            line("carried", format!("{} sent, {} received", bytes(sent), bytes(received)));
         }
         for (label, value) in losses(detail) {
             line(label, value);

@@ -12,7 +12,7 @@ use super::{
     filter::address_or_cidr,
     request::Params,
     respond,
-    text::{duration, printable, table},
+    text::{bytes, duration, printable, table},
     view::{Detail, detail},
 };
 use crate::{clock::Clock, node::Node, tracker::Ended};
@@ -109,6 +109,7 @@ impl Answer for History {
             .iter()
             .map(|ended| {
                 let process = ended.row.process.as_ref();
+                let carried = |count: Option<u64>| count.map_or("-".to_owned(), bytes);
                 vec![
                     ended.row.id.clone(),
                     ended.ended_at.clone().unwrap_or_default(),
@@ -118,10 +119,14 @@ impl Answer for History {
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),
                     show(&ended.row.local),
                     show(&ended.row.remote),
+                    carried(ended.sent_bytes),
+                    carried(ended.received_bytes),
                 ]
             })
             .collect();
-        let mut text = table(&["ID", "ENDED", "LIVED", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE"], &rows);
+        let header =
+            ["ID", "ENDED", "LIVED", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "SENT", "RECEIVED"];
+        let mut text = table(&header, &rows);
         if self.truncated {
             text += &format!("\n{} of {} shown; ?limit=0 shows all\n", self.connections.len(), self.total);
         }

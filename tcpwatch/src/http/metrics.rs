@@ -78,6 +78,7 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
     write_idle(&mut text, &groups);
     write_connects(&mut text, &groups);
     write_resets(&mut text, &groups);
+    write_traffic(&mut text, &groups);
     counter(&mut text, &groups, "tcpwatch_retransmits_total", "Segments retransmitted.", |group| {
         group.counts.retransmitted.total()
     });
@@ -209,6 +210,13 @@ fn write_idle(text: &mut String, groups: &[(String, &Group)]) {
     }
 }
 
+fn write_traffic(text: &mut String, groups: &[(String, &Group)]) {
+    let help = "Data sent, each byte once: by connections that ended, and by those that live as of the latest sweep.";
+    counter(text, groups, "tcpwatch_sent_bytes_total", help, |group| group.counts.traffic.sent_bytes);
+    let help = "Data received, in the same way.";
+    counter(text, groups, "tcpwatch_received_bytes_total", help, |group| group.counts.traffic.received_bytes);
+}
+
 fn write_failures(text: &mut String, groups: &[(String, &Group)]) {
     let name = "tcpwatch_retransmits_failed_total";
     let help = "Times that the kernel tried to retransmit and could not send, by errno.";
@@ -230,14 +238,15 @@ fn write_stalls(text: &mut String, groups: &[(String, &Group)]) {
         )
     };
     let name = "tcpwatch_hol_blocked_seconds";
-    let help = "How long delivery of what was sent stood still behind a lost segment, from its first sending until it \
-                was acknowledged, by what made it good; counted when it was.";
+    let help = "How long delivery stood still behind a lost segment, by what made it good; counted when it was. Of what \
+                was sent: from the segment's first sending until it was acknowledged. Of what was received \
+                (recovery=\"peer\"): how long data waited in the out-of-order queue.";
     family(text, name, "histogram", help);
     for (labels, blocked) in stalls() {
         write_histogram(text, name, &labels, &blocked.durations);
     }
     let name = "tcpwatch_hol_blocked_bytes_total";
-    family(text, name, "counter", "Bytes that had been sent behind the lost segments of these and waited.");
+    family(text, name, "counter", "Bytes behind the lost segments of these, which waited.");
     for (labels, blocked) in stalls() {
         let _ = writeln!(text, "{name}{{{labels}}} {}", blocked.bytes);
     }

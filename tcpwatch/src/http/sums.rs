@@ -8,7 +8,7 @@ use super::{
     ApiError,
     connections::DEFAULT_LIMIT,
     request::Params,
-    text::duration,
+    text::{bytes, duration},
     view::{ShownBlocked, blocked},
 };
 use crate::{
@@ -79,9 +79,9 @@ pub(super) fn states_text(states: &BTreeMap<&'static str, usize>) -> String {
 }
 
 fn is_nothing(counts: &Counts) -> bool {
-    let Counts { opened, attempts, closed, resets, retransmitted, failures, stalls, .. } = counts;
+    let Counts { opened, attempts, closed, resets, traffic, retransmitted, failures, stalls, .. } = counts;
     let all = closed.iter().chain(resets).chain(failures).sum::<u64>();
-    opened + attempts + retransmitted.total() + all == 0 && stalls.is_none()
+    opened + attempts + traffic.total() + retransmitted.total() + all == 0 && stalls.is_none()
 }
 
 fn resets(counts: &Counts, direction: Direction) -> BTreeMap<&'static str, u64> {
@@ -108,6 +108,9 @@ pub(super) struct Counted {
     pub closed_first: BTreeMap<&'static str, u64>,
     /// Of those that had been idle before it, by who closed.
     pub idle_before_close: BTreeMap<&'static str, Durations>,
+    /// Data of those that ended, and of those that live as of the latest sweep, each byte once.
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
     /// Segments.
     pub retransmits: u64,
     /// By errno; only those that there are.
@@ -157,6 +160,8 @@ impl Counted {
             idle_before_close: idle
                 .filter_map(|(closer, idle)| Some((closer.name(), Durations::of(idle.as_deref()?)?)))
                 .collect(),
+            sent_bytes: counts.traffic.sent_bytes,
+            received_bytes: counts.traffic.received_bytes,
             retransmits: counts.retransmitted.total(),
             retransmits_failed: failures.filter(|(_, count)| *count > 0).collect(),
             blocked: counts.stalls.as_deref().map(blocked).unwrap_or_default(),
@@ -205,14 +210,26 @@ impl Counted {
 }
 
 /// The columns of what both tables count, and under which names.
-pub(super) const FIGURES: [&str; 8] =
-    ["NOW", "OPENED", "CLOSED", "RETRANSMITS", "BLOCKED", "RESETS", "CONNECTS", "STATES NOW"];
+pub(super) const FIGURES: [&str; 10] = [
+    "NOW",
+    "OPENED",
+    "CLOSED",
+    "SENT",
+    "RECEIVED",
+    "RETRANSMITS",
+    "BLOCKED",
+    "RESETS",
+    "CONNECTS",
+    "STATES NOW",
+];
 
-pub(super) fn figures(now: &Now, counted: &Counted) -> [String; 8] {
+pub(super) fn figures(now: &Now, counted: &Counted) -> [String; FIGURES.len()] {
     [
         now.total.to_string(),
         counted.opened.to_string(),
         counted.closed.to_string(),
+        bytes(counted.sent_bytes),
+        bytes(counted.received_bytes),
         counted.retransmits.to_string(),
         counted.blocked_text(),
         counted.resets_text(),
@@ -232,6 +249,7 @@ pub(super) enum Sort {
     Connections,
     Opened,
     Failed,
+    Bytes,
     Retransmits,
     Blocked,
     Name,
@@ -252,11 +270,12 @@ impl Wanted {
             None | Some("connections") => Sort::Connections,
             Some("opened") => Sort::Opened,
             Some("failed") => Sort::Failed,
+            Some("bytes") => Sort::Bytes,
             Some("retransmits") => Sort::Retransmits,
             Some("blocked") => Sort::Blocked,
             Some("name") => Sort::Name,
             Some(other) => {
-                let known = "connections, opened, failed, retransmits, blocked, name";
+                let known = "connections, opened, failed, bytes, retransmits, blocked, name";
                 return Err(ApiError::bad("sort", format!("`{other}` is not one of {known}")));
             }
         };
@@ -273,6 +292,7 @@ impl Wanted {
                 Sort::Connections => tally.total() as u64,
                 Sort::Opened => counts.opened,
                 Sort::Failed => failed(counts),
+                Sort::Bytes => counts.traffic.total(),
                 Sort::Retransmits => counts.retransmitted.total(),
                 Sort::Blocked => blocked_nanos(counts),
                 Sort::Name => 0,

@@ -114,6 +114,10 @@ pub(super) struct Detail {
     pub established_seconds: Option<f64>,
     /// Who closed first; `null` while nobody has.
     pub first_close: Option<FirstClose>,
+    /// Received after the local side's FIN, and sent after the peer's, of whichever came first; `null` of the other, and
+    /// where it is not known.
+    pub received_after_close_bytes: Option<u64>,
+    pub sent_after_close_bytes: Option<u64>,
     /// How long it had been idle when a side first closed it; `null` while none has, of one that was not idle, and where
     /// that is not known.
     pub idle: Option<ShownIdle>,
@@ -121,6 +125,9 @@ pub(super) struct Detail {
     pub reset: Option<ShownReset>,
     /// The socket's errno at its end, 0 for none.
     pub error: u8,
+    /// Data, each byte once, as of its end or the latest sweep; `null` where the kernel has not told yet.
+    pub sent_bytes: Option<u64>,
+    pub received_bytes: Option<u64>,
     /// Segments; `null` where the kernel has not told yet.
     pub retransmits: Option<u32>,
     /// Of these, those since tcpwatch watches, by the kernel's reason; only those that there are.
@@ -221,6 +228,7 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
     let connect = connect(conn, was_in(TcpState::SynSent).filter(|_| !conn.marks.older));
     let retransmitted = conn.retransmits.as_ref().map(|tally| tally.counted).unwrap_or_default();
     let failures = conn.retransmits.as_ref().map(|tally| tally.failures).unwrap_or_default();
+    let after_close = |by| conn.after_close_bytes.filter(|_| FirstClose::of_state(conn.state()) == Some(by));
     Detail {
         row: row(node, clock, conn),
         opened_at: time(clock, conn.opened_ns()),
@@ -230,12 +238,16 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         connect,
         established_seconds,
         first_close: first_close(node, conn, ended),
+        received_after_close_bytes: after_close(FirstClose::Local),
+        sent_after_close_bytes: after_close(FirstClose::Peer),
         reset: conn.reset().map(reset),
         idle: conn.idle().map(|idle| ShownIdle {
             sending_seconds: seconds(idle.sending_ns),
             receiving_seconds: seconds(idle.receiving_ns),
         }),
         error: conn.error,
+        sent_bytes: conn.traffic.map(|traffic| traffic.sent_bytes),
+        received_bytes: conn.traffic.map(|traffic| traffic.received_bytes),
         retransmits: conn.total_retrans,
         retransmits_by_kind: Kind::ALL
             .iter()

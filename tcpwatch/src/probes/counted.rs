@@ -12,7 +12,7 @@ use tcpwatch_common::{KIND_RETRANSMIT, RetransmitEvent, state::LISTEN};
 /// when the change under way is. What is between is theirs.
 type Entry = [u64; EVENT_WORDS + PRIVATE_WORDS + 1];
 const EVENT_WORDS: usize = size_of::<RetransmitEvent>() / 8;
-const PRIVATE_WORDS: usize = 6;
+const PRIVATE_WORDS: usize = 7;
 
 /// Longer than the programs hold back.
 const BUSY_NS: u64 = 2_000_000_000;

@@ -6,11 +6,12 @@ use aya::maps::{MapData, PerCpuArray};
 use serde::Serialize;
 use tcpwatch_common::counter;
 
-const HELD_BACK: [u32; 4] = [
+const HELD_BACK: [u32; 5] = [
     counter::HELD_BACK_RETRANSMIT,
     counter::HELD_BACK_SYN_ACK,
     counter::HELD_BACK_CONGESTION,
     counter::HELD_BACK_RETRANSMIT_FAILED,
+    counter::HELD_BACK_OUT_OF_ORDER,
 ];
 
 /// Counts of lost records. Valid while the `Probes` that it came with live.

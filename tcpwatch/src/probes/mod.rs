@@ -41,7 +41,7 @@ pub use self::{
 };
 use self::{
     format::Formats,
-    ways::{Attach, OTHERS, STATE, Spec, Way},
+    ways::{Attach, OTHERS, OUT_OF_ORDER, STATE, Spec, Way},
 };
 use crate::{
     btf::{Btf, BtfError},
@@ -313,6 +313,9 @@ impl Probes {
         let wakeup_bytes = room.ring_bytes / WAKEUP_SHARE;
         let log_level = if options.debug { DEBUG_LEVEL } else { 0 };
         let by_address = u32::from(identity == Identity::Address);
+        let mut choices = options.choices.iter();
+        let follows_out_of_order =
+            u32::from(choices.any(|choice| choice.key == OUT_OF_ORDER && choice.way == "fexit"));
         let address_key = RandomState::new().build_hasher().finish();
         let mut loader = EbpfLoader::new();
         loader
@@ -326,6 +329,7 @@ impl Probes {
             .override_global("DROP_SHARE", &options.drop_share, true)
             .override_global("IDENTITY_IS_ADDRESS", &by_address, true)
             .override_global("ADDRESS_KEY", &address_key, true)
+            .override_global("FOLLOWS_OUT_OF_ORDER", &follows_out_of_order, true)
             // Refuses an object whose records this daemon would misread.
             .override_global(ABI_SYMBOL, &ABI, true)
             .verifier_log_level(if options.debug {

@@ -127,6 +127,9 @@ const NO_TYPES: &str = "network namespaces, executables and cgroups of processes
                         start, why connects fail, resets and who holds what: this kernel's types are not known";
 const SKIPPED: &str = "what happens inside another probe on the same processor is skipped, uncounted";
 
+/// Named where other programs are told whether it is followed.
+pub(super) const OUT_OF_ORDER: &str = "out_of_order";
+
 /// Without these there is nothing to watch.
 pub(super) const STATE: Spec = Spec {
     key: "state",
@@ -175,7 +178,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 12] = [
+pub(super) const OTHERS: [Spec; 13] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -249,6 +252,27 @@ pub(super) const OTHERS: [Spec; 12] = [
             ),
         ],
         without: "of head-of-line blocking only what a loss probe ended is told",
+    },
+    Spec {
+        key: OUT_OF_ORDER,
+        signal: "received data that waits",
+        // Not the best first: it runs for many of the segments that are received, so it is for those who ask for it.
+        ways: &[
+            Way {
+                way: "inferred",
+                hook: "the socket's count of packets out of order (for how long: --hook out_of_order=fexit)",
+                program: None,
+                lost: None,
+            },
+            way(
+                "fexit",
+                "fexit tcp_data_queue",
+                "out_of_order_fexit",
+                Attach::Fexit("tcp_data_queue", 2),
+                None,
+            ),
+        ],
+        without: "how long received data waits behind a segment that the peer must repeat is not told",
     },
     Spec {
         key: "synack",
@@ -469,8 +493,8 @@ mod tests {
             ("close", "SIGNAL=WAY"),
             (
                 "open=kprobe",
-                "state, retransmit, retransmit_failed, congestion, synack, send_reset, receive_reset, close, accept, \
-                 minisock, held, unheld, options",
+                "state, retransmit, retransmit_failed, congestion, out_of_order, synack, send_reset, receive_reset, \
+                 close, accept, minisock, held, unheld, options",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {
@@ -484,6 +508,6 @@ mod tests {
         let choices = ["state=raw_tp", "state=kprobe"].map(|text| text.parse().unwrap());
         let names = |spec: &Spec| spec.open(&choices).map(|way| way.way).collect::<Vec<_>>();
         assert_eq!(names(&STATE), ["kprobe"]);
-        assert_eq!(names(&OTHERS[3]), ["tp_btf", "raw_tp", "tracepoint"]);
+        assert_eq!(names(&OTHERS[4]), ["tp_btf", "raw_tp", "tracepoint"]);
     }
 }

@@ -67,6 +67,7 @@ fn a_choice_that_there_is_not_is_refused_with_those_that_there_are() {
             "retransmit",
             "retransmit_failed",
             "congestion",
+            "out_of_order",
             "synack",
             "send_reset",
             "receive_reset",

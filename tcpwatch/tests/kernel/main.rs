@@ -30,6 +30,7 @@ mod resets;
 mod retransmits;
 mod rights;
 mod stalls;
+mod traffic;
 mod transfer;
 mod unentered;
 mod waits;

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use tcpwatch::{
-    decode::{self, Record},
+    decode::{self, IdleRecord, Record, TrafficRecord},
     recording::{Frame, Recorder, Recording},
 };
 use tcpwatch_common::SeenSocket;
@@ -184,7 +184,8 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
                         ours
                     }
                     Record::Reset(record) => u64::from(record.socket.netns) == netns,
-                    Record::Idle(idle) => cookies.contains(&idle.cookie),
+                    Record::Idle(IdleRecord { cookie, .. })
+                    | Record::Traffic(TrafficRecord { cookie, .. }) => cookies.contains(&cookie),
                     Record::Task(task) => pids.contains(&task.pid),
                 };
                 ours.then_some(Frame::Record(bytes))

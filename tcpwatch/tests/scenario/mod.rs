@@ -7,7 +7,9 @@ pub(crate) use tcpwatch::{
         Outcome,
         errno::{EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT},
     },
-    decode::{Endpoint, ListenQueue, Record, ResetRecord, Seen, Socket, SocketRecord, TaskRecord, What},
+    decode::{
+        Endpoint, ListenQueue, Record, ResetRecord, Seen, Socket, SocketRecord, TaskRecord, Traffic, What,
+    },
     first_close::FirstClose,
     life::Cause,
     reset::Reset,
@@ -107,6 +109,7 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         data_sent: false,
         rtt_ns: None,
         expires_jiffies: 0,
+        traffic: Traffic::default(),
     }
 }
 
@@ -165,13 +168,20 @@ impl World {
     }
 
     pub(crate) fn tell(&mut self, time_ns: u64, socket: Socket, what: What) {
-        self.tracker.apply(&Record::Socket(SocketRecord { socket, time_ns, what }));
+        self.tracker.apply(&Record::Socket(SocketRecord { socket, time_ns, what, traffic: None }));
     }
 
     pub(crate) fn tell_all<const N: usize>(&mut self, socket: Socket, records: [(u64, What); N]) {
         for (time_ns, what) in records {
             self.tell(time_ns, socket, what);
         }
+    }
+
+    /// The same of a transition that tells the traffic so far.
+    pub(crate) fn tell_with(&mut self, time_ns: u64, socket: Socket, what: What, traffic: (u64, u64)) {
+        let (sent_bytes, received_bytes) = traffic;
+        let traffic = Some(Traffic { sent_bytes, received_bytes });
+        self.tracker.apply(&Record::Socket(SocketRecord { socket, time_ns, what, traffic }));
     }
 
     pub(crate) fn tell_reset(&mut self, reset: ResetRecord) {

@@ -62,7 +62,12 @@ fn the_transition_to_time_wait_is_told_with_its_process() {
     let mut world = world();
     world.connect();
     world.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
-    let record = SocketRecord { socket: client(ORPHAN | FIN), time_ns: 4 + SECOND, what: ended(FinWait2, 0) };
+    let record = SocketRecord {
+        socket: client(ORPHAN | FIN),
+        time_ns: 4 + SECOND,
+        what: ended(FinWait2, 0),
+        traffic: None,
+    };
     let before = Before::note(&world.tracker, &record);
     world.tracker.apply(&Record::Socket(record));
     let told = Transition::told(before, &world.tracker, &record, 0).unwrap();

@@ -168,7 +168,7 @@ fn told(world: &mut World, time_ns: u64, socket: Socket, total: Option<u32>, seg
         told.segments[*kind as usize] = *count;
     }
     let state = if socket == listener(9, "0.0.0.0") { Listen } else { Established };
-    let record = SocketRecord { socket, time_ns, what: What::Retransmit { state, total } };
+    let record = SocketRecord { socket, time_ns, what: What::Retransmit { state, total }, traffic: None };
     world.tracker.apply(&Record::Retransmit(record, Box::new(told)));
 }
 

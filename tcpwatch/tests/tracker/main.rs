@@ -17,3 +17,4 @@ mod owners;
 mod random;
 mod resets;
 mod stalls;
+mod traffic;

@@ -66,7 +66,7 @@ impl Chaos {
             _ if state == Close => ended(from, 0),
             _ => to(from, state, pid),
         };
-        Record::Socket(SocketRecord { socket: self.socket(), time_ns: self.time(), what })
+        Record::Socket(SocketRecord { socket: self.socket(), time_ns: self.time(), what, traffic: None })
     }
 
     fn look(&mut self) -> Seen {

@@ -9,7 +9,7 @@ use tcpwatch::{
 
 fn tell(world: &mut World, time_ns: u64, told: &Retransmits) {
     let what = What::Retransmit { state: Established, total: None };
-    let record = SocketRecord { socket: client(HELD), time_ns, what };
+    let record = SocketRecord { socket: client(HELD), time_ns, what, traffic: None };
     world.tracker.apply(&Record::Retransmit(record, Box::new(told.clone())));
 }
 

@@ -1,0 +1,46 @@
+//! Traffic: the data that connections carried, each byte once.
+//!
+//! The kernel counts it for each socket. Records tell it when one side first closes and at the end, sweeps in between;
+//! what is new counts each time. Of an older connection the first that is told only says where counting starts.
+
+use crate::{
+    decode::{Traffic, TrafficRecord},
+    first_close::FirstClose,
+    table::Slot,
+    tracker::Tracker,
+};
+
+impl Tracker {
+    /// Comes just before the change of state, which finds the connection heard of at its own time.
+    pub(crate) fn apply_traffic(&mut self, record: &TrafficRecord) {
+        if let Some(slot) = self.table.find(record.cookie) {
+            self.carry(slot, record.traffic, record.time_ns);
+            self.table.get_mut(slot).seen_ns = record.time_ns;
+        }
+    }
+
+    /// The socket's own count.
+    pub(crate) fn carry(&mut self, slot: Slot, told: Traffic, now_ns: u64) {
+        let conn = self.table.get_mut(slot);
+        let before = match conn.traffic {
+            Some(before) => before,
+            None if conn.marks.older => told,
+            None => Traffic::default(),
+        };
+        let new = told.since(before);
+        let mut all = before;
+        all += new;
+        conn.traffic = Some(all);
+        if new == Traffic::default() {
+            return;
+        }
+        let after_close = match FirstClose::of_state(conn.state()) {
+            Some(FirstClose::Local) => new.received_bytes,
+            _ => new.sent_bytes,
+        };
+        conn.after_close_bytes = conn.after_close_bytes.map(|bytes| bytes + after_close);
+        if let Some(group) = self.group(slot, now_ns) {
+            self.groups.counts(group).traffic += new;
+        }
+    }
+}
