@@ -29,7 +29,7 @@ use tcpwatch::{
 };
 use tcpwatch_common::{
     FLAG_FIN_RECEIVED as FIN, FLAG_HELD as HELD, FLAG_ORPHAN as ORPHAN, FLAG_PASSIVE as PASSIVE, KIND_TASK,
-    KIND_TRANSITION, Slot, SocketEvent, TaskEvent,
+    KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, Slot, SocketEvent, TaskEvent,
     state::{CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
 use tokio::sync::mpsc;
@@ -91,7 +91,17 @@ fn step(
     value: u32,
 ) -> SocketEvent {
     let passive = if end.dport == PORT { 0 } else { PASSIVE };
-    SocketEvent { time_ns, old_state, new_state, flags: flags | passive, value, ..end }
+    let event = SocketEvent { time_ns, old_state, new_state, flags: flags | passive, value, ..end };
+    if old_state == ESTABLISHED || new_state == CLOSE { with_traffic(event) } else { event }
+}
+
+/// 64 bytes each way.
+fn with_traffic(mut event: SocketEvent) -> SocketEvent {
+    event.kind = KIND_TRANSITION_WITH_TRAFFIC;
+    for address in [&mut event.saddr, &mut event.daddr] {
+        address[..8].copy_from_slice(&64_u64.to_ne_bytes());
+    }
+    event
 }
 
 /// A connection from connect to close, the client first, as the kernel tells of it.

@@ -260,7 +260,7 @@ pub(super) const OTHERS: [Spec; 13] = [
         ways: &[
             Way {
                 way: "inferred",
-                hook: "the socket's count of packets out of order (for how long: --hook out_of_order=fexit)",
+                hook: "inferred from the socket's count of packets (how long they wait: --hook out_of_order=fexit)",
                 program: None,
                 lost: None,
             },

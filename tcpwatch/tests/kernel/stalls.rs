@@ -1,7 +1,7 @@
 //! Head-of-line blocking on a lossy link, compared with what the receiving application itself measures: each message
 //! carries the time at which it was sent.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     daemon::Daemon,
@@ -14,6 +14,7 @@ use crate::{
 
 const CLOSED: &str = "tcpwatch_connections_closed_total";
 const BLOCKED: &str = "tcpwatch_hol_blocked_seconds";
+const BLOCKED_BYTES: &str = "tcpwatch_hol_blocked_bytes_total";
 
 /// Takes messages of 100 bytes, and measures by the time in each how long it took. All that waited for one lost segment
 /// come at once, the one that was in it first: it waited longest. Answers each if told so.
@@ -73,6 +74,7 @@ const KERNEL_COUNTS: [&str; 6] = [
     "TCPSpuriousRtxHostQueues",
 ];
 
+/// On the sending side.
 const ALL: [&str; 3] = ["fast", "timeout", "probe"];
 
 /// Sends while messages are lost: what the daemon tells is within a tenth of what the receiver measured.
@@ -113,7 +115,7 @@ fn delivery_stands_still_as_long_as_the_receiver_measures() {
     let metrics = measure(&daemon, ["steady-sender", "steady-receiver"], "250", "0.02");
     assert!(blocked(&metrics, "steady-sender", &["fast"]).0 > 0);
     assert_eq!(blocked(&metrics, "steady-receiver", &ALL).0, 0);
-    assert!(metrics.sum("tcpwatch_hol_blocked_bytes_total", &[("process", "steady-sender")]) > Some(0));
+    assert!(metrics.sum(BLOCKED_BYTES, &[("process", "steady-sender")]) > Some(0));
 }
 
 #[test]
@@ -125,6 +127,97 @@ fn a_request_that_is_lost_waits_for_a_probe_or_a_time_out() {
     let peers = daemon.json("/peers?comm=asking-sender");
     let shown = &peers["peers"][0]["blocked"]["probe"];
     assert_eq!(shown["count"].as_u64(), Some(blocked(&metrics, "asking-sender", &["probe"]).0), "{peers}");
+}
+
+/// Behind a message of 77 bytes come five of 100, the first of which says when it was sent; on a connection of their own.
+const HOLED_SENDER: &str = r#"
+while True:
+    conn = connect(args[0], args[1])
+    conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    say("connected")
+    order()
+    conn.sendall(b"x" * 77)
+    for _ in range(5):
+        conn.sendall(struct.pack("d", time.monotonic()) + b"x" * 92)
+    say("sent")
+    order()
+    conn.close()
+"#;
+
+/// Measures how long that first one waited.
+const HOLED_RECEIVER: &str = r#"
+listener = listen(args[0])
+say(port_of(listener))
+while True:
+    conn = listener.accept()[0]
+    if not conn.recv(77, socket.MSG_WAITALL):
+        break
+    sent = struct.unpack("d", conn.recv(100, socket.MSG_WAITALL)[:8])[0]
+    say(time.monotonic() - sent)
+    read_to_end(conn)
+"#;
+
+/// An IPv4 packet with 77 bytes of data behind a header of TCP with timestamps.
+const HOLE: &str = "meta length 129";
+
+#[test]
+fn received_data_waits_as_long_as_the_receiver_measures() {
+    const ROUNDS: u64 = 3;
+    let daemon = Daemon::start(&["--hook", "out_of_order=fexit"]);
+    let followed = follows_out_of_order(&daemon);
+    let (there, here) = joined();
+    let mut receiver = Workload::start(&here, "late-receiver", HOLED_RECEIVER, &[ADDRESS]);
+    let port = receiver.hear();
+    let mut sender = Workload::start(&there, "holed-sender", HOLED_SENDER, &[ADDRESS, &port]);
+    let mut seconds = 0.0;
+    for _ in 0..ROUNDS {
+        assert_eq!(sender.hear(), "connected");
+        lose(&here, HOLE);
+        // Without acknowledgements, as with the first that told of the hole the sender would send no more.
+        lose(&there, "");
+        assert_eq!(sender.ask(), "sent");
+        eventually("it is stalled now", || {
+            let rows = daemon.connections_in(&here);
+            let row = rows.iter().find(|row| row["state"] == "ESTABLISHED").ok_or("it is not there")?;
+            let (stalled, seconds) = (&row["stalled"], row["stalled"]["seconds"].as_f64());
+            let told = (&stalled["recovery"], &stalled["bytes"]) == (&json!("peer"), &json!(500));
+            let stands = if followed { told && seconds > Some(0.1) } else { stalled.is_null() };
+            if stands { Ok(()) } else { Err(row.to_string()) }
+        });
+        lose_nothing(&there);
+        lose_nothing(&here);
+        let [waited] = receiver.hear_numbers();
+        seconds += waited;
+        sender.order();
+    }
+    let (expected, count) = if followed { (seconds, ROUNDS) } else { (0.0, 0) };
+    let metrics = eventually("the waits are told", || {
+        let metrics = daemon.metrics();
+        let told = blocked(&metrics, "late-receiver", &["peer"]);
+        if told.0 == count && (told.1 - expected).abs() <= 0.1 * expected {
+            return Ok(metrics);
+        }
+        Err(format!("{told:?}, for {count} of {seconds} s"))
+    });
+    println!("{seconds} s measured, {:?} told", blocked(&metrics, "late-receiver", &["peer"]));
+    let bytes = metrics.sum(BLOCKED_BYTES, &[("process", "late-receiver"), ("recovery", "peer")]);
+    assert_eq!(bytes.unwrap_or(0), 500 * count);
+    assert_eq!(blocked(&metrics, "holed-sender", &["peer"]).0, 0, "it received nothing");
+}
+
+/// Whether fexit serves. Where it does not, no other signal has it, and what is missing is said.
+fn follows_out_of_order(daemon: &Daemon) -> bool {
+    let status = daemon.json("/status");
+    let signal =
+        |key: &str| status["signals"].as_array().unwrap().iter().find(|one| one["key"] == key).unwrap();
+    let out_of_order = signal("out_of_order");
+    if out_of_order["hook"] == "fexit tcp_data_queue" {
+        return true;
+    }
+    let accept = signal("accept")["hook"].as_str().unwrap();
+    assert!(!accept.starts_with("fexit "), "{out_of_order}");
+    assert!(out_of_order["hook"].is_null() && out_of_order["lost"].is_string(), "{out_of_order}");
+    false
 }
 
 /// Sends so many megabytes. On one processor with whoever reads them, or segments overtake each other between the two
@@ -169,7 +262,7 @@ fn a_gigabyte_over_a_clean_link_never_stalls() {
     let daemon = Daemon::start(&[]);
     let detail =
         (0..10).find_map(|_| clean_transfer(&daemon)).expect("a link that the kernel takes for clean");
-    assert_eq!(detail["blocked"], serde_json::json!({}), "{detail}");
+    assert_eq!(detail["blocked"], json!({}), "{detail}");
     assert!(detail.get("stalled").is_none(), "{detail}");
 }
 

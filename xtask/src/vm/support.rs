@@ -58,11 +58,12 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// How tcpwatch sees each signal when nothing forces it: the best way it knows.
-pub(crate) const WAYS: [(&str, &str); 13] = [
+pub(crate) const WAYS: [(&str, &str); 14] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("retransmit_failed", "tp_btf"),
     ("congestion", "tp_btf"),
+    ("out_of_order", "inferred"),
     ("synack", "tp_btf"),
     ("send_reset", "tp_btf"),
     ("receive_reset", "tp_btf"),
@@ -87,7 +88,13 @@ pub(crate) struct Forced {
 pub(crate) const FORCED: [Forced; 4] = [
     Forced {
         name: "fentry",
-        hooks: &[("state", "fentry"), ("close", "fentry"), ("accept", "fexit"), ("minisock", "fentry")],
+        hooks: &[
+            ("state", "fentry"),
+            ("close", "fentry"),
+            ("accept", "fexit"),
+            ("minisock", "fentry"),
+            ("out_of_order", "fexit"),
+        ],
         tests: &LIVES,
     },
     Forced {
