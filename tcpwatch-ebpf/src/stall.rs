@@ -9,6 +9,9 @@
 //! That happened a round trip after the probe, or a time-out would have followed; and if the probe was needless, the peer
 //! said that it had the segment twice (DSACK). So a probe is kept until the next that happens on the socket, and then
 //! counted or not.
+//!
+//! The kernel does not run a program for everything: not while the same one runs on that processor. A probe that no
+//! program saw is not told, and a stall whose end none saw is forgotten, rather than go on until the next.
 
 use aya_ebpf::{
     EbpfContext,
@@ -139,7 +142,8 @@ fn begin(sk: impl Kernel, counted: *mut Counted, time_ns: u64, kind: usize) {
     unsafe {
         let was_probed = !settle(sk, counted);
         let event = &raw mut (*counted).event;
-        if (*event).stalled_since_ns == 0 {
+        // By the state before this one: if none saw the last stall end, it is not the present one.
+        if (*event).stalled_since_ns == 0 || ca_state(sk) < CA_RECOVERY {
             let probed_ns = if was_probed { (*counted).probe.since_ns } else { time_ns };
             (*event).stalled_since_ns = hole.since_ns.min(probed_ns).min(time_ns);
             (*event).stalled_bytes = 0;
@@ -176,7 +180,7 @@ pub fn cut_short(sk: impl Kernel, counted: *mut Counted, time_ns: u64) {
         let event = &raw mut (*counted).event;
         let (since_ns, probe) = ((*event).stalled_since_ns, (*counted).probe);
         (*event).stalled_since_ns = 0;
-        let (kind, nanos, bytes) = if since_ns != 0 {
+        let (kind, nanos, bytes) = if since_ns != 0 && ca_state(sk) >= CA_RECOVERY {
             ((*event).stalled_kind as usize, time_ns.saturating_sub(since_ns), (*event).stalled_bytes)
         } else if probe.at_ns == 0 {
             return;
@@ -200,7 +204,12 @@ pub fn retransmitted(sk: impl Kernel, skb: Raw, counted: *mut Counted, time_ns: 
         if !settle(sk, counted) && !probe {
             (*counted).probe.at_ns = 0;
         }
-        if !probe || (*counted).probe.at_ns != 0 || (*counted).event.stalled_since_ns != 0 {
+        if !probe {
+            return;
+        }
+        // A probe is sent in no recovery.
+        (*counted).event.stalled_since_ns = 0;
+        if (*counted).probe.at_ns != 0 {
             return;
         }
         if outstanding(sk, sk.read(&OFF_SKC_STATE)) == 0 {

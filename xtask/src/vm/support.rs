@@ -146,7 +146,7 @@ pub(crate) struct Skip {
     pub(crate) reason: &'static str,
 }
 
-pub(crate) const SKIPS: [Skip; 6] = [
+pub(crate) const SKIPS: [Skip; 8] = [
     Skip {
         test: "counts::promtool_has_nothing_to_say_about_the_metrics",
         series: &[],
@@ -163,6 +163,12 @@ pub(crate) const SKIPS: [Skip; 6] = [
         series: &["5.10"],
         reason: NO_STALLS,
     },
+    Skip {
+        test: "stalls::a_stall_is_one_of_whatever_made_the_request_good_at_last",
+        series: &["5.10"],
+        reason: NO_STALLS,
+    },
+    Skip { test: "stalls::a_stall_ends_with_its_connection", series: &["5.10"], reason: NO_STALLS },
     Skip {
         test: "resets::a_segment_that_finds_no_socket_is_told_as_such",
         series: &["5.10", "6.1"],
