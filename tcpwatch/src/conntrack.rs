@@ -1,9 +1,12 @@
 //! What network address translation (NAT) made of a connection's addresses: the kernel's connection tracking knows both.
+//!
+//! It tells of the translation next to the socket. Further ones on the way it does not follow.
 
 use std::{fs, io, net::IpAddr};
 
+use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED, Nla};
 use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
     conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple},
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -23,43 +26,113 @@ pub struct Translation {
     pub reached: (Endpoint, Endpoint),
 }
 
-/// Asks, in the connection's namespace. `None` where nothing was translated.
-///
-/// # Errors
-/// Why it cannot be asked, for people.
-pub fn ask(target: &Target) -> Result<Option<Translation>, String> {
-    translation(target).map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => "CAP_NET_ADMIN is missing to ask the kernel".to_owned(),
-        _ => format!("cannot ask the kernel (conntrack): {error}"),
-    })
-}
+impl Translation {
+    fn changes_something(&self) -> bool {
+        self.dialled != self.reached
+    }
 
-fn translation(target: &Target) -> io::Result<Option<Translation>> {
-    if fs::read_to_string(TRACKED).is_ok_and(|count| count.trim() != "0") {
-        // It finds a connection by the addresses of either side.
-        let answer = netlink::exchange(NETLINK_NETFILTER, request(target.local, target.remote))?;
-        Ok(answer.as_ref().and_then(read))
-    } else {
-        Ok(None)
+    /// One of its sides has these ends.
+    fn is_of(&self, local: Endpoint, remote: Endpoint) -> bool {
+        self.dialled == (local, remote) || self.reached == (remote, local)
     }
 }
 
-fn request(source: Endpoint, destination: Endpoint) -> NetfilterMessage {
-    let addresses = [source.addr.to_canonical(), destination.addr.to_canonical()];
-    let family = match addresses[0] {
+/// Asks, in the connection's namespace. `None` where nothing was translated.
+///
+/// # Errors
+/// Why the kernel cannot be asked, or its answers contradict each other, for people.
+pub fn ask(target: &Target) -> Result<Option<Translation>, String> {
+    let found = translations(target).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => "CAP_NET_ADMIN is missing to ask the kernel".to_owned(),
+        _ => format!("cannot ask the kernel (conntrack): {error}"),
+    })?;
+    match found[..] {
+        [] => Ok(None),
+        [translation] => Ok(Some(translation)),
+        // Zones are there to keep connections with the same ends apart, and a socket does not say in which it is tracked.
+        _ => {
+            Err("zones of conntrack translate these ends differently (`conntrack -L` lists them)".to_owned())
+        }
+    }
+}
+
+/// Those that differ.
+fn translations(target: &Target) -> io::Result<Vec<Translation>> {
+    if !fs::read_to_string(TRACKED).is_ok_and(|count| count.trim() != "0") {
+        return Ok(Vec::new());
+    }
+    let tuple = tuple(target.local, target.remote);
+    let question = ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple.clone())]);
+    // It finds a connection by the addresses of either side, in the default zone.
+    let answer = netlink::exchange(NETLINK_NETFILTER, message(target, question))?;
+    let mut found = match answer {
+        Some(answer) => read(&answer).into_iter().collect(),
+        None => in_any_zone(target, &tuple)?,
+    };
+    found.retain(Translation::changes_something);
+    Ok(found)
+}
+
+/// include/uapi/linux/netfilter/nfnetlink_conntrack.h: IPCTNL_MSG_CT_GET, CTA_FILTER.
+const GET: u8 = 1;
+const FILTER: u16 = 25;
+/// The same: CTA_TUPLE_ORIG and CTA_TUPLE_REPLY, which CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS equal. The client's
+/// side is found by the one, the server's by the other: from Linux 5.16 and 5.10.83 on (commit ad81d4daf6a3).
+const DIRECTIONS: [u16; 2] = [1, 2];
+/// net/netfilter/nf_internals.h: CTA_FILTER_F_CTA_PROTO_NUM, _SRC_PORT and _DST_PORT. Not the addresses: of IPv6 the kernel
+/// leaves out those that are equal (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen with 6.18).
+const PROTOCOL_AND_PORTS: u32 = 0b11_1000;
+
+/// Has the kernel go through all that it tracks, for it finds one directly only in a zone that is named.
+fn in_any_zone(target: &Target, tuple: &[Tuple]) -> io::Result<Vec<Translation>> {
+    let mut found = Vec::new();
+    for direction in DIRECTIONS {
+        let flags = DefaultNla::new(direction, PROTOCOL_AND_PORTS.to_ne_bytes().to_vec());
+        // Conntrack::Get would send the filter without NLA_F_NESTED, and the kernel refuse it.
+        let question = NetfilterMessageInner::Other {
+            subsys: NetfilterSubsystem::Conntrack,
+            message_type: GET,
+            attributes: vec![nested(direction, tuple), nested(FILTER, &[flags])],
+        };
+        netlink::dump(NETLINK_NETFILTER, message(target, question), |answer| {
+            let fits = read(&answer).filter(|translation| translation.is_of(target.local, target.remote));
+            found.extend(fits.filter(|translation| !found.contains(translation)));
+            true
+        })?;
+        // A socket is on one side only.
+        if !found.is_empty() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn nested<T: Nla>(kind: u16, parts: &[T]) -> DefaultNla {
+    let mut value = vec![0; parts.buffer_len()];
+    parts.emit(&mut value);
+    DefaultNla::new(kind | NLA_F_NESTED, value)
+}
+
+fn message(target: &Target, question: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+    let family = match target.local.addr.to_canonical() {
         IpAddr::V4(_) => NetfilterProtoFamily::IPv4,
         IpAddr::V6(_) => NetfilterProtoFamily::IPv6,
     };
-    let tuple = vec![
-        Tuple::Ip(vec![IPTuple::SourceAddress(addresses[0]), IPTuple::DestinationAddress(addresses[1])]),
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), question)
+}
+
+fn tuple(source: Endpoint, destination: Endpoint) -> Vec<Tuple> {
+    vec![
+        Tuple::Ip(vec![
+            IPTuple::SourceAddress(source.addr.to_canonical()),
+            IPTuple::DestinationAddress(destination.addr.to_canonical()),
+        ]),
         Tuple::Proto(vec![
             ProtoTuple::Protocol(Protocol::Tcp),
             ProtoTuple::SourcePort(source.port),
             ProtoTuple::DestinationPort(destination.port),
         ]),
-    ];
-    let question = ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple)]);
-    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), question)
+    ]
 }
 
 fn read(answer: &NetfilterMessage) -> Option<Translation> {
@@ -75,8 +148,7 @@ fn read(answer: &NetfilterMessage) -> Option<Translation> {
         ConntrackAttribute::CtaTupleReply(tuple) => ends(tuple),
         _ => None,
     })?;
-    let translation = Translation { dialled, reached: (client, server) };
-    (translation.dialled != translation.reached).then_some(translation)
+    Some(Translation { dialled, reached: (client, server) })
 }
 
 /// Source and destination.

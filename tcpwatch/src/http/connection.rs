@@ -37,7 +37,7 @@ struct Connection {
     /// Why the kernel could not be asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     transfer_error: Option<String>,
-    /// `null` where no address was translated, and of what has no full socket.
+    /// `null` where no address was translated, and of what ended and of listeners.
     nat: Option<Nat>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nat_error: Option<String>,
@@ -68,10 +68,13 @@ pub(super) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked
 }
 
 async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
-    let ((detail, target), ticks) =
+    let ((detail, kept), ticks) =
         api.ask(true, move |node, clock| Ok((find(node, clock, id)?, node.tracker.ticks))).await.flatten()?;
-    let ((transfer, nat), options) = match target.filter(|_| api.live) {
-        Some(target) => tokio::join!(ask_kernel(target.clone()), ask_options(api, target, ticks)),
+    let ((transfer, nat), options) = match kept.filter(|_| api.live) {
+        Some(Kept::Socket(target)) => {
+            tokio::join!(ask_kernel(target.clone()), ask_options(api, target, ticks))
+        }
+        Some(Kept::Minisock(target)) => ((Ok(None), ask_translation(target).await), Ok(None)),
         None => ((Ok(None), Ok(None)), Ok(None)),
     };
     let (transfer, transfer_error) = or_error(transfer);
@@ -88,13 +91,28 @@ async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
 
 type Told<T> = Result<Option<T>, String>;
 
-/// What it tells of the connection; nothing where its namespace is gone.
 async fn ask_kernel(target: Target) -> (Told<Transfer>, Told<Translation>) {
+    let asked = in_namespace(target, |target| (sock_diag::ask(target), conntrack::ask(target)));
+    match asked.await {
+        Ok(told) => told.unwrap_or((Ok(None), Ok(None))),
+        Err(error) => (Err(error.clone()), Err(error)),
+    }
+}
+
+async fn ask_translation(target: Target) -> Told<Translation> {
+    in_namespace(target, conntrack::ask).await?.unwrap_or(Ok(None))
+}
+
+/// Nothing where the connection's namespace is gone.
+async fn in_namespace<T: Send + 'static>(
+    target: Target,
+    ask: impl FnOnce(&Target) -> T + Send + 'static,
+) -> Told<T> {
     let asked = netns::on_own_thread(move || {
         let entered = netns::enter_by_inode(target.netns, target.pid)?;
-        Ok(if entered { (sock_diag::ask(&target), conntrack::ask(&target)) } else { (Ok(None), Ok(None)) })
+        Ok(entered.then(|| ask(&target)))
     });
-    asked.await.flatten().unwrap_or_else(|error: String| (Err(error.clone()), Err(error)))
+    asked.await.flatten()
 }
 
 async fn ask_options(api: &Api, target: Target, ticks: Option<Ticks>) -> Told<SocketOptions> {
@@ -108,8 +126,16 @@ fn or_error<T>(told: Told<T>) -> (Option<T>, Option<String>) {
     told.map_or_else(|error| (None, Some(error)), |told| (told, None))
 }
 
+/// What the kernel has of a connection that lives, and can be asked about.
+#[derive(Debug)]
+enum Kept {
+    Socket(Target),
+    /// Or the request of a handshake under way: the ends are all that can be asked about. Nobody else has them meanwhile.
+    Minisock(Target),
+}
+
 /// The connection, and what to ask the kernel for where it can tell more.
-fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Target>), ApiError> {
+fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Kept>), ApiError> {
     let tracker = &node.tracker;
     let live = if tracker.told.addresses {
         // Listed under their address only: all are looked at.
@@ -118,7 +144,7 @@ fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Target>), 
         tracker.table.find(id).map(|slot| tracker.table.get(slot))
     };
     if let Some(conn) = live {
-        return Ok((detail(node, clock, conn, None), target(node, conn)));
+        return Ok((detail(node, clock, conn, None), kept(node, conn)));
     }
     let ended = tracker.ended.iter().rev().find(|ended| ended.conn.id() == id);
     ended.map(|ended| (detail(node, clock, &ended.conn, Some(ended)), None)).ok_or_else(|| {
@@ -126,16 +152,20 @@ fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Target>), 
     })
 }
 
-fn target(node: &Node, conn: &Conn) -> Option<Target> {
-    let full = conn.role != Role::Listener && !conn.marks.minisock && !conn.marks.request;
-    full.then(|| Target {
+fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
+    let target = Target {
         netns: conn.netns,
         local: conn.local,
         remote: conn.remote,
         cookie: (!node.tracker.told.addresses).then_some(conn.cookie),
         identity: conn.cookie,
         pid: conn.process.map(|id| node.tracker.processes.get(id).pid),
-    })
+    };
+    match conn {
+        Conn { role: Role::Listener, .. } => None,
+        Conn { marks, .. } if marks.minisock || marks.request => Some(Kept::Minisock(target)),
+        _ => Some(Kept::Socket(target)),
+    }
 }
 
 impl Answer for Connection {

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     daemon::Daemon,
+    eventually::eventually,
     netns::{Namespace, needs},
     rights::{Copy, User},
     workload::Workload,
@@ -34,8 +35,22 @@ const RULES: [&str; 9] = [
 fn translating() -> Namespace {
     needs("nft", "nftables");
     let namespace = Namespace::new();
-    for rule in RULES {
+    add(&namespace, &RULES);
+    namespace
+}
+
+fn add(namespace: &Namespace, rules: &[&str]) {
+    for rule in rules {
         namespace.run(&["nft", rule]);
+    }
+}
+
+/// Translates the same, and tracks where `zone` says.
+fn translating_in(zone: &str) -> Namespace {
+    let namespace = translating();
+    for family in ["ip", "ip6"] {
+        let chain = format!("add chain {family} nat raw {{ type filter hook output priority raw; }}");
+        add(&namespace, &[&chain, &format!("add rule {family} nat raw {zone}")]);
     }
     namespace
 }
@@ -49,20 +64,39 @@ fn sides(daemon: &Daemon, ends: &Workload) -> [Value; 2] {
     })
 }
 
+/// The answer about one side, in this state.
+fn side_in(daemon: &Daemon, ends: &Workload, role: &str, state: &str) -> Value {
+    let row = eventually(&format!("a {role} in {state}"), || {
+        let rows = daemon.json(&format!("/connections?pid={}", ends.pid()));
+        let mut all = rows["connections"].as_array().unwrap().iter();
+        all.find(|row| row["role"] == role && row["state"] == state).cloned().ok_or(rows.to_string())
+    });
+    daemon.detail(&row)
+}
+
 fn end(addr: &str, port: f64) -> Value {
     json!({ "addr": addr, "port": port as u16 })
 }
 
-#[test]
-fn both_sides_of_a_translation_are_told_at_either_end() {
-    let daemon = Daemon::start(&[]);
-    let namespace = translating();
+/// `nat` of a connection from this port to 7000, which reaches 7001.
+fn redirected(addr: &str, port: f64) -> Value {
+    let source = end(addr, port);
+    json!({ "source": source, "dialled": end(addr, 7000.0), "source_seen": source, "reached": end(addr, 7001.0) })
+}
+
+/// Nothing is said of addresses, and nothing of why not.
+fn assert_silent(side: &Value) {
+    assert_eq!((&side["nat"], &side["nat_error"]), (&Value::Null, &Value::Null), "{side}");
+}
+
+/// Both sides of three connections whose addresses [`RULES`] translate.
+fn assert_both_sides_are_told(daemon: &Daemon, namespace: &Namespace) {
     for (comm, [at, port, dials, dialled], seen_from) in [
         ("nat-redirect", ["127.0.0.1", "7001", "127.0.0.1", "7000"], "127.0.0.1"),
         ("nat-redirect-6", ["::1", "7001", "::1", "7000"], "::1"),
         ("nat-dnat", ["127.0.0.1", "7101", "127.0.0.9", "7100"], "127.0.0.5"),
     ] {
-        let mut ends = Workload::start(&namespace, comm, ENDS, &[at, port, dials, dialled]);
+        let mut ends = Workload::start(namespace, comm, ENDS, &[at, port, dials, dialled]);
         let [source_port, seen_port] = ends.hear_numbers();
         let source = if at == "::1" { "::1" } else { "127.0.0.1" };
         let nat = json!({
@@ -71,8 +105,138 @@ fn both_sides_of_a_translation_are_told_at_either_end() {
             "source_seen": end(seen_from, seen_port),
             "reached": end(at, port.parse().unwrap()),
         });
-        for side in sides(&daemon, &ends) {
+        for side in sides(daemon, &ends) {
             assert_eq!((&side["nat"], &side["nat_error"]), (&nat, &Value::Null), "{side}");
+        }
+    }
+}
+
+#[test]
+fn both_sides_of_a_translation_are_told_at_either_end() {
+    assert_both_sides_are_told(&Daemon::start(&[]), &translating());
+}
+
+#[test]
+fn both_sides_are_told_of_what_is_tracked_in_a_zone_of_its_own() {
+    let daemon = Daemon::start(&[]);
+    for zone in ["ct zone set 5", "ct original zone set 5", "ct reply zone set 5"] {
+        let namespace = translating_in(zone);
+        assert_both_sides_are_told(&daemon, &namespace);
+
+        let mut plain =
+            Workload::start(&namespace, "zone-plain", ENDS, &["127.0.0.1", "7200", "127.0.0.1", "7200"]);
+        plain.hear();
+        sides(&daemon, &plain).iter().for_each(assert_silent);
+    }
+}
+
+/// Two connections with the same ports and other addresses.
+const SAME_PORTS: &str = r#"
+listeners = [listen("127.0.0.1", 7001), listen("127.0.0.3", 7000)]
+client = connect("127.0.0.1", 7000)
+server = listeners[0].accept()[0]
+other_client = socket.create_connection(("127.0.0.3", 7000), source_address=("127.0.0.2", port_of(client)))
+other_server = listeners[1].accept()[0]
+say("connected")
+order()
+"#;
+
+#[test]
+fn a_translation_of_other_addresses_with_the_same_ports_is_not_told() {
+    let daemon = Daemon::start(&[]);
+    let namespace = translating_in("ct zone set 5");
+    add(&namespace, &["insert rule ip nat raw ip daddr { 127.0.0.2, 127.0.0.3 } notrack accept"]);
+    let mut ends = Workload::start(&namespace, "same-ports", SAME_PORTS, &[]);
+    ends.hear();
+    let rows = daemon.json(&format!("/connections?pid={}", ends.pid()));
+    let rows = rows["connections"].as_array().unwrap().iter().filter(|row| row["role"] != "listener");
+    let (other, translated): (Vec<_>, Vec<_>) = rows
+        .map(|row| daemon.detail(row))
+        .partition(|side| side["local"]["addr"] == "127.0.0.2" || side["local"]["addr"] == "127.0.0.3");
+    assert_eq!((other.len(), translated.len()), (2, 2));
+    other.iter().for_each(assert_silent);
+    for side in translated {
+        assert_eq!(side["nat"]["dialled"], end("127.0.0.1", 7000.0), "{side}");
+    }
+}
+
+/// Two connections with the same ends on the client's side, one after the other. The first reaches the first port, the second
+/// the second.
+const AGAIN: &str = r#"
+listeners = {port: listen("127.0.0.1", port) for port in set(args)}
+client = connect("127.0.0.1", 7000)
+port = port_of(client)
+linger_0(client)
+client.close()
+listeners[args[0]].accept()[0].close()
+say("closed")
+order()
+client = socket.create_connection(("127.0.0.1", 7000), source_address=("127.0.0.1", port))
+server = listeners[args[1]].accept()[0]
+say(port)
+order()
+"#;
+
+#[test]
+fn of_several_zones_the_one_that_translates_is_told_unless_they_differ() {
+    let daemon = Daemon::start(&[]);
+    for (first, differ) in [("7000", false), ("7001", false), ("7002", true)] {
+        let namespace = translating_in("ct zone set 5");
+        // Else what is left of the first is forgotten after ten seconds.
+        let keep = "echo 600 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close";
+        namespace.run(&["sh", "-c", keep]);
+        let redirect = format!("add rule ip nat output tcp dport 7000 redirect to :{first}");
+        add(&namespace, &["flush chain ip nat output", &redirect]);
+        let mut ends = Workload::start(&namespace, "again", AGAIN, &[first, "7001"]);
+        ends.hear();
+        add(&namespace, &["flush chain ip nat raw", "add rule ip nat raw ct zone set 6"]);
+        add(&namespace, &["flush chain ip nat output", RULES[3]]);
+        ends.order();
+        let [port] = ends.hear_numbers();
+        let nat = redirected("127.0.0.1", port);
+        let [client, server] = sides(&daemon, &ends);
+        assert_eq!((&server["nat"], &server["nat_error"]), (&nat, &Value::Null), "{server}");
+        if differ {
+            assert!(client["nat"].is_null() && client["nat_error"].is_string(), "{client}");
+        } else {
+            assert_eq!((&client["nat"], &client["nat_error"]), (&nat, &Value::Null), "{client}");
+        }
+    }
+}
+
+/// The ends named last close when ordered, one after the other.
+const CLOSING: &str = r#"
+listener = listen(args[0], args[1])
+ends = {"client": connect(args[2], args[3]), "server": listener.accept()[0]}
+say(port_of(ends["client"]))
+order()
+for name in args[4:]:
+    ends[name].close()
+say("closed")
+order()
+"#;
+
+#[test]
+fn both_sides_are_told_where_only_a_minisock_is_left() {
+    let daemon = Daemon::start(&[]);
+    for namespace in [translating(), translating_in("ct zone set 5")] {
+        for (addr, closing, state) in [
+            ("127.0.0.1", &["client", "server"][..], "TIME_WAIT"),
+            ("::1", &["server", "client"], "TIME_WAIT"),
+            ("127.0.0.1", &["server"], "FIN_WAIT2"),
+            ("::1", &["client"], "FIN_WAIT2"),
+        ] {
+            // Beside one that nothing translates.
+            for (dialled, reached) in [("7000", "7001"), ("7200", "7200")] {
+                let args = [&[addr, reached, addr, dialled], closing].concat();
+                let mut ends = Workload::start(&namespace, "nat-minisock", CLOSING, &args);
+                let [port] = ends.hear_numbers();
+                ends.ask();
+                let side = side_in(&daemon, &ends, closing[0], state);
+                assert!(side["transfer"].is_null() && side["transfer_error"].is_null(), "{side}");
+                let nat = if dialled == reached { Value::Null } else { redirected(addr, port) };
+                assert_eq!((&side["nat"], &side["nat_error"]), (&nat, &Value::Null), "{side}");
+            }
         }
     }
 }
@@ -86,7 +250,7 @@ fn what_is_not_translated_has_no_nat_and_no_error() {
             Workload::start(&namespace, "plain", ENDS, &["127.0.0.1", "7200", "127.0.0.1", "7200"]);
         ends.hear();
         for side in sides(&daemon, &ends) {
-            assert_eq!((&side["nat"], &side["nat_error"]), (&Value::Null, &Value::Null), "{side}");
+            assert_silent(&side);
             assert!(side["transfer"].is_object(), "{side}");
         }
     }

@@ -21,8 +21,8 @@ use super::{
 use crate::test;
 
 /// What the tests use of the kernel and Debian does not build in: `ip link add type veth`, `ss`, and of nftables the
-/// address translation and the loss at random; and what tcpwatch asks about translations.
-const MODULES: [&str; 8] = [
+/// address translation, the zones of connection tracking and the loss at random; and what tcpwatch asks about translations.
+const MODULES: [&str; 9] = [
     "veth",
     "tcp_diag",
     "nf_tables",
@@ -30,6 +30,7 @@ const MODULES: [&str; 8] = [
     "nft_nat",
     "nft_redir",
     "nft_numgen",
+    "nft_ct",
     "nf_conntrack_netlink",
 ];
 /// What `init.sh` and the tests' own `sh` call of busybox.
