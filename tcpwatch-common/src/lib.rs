@@ -6,7 +6,7 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 5;
+pub const ABI: u32 = 6;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
@@ -30,6 +30,8 @@ pub const KIND_WAKE: u8 = 7;
 pub const KIND_TASK: u8 = 4;
 /// An [`IdleEvent`], just before the transition from ESTABLISHED: the connection had been idle.
 pub const KIND_IDLE: u8 = 9;
+/// A [`SocketEvent`]: connect() failed before the socket left CLOSE.
+pub const KIND_CONNECT_FAILED: u8 = 11;
 
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
@@ -97,6 +99,8 @@ pub struct SocketEvent {
     ///   far (`total_retrans`) in the lower 24, as many as fit;
     /// - a transition from SYN_RECV to ESTABLISHED: `total_retrans`, where the socket was made by a listener
     ///   (tcp_create_openreq_child in net/ipv4/tcp_minisocks.c) its retransmits of the SYN-ACK;
+    /// - `KIND_CONNECT_FAILED`: the errno that connect() returns in the upper 8 bits, as much as fits, and the process in
+    ///   the lower 24, of which the kernel uses 22 (PID_MAX_LIMIT in include/linux/threads.h);
     /// - `KIND_RESET`: `RESET_*`;
     /// - `KIND_RETRANSMIT`: `total_retrans`, 0 where that is not known and of listeners;
     /// - else 0.
@@ -366,18 +370,19 @@ pub mod counter {
     pub const LOST_RECEIVED_RESET: u32 = 7;
     pub const LOST_CONGESTION: u32 = 8;
     pub const LOST_RETRANSMIT_FAILED: u32 = 9;
+    pub const LOST_CONNECT: u32 = 10;
     /// Number of counters of lost records.
-    pub const LOST_COUNT: u32 = 10;
-    pub const HELD_BACK_RETRANSMIT: u32 = 10;
-    pub const HELD_BACK_SYN_ACK: u32 = 11;
-    pub const HELD_BACK_CONGESTION: u32 = 12;
-    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 13;
+    pub const LOST_COUNT: u32 = 11;
+    pub const HELD_BACK_RETRANSMIT: u32 = 11;
+    pub const HELD_BACK_SYN_ACK: u32 = 12;
+    pub const HELD_BACK_CONGESTION: u32 = 13;
+    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 14;
     /// Resets sent in answer to segments that no socket was found for, and that a listener or the request of a
     /// connection refused.
-    pub const RESET_NO_SOCKET: u32 = 14;
-    pub const RESET_LISTENER: u32 = 15;
+    pub const RESET_NO_SOCKET: u32 = 15;
+    pub const RESET_LISTENER: u32 = 16;
     /// Number of counters.
-    pub const COUNT: u32 = 16;
+    pub const COUNT: u32 = 17;
 }
 
 const _: () = {
