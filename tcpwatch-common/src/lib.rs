@@ -34,6 +34,8 @@ pub const KIND_IDLE: u8 = 9;
 /// eight zero bytes, as those of IPv4 do. In their places are, as numbers, `TrafficEvent::sent_bytes` in `saddr` and
 /// `TrafficEvent::received_bytes` in `daddr`.
 pub const KIND_TRANSITION_WITH_TRAFFIC: u8 = 10;
+/// A [`SocketEvent`]: connect() failed before the socket left CLOSE.
+pub const KIND_CONNECT_FAILED: u8 = 11;
 /// A [`TrafficEvent`], just before the transition with which it is told where the addresses leave no room for it.
 pub const KIND_TRAFFIC: u8 = 13;
 
@@ -103,6 +105,8 @@ pub struct SocketEvent {
     ///   far (`total_retrans`) in the lower 24, as many as fit;
     /// - a transition from SYN_RECV to ESTABLISHED: `total_retrans`, where the socket was made by a listener
     ///   (tcp_create_openreq_child in net/ipv4/tcp_minisocks.c) its retransmits of the SYN-ACK;
+    /// - `KIND_CONNECT_FAILED`: the errno that connect() returns in the upper 8 bits, as much as fits, and the process in
+    ///   the lower 24, of which the kernel uses 22 (PID_MAX_LIMIT in include/linux/threads.h);
     /// - `KIND_RESET`: `RESET_*`;
     /// - `KIND_RETRANSMIT`: `total_retrans`, 0 where that is not known and of listeners;
     /// - else 0.
@@ -400,19 +404,20 @@ pub mod counter {
     pub const LOST_CONGESTION: u32 = 8;
     pub const LOST_RETRANSMIT_FAILED: u32 = 9;
     pub const LOST_OUT_OF_ORDER: u32 = 10;
+    pub const LOST_CONNECT: u32 = 11;
     /// Number of counters of lost records.
-    pub const LOST_COUNT: u32 = 11;
-    pub const HELD_BACK_RETRANSMIT: u32 = 11;
-    pub const HELD_BACK_SYN_ACK: u32 = 12;
-    pub const HELD_BACK_CONGESTION: u32 = 13;
-    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 14;
-    pub const HELD_BACK_OUT_OF_ORDER: u32 = 15;
+    pub const LOST_COUNT: u32 = 12;
+    pub const HELD_BACK_RETRANSMIT: u32 = 12;
+    pub const HELD_BACK_SYN_ACK: u32 = 13;
+    pub const HELD_BACK_CONGESTION: u32 = 14;
+    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 15;
+    pub const HELD_BACK_OUT_OF_ORDER: u32 = 16;
     /// Resets sent in answer to segments that no socket was found for, and that a listener or the request of a
     /// connection refused.
-    pub const RESET_NO_SOCKET: u32 = 16;
-    pub const RESET_LISTENER: u32 = 17;
+    pub const RESET_NO_SOCKET: u32 = 17;
+    pub const RESET_LISTENER: u32 = 18;
     /// Number of counters.
-    pub const COUNT: u32 = 18;
+    pub const COUNT: u32 = 19;
 }
 
 const _: () = {

@@ -69,7 +69,7 @@ pub fn addresses(sk: impl Kernel) -> ([u64; 2], [u64; 2]) {
 }
 
 #[inline(always)]
-fn v4_mapped(address: u32) -> [u64; 2] {
+pub fn v4_mapped(address: u32) -> [u64; 2] {
     // Bytes 8..16 of the address: 0 0 ff ff a b c d, as they lie in memory.
     [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]) | low_half_of_memory(address)]
 }

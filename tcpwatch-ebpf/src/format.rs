@@ -11,10 +11,14 @@ use tcpwatch_common::{
     SocketEvent, TaskEvent,
     counter::{LOST_RETRANSMIT, LOST_STATE, LOST_SYN_ACK},
     retransmit::{COUNT, SYN, SYN_ACK, UNKNOWN},
-    state::{CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
+    state::{CLOSE, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
 
-use crate::{field, fill, queue, ring};
+use crate::{
+    connect,
+    field::{self, Kernel as _, Raw},
+    fill, queue, ring,
+};
 
 macro_rules! fields {
     ($($name:ident)*) => { $( #[unsafe(no_mangle)] static $name: u32 = 0; )* };
@@ -60,6 +64,12 @@ pub fn state_change(ctx: &TracePointContext) -> Option<()> {
         (FIN_WAIT2 | CLOSING, _) => FLAG_FIN_RECEIVED | FLAG_HELD,
         _ => FLAG_HELD,
     };
+    let sk = read::<*const u8>(ctx, &TP_STATE_SKADDR)?;
+    let cookie = fill::hide_address(sk as u64);
+    // Where the types are known all the same, the signal `connect` is served.
+    if old_state == SYN_SENT && new_state == CLOSE && Raw::new(sk).is_some_and(|sk| fill::unsent(sk) != 0) {
+        connect::mark_told(cookie);
+    }
     let event = SocketEvent {
         kind: KIND_TRANSITION,
         old_state,
@@ -67,7 +77,7 @@ pub fn state_change(ctx: &TracePointContext) -> Option<()> {
         flags,
         netns: 0,
         time_ns,
-        cookie: fill::hide_address(read(ctx, &TP_STATE_SKADDR)?),
+        cookie,
         value,
         sport: read(ctx, &TP_STATE_SPORT)?,
         dport: read(ctx, &TP_STATE_DPORT)?,

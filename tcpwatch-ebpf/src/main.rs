@@ -9,6 +9,7 @@
 
 mod accept;
 mod close;
+mod connect;
 mod counted;
 mod event;
 mod field;

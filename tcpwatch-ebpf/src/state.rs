@@ -16,6 +16,7 @@ use tcpwatch_common::{
 };
 
 use crate::{
+    connect,
     event::{self, What},
     field::{
         Kernel, OFF_LRCVTIME, OFF_LSNDTIME, OFF_REGS_ARG0, OFF_REGS_ARG1, OFF_SKC_STATE, OFF_TOTAL_RETRANS,
@@ -76,7 +77,11 @@ fn changes<K: Kernel>(
     let mut time_ns = unsafe { bpf_ktime_get_ns() };
     let mut flags = fill::flags(sk);
     if old_state == SYN_SENT && new_state == CLOSE {
-        flags |= fill::unsent(sk);
+        let unsent = fill::unsent(sk);
+        if unsent != 0 {
+            connect::mark_told(fill::cookie(sk));
+        }
+        flags |= unsent;
     }
     let value = match new_state {
         // Only the application's own connect, listen, close or shutdown leads to these, in its context.

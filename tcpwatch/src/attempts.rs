@@ -4,7 +4,13 @@
 //! those that are marked as connecting.
 
 use crate::{
-    aggregate::Role, connect::Outcome, decode::Socket, state::TcpState, table::Slot, tracker::Tracker,
+    aggregate::Role,
+    connect::Outcome,
+    decode::{Socket, SocketRecord},
+    life::{Cause, Life},
+    state::TcpState,
+    table::{Marks, Slot},
+    tracker::Tracker,
 };
 
 /// The end of a socket whose connect failed.
@@ -52,5 +58,24 @@ impl Tracker {
             None => Outcome::Unknown,
         };
         self.count_connect(slot, outcome, now_ns);
+    }
+
+    /// connect() failed and changed no state: a connection that began in CLOSE and ended there.
+    pub(crate) fn fail_at_once(&mut self, record: &SocketRecord, pid: Option<u32>, error: u8) {
+        let (socket, now_ns) = (&record.socket, record.time_ns);
+        // An earlier life of the same socket.
+        if let Some(slot) = self.table.find(socket.cookie) {
+            self.supersede(slot, now_ns);
+        }
+        let life = Life::new(TcpState::Close, Cause::Application, now_ns);
+        let marks = Marks { by_address: self.told.addresses, ..Marks::default() };
+        // Also in a full table, which it leaves at once.
+        let slot = self.table.insert(socket, life, Role::Client, now_ns, marks);
+        let process = pid.and_then(|pid| self.processes.by_pid(pid));
+        self.own(slot, process, now_ns);
+        self.refer(slot, process, |conn| &mut conn.opener);
+        self.table.get_mut(slot).error = error;
+        self.count_connect(slot, Outcome::of_failed(error, true), now_ns);
+        self.remove(slot, Cause::Application, now_ns);
     }
 }

@@ -1,6 +1,5 @@
-//! What became of a connect(), told by the state changes and the errno with which they end.
-//!
-//! What fails before SYN_SENT (no route, refused by a cgroup's BPF program) changes no state and is not seen here.
+//! What became of a connect(), told by the state changes and the errno with which they end, or by the errno that it
+//! returned at once.
 
 use serde::{Serialize, Serializer};
 
@@ -33,7 +32,7 @@ pub enum Outcome {
     Refused,
     /// Nothing answered.
     TimedOut,
-    /// Someone on the way, or this host, answered with another ICMP error.
+    /// Someone on the way, or this host, answered with another ICMP error, or this host has no way there.
     Unreachable,
     /// The peer answered, and reset before the handshake was complete: simultaneous opens only.
     Reset,

@@ -12,10 +12,10 @@ use std::{
 
 use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_IDLE, KIND_MINISOCK_END, KIND_RESET,
-    KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS,
-    RESET_EXITING, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent,
-    SocketOptions, TaskEvent, TrafficEvent, failure, retransmit,
+    FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE, KIND_MINISOCK_END,
+    KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC,
+    RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket,
+    SocketEvent, SocketOptions, TaskEvent, TrafficEvent, failure, retransmit,
 };
 use thiserror::Error;
 
@@ -201,6 +201,8 @@ pub enum What {
     MinisockEnd,
     /// The application accepted the connection.
     Accept { state: TcpState, pid: Option<u32> },
+    /// connect() failed before the socket left CLOSE, with this errno.
+    ConnectFailed { pid: Option<u32>, error: u8 },
     /// The application closed its last descriptor.
     Close { state: TcpState, pid: Option<u32>, unread_bytes: u32 },
 }
@@ -387,7 +389,7 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
             Ok(Record::Idle(IdleRecord { cookie, time_ns, sent_ticks, received_ticks }))
         }
         Some(KIND_RESET) => Ok(Record::Reset(Box::new(reset(&read(bytes)?)?))),
-        Some(KIND_TRANSITION | KIND_MINISOCK_END | KIND_ACCEPT) => {
+        Some(KIND_TRANSITION | KIND_MINISOCK_END | KIND_ACCEPT | KIND_CONNECT_FAILED) => {
             socket_record(&read(bytes)?, 0).map(Record::Socket)
         }
         Some(KIND_TRANSITION_WITH_TRAFFIC) => transition_with_traffic(read(bytes)?).map(Record::Socket),
@@ -468,16 +470,14 @@ fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, D
     let socket = socket(raw);
     let to = state(raw.new_state)?;
     let pid = (raw.value != 0).then_some(raw.value);
+    let (error, rest) = ((raw.value >> 24) as u8, raw.value & 0x00ff_ffff);
     let what = match raw.kind {
         KIND_RETRANSMIT => What::Retransmit { state: to, total: (raw.value != 0).then_some(raw.value) },
         KIND_MINISOCK_END => What::MinisockEnd,
         KIND_ACCEPT => What::Accept { state: to, pid },
         KIND_CLOSE => What::Close { state: to, pid, unread_bytes },
-        _ if to == TcpState::Close => What::End {
-            from: state(raw.old_state)?,
-            error: (raw.value >> 24) as u8,
-            total_retrans: raw.value & 0x00ff_ffff,
-        },
+        KIND_CONNECT_FAILED => What::ConnectFailed { pid: (rest != 0).then_some(rest), error },
+        _ if to == TcpState::Close => What::End { from: state(raw.old_state)?, error, total_retrans: rest },
         _ => What::Transition { from: state(raw.old_state)?, to, value: raw.value },
     };
     Ok(SocketRecord { socket, time_ns: raw.time_ns, what, traffic: None })

@@ -133,6 +133,7 @@ impl Tracker {
                     self.group(slot, record.time_ns);
                 }
             }
+            What::ConnectFailed { pid, error } => self.fail_at_once(record, pid, error),
             What::Close { state, pid, unread_bytes } => {
                 if let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns) {
                     self.table.get_mut(slot).unread_bytes = unread_bytes;

@@ -56,9 +56,11 @@ impl Transition {
         let (from, told, error) = match record.what {
             What::Transition { from, to, .. } => (from, to, 0),
             What::End { from, error, .. } => (from, TcpState::Close, error),
-            What::Retransmit { .. } | What::Accept { .. } | What::Close { .. } | What::MinisockEnd => {
-                return None;
-            }
+            What::Retransmit { .. }
+            | What::Accept { .. }
+            | What::ConnectFailed { .. }
+            | What::Close { .. }
+            | What::MinisockEnd => return None,
         };
         let Socket { netns, local, remote, .. } = record.socket;
         // What became a minisock is not found by its address any more.

@@ -216,7 +216,8 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
     // For one that ended, time stands still there.
     let clock = ended.map_or(clock, |ended| clock.at(ended.ended_ns));
     let mut steps: Vec<Step> = conn.life().steps().collect();
-    if let Some(ended) = ended {
+    // A connect that failed at once never left it.
+    if let Some(ended) = ended.filter(|ended| ended.conn.state() != TcpState::Close) {
         steps.push(Step { state: TcpState::Close, cause: ended.cause, since_ns: ended.ended_ns });
     }
     let lasted = |index: usize| {

@@ -290,7 +290,8 @@ impl Probes {
         known: &Known<'_>,
     ) -> Result<(Self, Identity, Signal), ProbeError> {
         let ways = || STATE.open(&options.choices);
-        let typed = || ways().filter(|way| way.program.as_ref().is_some_and(|one| one.attach.is_typed()));
+        let is_typed = |way: &&Way| way.programs.iter().flatten().any(|one| one.attach.is_typed());
+        let typed = || ways().filter(is_typed);
         if known.published.is_some() && typed().next().is_some() {
             let mut probes = Self::open(options, room, known, Identity::Cookie)?;
             if let Ok(signal) = probes.serve(&STATE, known, typed()) {
@@ -372,13 +373,36 @@ impl Probes {
     }
 
     fn take(&mut self, spec: &Spec, way: &'static Way, known: &Known<'_>) -> Result<(), String> {
-        let Some(program) = &way.program else { return Ok(()) };
-        if let Some(reason) = known.obstacle(spec, program.attach) {
+        let programs = || way.programs.iter().flatten();
+        if let Some(reason) = programs().find_map(|program| known.obstacle(spec, program.attach)) {
             return Err(reason);
         }
-        self.attach(program.name, program.attach, known).map_err(|error| known.why(error))?;
-        self.programs.push((program.name, way.hook));
+        let before = self.programs.len();
+        for program in programs() {
+            if let Err(error) = self.attach(program.name, program.attach, known) {
+                for (attached, _) in self.programs.split_off(before) {
+                    self.let_go(attached);
+                }
+                return Err(known.why(error));
+            }
+            self.programs.push((program.name, way.hook));
+        }
         Ok(())
+    }
+
+    /// Of a way whose other program this kernel does not take.
+    fn let_go(&mut self, name: &str) {
+        let released = match self.ebpf.program_mut(name) {
+            Some(Program::FExit(program)) => program.unload(),
+            _ => Ok(()),
+        };
+        if let Err(error) = released {
+            tracing::warn!(
+                program = name,
+                error = explain(error),
+                "a program stays attached that is not needed"
+            );
+        }
     }
 
     fn attach(&mut self, name: &'static str, attach: Attach, known: &Known<'_>) -> Result<(), String> {

@@ -40,8 +40,8 @@ pub(super) struct Way {
     pub(super) way: &'static str,
     /// As shown.
     pub(super) hook: &'static str,
-    /// The program of the object; what follows from other signals needs none.
-    pub(super) program: Option<Program>,
+    /// The programs of the object, which serve together or not at all; what follows from other signals needs none.
+    pub(super) programs: [Option<Program>; 2],
     /// What is missing or less exact compared with the best way.
     pub(super) lost: Option<&'static str>,
 }
@@ -115,12 +115,12 @@ const fn way(
     attach: Attach,
     lost: Option<&'static str>,
 ) -> Way {
-    Way { way, hook, program: Some(Program { name, attach }), lost }
+    Way { way, hook, programs: [Some(Program { name, attach }), None], lost }
 }
 
 /// A way that follows from other signals.
 const fn inferred(hook: &'static str, lost: &'static str) -> Way {
-    Way { way: "inferred", hook, program: None, lost: Some(lost) }
+    Way { way: "inferred", hook, programs: [None, None], lost: Some(lost) }
 }
 
 const NO_TYPES: &str = "network namespaces, executables and cgroups of processes, unread bytes, retransmits before the \
@@ -178,7 +178,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 13] = [
+pub(super) const OTHERS: [Spec; 14] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -261,7 +261,7 @@ pub(super) const OTHERS: [Spec; 13] = [
             Way {
                 way: "inferred",
                 hook: "inferred from the socket's count of packets (how long they wait: --hook out_of_order=fexit)",
-                program: None,
+                programs: [None, None],
                 lost: None,
             },
             way(
@@ -343,6 +343,20 @@ pub(super) const OTHERS: [Spec; 13] = [
             ),
         ],
         without: "resets that were received are not counted, nor what they threw away",
+    },
+    Spec {
+        key: "connect",
+        signal: "connects that fail at once",
+        ways: &[Way {
+            way: "fexit",
+            hook: "fexit tcp_v4_connect, tcp_v6_connect",
+            programs: [
+                Some(Program { name: "connect_v4_fexit", attach: Attach::Fexit("tcp_v4_connect", 3) }),
+                Some(Program { name: "connect_v6_fexit", attach: Attach::Fexit("tcp_v6_connect", 3) }),
+            ],
+            lost: None,
+        }],
+        without: "connects that fail before SYN_SENT, for want of a route for one, are not counted",
     },
     Spec {
         key: "close",
@@ -494,7 +508,7 @@ mod tests {
             (
                 "open=kprobe",
                 "state, retransmit, retransmit_failed, congestion, out_of_order, synack, send_reset, receive_reset, \
-                 close, accept, minisock, held, unheld, options",
+                 connect, close, accept, minisock, held, unheld, options",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {

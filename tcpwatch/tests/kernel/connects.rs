@@ -91,6 +91,25 @@ class Wire:
 
 def set_ports(low, high):
     open("/proc/sys/net/ipv4/ip_local_port_range", "w").write(f"{low} {high}")
+
+
+def use_up_ports():
+    """Of those toward the listener that it gives."""
+    listener = listen(args[0], 60000)
+    set_ports(50000, 50001)
+    return listener, [connect(args[0], 60000) for _ in range(2)]
+
+
+def mapped(addr):
+    return "::ffff:" + addr
+
+
+# Where no route leads to.
+NOWHERE = "2001:db8::1" if FAMILY == socket.AF_INET6 else "203.0.113.1"
+
+
+def add_route(kind):
+    assert os.system(f"ip -{6 if FAMILY == socket.AF_INET6 else 4} route add {kind} {NOWHERE}") == 0
 "#;
 
 /// A program, the errno that it says it saw, and what became of its connects.
@@ -328,16 +347,231 @@ say(0)
         outcomes: &[("established", 100)],
         families: BOTH,
     },
-    // Refused by the routes, before there is an attempt.
     Case {
-        name: "no-route",
-        program: r#"
-say(new().connect_ex(("203.0.113.1", 80)))
-"#,
-        errno: 101,
-        outcomes: &[],
+        name: "no-ports",
+        program: r"
+used = use_up_ports()
+assert {new().connect_ex((args[0], 60000)) for _ in range(200)} == {99}
+say(99)
+",
+        errno: 99,
+        outcomes: &[("established", 2), ("no_port", 200)],
+        families: BOTH,
+    },
+    Case {
+        name: "mapped",
+        program: r"
+listener = listen(args[0])
+dialling = socket.socket(socket.AF_INET6)
+say(dialling.connect_ex((mapped(args[0]), port_of(listener))))
+",
+        errno: 0,
+        outcomes: &[("established", 1)],
         families: V4,
     },
+    Case {
+        name: "m-no-port",
+        program: r"
+used = use_up_ports()
+say(socket.socket(socket.AF_INET6).connect_ex((mapped(args[0]), 60000)))
+",
+        errno: 99,
+        outcomes: &[("established", 2), ("no_port", 1)],
+        families: V4,
+    },
+    // An address of another family, and one that is cut short, are no destination.
+    Case {
+        name: "no-address",
+        program: r"
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for family, length, errno in ((socket.AF_UNIX, 28, 97), (FAMILY, 8, 22)):
+    uaddr = ctypes.create_string_buffer(struct.pack('H', family), 28)
+    dialling = new()
+    assert libc.connect(dialling.fileno(), uaddr, length) == -1
+    assert ctypes.get_errno() == errno
+say(0)
+",
+        errno: 0,
+        outcomes: &[],
+        families: BOTH,
+    },
+];
+
+/// With what becomes of connects before SYN_SENT, where that is told.
+const AT_ONCE: &[(Case, &[(&str, u64)])] = &[
+    (
+        Case {
+            name: "no-route",
+            program: r"
+say(new().connect_ex((NOWHERE, 80)))
+",
+            errno: 101,
+            outcomes: &[],
+            families: BOTH,
+        },
+        &[("unreachable", 1)],
+    ),
+    (
+        Case {
+            name: "no-routes",
+            program: r"
+for _ in range(200):
+    with new() as dialling:
+        assert dialling.connect_ex((NOWHERE, 80)) == 101
+say(101)
+",
+            errno: 101,
+            outcomes: &[],
+            families: BOTH,
+        },
+        &[("unreachable", 200)],
+    ),
+    (
+        Case {
+            name: "prohibit",
+            program: r#"
+add_route("prohibit")
+say(new().connect_ex((NOWHERE, 80)))
+"#,
+            errno: 13,
+            outcomes: &[],
+            families: BOTH,
+        },
+        &[("unreachable", 1)],
+    ),
+    (
+        Case {
+            name: "unreachable",
+            program: r#"
+add_route("unreachable")
+dialling = new()
+dialling.setblocking(False)
+say(dialling.connect_ex((NOWHERE, 80)))
+"#,
+            errno: 113,
+            outcomes: &[],
+            families: BOTH,
+        },
+        &[("unreachable", 1)],
+    ),
+    (
+        Case {
+            name: "blackhole",
+            program: r#"
+add_route("blackhole")
+say(new().connect_ex((NOWHERE, 80)))
+"#,
+            errno: 22,
+            outcomes: &[],
+            families: BOTH,
+        },
+        &[("other", 1)],
+    ),
+    // To a v4-mapped address both functions return it.
+    (
+        Case {
+            name: "m-no-route",
+            program: r"
+say(socket.socket(socket.AF_INET6).connect_ex((mapped(NOWHERE), 80)))
+",
+            errno: 101,
+            outcomes: &[],
+            families: V4,
+        },
+        &[("unreachable", 1)],
+    ),
+    // And here only one.
+    (
+        Case {
+            name: "m-only-v6",
+            program: r"
+dialling = socket.socket(socket.AF_INET6)
+dialling.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+say(dialling.connect_ex((mapped(args[0]), 80)))
+",
+            errno: 101,
+            outcomes: &[],
+            families: V4,
+        },
+        &[("unreachable", 1)],
+    ),
+    (
+        Case {
+            name: "fast-open",
+            program: r#"
+say(errno_of(lambda: new().sendto(b"early", socket.MSG_FASTOPEN, (NOWHERE, 80))))
+"#,
+            errno: 101,
+            outcomes: &[],
+            families: BOTH,
+        },
+        &[("unreachable", 1)],
+    ),
+    // One socket that fails before SYN_SENT, after it, and before it again.
+    (
+        Case {
+            name: "by-turns",
+            program: r"
+used = use_up_ports()
+dialling = new()
+for addr, port, errno in ((NOWHERE, 80, 101), (args[0], 60000, 99)) * 2 + ((NOWHERE, 80, 101),) * 2:
+    assert dialling.connect_ex((addr, port)) == errno
+say(101)
+",
+            errno: 101,
+            outcomes: &[("established", 2), ("no_port", 2)],
+            families: BOTH,
+        },
+        &[("unreachable", 4)],
+    ),
+    (
+        Case {
+            name: "m-by-turns",
+            program: r"
+used = use_up_ports()
+dialling = socket.socket(socket.AF_INET6)
+for addr, port, errno in ((args[0], 60000, 99), (NOWHERE, 80, 101)) * 2:
+    assert dialling.connect_ex((mapped(addr), port)) == errno
+say(101)
+",
+            errno: 101,
+            outcomes: &[("established", 2), ("no_port", 2)],
+            families: V4,
+        },
+        &[("unreachable", 2)],
+    ),
+    // Refused, and then there is no way to where it tries next.
+    (
+        Case {
+            name: "refused-1st",
+            program: r"
+closed = closed_port()
+dialling = new()
+assert dialling.connect_ex((args[0], port_of(closed))) == 111
+say(dialling.connect_ex((NOWHERE, 80)))
+",
+            errno: 101,
+            outcomes: &[("refused", 1)],
+            families: BOTH,
+        },
+        &[("unreachable", 1)],
+    ),
+    (
+        Case {
+            name: "retried",
+            program: r"
+listener = listen(args[0])
+dialling = new()
+assert dialling.connect_ex((NOWHERE, 80)) == 101
+say(dialling.connect_ex((args[0], port_of(listener))))
+",
+            errno: 0,
+            outcomes: &[("established", 1)],
+            families: BOTH,
+        },
+        &[("unreachable", 1)],
+    ),
 ];
 
 /// Whether errnos are told by the hook of state changes that serves.
@@ -353,9 +587,21 @@ fn outcomes_of(metrics: &Metrics, labels: &[(&str, &str)]) -> BTreeMap<&'static 
 
 #[test]
 fn what_becomes_of_a_connect_is_what_the_application_sees() {
+    are_told(CASES.iter().map(|case| (case, &[][..])));
+}
+
+#[test]
+fn what_fails_before_syn_sent_is_told_once_where_it_can_be_told() {
+    are_told(AT_ONCE.iter().map(|(case, at_once)| (case, *at_once)));
+}
+
+/// Each with what is told where connects that fail at once are.
+fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>) {
     let daemon = Daemon::start(&[]);
-    let told = errors_are_told(&daemon);
-    for (case, addr) in CASES.iter().flat_map(|case| case.families.iter().map(move |addr| (case, addr))) {
+    let (told, at_once_is_told) = (errors_are_told(&daemon), daemon.serves("connect"));
+    for (case, at_once, addr) in
+        cases.flat_map(|(case, at_once)| case.families.iter().map(move |addr| (case, at_once, addr)))
+    {
         let namespace = Namespace::new();
         let comm = format!("c.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });
         let comm = comm.as_str();
@@ -369,6 +615,9 @@ fn what_becomes_of_a_connect_is_what_the_application_sees() {
             let bound = matches!(case.name, "port-taken" | "no-port-2");
             let shows = told || *outcome == "established" || (*outcome == "no_port" && !bound);
             *expected.entry(if shows { outcome } else { "unknown" }).or_default() += count;
+        }
+        for (outcome, count) in at_once.iter().filter(|_| at_once_is_told) {
+            *expected.entry(outcome).or_default() += count;
         }
         let attempts: u64 = expected.values().sum();
         let metrics = eventually("its connects are counted", || {
@@ -398,7 +647,16 @@ fn what_becomes_of_a_connect_is_what_the_application_sees() {
         let mut shown: BTreeMap<&str, u64> = BTreeMap::new();
         for row in rows.iter().filter(|row| row["role"] == "client") {
             assert_eq!(row["opener"]["pid"], client.pid(), "{comm}: {row}");
-            assert!(row["connect"]["seconds"].is_number(), "{comm}: {row}");
+            let began = row["state"] != "CLOSE";
+            assert_eq!(row["connect"]["seconds"].is_number(), began, "{comm}: {row}");
+            if !began {
+                assert_eq!(
+                    (row["life"].as_array().unwrap().len(), &row["remote"]["port"]),
+                    (1, &json!(80)),
+                    "{row}"
+                );
+                assert!(row["error"] != 0 && row["process"]["pid"] == client.pid(), "{comm}: {row}");
+            }
             *shown.entry(row["connect"]["outcome"].as_str().unwrap()).or_default() += 1;
         }
         assert_eq!(shown, expected, "{comm}: {rows:?}");

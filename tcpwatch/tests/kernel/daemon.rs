@@ -102,9 +102,18 @@ impl Daemon {
 
     /// What serves a signal, as `/status` says.
     pub(crate) fn hook(&self, signal: &str) -> String {
+        self.signal_status(signal)["hook"].as_str().unwrap().to_owned()
+    }
+
+    /// Whether anything does.
+    pub(crate) fn serves(&self, signal: &str) -> bool {
+        self.signal_status(signal)["hook"].is_string()
+    }
+
+    fn signal_status(&self, signal: &str) -> Value {
         let status = self.json("/status");
         let found = status["signals"].as_array().unwrap().iter().find(|told| told["key"] == signal);
-        found.unwrap()["hook"].as_str().unwrap().to_owned()
+        found.unwrap().clone()
     }
 
     pub(crate) fn metrics(&self) -> Metrics {

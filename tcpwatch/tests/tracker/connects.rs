@@ -4,6 +4,8 @@ use crate::scenario::*;
 
 /// include/uapi/asm-generic/errno.h
 const ECONNABORTED: u8 = 103;
+/// include/uapi/asm-generic/errno-base.h
+const EINVAL: u8 = 22;
 
 fn fails(socket: Socket, error: u8) -> Outcome {
     let mut world = World::new();
@@ -212,4 +214,75 @@ fn repeated_syns_are_told_apart_from_later_retransmits() {
     world.tell(1, client(HELD), to(Close, SynSent, CURL));
     world.tell(9, client(HELD), What::End { from: SynSent, error: ETIMEDOUT, total_retrans: 6 });
     assert_eq!(world.last_ended().conn.syn_retransmits(), Some(6));
+}
+
+/// What connect() returned at once.
+fn failed(error: u8) -> What {
+    What::ConnectFailed { pid: Some(CURL), error }
+}
+
+#[test]
+fn a_connect_that_fails_before_syn_sent_is_an_attempt_and_has_ended() {
+    for (error, outcome) in [
+        (ENETUNREACH, Outcome::Unreachable),
+        (EHOSTUNREACH, Outcome::Unreachable),
+        (EACCES, Outcome::Unreachable),
+        // Of a blackhole route.
+        (EINVAL, Outcome::Other),
+    ] {
+        let mut world = World::new();
+        world.tell(5, client(HELD), failed(error));
+        world.assert_consistent();
+        assert_eq!((world.attempts(), world.connects()), (1, vec![(outcome, 1)]), "errno {error}");
+        assert_eq!((world.counts_of("curl"), world.tracker.table.len()), ([0, 0, 0], 0));
+        assert_eq!(world.observed(SynSent), (0, 0.0));
+        let Ended { conn, ended_ns, cause } = world.last_ended();
+        assert_eq!((conn.error, conn.connect, *cause), (error, Some(outcome), Cause::Application));
+        assert_eq!((conn.state(), conn.opened_ns(), *ended_ns), (Close, 5, 5));
+        assert_eq!(world.names(conn), [Some("curl"), Some("curl"), None]);
+        assert_eq!(conn.role.name(), "client");
+    }
+}
+
+#[test]
+fn a_socket_may_fail_before_and_after_syn_sent_and_succeed_at_last() {
+    let mut world = World::new();
+    for round in 0..3 {
+        let time_ns = 10 * round;
+        world.tell(time_ns, client(HELD), failed(ENETUNREACH));
+        world.tell(time_ns + 1, client(HELD), to(Close, SynSent, CURL));
+        world.tell(time_ns + 2, client(HELD | UNSENT), ended(SynSent, 0));
+    }
+    world.tell(40, client(HELD), failed(ENETUNREACH));
+    world.tell(41, client(HELD), to(Close, SynSent, CURL));
+    world.tell(42, client(HELD), to(SynSent, Established, 0));
+    world.assert_consistent();
+    let expected = [(Outcome::Established, 1), (Outcome::Unreachable, 4), (Outcome::NoPort, 3)];
+    assert_eq!((world.connects(), world.attempts()), (expected.to_vec(), 8));
+    assert_eq!((world.state(1), world.tracker.ended.len()), (Some(Established), 7));
+}
+
+#[test]
+fn one_that_fails_at_once_ends_what_was_thought_to_live() {
+    let mut world = World::new();
+    world.connect();
+    // Its end was lost.
+    world.tell(9, client(HELD), failed(ENETUNREACH));
+    world.assert_consistent();
+    assert_eq!(world.connects(), [(Outcome::Established, 1), (Outcome::Unreachable, 1)]);
+    assert_eq!((world.attempts(), world.find(1).is_none(), world.tracker.ended.len()), (2, true, 2));
+}
+
+#[test]
+fn one_that_fails_at_once_is_counted_where_there_is_no_room_and_by_nobody() {
+    let mut world = World::with_limits(Limits { connections: 1, ended: 0, ..LIMITS });
+    world.connect();
+    // One that listened before, of a process that is not known.
+    let socket = numbered(2, HELD | PASSIVE);
+    world.tell(9, socket, What::ConnectFailed { pid: None, error: ENETUNREACH });
+    world.assert_consistent();
+    assert_eq!((world.attempts(), world.state(1), world.tracker.untracked), (2, Some(Established), 0));
+    let nobody = world.tracker.groups.iter().find(|group| group.key.process.is_none()).unwrap();
+    assert_eq!(nobody.counts.connects[Outcome::Unreachable as usize], 1);
+    assert_eq!(nobody.key.role.name(), "client");
 }

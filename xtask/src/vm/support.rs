@@ -58,7 +58,7 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// How tcpwatch sees each signal when nothing forces it: the best way it knows.
-pub(crate) const WAYS: [(&str, &str); 14] = [
+pub(crate) const WAYS: [(&str, &str); 15] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("retransmit_failed", "tp_btf"),
@@ -67,6 +67,7 @@ pub(crate) const WAYS: [(&str, &str); 14] = [
     ("synack", "tp_btf"),
     ("send_reset", "tp_btf"),
     ("receive_reset", "tp_btf"),
+    ("connect", "fexit"),
     ("close", "fentry"),
     ("accept", "fexit"),
     ("minisock", "fentry"),
@@ -119,7 +120,7 @@ pub(crate) const FORCED: [Forced; 4] = [
         hooks: &[("state", "tracepoint"), ("retransmit", "tracepoint"), ("synack", "tracepoint")],
         // Without the kernel's types no namespace is known, by which other tests find their own sockets; and
         // retransmitted packets are counted, not their segments.
-        tests: &["counts::clean_echo_workload_leaves_nothing"],
+        tests: &["counts::clean_echo_workload_leaves_nothing", CONNECTS],
     },
 ];
 
@@ -132,9 +133,10 @@ const LIVES: [&str; 4] = [
     "owners::a_prefork_servers_connection_is_the_accepting_workers",
 ];
 
-/// And the resets and stalls, of which only tracepoints tell.
-const WHAT_TRACEPOINTS_TELL: [&str; 6] = [LIVES[0], LIVES[1], LIVES[2], LIVES[3], RESETS, STALLS];
+/// And the resets and stalls, of which only tracepoints tell; and connects, of which each failure is to be told once.
+const WHAT_TRACEPOINTS_TELL: [&str; 7] = [LIVES[0], LIVES[1], LIVES[2], LIVES[3], RESETS, STALLS, CONNECTS];
 const RESETS: &str = "resets::each_reset_has_its_reason_and_none_is_missing";
+const CONNECTS: &str = "connects::what_fails_before_syn_sent_is_told_once_where_it_can_be_told";
 const STALLS: &str = "stalls::delivery_stands_still_as_long_as_the_receiver_measures";
 
 /// A test that is not run.
