@@ -62,6 +62,8 @@ pub const RESET_ANSWERS: u32 = 2;
 pub const RESET_ZERO_LINGER: u32 = 4;
 /// Sent, not as an answer, in the context of a process that exits.
 pub const RESET_EXITING: u32 = 8;
+/// Sent by a packet filter of this machine, in place of the socket or, with `RESET_RECEIVED`, to it.
+pub const RESET_POLICY: u32 = 16;
 
 /// The kernel's TCP states (include/net/tcp_states.h), which BPF programs see as they are.
 pub mod state {
@@ -405,19 +407,21 @@ pub mod counter {
     pub const LOST_RETRANSMIT_FAILED: u32 = 9;
     pub const LOST_OUT_OF_ORDER: u32 = 10;
     pub const LOST_CONNECT: u32 = 11;
+    pub const LOST_POLICY_RESET: u32 = 12;
     /// Number of counters of lost records.
-    pub const LOST_COUNT: u32 = 12;
-    pub const HELD_BACK_RETRANSMIT: u32 = 12;
-    pub const HELD_BACK_SYN_ACK: u32 = 13;
-    pub const HELD_BACK_CONGESTION: u32 = 14;
-    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 15;
-    pub const HELD_BACK_OUT_OF_ORDER: u32 = 16;
+    pub const LOST_COUNT: u32 = 13;
+    pub const HELD_BACK_RETRANSMIT: u32 = 13;
+    pub const HELD_BACK_SYN_ACK: u32 = 14;
+    pub const HELD_BACK_CONGESTION: u32 = 15;
+    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 16;
+    pub const HELD_BACK_OUT_OF_ORDER: u32 = 17;
     /// Resets sent in answer to segments that no socket was found for, and that a listener or the request of a
-    /// connection refused.
-    pub const RESET_NO_SOCKET: u32 = 17;
-    pub const RESET_LISTENER: u32 = 18;
+    /// connection refused; and those that a packet filter of this machine sent that no local connection has to do with.
+    pub const RESET_NO_SOCKET: u32 = 18;
+    pub const RESET_LISTENER: u32 = 19;
+    pub const RESET_BY_POLICY: u32 = 20;
     /// Number of counters.
-    pub const COUNT: u32 = 19;
+    pub const COUNT: u32 = 21;
 }
 
 const _: () = {

@@ -19,6 +19,7 @@ mod iter;
 mod minisock;
 mod options;
 mod out_of_order;
+mod policy_reset;
 mod queue;
 mod registers;
 mod reset;

@@ -89,7 +89,7 @@ fn sent(ctx: &impl EbpfContext, sk: Option<impl Kernel>, answered: *const u8) {
 }
 
 #[inline(always)]
-fn tell(ctx: &impl EbpfContext, sk: impl Kernel, told: u32, lost: u32) {
+pub fn tell(ctx: &impl EbpfContext, sk: impl Kernel, told: u32, lost: u32) {
     let state = sk.read::<u8>(&OFF_SKC_STATE);
     let flags = fill::flags(sk);
     let zero_linger = if fill::has_zero_linger(sk) { RESET_ZERO_LINGER } else { 0 };

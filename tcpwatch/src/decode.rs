@@ -14,8 +14,8 @@ use tcpwatch_common::{
     CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
     FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE, KIND_MINISOCK_END,
     KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC,
-    RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket,
-    SocketEvent, SocketOptions, TaskEvent, TrafficEvent, failure, retransmit,
+    RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent,
+    RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent, TrafficEvent, failure, retransmit,
 };
 use thiserror::Error;
 
@@ -222,6 +222,8 @@ pub struct ResetRecord {
     pub zero_linger: bool,
     /// Sent because the process exits.
     pub exiting: bool,
+    /// Sent by a packet filter of this machine.
+    pub policy: bool,
     pub unread_bytes: u32,
     /// Sequence numbers.
     pub unsent: u32,
@@ -459,6 +461,7 @@ fn reset(raw: &ResetEvent) -> Result<ResetRecord, DecodeError> {
         answers: has(RESET_ANSWERS),
         zero_linger: has(RESET_ZERO_LINGER),
         exiting: has(RESET_EXITING),
+        policy: has(RESET_POLICY),
         unread_bytes: raw.unread_bytes,
         unsent: raw.unsent,
         unacknowledged: raw.unacknowledged,

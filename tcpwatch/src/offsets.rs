@@ -2,15 +2,16 @@
 
 use crate::btf::{Btf, BtfError};
 
-/// The registers of a probed function's first two arguments and of its return value (the kernel's calling
+/// The registers of a probed function's first four arguments and of its return value (the kernel's calling
 /// convention; `PT_REGS_PARM1` and the like of tools/lib/bpf/bpf_tracing.h).
 #[cfg(target_arch = "x86_64")]
-const REGISTERS: [(&str, u32); 3] = [("di", 0), ("si", 0), ("ax", 0)];
+const REGISTERS: [(&str, u32); 5] = [("di", 0), ("si", 0), ("dx", 0), ("cx", 0), ("ax", 0)];
 #[cfg(target_arch = "aarch64")]
-const REGISTERS: [(&str, u32); 3] = [("regs", 0), ("regs", 8), ("regs", 0)];
+const REGISTERS: [(&str, u32); 5] = [("regs", 0), ("regs", 8), ("regs", 16), ("regs", 24), ("regs", 0)];
 
 /// The register globals, in that order.
-const REGISTER_GLOBALS: [&str; 3] = ["OFF_REGS_ARG0", "OFF_REGS_ARG1", "OFF_REGS_RETURN"];
+const REGISTER_GLOBALS: [&str; 5] =
+    ["OFF_REGS_ARG0", "OFF_REGS_ARG1", "OFF_REGS_ARG2", "OFF_REGS_ARG3", "OFF_REGS_RETURN"];
 
 /// Global of the BPF object (`tcpwatch-ebpf/src/field.rs`), struct, member.
 const FIELDS: &[(&str, &str, &str)] = &[
@@ -45,6 +46,9 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_FIRST_TX_MSTAMP", "tcp_sock", "first_tx_mstamp"),
     ("OFF_TCP_RTX_QUEUE", "sock", "tcp_rtx_queue"),
     ("OFF_RB_LEFT", "rb_node", "rb_left"),
+    ("OFF_SKB_SK", "sk_buff", "sk"),
+    ("OFF_SKB_HEAD", "sk_buff", "head"),
+    ("OFF_SKB_NETWORK_HEADER", "sk_buff", "network_header"),
     ("OFF_SKB_LEN", "sk_buff", "len"),
     ("OFF_SKB_MSTAMP_NS", "sk_buff", "skb_mstamp_ns"),
     ("OFF_SKB_RBNODE", "sk_buff", "rbnode"),
@@ -107,6 +111,7 @@ const STALL: &[&str] = &[
 /// The signals that can do without the others, and the members that only they need.
 const ONLY_FOR: &[(&str, &[&str])] = &[
     ("retransmit", &["OFF_ICSK_PENDING", "OFF_SKB_LEN", "OFF_SKB_CB_SEGMENTS"]),
+    ("policy_reset", &["OFF_SKB_SK", "OFF_SKB_HEAD", "OFF_SKB_NETWORK_HEADER"]),
     ("retransmit", STALL),
     ("congestion", STALL),
     (

@@ -131,7 +131,8 @@ impl Recorder {
                 self.frame(LOST, counts.as_flattened())
             }
             Frame::OnlyCounted(counted) => {
-                let counts = [counted.held_back, counted.no_socket_resets, counted.listener_resets];
+                let OnlyCounted { held_back, no_socket_resets, listener_resets, policy_resets } = *counted;
+                let counts = [held_back, no_socket_resets, listener_resets, policy_resets];
                 self.frame(ONLY_COUNTED, counts.map(u64::to_le_bytes).as_flattened())
             }
         }
@@ -213,6 +214,7 @@ impl Iterator for Recording {
                 held_back: payload.try_get_u64_le().ok()?,
                 no_socket_resets: payload.try_get_u64_le().ok()?,
                 listener_resets: payload.try_get_u64_le().ok()?,
+                policy_resets: payload.try_get_u64_le().ok()?,
             }),
             _ => return None,
         };
@@ -260,7 +262,12 @@ mod tests {
             Frame::SweepEnd(Coverage { namespaces: [4, 5].into_iter().collect(), all: true }),
             Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
             Frame::Lost(Lost { ring_full: 3, run_skipped: 4 }),
-            Frame::OnlyCounted(OnlyCounted { held_back: 5, no_socket_resets: 6, listener_resets: 7 }),
+            Frame::OnlyCounted(OnlyCounted {
+                held_back: 5,
+                no_socket_resets: 6,
+                listener_resets: 7,
+                policy_resets: 8,
+            }),
             Frame::Tick(4),
         ];
         let mut recorder = Recorder::create(&file.0, &header()).unwrap();

@@ -23,6 +23,8 @@ pub enum Reset {
     LocalClosed,
     /// Received after the peer's FIN: it had closed wholly, and something was sent to it.
     PeerClosed,
+    /// Received from a packet filter of this machine, which refused what was sent.
+    PolicyReceived,
     /// Sent because the application closed with received bytes unread.
     UnreadData,
     /// Sent because the application closed with a linger time of zero.
@@ -39,6 +41,8 @@ pub enum Reset {
     Killed,
     /// Sent in answer to a segment that does not belong to the connection, which goes on.
     InvalidSegment,
+    /// Sent by a packet filter of this machine, which refused what was received; the connection goes on.
+    PolicySent,
     /// Sent for another reason, such as want of memory.
     Other,
 }
@@ -60,11 +64,12 @@ impl Direction {
 }
 
 impl Reset {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Connecting,
         Self::Established,
         Self::LocalClosed,
         Self::PeerClosed,
+        Self::PolicyReceived,
         Self::UnreadData,
         Self::ZeroLinger,
         Self::Disconnect,
@@ -73,14 +78,17 @@ impl Reset {
         Self::TimedOut,
         Self::Killed,
         Self::InvalidSegment,
+        Self::PolicySent,
         Self::Other,
     ];
 
     pub const fn direction(self) -> Direction {
         match self {
-            Self::Connecting | Self::Established | Self::LocalClosed | Self::PeerClosed => {
-                Direction::Received
-            }
+            Self::Connecting
+            | Self::Established
+            | Self::LocalClosed
+            | Self::PeerClosed
+            | Self::PolicyReceived => Direction::Received,
             _ => Direction::Sent,
         }
     }
@@ -91,6 +99,7 @@ impl Reset {
             Self::Established => "established",
             Self::LocalClosed => "local_closed",
             Self::PeerClosed => "peer_closed",
+            Self::PolicyReceived | Self::PolicySent => "policy",
             Self::UnreadData => "unread_data",
             Self::ZeroLinger => "zero_linger",
             Self::Disconnect => "disconnect",
@@ -106,6 +115,9 @@ impl Reset {
     /// As far as the record tells by itself. A close has set the state to CLOSE before the kernel sends the reset
     /// (`__tcp_close` and tcp_disconnect in net/ipv4/tcp.c, which look at unread bytes first).
     pub fn of(record: &ResetRecord) -> Self {
+        if record.policy {
+            return if record.received { Self::PolicyReceived } else { Self::PolicySent };
+        }
         if record.received {
             return match record.state {
                 TcpState::SynSent | TcpState::SynRecv => Self::Connecting,

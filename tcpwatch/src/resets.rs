@@ -39,9 +39,12 @@ impl Tracker {
             self.reset_ended(record);
         } else {
             match self.find_or_insert(&record.socket, record.state, record.time_ns) {
-                Some(slot) if reset != Reset::InvalidSegment => {
-                    let told = ResetTold::new(record, record.state);
-                    self.table.get_mut(slot).end.get_or_insert_default().reset = Some(told);
+                Some(slot) if !matches!(reset, Reset::InvalidSegment | Reset::PolicySent) => {
+                    let end = self.table.get_mut(slot).end.get_or_insert_default();
+                    // What a packet filter sent is received afterwards.
+                    if end.reset.is_none_or(|told| told.reset != Reset::PolicyReceived) {
+                        end.reset = Some(ResetTold::new(record, record.state));
+                    }
                 }
                 // The connection goes on, or has no place in the table.
                 slot => self.count_reset(slot, reset, record.time_ns),

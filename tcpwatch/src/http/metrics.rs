@@ -375,6 +375,7 @@ fn own_metrics(records: RecordCounts, kernel: &str) -> Result<String, prometheus
     )?;
     resets.with_label_values(&["no_socket"]).inc_by(records.only_counted.no_socket_resets);
     resets.with_label_values(&["listener"]).inc_by(records.only_counted.listener_resets);
+    resets.with_label_values(&["policy"]).inc_by(records.only_counted.policy_resets);
     registry.register(Box::new(resets))?;
 
     let build = IntGaugeVec::new(

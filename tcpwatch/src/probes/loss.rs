@@ -36,6 +36,7 @@ impl LossCounters {
             held_back: HELD_BACK.into_iter().map(|index| self.sum(index)).sum(),
             no_socket_resets: self.sum(counter::RESET_NO_SOCKET),
             listener_resets: self.sum(counter::RESET_LISTENER),
+            policy_resets: self.sum(counter::RESET_BY_POLICY),
         }
     }
 
@@ -58,6 +59,8 @@ pub struct OnlyCounted {
     /// of a connection refused them.
     pub no_socket_resets: u64,
     pub listener_resets: u64,
+    /// Resets that a packet filter of this machine sent, in answer to segments of no local connection.
+    pub policy_resets: u64,
 }
 
 /// Why records were lost, and how many.

@@ -394,6 +394,7 @@ impl Probes {
     fn let_go(&mut self, name: &str) {
         let released = match self.ebpf.program_mut(name) {
             Some(Program::FExit(program)) => program.unload(),
+            Some(Program::KProbe(program)) => program.unload(),
             _ => Ok(()),
         };
         if let Err(error) = released {
@@ -429,7 +430,7 @@ impl Probes {
                 let program: &mut FExit = self.program(name)?;
                 program.load(function, btf()?).and_then(|()| program.attach().map(drop))
             }
-            Attach::Kprobe(function) | Attach::Kretprobe(function) => {
+            Attach::Kprobe(function) | Attach::KprobeUntyped(function) | Attach::Kretprobe(function) => {
                 let program: &mut KProbe = self.program(name)?;
                 program.load().and_then(|()| program.attach(function, 0).map(drop))
             }

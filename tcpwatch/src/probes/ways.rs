@@ -61,6 +61,8 @@ pub(super) enum Attach {
     /// With the number of parameters that the program was written for.
     Fexit(&'static str, usize),
     Kprobe(&'static str),
+    /// Whose program tells the arguments apart by itself: of a module's function the kernel's types say nothing.
+    KprobeUntyped(&'static str),
     Kretprobe(&'static str),
     /// Category and name.
     Tracepoint(&'static str, &'static str),
@@ -99,7 +101,9 @@ impl Attach {
                 first_is(parameters, if name == TWSK_KILL { "inet_timewait_sock" } else { "sock" })
             }),
             Self::Fexit(name, count) => btf.parameters(name).map(|parameters| has(parameters, count)),
-            Self::Kretprobe(_) | Self::Tracepoint(..) | Self::Iter(_) => return None,
+            Self::KprobeUntyped(_) | Self::Kretprobe(_) | Self::Tracepoint(..) | Self::Iter(_) => {
+                return None;
+            }
         };
         told.unwrap_or_else(|error| Some(error.to_string()))
     }
@@ -178,7 +182,7 @@ pub(super) const STATE: Spec = Spec {
 };
 
 /// In the order in which they are shown.
-pub(super) const OTHERS: [Spec; 14] = [
+pub(super) const OTHERS: [Spec; 15] = [
     Spec {
         key: "retransmit",
         signal: "retransmits",
@@ -345,6 +349,33 @@ pub(super) const OTHERS: [Spec; 14] = [
         without: "resets that were received are not counted, nor what they threw away",
     },
     Spec {
+        key: "policy_reset",
+        signal: "resets by a packet filter",
+        ways: &[
+            Way {
+                way: "kprobe",
+                hook: "kprobe nf_send_reset, nf_send_reset6",
+                programs: [
+                    Some(Program {
+                        name: "policy_reset_v4_kprobe",
+                        attach: Attach::KprobeUntyped("nf_send_reset"),
+                    }),
+                    Some(Program {
+                        name: "policy_reset_v6_kprobe",
+                        attach: Attach::KprobeUntyped("nf_send_reset6"),
+                    }),
+                ],
+                lost: None,
+            },
+            inferred(
+                "inferred from resets received",
+                "resets that a packet filter of this machine sends look as if the peer had sent them, and those it sends \
+                 to peers are not told; the functions may be missing because no such rule was in force yet",
+            ),
+        ],
+        without: "",
+    },
+    Spec {
         key: "connect",
         signal: "connects that fail at once",
         ways: &[Way {
@@ -508,7 +539,7 @@ mod tests {
             (
                 "open=kprobe",
                 "state, retransmit, retransmit_failed, congestion, out_of_order, synack, send_reset, receive_reset, \
-                 connect, close, accept, minisock, held, unheld, options",
+                 policy_reset, connect, close, accept, minisock, held, unheld, options",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {

@@ -71,6 +71,7 @@ fn a_choice_that_there_is_not_is_refused_with_those_that_there_are() {
             "synack",
             "send_reset",
             "receive_reset",
+            "policy_reset",
             "connect",
             "close",
             "accept",

@@ -2,7 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
+use crate::{
+    daemon::Daemon,
+    eventually::eventually,
+    netns::{Namespace, needs},
+    retransmits::{ADDRESS, joined},
+    workload::Workload,
+};
 
 const RESETS: &str = "tcpwatch_resets_total";
 const WITHOUT_CONNECTION: &str = "tcpwatch_resets_without_connection_total";
@@ -309,4 +315,161 @@ fn data_for_an_orphan_in_fin_wait2_is_refused_and_its_owner_named() {
     let server = ended.iter().find(|row| row["role"] == "server").unwrap();
     assert_eq!(server["reset"]["reason"], "data_after_close", "{server}");
     assert_eq!(server["first_close"], "local", "{server}");
+}
+
+/// Connects, sends when told to, and says the errno of either.
+const REFUSED: &str = r#"
+family = socket.AF_INET6 if ":" in args[0] else socket.AF_INET
+listener = listen(args[0])
+say(port_of(listener))
+order()
+client = socket.socket(family, socket.SOCK_STREAM)
+errno = client.connect_ex((args[0], port_of(listener)))
+say(errno)
+if not errno:
+    server = listener.accept()[0]
+    order()
+    client.send(b"data")
+    say(errno_of(lambda: client.recv(1)))
+order()
+"#;
+
+/// Where a packet filter refuses, before or after the connection is established, and the errnos that the application sees.
+struct Refusal {
+    comm: &'static str,
+    addr: &'static str,
+    hook: &'static str,
+    established: bool,
+    errnos: &'static [&'static str],
+    /// Whether it is told of the client where the packet filter's resets are; else it counts without a connection: within
+    /// one machine the filter is not told whose the segment is that comes in.
+    told: bool,
+    /// What the client's looks like where it is not.
+    otherwise: &'static str,
+}
+
+const REFUSALS: [Refusal; 5] = [
+    Refusal {
+        comm: "refuse-syn-out",
+        addr: "127.0.0.1",
+        hook: "output",
+        established: false,
+        errnos: &["111"],
+        told: true,
+        otherwise: "connecting",
+    },
+    Refusal {
+        comm: "refuse-syn-6",
+        addr: "::1",
+        hook: "output",
+        established: false,
+        errnos: &["111"],
+        told: true,
+        otherwise: "connecting",
+    },
+    Refusal {
+        comm: "refuse-out",
+        addr: "127.0.0.1",
+        hook: "output",
+        established: true,
+        errnos: &["0", "104"],
+        told: true,
+        otherwise: "established",
+    },
+    Refusal {
+        comm: "refuse-in",
+        addr: "127.0.0.1",
+        hook: "input",
+        established: true,
+        errnos: &["0", "104"],
+        told: false,
+        otherwise: "established",
+    },
+    Refusal {
+        comm: "refuse-syn-in",
+        addr: "127.0.0.1",
+        hook: "input",
+        established: false,
+        errnos: &["111"],
+        told: false,
+        otherwise: "connecting",
+    },
+];
+
+#[test]
+fn what_a_packet_filter_refuses_is_told_as_policy() {
+    needs("nft", "nftables");
+    let daemon = Daemon::start(&[]);
+    let is_told = daemon.hook("policy_reset").starts_with("kprobe ");
+    let without = || daemon.metrics().sum(WITHOUT_CONNECTION, &[("reason", "policy")]).unwrap();
+    for Refusal { comm, addr, hook, established, errnos, told, otherwise } in &REFUSALS {
+        let namespace = Namespace::new();
+        namespace.run(&["nft", "add table inet refusing"]);
+        let chain = format!("add chain inet refusing {hook} {{ type filter hook {hook} priority 0; }}");
+        namespace.run(&["nft", &chain]);
+        let mut ends = Workload::start(&namespace, comm, REFUSED, &[addr]);
+        let rule = format!("add rule inet refusing {hook} tcp dport {} reject with tcp reset", ends.hear());
+        let before = without();
+        for (step, errno) in errnos.iter().enumerate() {
+            if (step == 1) == *established {
+                namespace.run(&["nft", &rule]);
+            }
+            assert_eq!(&ends.ask(), errno, "{comm}: the application's errno");
+        }
+        let reason = if is_told && *told { "policy" } else { otherwise };
+        eventually("the reset is told", || {
+            let of_client = [("process", *comm), ("role", "client"), ("direction", "received")];
+            let metrics = daemon.metrics();
+            let those = metrics.sum(RESETS, &[&of_client[..], &[("reason", reason)]].concat());
+            match (metrics.sum(RESETS, &of_client), those) {
+                (Some(1), Some(1)) => Ok(()),
+                other => Err(format!("{comm}: {other:?} are {reason}")),
+            }
+        });
+        if is_told && !told {
+            eventually("it is counted without a connection", || match without() {
+                now if now > before => Ok(()),
+                now => Err(format!("{before} before, {now} now")),
+            });
+        }
+    }
+}
+
+/// Takes one connection and waits.
+const TAKES: &str = r"
+listener = listen(args[0])
+say(port_of(listener))
+server = listener.accept()[0]
+order()
+";
+
+const SENDS: &str = r#"
+client = connect(args[0], args[1])
+say("connected")
+order()
+client.send(b"data")
+say(errno_of(lambda: client.recv(1)))
+order()
+"#;
+
+#[test]
+fn what_a_packet_filter_answers_in_place_of_a_socket_is_told_of_it() {
+    let daemon = Daemon::start(&[]);
+    let is_told = daemon.hook("policy_reset").starts_with("kprobe ");
+    let (there, here) = joined();
+    let mut server = Workload::start(&here, "filtered-server", TAKES, &[ADDRESS]);
+    let port = server.hear();
+    let mut client = Workload::start(&there, "filtered-client", SENDS, &[ADDRESS, &port]);
+    assert_eq!(client.hear(), "connected");
+    here.run(&["nft", "add table inet refusing"]);
+    here.run(&["nft", "add chain inet refusing input { type filter hook input priority 0; }"]);
+    here.run(&["nft", &format!("add rule inet refusing input tcp dport {port} reject with tcp reset")]);
+    assert_eq!(client.ask(), "104");
+    let count = |process, reason| daemon.metrics().sum(RESETS, &[("process", process), ("reason", reason)]);
+    eventually("both sides are told", || {
+        let told = [count("filtered-server", "policy"), count("filtered-client", "established")];
+        if told == [is_told.then_some(1), Some(1)] { Ok(()) } else { Err(format!("{told:?}")) }
+    });
+    let rows = daemon.connections_in(&here);
+    assert!(rows.iter().any(|row| row["state"] == "ESTABLISHED"), "it knows nothing of it: {rows:?}");
 }

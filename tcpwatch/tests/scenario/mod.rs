@@ -82,6 +82,7 @@ pub(crate) fn reset(time_ns: u64, socket: Socket, state: TcpState) -> ResetRecor
         answers: false,
         zero_linger: false,
         exiting: false,
+        policy: false,
         unread_bytes: 0,
         unsent: 0,
         unacknowledged: 0,

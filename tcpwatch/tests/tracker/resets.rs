@@ -136,3 +136,24 @@ fn a_reset_that_ends_nothing_or_nothing_known_is_counted_all_the_same() {
     assert_eq!(world.resets(4), [(Reset::Disconnect, 1), (Reset::InvalidSegment, 1)]);
     world.assert_consistent();
 }
+
+#[test]
+fn what_a_packet_filter_sent_is_not_counted_again_when_it_is_received() {
+    let mut world = World::new();
+    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.tell_reset(ResetRecord { policy: true, ..received_reset(2, client(HELD), SynSent) });
+    world.tell_reset(received_reset(3, client(HELD), SynSent));
+    world.tell(3, client(HELD), ended(SynSent, ECONNREFUSED));
+    assert_eq!(world.resets(4), [(Reset::PolicyReceived, 1)]);
+}
+
+#[test]
+fn a_connection_whose_peer_a_packet_filter_refused_goes_on() {
+    let mut world = World::new();
+    world.connect();
+    let sent = ResetRecord { policy: true, answers: true, ..reset(3, client(HELD), Established) };
+    world.tell_reset(sent);
+    world.tell_reset(sent);
+    assert_eq!(world.resets(4), [(Reset::PolicySent, 2)]);
+    assert_eq!((world.state(1), world.row(1).reset()), (Some(Established), None));
+}

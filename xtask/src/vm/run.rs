@@ -22,7 +22,7 @@ use crate::test;
 
 /// What the tests use of the kernel and Debian does not build in: `ip link add type veth`, `ss`, and of nftables the
 /// address translation, the zones of connection tracking and the loss at random; and what tcpwatch asks about translations.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 10] = [
     "veth",
     "tcp_diag",
     "nf_tables",
@@ -31,6 +31,7 @@ const MODULES: [&str; 9] = [
     "nft_redir",
     "nft_numgen",
     "nft_ct",
+    "nft_reject_inet",
     "nf_conntrack_netlink",
 ];
 /// What `init.sh` and the tests' own `sh` call of busybox.

@@ -58,7 +58,7 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// How tcpwatch sees each signal when nothing forces it: the best way it knows.
-pub(crate) const WAYS: [(&str, &str); 15] = [
+pub(crate) const WAYS: [(&str, &str); 16] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("retransmit_failed", "tp_btf"),
@@ -67,6 +67,7 @@ pub(crate) const WAYS: [(&str, &str); 15] = [
     ("synack", "tp_btf"),
     ("send_reset", "tp_btf"),
     ("receive_reset", "tp_btf"),
+    ("policy_reset", "kprobe"),
     ("connect", "fexit"),
     ("close", "fentry"),
     ("accept", "fexit"),
