@@ -35,6 +35,9 @@ impl Tracker {
         let reset = Reset::of(record);
         if record.socket.is_minisock() {
             self.reset_minisock(record);
+        } else if record.socket.cookie == 0 {
+            // A probe cannot ask for a cookie, and nobody had before it.
+            self.count_reset(None, reset, record.time_ns);
         } else if record.state == TcpState::Close {
             self.reset_ended(record);
         } else {

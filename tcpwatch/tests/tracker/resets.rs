@@ -157,3 +157,12 @@ fn a_connection_whose_peer_a_packet_filter_refused_goes_on() {
     assert_eq!(world.resets(4), [(Reset::PolicySent, 2)]);
     assert_eq!((world.state(1), world.row(1).reset()), (Some(Established), None));
 }
+
+#[test]
+fn of_a_socket_without_identity_it_is_only_counted() {
+    let mut world = World::new();
+    let Socket { netns, local, remote, .. } = client(HELD);
+    let unknown = Socket::new(0, netns, local, remote, HELD);
+    world.tell_reset(ResetRecord { policy: true, ..received_reset(2, unknown, Established) });
+    assert_eq!((world.resets(3), world.find(0).is_none()), (vec![(Reset::PolicyReceived, 1)], true));
+}
