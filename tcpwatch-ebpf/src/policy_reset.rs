@@ -2,7 +2,8 @@
 //! (net/ipv4/netfilter/nf_reject_ipv4.c) and nf_send_reset6 (net/ipv6/netfilter/nf_reject_ipv6.c), which may be a module's.
 //!
 //! Where a local socket's own segment is refused, the reset is for that socket, and told again as received. Where no local
-//! socket is known to have to do with it, as with a SYN that comes in, it is counted only: who scans ports makes many of these.
+//! socket is known to have to do with it, as with a SYN that comes in, it is counted only: who scans ports makes many of
+//! these.
 
 use aya_ebpf::{helpers::bpf_probe_read_kernel, macros::kprobe, programs::ProbeContext};
 use tcpwatch_common::{
@@ -16,14 +17,13 @@ use crate::{
         Kernel, OFF_REGS_ARG1, OFF_REGS_ARG2, OFF_REGS_ARG3, OFF_SKB_HEAD, OFF_SKB_NETWORK_HEADER,
         OFF_SKB_SK, OFF_SKC_STATE, Raw,
     },
-    registers, reset, ring,
+    registers,
+    reset::{self, NEW_SYN_RECV},
+    ring,
 };
 
 /// include/uapi/linux/netfilter.h
 const NF_INET_LOCAL_OUT: u32 = 3;
-
-/// include/net/tcp_states.h
-const NEW_SYN_RECV: u8 = 12;
 
 /// include/uapi/linux/tcp.h: where the flags lie in a header, and the one of a reset.
 const TCP_FLAGS: usize = 13;

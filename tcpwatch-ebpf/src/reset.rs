@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// include/net/tcp_states.h: TCP_NEW_SYN_RECV, of the request of a connection, which is no full socket.
-const NEW_SYN_RECV: u8 = 12;
+pub const NEW_SYN_RECV: u8 = 12;
 
 /// tcp_send_reset(sk, skb, ...).
 #[btf_tracepoint(function = "tcp_send_reset")]

@@ -110,7 +110,8 @@ impl Daemon {
         self.signal_status(signal)["hook"].is_string()
     }
 
-    fn signal_status(&self, signal: &str) -> Value {
+    /// What `/status` says of it.
+    pub(crate) fn signal_status(&self, signal: &str) -> Value {
         let status = self.json("/status");
         let found = status["signals"].as_array().unwrap().iter().find(|told| told["key"] == signal);
         found.unwrap().clone()

@@ -230,14 +230,11 @@ fn received_data_waits_as_long_as_the_receiver_measures() {
 
 /// Whether fexit serves. Where it does not, no other signal has it, and what is missing is said.
 fn follows_out_of_order(daemon: &Daemon) -> bool {
-    let status = daemon.json("/status");
-    let signal =
-        |key: &str| status["signals"].as_array().unwrap().iter().find(|one| one["key"] == key).unwrap();
-    let out_of_order = signal("out_of_order");
+    let out_of_order = daemon.signal_status("out_of_order");
     if out_of_order["hook"] == "fexit tcp_data_queue" {
         return true;
     }
-    let accept = signal("accept")["hook"].as_str().unwrap();
+    let accept = daemon.hook("accept");
     assert!(!accept.starts_with("fexit "), "{out_of_order}");
     assert!(out_of_order["hook"].is_null() && out_of_order["lost"].is_string(), "{out_of_order}");
     false
