@@ -33,7 +33,7 @@ offsets! {
     OFF_NONAGLE OFF_ICSK_USER_TIMEOUT OFF_KEEPALIVE_TIME OFF_KEEPALIVE_INTVL OFF_KEEPALIVE_PROBES
     OFF_NET_KEEPALIVE_TIME OFF_NET_KEEPALIVE_INTVL OFF_NET_KEEPALIVE_PROBES
     OFF_TW_SUBSTATE OFF_TW_SPORT OFF_TW_EXPIRES OFF_SKC_NUM
-    OFF_NET_INUM
+    OFF_NET_INUM OFF_NET_COOKIE
     OFF_SOCKET_SK OFF_FILE_PRIVATE_DATA OFF_FILE_INODE OFF_INODE_SB OFF_SB_MAGIC
     OFF_TASK_TGID OFF_TASK_FLAGS OFF_TASK_COMM OFF_TASK_GROUP_LEADER OFF_TASK_START_BOOTTIME
     OFF_REGS_ARG0 OFF_REGS_ARG1 OFF_REGS_ARG2 OFF_REGS_ARG3 OFF_REGS_RETURN
@@ -65,6 +65,12 @@ pub trait Kernel: Copy {
     /// The socket as a `struct inet_timewait_sock`, if it is one: to be asked before `tcp_sock` where it may be.
     fn minisock(self) -> Option<Self>;
 
+    /// The socket as it is best asked for members of `struct sock`.
+    #[inline(always)]
+    fn sock(self) -> Self {
+        self
+    }
+
     /// The kernel's own identity of the socket.
     fn cookie(self) -> u64;
 
@@ -85,24 +91,45 @@ pub trait Kernel: Copy {
 /// iterator, or what was read from such a pointer. Read by plain loads, which the verifier checks against the
 /// kernel's own types.
 #[derive(Clone, Copy)]
-pub struct Typed(*const u8);
+pub struct Typed {
+    pointer: *const u8,
+    /// The same object as `pointer`, as `Typed::given_tcp_sock` has it.
+    sock: *const u8,
+}
+
+impl Typed {
+    /// `Kernel::tcp_sock` of a hook's argument whose type is `struct sock`. The argument itself the verifier trusts;
+    /// what the helper makes of it can fault for all that it knows, so each load from there is checked at run time.
+    #[inline(always)]
+    pub fn given_tcp_sock(self) -> Option<Self> {
+        // SAFETY: the verifier checks that the argument is a socket.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(self.pointer.cast_mut().cast()) };
+        let stream = self.read::<u16>(&OFF_SK_TYPE) == SOCK_STREAM;
+        (!tcp.is_null() && stream).then_some(Self { pointer: tcp.cast(), sock: self.sock })
+    }
+}
 
 impl Kernel for Typed {
     #[inline(always)]
     fn new(pointer: *const u8) -> Option<Self> {
-        if pointer.is_null() { None } else { Some(Self(pointer)) }
+        if pointer.is_null() { None } else { Some(Self { pointer, sock: pointer }) }
     }
 
     #[inline(always)]
     fn as_ptr(self) -> *const u8 {
-        self.0
+        self.pointer
+    }
+
+    #[inline(always)]
+    fn sock(self) -> Self {
+        Self { pointer: self.sock, ..self }
     }
 
     #[inline(always)]
     fn read<T: Copy>(self, offset: &'static u32) -> T {
         // SAFETY: the verifier checks this load against the BTF of the object behind the pointer; a
         // fault on a stale pointer reads zeros (the kernel's exception table).
-        unsafe { core::ptr::read_volatile(self.0.add(value(offset)).cast()) }
+        unsafe { core::ptr::read_volatile(self.pointer.add(value(offset)).cast()) }
     }
 
     /// In two loads of eight bytes: there are no larger ones.
@@ -110,7 +137,7 @@ impl Kernel for Typed {
     fn read_16_bytes(self, offset: &'static u32) -> [u64; 2] {
         // SAFETY: as in `read`; both halves lie in the same member.
         unsafe {
-            let at = self.0.add(value(offset)).cast::<u64>();
+            let at = self.pointer.add(value(offset)).cast::<u64>();
             [core::ptr::read_volatile(at), core::ptr::read_volatile(at.add(1))]
         }
     }
@@ -118,14 +145,14 @@ impl Kernel for Typed {
     #[inline(always)]
     fn tcp_sock(self) -> Option<Self> {
         // SAFETY: the verifier checks that the argument is a socket.
-        let tcp = unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) };
+        let tcp = unsafe { bpf_skc_to_tcp_sock(self.pointer.cast_mut().cast()) };
         Self::new(tcp.cast()).filter(|sk| sk.read::<u16>(&OFF_SK_TYPE) == SOCK_STREAM)
     }
 
     #[inline(always)]
     fn minisock(self) -> Option<Self> {
         // SAFETY: the verifier checks that the argument is a socket.
-        Self::new(unsafe { bpf_skc_to_tcp_timewait_sock(self.0.cast_mut().cast()) }.cast())
+        Self::new(unsafe { bpf_skc_to_tcp_timewait_sock(self.pointer.cast_mut().cast()) }.cast())
     }
 
     /// Made on first request.
@@ -136,7 +163,7 @@ impl Kernel for Typed {
             return made;
         }
         // SAFETY: the verifier checks that the argument is a socket.
-        unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
+        unsafe { bpf_get_socket_cookie(self.pointer.cast_mut().cast()) }
     }
 }
 

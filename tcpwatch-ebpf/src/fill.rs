@@ -1,6 +1,6 @@
 //! What a record says about a socket: addresses, ports, namespace, flags.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::{helpers::bpf_probe_read_kernel, macros::map, maps::Array};
 use tcpwatch_common::{
     FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT,
     state::{CLOSE_WAIT, ESTABLISHED},
@@ -8,7 +8,7 @@ use tcpwatch_common::{
 
 use crate::field::{
     self, AF_INET6, Kernel, OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ,
-    OFF_INET_SPORT, OFF_NET_INUM, OFF_RCV_NXT, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME,
+    OFF_INET_SPORT, OFF_NET_COOKIE, OFF_NET_INUM, OFF_RCV_NXT, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME,
     OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS,
     OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_SND_NXT, OFF_SND_UNA,
     OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
@@ -37,6 +37,7 @@ pub fn by_address() -> bool {
 /// The identity of the socket: `SocketEvent::cookie`.
 #[inline(always)]
 pub fn cookie(sk: impl Kernel) -> u64 {
+    let sk = sk.sock();
     if !by_address() {
         return sk.cookie();
     }
@@ -52,15 +53,37 @@ pub fn hide_address(address: u64) -> u64 {
     address ^ unsafe { core::ptr::read_volatile(&raw const ADDRESS_KEY) }
 }
 
+/// Two namespaces whose cookies share the lower bits take turns in one place.
+const NETNS_COUNT: u32 = 256;
+
+/// Inode numbers of network namespaces (the lower half), each with the lower half of the namespace's cookie, which the
+/// kernel never gives twice. The kernel keeps the inode number beside a count that each new and each gone socket
+/// changes (struct ns_common), so reading it there costs a cache miss for nearly every record.
+#[map]
+static NETNS: Array<u64> = Array::with_max_entries(NETNS_COUNT, 0);
+
 /// Inode number of the socket's network namespace, 0 where there is none.
 #[inline(always)]
 pub fn netns(sk: impl Kernel) -> u32 {
-    sk.follow(&OFF_SKC_NET).map_or(0, |net| net.read(&OFF_NET_INUM))
+    let Some(net) = sk.sock().follow(&OFF_SKC_NET) else { return 0 };
+    // 0 on 5.10, until somebody asks for it.
+    let cookie = net.read::<u64>(&OFF_NET_COOKIE) as u32;
+    let Some(known) = NETNS.get_ptr_mut(cookie % NETNS_COUNT) else { return 0 };
+    // SAFETY: a value of the map; read and written at once, so another processor's is seen as a whole.
+    let last = unsafe { known.read_volatile() };
+    if (last >> 32) as u32 == cookie && cookie != 0 {
+        return last as u32;
+    }
+    let inum = net.read::<u32>(&OFF_NET_INUM);
+    // SAFETY: as above.
+    unsafe { known.write_volatile((cookie as u64) << 32 | inum as u64) };
+    inum
 }
 
 /// Local and remote address; IPv4 as `::ffff:a.b.c.d`.
 #[inline(always)]
 pub fn addresses(sk: impl Kernel) -> ([u64; 2], [u64; 2]) {
+    let sk = sk.sock();
     if sk.read::<u16>(&OFF_SKC_FAMILY) == AF_INET6 {
         (sk.read_16_bytes(&OFF_SKC_V6_RCV_SADDR), sk.read_16_bytes(&OFF_SKC_V6_DADDR))
     } else {
@@ -97,12 +120,13 @@ pub fn bytes<const N: usize, const M: usize>(words: [u64; N]) -> [u8; M] {
 /// Local and remote port. Not `skc_num`: the kernel has cleared that when a socket reaches CLOSE.
 #[inline(always)]
 pub fn ports(sk: impl Kernel) -> (u16, u16) {
-    (u16::from_be(sk.read(&OFF_INET_SPORT)), u16::from_be(sk.read(&OFF_SKC_DPORT)))
+    (u16::from_be(sk.read(&OFF_INET_SPORT)), u16::from_be(sk.sock().read(&OFF_SKC_DPORT)))
 }
 
 /// `FLAG_*` of the socket as it stands.
 #[inline(always)]
 pub fn flags(sk: impl Kernel) -> u8 {
+    let sk = sk.sock();
     let sk_flags = sk.read::<u64>(&OFF_SKC_FLAGS);
     let mut flags = 0;
     if sk_flags & (1 << SOCK_DONE) != 0 {
@@ -164,7 +188,7 @@ pub const RETRANSMITS: u32 = (1 << 24) - 1;
 pub fn error_and_retransmits(sk: impl Kernel) -> u32 {
     let retransmits = sk.read::<u32>(&OFF_TOTAL_RETRANS);
     let retransmits = if retransmits > RETRANSMITS { RETRANSMITS } else { retransmits };
-    sk.read::<u32>(&OFF_SK_ERR) << 24 | retransmits
+    sk.sock().read::<u32>(&OFF_SK_ERR) << 24 | retransmits
 }
 
 /// Whether tcp_close() will send a FIN, and so change the state to FIN_WAIT1 or LAST_ACK: with nothing

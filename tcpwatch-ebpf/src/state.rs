@@ -30,7 +30,7 @@ use crate::{
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn state_tp_btf(ctx: BtfTracePointContext) -> i32 {
     let states = (ctx.arg::<i32>(1) as u8, ctx.arg::<i32>(2) as u8);
-    changes(&ctx, states, || Typed::new(ctx.arg(0)).and_then(Kernel::tcp_sock))
+    changes(&ctx, states, || Typed::new(ctx.arg(0)).and_then(Typed::given_tcp_sock))
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]

@@ -83,6 +83,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_TW_EXPIRES", "inet_timewait_sock", "tw_timer.expires"),
     ("OFF_SKC_NUM", "sock_common", "skc_num"),
     ("OFF_NET_INUM", "net", "ns.inum"),
+    ("OFF_NET_COOKIE", "net", "net_cookie"),
     ("OFF_SOCKET_SK", "socket", "sk"),
     ("OFF_FILE_PRIVATE_DATA", "file", "private_data"),
     ("OFF_FILE_INODE", "file", "f_inode"),
