@@ -223,9 +223,9 @@ impl Queued for Two {
         self.slots[queue].get(self.next[queue]).map(|slot| slot[1])
     }
 
-    fn take(&mut self, queue: usize) -> Slot {
+    fn take(&mut self, queue: usize, each: impl FnOnce(&Slot)) {
+        each(&self.slots[queue][self.next[queue]]);
         self.next[queue] += 1;
-        self.slots[queue][self.next[queue] - 1]
     }
 }
 

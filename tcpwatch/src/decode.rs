@@ -377,24 +377,41 @@ pub struct ListenQueue {
 pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
     match bytes.first().copied() {
         Some(KIND_TASK) => Ok(Record::Task(task(&read(bytes)?))),
+        Some(KIND_TRANSITION) => {
+            let raw = read(bytes)?;
+            Ok(Record::Socket(SocketRecord::of(&raw, transition(&raw)?)))
+        }
+        Some(KIND_TRANSITION_WITH_TRAFFIC) => {
+            let raw = read(bytes)?;
+            Ok(Record::Socket(SocketRecord::with_traffic(&raw, transition(&raw)?)))
+        }
+        Some(KIND_MINISOCK_END) => Ok(Record::Socket(SocketRecord::of(&read(bytes)?, What::MinisockEnd))),
+        Some(KIND_ACCEPT) => {
+            let raw: SocketEvent = read(bytes)?;
+            let what = What::Accept { state: state(raw.new_state)?, pid: pid(raw.value) };
+            Ok(Record::Socket(SocketRecord::of(&raw, what)))
+        }
+        Some(KIND_CONNECT_FAILED) => {
+            let raw: SocketEvent = read(bytes)?;
+            let (error, process) = upper_eight(raw.value);
+            Ok(Record::Socket(SocketRecord::of(&raw, What::ConnectFailed { pid: pid(process), error })))
+        }
         Some(KIND_CLOSE) => {
-            let raw: CloseEvent = read(bytes)?;
-            socket_record(&raw.socket, raw.unread_bytes).map(Record::Socket)
+            let CloseEvent { socket: raw, unread_bytes, .. } = read(bytes)?;
+            let what = What::Close { state: state(raw.new_state)?, pid: pid(raw.value), unread_bytes };
+            Ok(Record::Socket(SocketRecord::of(&raw, what)))
         }
         Some(KIND_RETRANSMIT) => {
             let raw: RetransmitEvent = read(bytes)?;
-            let record = socket_record(&raw.socket, 0)?;
-            Ok(Record::Retransmit(record, Box::new(retransmits(&raw))))
+            let total = (raw.socket.value != 0).then_some(raw.socket.value);
+            let what = What::Retransmit { state: state(raw.socket.new_state)?, total };
+            Ok(Record::Retransmit(SocketRecord::of(&raw.socket, what), Box::new(retransmits(&raw))))
         }
         Some(KIND_IDLE) => {
             let IdleEvent { cookie, time_ns, sent_ticks, received_ticks, .. } = read(bytes)?;
             Ok(Record::Idle(IdleRecord { cookie, time_ns, sent_ticks, received_ticks }))
         }
         Some(KIND_RESET) => Ok(Record::Reset(Box::new(reset(&read(bytes)?)?))),
-        Some(KIND_TRANSITION | KIND_MINISOCK_END | KIND_ACCEPT | KIND_CONNECT_FAILED) => {
-            socket_record(&read(bytes)?, 0).map(Record::Socket)
-        }
-        Some(KIND_TRANSITION_WITH_TRAFFIC) => transition_with_traffic(read(bytes)?).map(Record::Socket),
         Some(KIND_TRAFFIC) => {
             let TrafficEvent { cookie, time_ns, sent_bytes, received_bytes, .. } = read(bytes)?;
             let traffic = Traffic { sent_bytes, received_bytes };
@@ -468,33 +485,45 @@ fn reset(raw: &ResetEvent) -> Result<ResetRecord, DecodeError> {
     })
 }
 
-/// `unread_bytes`: what a close adds.
-fn socket_record(raw: &SocketEvent, unread_bytes: u32) -> Result<SocketRecord, DecodeError> {
-    let socket = socket(raw);
-    let to = state(raw.new_state)?;
-    let pid = (raw.value != 0).then_some(raw.value);
-    let (error, rest) = ((raw.value >> 24) as u8, raw.value & 0x00ff_ffff);
-    let what = match raw.kind {
-        KIND_RETRANSMIT => What::Retransmit { state: to, total: (raw.value != 0).then_some(raw.value) },
-        KIND_MINISOCK_END => What::MinisockEnd,
-        KIND_ACCEPT => What::Accept { state: to, pid },
-        KIND_CLOSE => What::Close { state: to, pid, unread_bytes },
-        KIND_CONNECT_FAILED => What::ConnectFailed { pid: (rest != 0).then_some(rest), error },
-        _ if to == TcpState::Close => What::End { from: state(raw.old_state)?, error, total_retrans: rest },
-        _ => What::Transition { from: state(raw.old_state)?, to, value: raw.value },
-    };
-    Ok(SocketRecord { socket, time_ns: raw.time_ns, what, traffic: None })
+#[inline]
+fn transition(raw: &SocketEvent) -> Result<What, DecodeError> {
+    let (from, to) = (state(raw.old_state)?, state(raw.new_state)?);
+    if to != TcpState::Close {
+        return Ok(What::Transition { from, to, value: raw.value });
+    }
+    let (error, total_retrans) = upper_eight(raw.value);
+    Ok(What::End { from, error, total_retrans })
 }
 
-/// The traffic stands in place of the eight zero bytes with which both addresses begin.
-fn transition_with_traffic(mut raw: SocketEvent) -> Result<SocketRecord, DecodeError> {
-    let take = |address: &mut [u8; 16]| {
-        let [number, rest]: [u64; 2] = bytemuck::cast(*address);
-        *address = bytemuck::cast([0, rest]);
-        number
-    };
-    let traffic = Traffic { sent_bytes: take(&mut raw.saddr), received_bytes: take(&mut raw.daddr) };
-    Ok(SocketRecord { traffic: Some(traffic), ..socket_record(&raw, 0)? })
+/// A process, if that was known.
+fn pid(value: u32) -> Option<u32> {
+    (value != 0).then_some(value)
+}
+
+/// The number in the upper eight bits, and the one in the lower 24.
+fn upper_eight(value: u32) -> (u8, u32) {
+    ((value >> 24) as u8, value & 0x00ff_ffff)
+}
+
+// Each is made where it stays: moved about, a record takes longer than all else that is done here.
+impl SocketRecord {
+    #[inline]
+    fn of(raw: &SocketEvent, what: What) -> Self {
+        Self { socket: socket(raw), time_ns: raw.time_ns, what, traffic: None }
+    }
+
+    /// The traffic stands in place of the eight zero bytes with which both addresses begin.
+    #[inline]
+    fn with_traffic(raw: &SocketEvent, what: What) -> Self {
+        let [[sent_bytes, local], [received_bytes, remote]]: [[u64; 2]; 2] =
+            [bytemuck::cast(raw.saddr), bytemuck::cast(raw.daddr)];
+        let socket = Socket {
+            local: endpoint(bytemuck::cast([0, local]), raw.sport),
+            remote: endpoint(bytemuck::cast([0, remote]), raw.dport),
+            ..socket(raw)
+        };
+        Self { socket, time_ns: raw.time_ns, what, traffic: Some(Traffic { sent_bytes, received_bytes }) }
+    }
 }
 
 fn retransmits(raw: &RetransmitEvent) -> Retransmits {

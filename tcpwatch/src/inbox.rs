@@ -15,8 +15,8 @@ pub trait Queued {
     /// The time of the queue's next record.
     fn next_time(&self, queue: usize) -> Option<u64>;
 
-    /// Takes that record. Called only where there is one.
-    fn take(&mut self, queue: usize) -> Slot;
+    /// Shows that record where it lies, and takes it. Called only where there is one.
+    fn take(&mut self, queue: usize, each: impl FnOnce(&Slot));
 }
 
 /// Where a record lies among the bytes of all.
@@ -74,7 +74,7 @@ impl Inbox {
                 }
                 // As long as no other is older.
                 From::Queue(queue) => loop {
-                    each(record(bytemuck::bytes_of(&queues.take(queue))));
+                    queues.take(queue, |slot| each(record(bytemuck::bytes_of(slot))));
                     if queues.next_time(queue).is_none_or(|time| time >= until) {
                         break;
                     }
@@ -144,8 +144,8 @@ mod tests {
             self[queue].front().map(|event| event.time_ns)
         }
 
-        fn take(&mut self, queue: usize) -> Slot {
-            bytemuck::cast(self[queue].pop_front().unwrap())
+        fn take(&mut self, queue: usize, each: impl FnOnce(&Slot)) {
+            each(&bytemuck::cast(self[queue].pop_front().unwrap()));
         }
     }
 

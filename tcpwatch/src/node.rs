@@ -147,12 +147,10 @@ impl Node {
     /// One record. A malformed one is counted and skipped.
     pub fn record(&mut self, bytes: &[u8]) {
         self.records.received += 1;
-        match decode::record(bytes) {
-            Ok(Record::Socket(record)) if self.followed => {
-                self.apply_and_tell(&record);
-            }
-            Ok(record) => self.tracker.apply(&record),
-            Err(error) => self.malformed(&error),
+        match &decode::record(bytes) {
+            Ok(Record::Socket(record)) if self.followed => self.apply_and_tell(record),
+            Ok(record) => self.tracker.apply(record),
+            Err(error) => self.malformed(error),
         }
     }
 

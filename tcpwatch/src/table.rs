@@ -4,7 +4,7 @@
 //! FIN_WAIT2) are also found by their ends, because whoever reuses those ends replaces them.
 //! Bounded by `limit`; the caller decides what happens at it.
 
-use std::hash::{BuildHasher as _, Hasher as _};
+use std::hash::BuildHasher as _;
 
 use hashbrown::{HashTable, hash_table::Entry};
 use rustc_hash::FxBuildHasher;
@@ -169,11 +169,13 @@ impl Table {
         self.conns.is_empty()
     }
 
+    #[inline]
     pub fn get(&self, slot: Slot) -> &Conn {
         &self.conns[slot.0 as usize]
     }
 
     /// For everything but the state, which [`Table::enter`] changes.
+    #[inline]
     pub fn get_mut(&mut self, slot: Slot) -> &mut Conn {
         &mut self.conns[slot.0 as usize]
     }
@@ -352,10 +354,12 @@ impl Table {
         // for minisocks too, as all run for the same time.
         let expires_ns = conn.expires_ns;
         let mut previous = self.lists[list].last;
-        while let Some(before) = self.conns.get(previous as usize)
-            && before.expires_ns > expires_ns
-        {
-            previous = before.previous;
+        if expires_ns != u64::MAX {
+            while let Some(before) = self.conns.get(previous as usize)
+                && before.expires_ns > expires_ns
+            {
+                previous = before.previous;
+            }
         }
         let next = match self.conns.get_mut(previous as usize) {
             Some(before) => std::mem::replace(&mut before.next, key),
@@ -477,15 +481,12 @@ fn hash(cookie: u64) -> u32 {
 }
 
 /// The ephemeral ports of one client toward one server rise by a few with each connection: those of 128 such ports lie
-/// side by side.
+/// side by side. Of a connection within this machine both sides are looked for in one place.
 fn hash_ends((netns, local, remote): &Ends) -> u32 {
     let (ports, lower) = (local.port ^ remote.port, local.port.min(remote.port));
-    let mut hasher = FxBuildHasher.build_hasher();
-    for end in [local, remote] {
-        hasher.write_u128(end.addr.to_bits());
-    }
-    hasher.write_u64(u64::from(*netns) << 32 | u64::from(ports >> 7) << 16 | u64::from(lower));
-    side_by_side(hasher.finish(), u32::from(ports >> 1) & 0x3f, 6)
+    let [local, remote] = [local, remote].map(|end| FxBuildHasher.hash_one(end.addr.to_bits()));
+    let block = u64::from(*netns) << 32 | u64::from(ports >> 7) << 16 | u64::from(lower);
+    side_by_side(FxBuildHasher.hash_one(block ^ local.wrapping_add(remote)), u32::from(ports >> 1) & 0x3f, 6)
 }
 
 /// `place`: where in its block of `1 << bits` it lies.

@@ -268,15 +268,16 @@ impl Tracker {
         let cause = cause(from, TcpState::Close, error);
         self.sweep.ended(record.socket.cookie, now_ns);
         self.end_unlisted(record.socket.cookie);
-        let known = self.table.find(record.socket.cookie);
+        let mut known = self.table.find(record.socket.cookie);
         let over = |slot: Slot| self.table.get(slot).marks.minisock || self.is_another(slot, &record.socket);
         if let Some(slot) = known.filter(|slot| over(*slot)) {
             self.supersede(slot, now_ns);
+            known = None;
         } else if known.is_none() && self.table.is_full() && minisock(&record.socket, from, error).is_none() {
             return;
         }
-        let Some(slot) = self.find_or_insert(&record.socket, from, now_ns) else { return };
-        self.describe(slot, &record.socket);
+        let Some(slot) = known.or_else(|| self.insert_older(&record.socket, from, now_ns)) else { return };
+        self.hear_of(slot, &record.socket, now_ns);
         if from.follows_established() {
             self.note_established(slot, now_ns);
         }
@@ -312,9 +313,11 @@ impl Tracker {
 
     /// Whether the connection cannot be that of this socket: another had its address before.
     pub(crate) fn is_another(&self, slot: Slot, socket: &Socket) -> bool {
-        let conn = self.table.get(slot);
-        let remote = conn.remote;
-        self.told.addresses && remote.port != 0 && socket.remote.port != 0 && remote != socket.remote
+        if !self.told.addresses {
+            return false;
+        }
+        let remote = self.table.get(slot).remote;
+        remote.port != 0 && socket.remote.port != 0 && remote != socket.remote
     }
 
     /// The connection is over; its end was not told.
@@ -375,19 +378,25 @@ impl Tracker {
 
     /// The connection, or one entered now because the record presumes a life before it.
     pub(crate) fn find_or_insert(&mut self, socket: &Socket, state: TcpState, now_ns: u64) -> Option<Slot> {
-        let marks = Marks { older: true, state_older: true, ..Marks::default() };
-        let life = Life::new(state, Cause::Unknown, now_ns);
-        let mut known = self.table.find(socket.cookie);
+        let known = self.table.find(socket.cookie);
         if let Some(slot) = known.filter(|slot| self.is_another(*slot, socket)) {
             self.supersede(slot, now_ns);
-            known = None;
+        } else if let Some(slot) = known {
+            self.hear_of(slot, socket, now_ns);
+            return known;
         }
-        if let Some(slot) = known {
-            self.describe(slot, socket);
-            let conn = self.table.get_mut(slot);
-            conn.seen_ns = conn.seen_ns.max(now_ns);
-        }
-        known.or_else(|| self.insert(socket, life, now_ns, marks))
+        self.insert_older(socket, state, now_ns)
+    }
+
+    fn insert_older(&mut self, socket: &Socket, state: TcpState, now_ns: u64) -> Option<Slot> {
+        let marks = Marks { older: true, state_older: true, ..Marks::default() };
+        self.insert(socket, Life::new(state, Cause::Unknown, now_ns), now_ns, marks)
+    }
+
+    fn hear_of(&mut self, slot: Slot, socket: &Socket, now_ns: u64) {
+        self.describe(slot, socket);
+        let conn = self.table.get_mut(slot);
+        conn.seen_ns = conn.seen_ns.max(now_ns);
     }
 
     pub(crate) fn insert(&mut self, socket: &Socket, life: Life, now_ns: u64, marks: Marks) -> Option<Slot> {
@@ -435,11 +444,19 @@ impl Tracker {
 
     /// What every record repeats. A connecting socket gets its port, sometimes its address, only after
     /// SYN_SENT was announced.
+    #[inline]
     pub(crate) fn describe(&mut self, slot: Slot, socket: &Socket) {
-        let conn = self.table.get_mut(slot);
-        if conn.marks.minisock {
-            return;
+        let conn = self.table.get(slot);
+        let same = (conn.local, conn.remote) == (socket.local, socket.remote);
+        let accepted = conn.marks.unaccepted && socket.is_held();
+        if !conn.marks.minisock && (!same || conn.marks.request || accepted) {
+            self.describe_anew(slot, socket);
         }
+    }
+
+    #[cold]
+    fn describe_anew(&mut self, slot: Slot, socket: &Socket) {
+        let conn = self.table.get_mut(slot);
         if conn.marks.request && !socket.is_request() {
             conn.marks.request = false;
             conn.marks.unaccepted = socket.is_unaccepted();
@@ -487,11 +504,17 @@ impl Tracker {
 
     /// Where the connection is counted; chosen when there is first something to count, so that an owner
     /// learned late leaves no empty group behind. Listeners are not counted.
+    #[inline]
     pub(crate) fn group(&mut self, slot: Slot, now_ns: u64) -> Option<GroupId> {
-        let conn = self.table.get_mut(slot);
+        let conn = self.table.get(slot);
         if conn.group.is_some() || conn.role == Role::Listener {
             return conn.group;
         }
+        self.join_group(slot, now_ns)
+    }
+
+    fn join_group(&mut self, slot: Slot, now_ns: u64) -> Option<GroupId> {
+        let conn = self.table.get_mut(slot);
         let process = conn.process.map(|id| &self.processes.get(id).comm);
         conn.group = Some(self.groups.hold(process, conn.role, conn.peer(), now_ns));
         conn.group

@@ -70,16 +70,15 @@ impl Queued for Queues {
         (taken < there).then(|| unsafe { (&raw const (*self.slot(queue, taken))[1]).read_volatile() })
     }
 
-    fn take(&mut self, queue: usize) -> Slot {
+    fn take(&mut self, queue: usize, each: impl FnOnce(&Slot)) {
         let (taken, there) = self.seen[queue];
-        // SAFETY: as in `next_time`.
-        let event = unsafe { self.slot(queue, taken).read_volatile() };
+        // SAFETY: as in `next_time`; it is given back below.
+        each(unsafe { &*self.slot(queue, taken) });
         let taken = taken + 1;
         self.seen[queue].0 = taken;
         if taken == there || taken.is_multiple_of(RELEASED_AT_ONCE) {
             self.release(queue, taken);
         }
-        event
     }
 }
 
