@@ -27,7 +27,7 @@ const NOTES: [(&str, &str); 4] = [
     ),
     (
         "BPF time for each connection, µs",
-        "queues in place of the ring, no program for what is not told and a cookie read in place of asked for brought it from 4.5 to 1.7; a namespace's number remembered, and members read from the argument that the verifier trusts, took away a tenth of what had come on top since.",
+        "queues in place of the ring, no program for what is not told and a cookie read in place of asked for brought it from 4.5 to 1.7; a namespace's number remembered, and members read from the argument that the verifier trusts, took away some 4 % each.",
     ),
     (
         "processor time of the daemon for each connection, µs",
