@@ -6,7 +6,7 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 6;
+pub const ABI: u32 = 7;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
@@ -318,7 +318,7 @@ pub struct Queue {
 }
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 160 bytes.
+/// 176 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -352,6 +352,10 @@ pub struct SeenSocket {
     pub data_received_jiffies: u32,
     /// Smoothed round-trip time in eighths of a microsecond (`srtt_us`), 0 before the first measurement.
     pub srtt: u32,
+    /// Ticks in which there was something to send or unacknowledged, by `chrono::*`, the present one included.
+    pub sending_jiffies: [u32; chrono::COUNT],
+    /// Segments received out of order (`rcv_ooopack`).
+    pub out_of_order: u32,
     pub sport: u16,
     pub dport: u16,
     /// Tick at which a minisock's timer is set to end it.
@@ -361,6 +365,18 @@ pub struct SeenSocket {
     pub received_bytes: u64,
     pub saddr: [u8; 16],
     pub daddr: [u8; 16],
+}
+
+/// Indices into `SeenSocket::sending_jiffies`: what held back the sender (enum tcp_chrono in include/linux/tcp.h, less 1).
+pub mod chrono {
+    /// The congestion window, or nothing.
+    pub const BUSY: usize = 0;
+    /// The peer's receive window.
+    pub const PEER_WINDOW: usize = 1;
+    /// The send buffer.
+    pub const SEND_BUFFER: usize = 2;
+    /// Number of kinds.
+    pub const COUNT: usize = 3;
 }
 
 /// Keep-alive is on (SO_KEEPALIVE).
@@ -461,15 +477,16 @@ const _: () = {
     assert!(offset_of!(TrafficEvent, cookie) == 16);
     assert!(offset_of!(TrafficEvent, sent_bytes) == 24);
     assert!(offset_of!(Queue, tail) == 64);
-    assert!(size_of::<SeenSocket>() == 160);
+    assert!(size_of::<SeenSocket>() == 176);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
     assert!(offset_of!(SeenSocket, unread_bytes) == 64);
-    assert!(offset_of!(SeenSocket, sport) == 100);
-    assert!(offset_of!(SeenSocket, expires_jiffies) == 104);
-    assert!(offset_of!(SeenSocket, sent_bytes) == 112);
-    assert!(offset_of!(SeenSocket, saddr) == 128);
+    assert!(offset_of!(SeenSocket, sending_jiffies) == 100);
+    assert!(offset_of!(SeenSocket, sport) == 116);
+    assert!(offset_of!(SeenSocket, expires_jiffies) == 120);
+    assert!(offset_of!(SeenSocket, sent_bytes) == 128);
+    assert!(offset_of!(SeenSocket, saddr) == 144);
     assert!(size_of::<SocketOptions>() == 32);
     assert!(offset_of!(SocketOptions, user_timeout_ms) == 4);
     assert!(offset_of!(SocketOptions, linger_jiffies) == 8);

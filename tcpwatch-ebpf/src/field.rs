@@ -29,7 +29,7 @@ offsets! {
     OFF_SKB_LEN OFF_SKB_MSTAMP_NS OFF_SKB_RBNODE
     OFF_SKB_CB OFF_SKB_CB_SEGMENTS OFF_SKB_CB_SACKED OFF_SKB_CB_END_SEQ
     OFF_OUT_OF_ORDER_QUEUE OFF_OOO_LAST_SKB OFF_RCV_OOOPACK OFF_SKB_CB_SEQ
-    OFF_RCV_TSTAMP OFF_LSNDTIME OFF_LRCVTIME OFF_SRTT_US
+    OFF_RCV_TSTAMP OFF_LSNDTIME OFF_LRCVTIME OFF_SRTT_US OFF_CHRONO_TYPE OFF_CHRONO_START OFF_CHRONO_STAT
     OFF_NONAGLE OFF_ICSK_USER_TIMEOUT OFF_KEEPALIVE_TIME OFF_KEEPALIVE_INTVL OFF_KEEPALIVE_PROBES
     OFF_NET_KEEPALIVE_TIME OFF_NET_KEEPALIVE_INTVL OFF_NET_KEEPALIVE_PROBES
     OFF_TW_SUBSTATE OFF_TW_SPORT OFF_TW_EXPIRES OFF_SKC_NUM
@@ -55,8 +55,14 @@ pub trait Kernel: Copy {
 
     fn as_ptr(self) -> *const u8;
 
+    /// What lies `offset` bytes from its beginning.
+    fn read_at<T: Copy>(self, offset: usize) -> T;
+
     /// The member of type `T` at `offset`.
-    fn read<T: Copy>(self, offset: &'static u32) -> T;
+    #[inline(always)]
+    fn read<T: Copy>(self, offset: &'static u32) -> T {
+        self.read_at(value(offset))
+    }
 
     /// The socket as a `struct tcp_sock`, if it is one: SCTP, DCCP and MPTCP sockets pass through the same
     /// hooks, raw sockets carry protocol numbers too.
@@ -126,10 +132,10 @@ impl Kernel for Typed {
     }
 
     #[inline(always)]
-    fn read<T: Copy>(self, offset: &'static u32) -> T {
+    fn read_at<T: Copy>(self, offset: usize) -> T {
         // SAFETY: the verifier checks this load against the BTF of the object behind the pointer; a
         // fault on a stale pointer reads zeros (the kernel's exception table).
-        unsafe { core::ptr::read_volatile(self.pointer.add(value(offset)).cast()) }
+        unsafe { core::ptr::read_volatile(self.pointer.add(offset).cast()) }
     }
 
     /// In two loads of eight bytes: there are no larger ones.
@@ -184,7 +190,7 @@ impl Kernel for Raw {
     }
 
     #[inline(always)]
-    fn read<T: Copy>(self, offset: &'static u32) -> T {
+    fn read_at<T: Copy>(self, offset: usize) -> T {
         let mut read = MaybeUninit::<T>::uninit();
         // SAFETY: the helper checks the address, and writes zeros where it cannot read (bpf_probe_read_kernel_common in
         // kernel/trace/bpf_trace.c); `T` is a number, a pointer or an array of them: 0 is a value. What it returns is
@@ -193,7 +199,7 @@ impl Kernel for Raw {
             bpf_probe_read_kernel(
                 read.as_mut_ptr().cast(),
                 size_of::<T>() as u32,
-                self.0.wrapping_add(value(offset)).cast(),
+                self.0.wrapping_add(offset).cast(),
             );
             read.assume_init()
         }

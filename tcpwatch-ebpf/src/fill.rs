@@ -75,8 +75,10 @@ pub fn netns(sk: impl Kernel) -> u32 {
         return last as u32;
     }
     let inum = net.read::<u32>(&OFF_NET_INUM);
-    // SAFETY: as above.
-    unsafe { known.write_volatile((cookie as u64) << 32 | inum as u64) };
+    if cookie != 0 {
+        // SAFETY: as above.
+        unsafe { known.write_volatile((cookie as u64) << 32 | inum as u64) };
+    }
     inum
 }
 

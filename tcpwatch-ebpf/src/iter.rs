@@ -4,12 +4,13 @@ use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_seq_write},
 };
-use tcpwatch_common::SeenSocket;
+use tcpwatch_common::{SeenSocket, chrono};
 
 use crate::{
     field::{
-        Kernel, OFF_DATA_SEGS_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG,
-        OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG, OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
+        self, Kernel, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT, OFF_LRCVTIME,
+        OFF_LSNDTIME, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS,
+        OFF_SK_MAX_ACK_BACKLOG, OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
     },
     fill,
 };
@@ -42,12 +43,30 @@ pub fn full_socket(sk: impl Kernel) -> SeenSocket {
         sent_jiffies: sk.read(&OFF_LSNDTIME),
         data_received_jiffies: sk.read(&OFF_LRCVTIME),
         srtt: sk.read(&OFF_SRTT_US),
+        sending_jiffies: sending_jiffies(sk),
+        out_of_order: sk.read(&OFF_RCV_OOOPACK),
         sport,
         dport,
         sent_bytes,
         received_bytes,
         ..any_socket(sk)
     }
+}
+
+/// `SeenSocket::sending_jiffies`, as tcp_get_info_chrono_stats (net/ipv4/tcp.c) has them.
+#[inline(always)]
+fn sending_jiffies(sk: impl Kernel) -> [u32; chrono::COUNT] {
+    let at = field::value(&OFF_CHRONO_STAT);
+    let mut jiffies = [sk.read_at(at), sk.read_at(at + 4), sk.read_at(at + 8)];
+    // SAFETY: no arguments.
+    let present = (unsafe { bpf_jiffies64() } as u32).wrapping_sub(sk.read(&OFF_CHRONO_START));
+    // Its lower two bits; 0 while there is nothing to send.
+    let kind = sk.read::<u8>(&OFF_CHRONO_TYPE) & 3;
+    for (index, jiffies) in jiffies.iter_mut().enumerate() {
+        // Without a branch, as above.
+        *jiffies += present * u32::from(usize::from(kind) == index + 1);
+    }
+    jiffies
 }
 
 /// What full sockets and minisocks have in common: `struct sock_common`, and the time.
@@ -77,6 +96,8 @@ pub fn any_socket(skc: impl Kernel) -> SeenSocket {
         sent_jiffies: 0,
         data_received_jiffies: 0,
         srtt: 0,
+        sending_jiffies: [0; chrono::COUNT],
+        out_of_order: 0,
         sport: 0,
         dport: 0,
         expires_jiffies: 0,

@@ -15,6 +15,7 @@ use crate::{
     decode::{FAILURES, Traffic},
     first_close::FirstClose,
     histogram::Histogram,
+    live::Live,
     reset::Reset,
     stall::Stalls,
     state::TcpState,
@@ -99,8 +100,16 @@ impl fmt::Display for Peer {
 pub struct Group {
     pub key: GroupKey,
     pub counts: Counts,
-    live: u32,
+    /// Connections that hold it, the minisocks among them.
+    held: u32,
     active_ns: u64,
+}
+
+impl Group {
+    /// How many connections of now are counted here, those in TIME_WAIT among them.
+    pub fn held(&self) -> u32 {
+        self.held
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -128,6 +137,7 @@ pub struct Counts {
     pub idle: [Option<Box<Histogram>>; Closer::ALL.len()],
     /// Of clients, as sweeps found them: how long an answer took, and the round trip then.
     pub answers: Option<Box<Answers>>,
+    pub live: Live,
 }
 
 /// Who closed a connection in order.
@@ -185,6 +195,7 @@ impl Counts {
             mine.seconds.add(&theirs.seconds);
             mine.round_trips.add(&theirs.round_trips);
         }
+        self.live.add(&other.live);
     }
 
     /// But for the segments, which are counted by the socket's own count.
@@ -252,7 +263,7 @@ impl Groups {
 
     pub fn new(limit: usize) -> Self {
         let key = GroupKey { process: Some("~other".into()), role: Role::Unknown, peer: Peer::Other };
-        let other = Group { key, counts: Counts::default(), live: 0, active_ns: 0 };
+        let other = Group { key, counts: Counts::default(), held: 0, active_ns: 0 };
         Self {
             groups: vec![other],
             by_key: FxHashMap::default(),
@@ -278,14 +289,14 @@ impl Groups {
             self.recent[recent] = id;
         }
         let group = &mut self.groups[id.0 as usize];
-        group.live += 1;
+        group.held += 1;
         group.active_ns = now_ns;
         id
     }
 
     pub fn release(&mut self, id: GroupId, now_ns: u64) {
         let group = &mut self.groups[id.0 as usize];
-        group.live -= 1;
+        group.held -= 1;
         group.active_ns = now_ns;
     }
 
@@ -323,19 +334,24 @@ impl Groups {
         self.groups.iter()
     }
 
+    pub(crate) fn all_counts(&mut self) -> impl Iterator<Item = (GroupId, &mut Counts)> {
+        let groups = self.groups.iter_mut().enumerate();
+        groups.map(|(index, group)| (GroupId(index as u32), &mut group.counts))
+    }
+
     pub fn ids(&self) -> impl Iterator<Item = (GroupId, &Group)> {
         self.groups.iter().enumerate().map(|(index, group)| (GroupId(index as u32), group))
     }
 
     fn place(&mut self, key: GroupKey, now_ns: u64) -> GroupId {
-        let group = Group { key: key.clone(), counts: Counts::default(), live: 0, active_ns: now_ns };
+        let group = Group { key: key.clone(), counts: Counts::default(), held: 0, active_ns: now_ns };
         if self.groups.len() <= self.limit {
             let id = GroupId(self.groups.len() as u32);
             self.groups.push(group);
             self.by_key.insert(key, id);
             return id;
         }
-        let idle = |group: &Group| group.live == 0 && group.active_ns.saturating_add(IDLE_NS) <= now_ns;
+        let idle = |group: &Group| group.held == 0 && group.active_ns.saturating_add(IDLE_NS) <= now_ns;
         let found = if now_ns < self.full_until_ns {
             None
         } else {

@@ -83,7 +83,7 @@ impl<'a> Btf<'a> {
     }
 
     /// Byte offset of `path` in `struct name`; dots step into a member that is itself a struct. `member:5` is a bit field
-    /// of five bits, which must be the lowest of a byte.
+    /// of five bits, which must be the lowest of a byte, or what a kernel gives bytes of its own in place of one.
     ///
     /// # Errors
     /// When the kernel has no such struct or member, or the member is another bit field.
@@ -101,7 +101,7 @@ impl<'a> Btf<'a> {
             found_width = bit_field_size;
             at = self.type_at(self.skip_modifiers(type_id)?).unwrap_or(0);
         }
-        if bits % 8 == 0 && found_width == width {
+        if bits % 8 == 0 && (found_width == width || found_width == 0) {
             Ok(bits / 8)
         } else {
             Err(BtfError::BitField(name.to_owned(), path.to_owned()))
@@ -350,6 +350,7 @@ mod tests {
             ("outer", "ns", 16),
             ("outer", "ns.inum", 28),
             ("bits", "whole", 4),
+            ("bits", "whole:5", 4),
             ("bits", "narrow:5", 8),
         ] {
             assert_eq!(btf.offset_of(name, path).unwrap(), offset, "{name}.{path}");
@@ -364,7 +365,7 @@ mod tests {
         assert!(
             matches!(btf.offset_of("outer", "ns.none"), Err(BtfError::NoMember(_, path)) if path == "ns.none")
         );
-        for other in ["narrow", "narrow:4", "whole:5"] {
+        for other in ["narrow", "narrow:4"] {
             assert!(matches!(btf.offset_of("bits", other), Err(BtfError::BitField(..))), "{other}");
         }
     }

@@ -15,7 +15,8 @@ use tcpwatch_common::{
     FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE, KIND_MINISOCK_END,
     KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC,
     RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent,
-    RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent, TrafficEvent, failure, retransmit,
+    RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent, TrafficEvent, chrono, failure,
+    retransmit,
 };
 use thiserror::Error;
 
@@ -357,6 +358,10 @@ pub struct Seen {
     pub data_sent: bool,
     /// Smoothed round-trip time; `None` before the first measurement.
     pub rtt_ns: Option<u64>,
+    /// Ticks in which there was something to send or unacknowledged, by `tcpwatch_common::chrono`.
+    pub sending_jiffies: [u32; chrono::COUNT],
+    /// Segments received out of order.
+    pub out_of_order: u32,
     /// Of a minisock: the tick its timer is set to.
     pub expires_jiffies: u64,
     /// Of a full socket.
@@ -447,6 +452,8 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
         data_received_jiffies: raw.data_received_jiffies,
         data_sent: raw.data_sent != 0,
         rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
+        sending_jiffies: raw.sending_jiffies,
+        out_of_order: raw.out_of_order,
         expires_jiffies: raw.expires_jiffies,
         traffic: Traffic { sent_bytes: raw.sent_bytes, received_bytes: raw.received_bytes },
     })

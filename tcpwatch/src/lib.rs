@@ -29,6 +29,7 @@ pub mod table;
 pub mod ticks;
 
 pub mod attempts;
+pub mod live;
 pub mod owners;
 pub mod resets;
 pub mod retransmits;

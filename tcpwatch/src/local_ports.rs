@@ -19,7 +19,11 @@ pub struct LocalPorts {
 }
 
 impl LocalPorts {
-    fn read() -> io::Result<Self> {
+    /// Of the namespace that this thread is in.
+    ///
+    /// # Errors
+    /// When the kernel's files cannot be read, or say something else than ports.
+    pub fn read() -> io::Result<Self> {
         let (range, reserved) = (fs::read_to_string(RANGE)?, fs::read_to_string(RESERVED)?);
         Self::parse(&range, &reserved)
             .ok_or_else(|| io::Error::other(format!("{RANGE} says {range:?}, {RESERVED} says {reserved:?}")))

@@ -78,6 +78,9 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_LSNDTIME", "tcp_sock", "lsndtime"),
     ("OFF_LRCVTIME", "inet_connection_sock", "icsk_ack.lrcvtime"),
     ("OFF_SRTT_US", "tcp_sock", "srtt_us"),
+    ("OFF_CHRONO_TYPE", "tcp_sock", "chrono_type:2"),
+    ("OFF_CHRONO_START", "tcp_sock", "chrono_start"),
+    ("OFF_CHRONO_STAT", "tcp_sock", "chrono_stat"),
     ("OFF_TW_SUBSTATE", "inet_timewait_sock", "tw_substate"),
     ("OFF_TW_SPORT", "inet_timewait_sock", "tw_sport"),
     ("OFF_TW_EXPIRES", "inet_timewait_sock", "tw_timer.expires"),
@@ -115,10 +118,7 @@ const ONLY_FOR: &[(&str, &[&str])] = &[
     ("policy_reset", &["OFF_SKB_SK", "OFF_SKB_HEAD", "OFF_SKB_NETWORK_HEADER"]),
     ("retransmit", STALL),
     ("congestion", STALL),
-    (
-        "out_of_order",
-        &["OFF_OUT_OF_ORDER_QUEUE", "OFF_OOO_LAST_SKB", "OFF_RCV_OOOPACK", "OFF_SKB_CB_SEQ", "OFF_SKB_CB"],
-    ),
+    ("out_of_order", &["OFF_OUT_OF_ORDER_QUEUE", "OFF_OOO_LAST_SKB", "OFF_SKB_CB_SEQ", "OFF_SKB_CB"]),
     (
         "held",
         &[

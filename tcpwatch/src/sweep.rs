@@ -10,6 +10,7 @@ use crate::{
     aggregate::Role,
     decode::{Seen, TaskRecord},
     life::{Cause, Life},
+    live::Found,
     process::ProcessId,
     state::TcpState,
     table::{Conn, Ends, Marks, Slot},
@@ -39,6 +40,7 @@ pub struct Progress {
     /// Sockets that retransmitted more than records have told, by cookie; and those of the sweep before.
     untold: FxHashMap<u64, Untold>,
     untold_before: FxHashMap<u64, Untold>,
+    pub(crate) live: Found,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +144,7 @@ impl Tracker {
         self.sweep.ended = None;
         self.sweep.ended_minisocks = FxHashMap::default();
         self.settle_owners();
+        self.groups.set_live(&std::mem::take(&mut self.sweep.live));
         self.forget_unswept_unconnected();
         if !coverage.namespaces.is_empty() {
             self.remove_vanished(coverage, &mut minisocks);
@@ -240,6 +243,7 @@ impl Tracker {
         if first_look {
             conn.swept = number;
             conn.marks.owner_holds = false;
+            conn.marks.measured = false;
         }
         if let Some((task, _)) = &seen.holder {
             self.apply_holder(slot, seen, task);
@@ -247,6 +251,7 @@ impl Tracker {
         // Now that the owner is known.
         if !listens && !seen.socket.is_request() {
             self.carry(slot, seen.traffic, seen.time_ns);
+            self.measure(slot, seen);
         }
         if first_look {
             self.sample_answer(slot, seen);

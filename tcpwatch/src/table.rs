@@ -99,6 +99,8 @@ pub struct Marks {
     pub owner_seen: bool,
     /// The sweep that saw the socket last found its process to hold it.
     pub owner_holds: bool,
+    /// That sweep has counted it among the live ones of its group.
+    pub measured: bool,
     /// Of a passive open: no process has accepted it yet.
     pub unaccepted: bool,
     /// The kernel keeps only a minisock of it.

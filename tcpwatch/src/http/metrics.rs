@@ -10,17 +10,22 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use tcpwatch_common::chrono;
 
 use super::{Api, ApiError, Asked};
 use crate::{
-    aggregate::{Closer, Group, GroupKey},
+    aggregate::{Closer, Group, GroupKey, Role},
     clock::Clock,
     connect::Outcome,
     decode::{FAILURES, Kind},
     findings::lingering,
     first_close::FirstClose,
     histogram::{DURATION_BUCKETS, Histogram},
+    live::Spread,
+    local_ports::LocalPorts,
     node::{Node, RecordCounts},
     proc,
     reset::Reset,
@@ -33,7 +38,7 @@ pub(super) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
         Ok(()) => api.ask(false, encode).await,
         Err(error) => Err(error),
     };
-    let own = answer.and_then(|(text, records, kernel)| match own_metrics(records, &kernel) {
+    let own = answer.and_then(|(text, records, kernel)| match own_metrics(records, &kernel, api.live) {
         Ok(own) => Ok(text + &own),
         Err(error) => Err(ApiError::internal(&error)),
     });
@@ -115,6 +120,8 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
     write_failures(&mut text, &groups);
     write_stalls(&mut text, &groups);
     write_answers(&mut text, &groups);
+    write_live(&mut text, &groups);
+    write_local_ports(&mut text, &groups);
 
     family(
         &mut text,
@@ -270,6 +277,60 @@ fn write_answers(text: &mut String, groups: &[(String, &Group)]) {
     }
 }
 
+/// Of the groups that have live ones. So of local ports.
+fn write_live(text: &mut String, groups: &[(String, &Group)]) {
+    let live = || {
+        groups
+            .iter()
+            .map(|(labels, group)| (labels, &group.counts.live))
+            .filter(|(_, live)| live.connections > 0)
+    };
+    let name = "tcpwatch_sending_seconds";
+    let help = "How long the connections that live now, each since it began, have had something to send or \
+                unacknowledged, by what limited it: the peer's receive window, the send buffer, or neither: \
+                the congestion window or the application. As of the latest sweep.";
+    family(text, name, "gauge", help);
+    for (labels, live) in live() {
+        for (kind, limit) in LIMITS {
+            let seconds = live.limited_seconds(kind);
+            let _ = writeln!(text, "{name}{{{labels},limit=\"{limit}\"}} {seconds}");
+        }
+    }
+    let name = "tcpwatch_out_of_order_packets";
+    let help = "Segments received out of order by the connections that live now, each since it began. As of the \
+                latest sweep.";
+    family(text, name, "gauge", help);
+    for (labels, live) in live() {
+        let _ = writeln!(text, "{name}{{{labels}}} {}", live.out_of_order_packets);
+    }
+    let name = "tcpwatch_round_trip_seconds";
+    let help = "The smoothed round-trip times of the connections that live now: the least, the mean and the most. As \
+                of the latest sweep.";
+    family(text, name, "gauge", help);
+    for (labels, live) in live() {
+        if let Some(Spread { least_seconds, mean_seconds, most_seconds }) = live.round_trips.spread() {
+            for (value, seconds) in [("least", least_seconds), ("mean", mean_seconds), ("most", most_seconds)]
+            {
+                let _ = writeln!(text, "{name}{{{labels},value=\"{value}\"}} {seconds}");
+            }
+        }
+    }
+}
+
+const LIMITS: [(usize, &str); chrono::COUNT] =
+    [(chrono::BUSY, "other"), (chrono::PEER_WINDOW, "peer_window"), (chrono::SEND_BUFFER, "send_buffer")];
+
+/// A client's connections each hold one, also in TIME_WAIT.
+fn write_local_ports(text: &mut String, groups: &[(String, &Group)]) {
+    let name = "tcpwatch_local_ports_in_use";
+    let help = "Local ports that clients hold toward the peer, those of TIME_WAIT included, from all source addresses \
+                and in all network namespaces; /ports tells them apart.";
+    family(text, name, "gauge", help);
+    for (labels, group) in groups.iter().filter(|(_, group)| group.key.role == Role::Client) {
+        let _ = writeln!(text, "{name}{{{labels}}} {}", group.held());
+    }
+}
+
 fn write_resets(text: &mut String, groups: &[(String, &Group)]) {
     let name = "tcpwatch_resets_total";
     family(text, name, "counter", "Resets of connections sent and received, by reason.");
@@ -338,7 +399,7 @@ fn escape(value: &str) -> String {
 }
 
 /// The daemon's own metrics, made from the present counts: the counting itself happens elsewhere.
-fn own_metrics(records: RecordCounts, kernel: &str) -> Result<String, prometheus::Error> {
+fn own_metrics(records: RecordCounts, kernel: &str, live: bool) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
     let counter = |name: &str, help: &str, value: u64| {
         let counter = IntCounter::new(name, help)?;
@@ -378,6 +439,16 @@ fn own_metrics(records: RecordCounts, kernel: &str) -> Result<String, prometheus
     resets.with_label_values(&["policy"]).inc_by(records.only_counted.policy_resets);
     registry.register(Box::new(resets))?;
 
+    if let Some(ports) = live.then(LocalPorts::read).and_then(Result::ok) {
+        let available = IntGauge::new(
+            "tcpwatch_local_ports_available",
+            "Local ports that the kernel chooses from in tcpwatch's own network namespace; others may have their own, \
+             see /ports.",
+        )?;
+        available.set(i64::try_from(ports.count()).unwrap_or(i64::MAX));
+        registry.register(Box::new(available))?;
+    }
+
     let build = IntGaugeVec::new(
         Opts::new("tcpwatch_build_info", "Always 1; the labels say what runs where."),
         &["version", "kernel"],
@@ -386,7 +457,7 @@ fn own_metrics(records: RecordCounts, kernel: &str) -> Result<String, prometheus
     registry.register(Box::new(build))?;
 
     if let Ok(usage) = proc::own_usage() {
-        let rss = prometheus::IntGauge::new("process_resident_memory_bytes", "Resident memory of tcpwatch.")?;
+        let rss = IntGauge::new("process_resident_memory_bytes", "Resident memory of tcpwatch.")?;
         rss.set(i64::try_from(usage.rss_bytes).unwrap_or(i64::MAX));
         registry.register(Box::new(rss))?;
         let cpu = prometheus::Counter::new("process_cpu_seconds_total", "User and system time of tcpwatch.")?;

@@ -3,12 +3,13 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde::Serialize;
+use tcpwatch_common::chrono;
 
 use super::{
     ApiError,
     connections::DEFAULT_LIMIT,
     request::Params,
-    text::{bytes, duration},
+    text::{bytes, duration, limits, round_trip},
     view::{ShownBlocked, blocked},
 };
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     decode::FAILURES,
     first_close::FirstClose,
     histogram::Histogram,
+    live::{Live, Spread},
     reset::{Direction, Reset},
     state::TcpState,
     table::Conn,
@@ -119,6 +121,8 @@ pub(super) struct Counted {
     pub blocked: BTreeMap<&'static str, ShownBlocked>,
     /// How long clients waited for answers, sampled; `null` without samples.
     pub answers: Option<ShownAnswers>,
+    /// Of those that processes held at the latest sweep, each since it began; `null` when there were none.
+    pub live: Option<ShownLive>,
     /// By reason; only those that there are.
     pub resets_sent: BTreeMap<&'static str, u64>,
     pub resets_received: BTreeMap<&'static str, u64>,
@@ -149,6 +153,31 @@ pub(super) struct ShownAnswers {
     pub mean_rtt_seconds: Option<f64>,
 }
 
+/// The same sums as `/transfer` asks the kernel for now.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct ShownLive {
+    pub connections: u64,
+    pub busy_seconds: f64,
+    pub peer_window_limited_seconds: f64,
+    pub buffer_limited_seconds: f64,
+    pub out_of_order_packets: u64,
+    /// Of the smoothed round-trip times; `null` before the first measurement of any.
+    pub rtt: Option<Spread>,
+}
+
+impl ShownLive {
+    fn of(live: &Live) -> Option<Self> {
+        (live.connections > 0).then(|| Self {
+            connections: live.connections,
+            busy_seconds: live.busy_seconds(),
+            peer_window_limited_seconds: live.limited_seconds(chrono::PEER_WINDOW),
+            buffer_limited_seconds: live.limited_seconds(chrono::SEND_BUFFER),
+            out_of_order_packets: live.out_of_order_packets,
+            rtt: live.round_trips.spread(),
+        })
+    }
+}
+
 impl Counted {
     pub(super) fn of(counts: &Counts) -> Self {
         let idle = Closer::ALL.iter().zip(&counts.idle);
@@ -171,11 +200,22 @@ impl Counted {
                     mean_rtt_seconds: Durations::of(&answers.round_trips).map(|rtt| rtt.mean_seconds),
                 })
             }),
+            live: ShownLive::of(&counts.live),
             resets_sent: resets(counts, Direction::Sent),
             resets_received: resets(counts, Direction::Received),
             connect_attempts: counts.attempts,
             connects: Outcome::ALL.iter().map(|outcome| outcome.name()).zip(counts.connects).collect(),
         }
+    }
+
+    fn round_trip_text(&self) -> String {
+        round_trip(self.live.and_then(|live| live.rtt))
+    }
+
+    fn limits_text(&self) -> String {
+        self.live.map_or(String::new(), |live| {
+            limits(live.busy_seconds, live.peer_window_limited_seconds, live.buffer_limited_seconds)
+        })
     }
 
     /// How often and how long delivery stood still.
@@ -210,7 +250,7 @@ impl Counted {
 }
 
 /// The columns of what both tables count, and under which names.
-pub(super) const FIGURES: [&str; 10] = [
+pub(super) const FIGURES: [&str; 12] = [
     "NOW",
     "OPENED",
     "CLOSED",
@@ -218,6 +258,8 @@ pub(super) const FIGURES: [&str; 10] = [
     "RECEIVED",
     "RETRANSMITS",
     "BLOCKED",
+    "ROUND TRIP",
+    "LIMITED BY",
     "RESETS",
     "CONNECTS",
     "STATES NOW",
@@ -232,6 +274,8 @@ pub(super) fn figures(now: &Now, counted: &Counted) -> [String; FIGURES.len()] {
         bytes(counted.received_bytes),
         counted.retransmits.to_string(),
         counted.blocked_text(),
+        counted.round_trip_text(),
+        counted.limits_text(),
         counted.resets_text(),
         counted.connects_text(),
         now.text(),

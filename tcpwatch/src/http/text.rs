@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::live::Spread;
+
 /// What processes call themselves, harmless on a terminal: no line breaks, no escape sequences.
 pub fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
@@ -92,6 +94,26 @@ pub(super) fn wrap(text: &str, width: usize, indent: usize) -> String {
 pub(super) fn endpoint(addr: &str, port: Option<u16>) -> String {
     let addr = if addr.contains(':') { format!("[{addr}]") } else { addr.to_owned() };
     format!("{addr}:{}", port.map_or_else(|| "*".to_owned(), |port| port.to_string()))
+}
+
+pub(super) fn round_trip(times: Option<Spread>) -> String {
+    spread(times, |seconds| format!("{:.3}ms", seconds * 1e3))
+}
+
+pub(super) fn spread(times: Option<Spread>, shown: impl Fn(f64) -> String) -> String {
+    times.map_or("-".to_owned(), |times| {
+        let [least, mean, most] = [times.least_seconds, times.mean_seconds, times.most_seconds].map(shown);
+        if least == most { mean } else { format!("{mean} ({least} to {most})") }
+    })
+}
+
+/// Shares of the time in which there was something to send.
+pub(super) fn limits(busy_seconds: f64, peer_window_seconds: f64, buffer_seconds: f64) -> String {
+    let limits = [("window", peer_window_seconds), ("buffer", buffer_seconds)];
+    let shares = limits.into_iter().filter(|(_, seconds)| *seconds > 0.0);
+    let shown: Vec<_> =
+        shares.map(|(what, seconds)| format!("{what} {:.0}%", 100.0 * seconds / busy_seconds)).collect();
+    shown.join(", ")
 }
 
 #[cfg(test)]

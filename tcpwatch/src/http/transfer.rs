@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use self::{
     look::{FirstLook, Look},
-    sums::{Spread, Sum, Sums, Waiting},
+    sums::{Sum, Sums, Waiting},
 };
 use super::{
     Answer, Api, ApiError, Asked,
@@ -21,9 +21,9 @@ use super::{
     request::Params,
     respond,
     sums::cut,
-    text::{bytes, duration, printable, table},
+    text::{bytes, duration, limits, printable, round_trip, spread, table},
 };
-use crate::{aggregate::Role, clock, node::Node, sock_diag::Carried};
+use crate::{aggregate::Role, clock, live::Spread, node::Node, sock_diag::Carried};
 
 #[derive(Debug, Serialize)]
 struct Transfers {
@@ -153,7 +153,7 @@ async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
             peer: peer.to_string(),
             rtt: sum.rtt.spread(),
             answer_time: sum.answered.spread(),
-            waiting: sum.awaited.waiting(),
+            waiting: Waiting::of(sum.awaited),
             rates: seconds.map(|seconds| Rates::over(seconds, sum.lately)),
             sum,
         })
@@ -245,29 +245,13 @@ impl Row {
         cells.extend([
             format!("{}, {}", bytes(sum.send_queue_bytes), bytes(sum.receive_queue_bytes)),
             sum.out_of_order_packets.to_string(),
-            spread(self.rtt, |seconds| format!("{:.3}ms", seconds * 1e3)),
+            round_trip(self.rtt),
             spread(self.answer_time, duration),
             self.waiting.map_or("-".to_owned(), |waiting| {
                 format!("{}, longest {}", waiting.connections, duration(waiting.longest_seconds))
             }),
-            limits(sum),
+            limits(sum.busy_seconds, sum.peer_window_limited_seconds, sum.buffer_limited_seconds),
         ]);
         cells
     }
-}
-
-fn spread(spread: Option<Spread>, shown: impl Fn(f64) -> String) -> String {
-    spread.map_or("-".to_owned(), |spread| {
-        let [least, mean, most] = [spread.least_seconds, spread.mean_seconds, spread.most_seconds].map(shown);
-        format!("{mean} ({least} to {most})")
-    })
-}
-
-/// Shares of the time in which there was something to send.
-fn limits(sum: &Sum) -> String {
-    let limits = [("window", sum.peer_window_limited_seconds), ("buffer", sum.buffer_limited_seconds)];
-    let shares = limits.into_iter().filter(|(_, seconds)| *seconds > 0.0);
-    let shown: Vec<_> =
-        shares.map(|(what, seconds)| format!("{what} {:.0}%", 100.0 * seconds / sum.busy_seconds)).collect();
-    shown.join(", ")
 }

@@ -43,9 +43,9 @@ fn row_of(daemon: &Daemon, namespace: &Namespace) -> Option<Value> {
 #[test]
 fn ports_in_use_and_available_are_told_until_there_is_none() {
     let daemon = Daemon::start(&[]);
-    for addr in ["127.0.0.1", "::1"] {
+    for (addr, comm) in [("127.0.0.1", "dials-4"), ("::1", "dials-6")] {
         let namespace = Namespace::new();
-        let mut ends = Workload::start(&namespace, "dials", USES_FOUR, &[addr]);
+        let mut ends = Workload::start(&namespace, comm, USES_FOUR, &[addr]);
         assert_eq!(ends.hear(), "in use");
         let expected = json!({
             "netns": namespace.inode,
@@ -54,15 +54,23 @@ fn ports_in_use_and_available_are_told_until_there_is_none() {
             "in_use": 3,
             "available": 8,
             "states": { "ESTABLISHED": 2, "TIME_WAIT": 1 },
-            "processes": ["dials"],
+            "processes": [comm],
         });
         eventually("the ports are told", || match row_of(&daemon, &namespace) {
             Some(row) if row == expected => Ok(()),
             other => Err(format!("{other:?}, not {expected}")),
         });
+        // Also the one outside the range.
+        assert_eq!(daemon.metrics().sum("tcpwatch_local_ports_in_use", &[("process", comm)]), Some(4));
         // EADDRNOTAVAIL: the TIME_WAIT has the eighth.
         assert_eq!(ends.ask(), "99");
         let row = row_of(&daemon, &namespace).unwrap();
         assert_eq!((&row["in_use"], &row["available"]), (&json!(8), &json!(8)), "{row}");
     }
+    // The daemon's own namespace is that of the tests.
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let [first, last] = [0, 1].map(|at| range.split_whitespace().nth(at).unwrap().parse::<u64>().unwrap());
+    let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap();
+    assert_eq!(reserved.trim(), "", "this machine's");
+    assert_eq!(daemon.metrics().sum("tcpwatch_local_ports_available", &[]), Some(last - first + 1));
 }

@@ -156,12 +156,13 @@ fn told_by_ss(namespace: &Namespace, client_port: &Value, key: &str) -> String {
 #[test]
 fn how_the_data_goes_is_what_the_kernel_says_of_both_ends() {
     let daemon = Daemon::start(&[]);
-    for addr in ["127.0.0.1", "::1"] {
+    for (addr, server_comm, client_comm) in
+        [("127.0.0.1", "data-server-4", "data-client-4"), ("::1", "data-server-6", "data-client-6")]
+    {
         let namespace = Namespace::new();
-        let mut server = Workload::start(&namespace, "data-server", SERVER, &[addr, &BYTES.to_string()]);
+        let mut server = Workload::start(&namespace, server_comm, SERVER, &[addr, &BYTES.to_string()]);
         let port = server.hear();
-        let mut client =
-            Workload::start(&namespace, "data-client", CLIENT, &[addr, &port, &BYTES.to_string()]);
+        let mut client = Workload::start(&namespace, client_comm, CLIENT, &[addr, &port, &BYTES.to_string()]);
         assert_eq!((client.hear(), server.hear()), ("asked".to_owned(), "answered".to_owned()));
         eventually("both ends tell of all the bytes", || {
             let (ours, theirs) = (side(&daemon, &namespace, "client"), side(&daemon, &namespace, "server"));
@@ -215,7 +216,58 @@ fn how_the_data_goes_is_what_the_kernel_says_of_both_ends() {
         {
             assert!(text.contains(&format!("\n  {line}")), "no {line}: {text}");
         }
+        for comm in [client_comm, server_comm] {
+            let told = daemon.json(&format!("/transfer?comm={comm}"));
+            a_sweep_tells_what_the_kernel_does(&daemon, &told["transfers"][0]);
+        }
     }
+}
+
+/// What `/transfer` asks the kernel for, as one of its rows, beside what the latest sweep found of it.
+fn a_sweep_tells_what_the_kernel_does(daemon: &Daemon, row: &Value) {
+    const FIGURES: [&str; 5] = [
+        "connections",
+        "busy_seconds",
+        "peer_window_limited_seconds",
+        "buffer_limited_seconds",
+        "out_of_order_packets",
+    ];
+    let [comm, role, peer] = ["process", "role", "peer"].map(|name| row[name].as_str().unwrap());
+    let rows = |path: &str, list: &str| {
+        let told = daemon.json(&format!("{path}?comm={comm}&role={role}&limit=0"));
+        let rows = told[list].as_array().unwrap().iter().filter(|row| row["peer"] == peer);
+        rows.cloned().collect::<Vec<_>>()
+    };
+    // What nothing is known of is 0.
+    let figures = |row: &Value| FIGURES.map(|figure| row[figure].as_f64().unwrap_or_default());
+    let now = || figures(&rows("/transfer", "transfers")[0]);
+    let earliest = now();
+    eventually("a sweep came after that", || {
+        // Asking for them asks for a sweep.
+        daemon.json(&format!("/processes?comm={comm}"));
+        let peers = figures(&rows("/peers", "peers")[0]["live"]);
+        let metrics = daemon.metrics();
+        let latest = now();
+        let metric = |name: &str, label: &[(&str, &str)]| {
+            metrics.exact(name, &[&[("process", comm), ("role", role), ("peer", peer)], label].concat())
+        };
+        let sending = |limit| metric("tcpwatch_sending_seconds", &[("limit", limit)]);
+        let [window, buffer] = ["peer_window", "send_buffer"].map(sending);
+        let out_of_order = metric("tcpwatch_out_of_order_packets", &[]);
+        let by_metrics = [latest[0], sending("other") + window + buffer, window, buffer, out_of_order];
+        for told in [peers, by_metrics] {
+            for (index, figure) in FIGURES.iter().enumerate() {
+                let (least, most) = (earliest[index] - 1e-6, latest[index] + 1e-6);
+                if !(least..=most).contains(&told[index]) {
+                    return Err(format!("{figure} is {}, not in {least}..{most}", told[index]));
+                }
+            }
+        }
+        let [least, mean, most] =
+            ["least", "mean", "most"].map(|value| metric("tcpwatch_round_trip_seconds", &[("value", value)]));
+        assert!(0.0 < least && least <= mean && mean <= most, "{least} {mean} {most}");
+        Ok(())
+    });
 }
 
 #[test]
@@ -332,10 +384,13 @@ fn rates_are_of_what_flowed_between_two_looks() {
             .map(|row| rate(row, sent) + rate(row, received))
             .collect();
         assert!(order.is_sorted_by(|a, b| a >= b), "{told}");
-        eventually("what is lost is repeated", || {
+        let row = eventually("what is lost is repeated", || {
             let told = daemon.json(&format!("{path}&seconds=0.5"));
             let row = &rows_by_port(&told, "client")[lossy];
-            if rate(row, "retransmitted_bytes_per_second") > 0.0 { Ok(()) } else { Err(row.to_string()) }
+            let server = rows_by_port(&told, "server")[lossy].clone();
+            if rate(row, "retransmitted_bytes_per_second") > 0.0 { Ok(server) } else { Err(row.to_string()) }
         });
+        // Of what came after a lost segment, out of order.
+        a_sweep_tells_what_the_kernel_does(&daemon, &row);
     }
 }

@@ -109,6 +109,8 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         data_received_jiffies: 0,
         data_sent: false,
         rtt_ns: None,
+        sending_jiffies: [0; 3],
+        out_of_order: 0,
         expires_jiffies: 0,
         traffic: Traffic::default(),
     }

@@ -6,6 +6,7 @@ mod scenario;
 
 mod answers;
 mod kernel;
+mod live;
 mod minisocks;
 mod owners;
 mod requests;

@@ -9,6 +9,7 @@ use super::look::FirstLook;
 use crate::{
     aggregate::{Peer, Role},
     answers::Answer,
+    live::Times,
     node::Node,
     sock_diag::{Carried, Figures},
     table::{Conn, Ends},
@@ -37,21 +38,6 @@ pub(super) struct Sum {
     /// Of `carried`, since the first look.
     #[serde(skip)]
     pub lately: Carried,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Times {
-    count: u64,
-    seconds: f64,
-    least: f64,
-    most: f64,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Spread {
-    pub least_seconds: f64,
-    pub mean_seconds: f64,
-    pub most_seconds: f64,
 }
 
 /// Connections that wait for an answer.
@@ -86,24 +72,10 @@ impl Sum {
     }
 }
 
-impl Times {
-    fn add(&mut self, seconds: f64) {
-        self.least = if self.count == 0 { seconds } else { self.least.min(seconds) };
-        self.most = self.most.max(seconds);
-        self.seconds += seconds;
-        self.count += 1;
-    }
-
-    pub(super) fn spread(self) -> Option<Spread> {
-        (self.count > 0).then(|| Spread {
-            least_seconds: self.least,
-            mean_seconds: self.seconds / self.count as f64,
-            most_seconds: self.most,
-        })
-    }
-
-    pub(super) fn waiting(self) -> Option<Waiting> {
-        (self.count > 0).then_some(Waiting { connections: self.count, longest_seconds: self.most })
+impl Waiting {
+    /// `None` when none does.
+    pub(super) fn of(times: Times) -> Option<Self> {
+        (times.count() > 0).then(|| Self { connections: times.count(), longest_seconds: times.most() })
     }
 }
 

@@ -1,0 +1,133 @@
+//! How the data of the connections goes that live now, summed by group: as the latest sweep found it.
+//!
+//! The kernel keeps these figures for each socket since that began, and they end with it. Nothing is kept of them for
+//! each connection here, so they are gauges: a connection that ends takes its share away.
+
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+use tcpwatch_common::chrono;
+
+use crate::{
+    aggregate::{GroupId, Groups},
+    clock,
+    decode::Seen,
+    table::Slot,
+    ticks::Ticks,
+    tracker::Tracker,
+};
+
+/// Sums over connections that processes hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Live {
+    pub connections: u64,
+    sending_ns: [u64; chrono::COUNT],
+    pub out_of_order_packets: u64,
+    pub round_trips: Times,
+}
+
+impl Live {
+    fn add_seen(&mut self, seen: &Seen, ticks: Ticks) {
+        self.connections += 1;
+        for (sum, jiffies) in self.sending_ns.iter_mut().zip(seen.sending_jiffies) {
+            *sum += ticks.nanos(jiffies);
+        }
+        self.out_of_order_packets += u64::from(seen.out_of_order);
+        if let Some(rtt_ns) = seen.rtt_ns {
+            self.round_trips.add(clock::seconds(rtt_ns));
+        }
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.connections += other.connections;
+        for (mine, theirs) in self.sending_ns.iter_mut().zip(other.sending_ns) {
+            *mine += theirs;
+        }
+        self.out_of_order_packets += other.out_of_order_packets;
+        self.round_trips.add_all(other.round_trips);
+    }
+
+    /// While there was something to send or unacknowledged, whatever limited it.
+    pub fn busy_seconds(&self) -> f64 {
+        clock::seconds(self.sending_ns.iter().sum())
+    }
+
+    /// Of that, while the peer's window, the send buffer, or something else was the limit: the congestion window, or
+    /// what the application wrote.
+    pub fn limited_seconds(&self, limit: usize) -> f64 {
+        clock::seconds(self.sending_ns[limit])
+    }
+}
+
+/// Times of several connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Times {
+    count: u64,
+    seconds: f64,
+    least: f64,
+    most: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spread {
+    pub least_seconds: f64,
+    pub mean_seconds: f64,
+    pub most_seconds: f64,
+}
+
+impl Times {
+    pub fn add(&mut self, seconds: f64) {
+        self.add_all(Self { count: 1, seconds, least: seconds, most: seconds });
+    }
+
+    fn add_all(&mut self, other: Self) {
+        if other.count == 0 {
+            return;
+        }
+        self.least = if self.count == 0 { other.least } else { self.least.min(other.least) };
+        self.most = self.most.max(other.most);
+        self.seconds += other.seconds;
+        self.count += other.count;
+    }
+
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub fn most(&self) -> f64 {
+        self.most
+    }
+
+    /// `None` when there are none.
+    pub fn spread(&self) -> Option<Spread> {
+        (self.count > 0).then(|| Spread {
+            least_seconds: self.least,
+            mean_seconds: self.seconds / self.count as f64,
+            most_seconds: self.most,
+        })
+    }
+}
+
+/// What the sweep under way has found so far.
+pub(crate) type Found = FxHashMap<GroupId, Live>;
+
+impl Tracker {
+    /// By the first process that the sweep finds to hold it; who that is was noted before.
+    pub(crate) fn measure(&mut self, slot: Slot, seen: &Seen) {
+        let marks = &mut self.table.get_mut(slot).marks;
+        if seen.holder.is_none() || std::mem::replace(&mut marks.measured, true) {
+            return;
+        }
+        if let (Some(ticks), Some(group)) = (self.ticks, self.group(slot, seen.time_ns)) {
+            self.sweep.live.entry(group).or_default().add_seen(seen, ticks);
+        }
+    }
+}
+
+impl Groups {
+    /// At the end of a sweep.
+    pub(crate) fn set_live(&mut self, found: &Found) {
+        for (id, counts) in self.all_counts() {
+            counts.live = found.get(&id).copied().unwrap_or_default();
+        }
+    }
+}

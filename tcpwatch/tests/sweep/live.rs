@@ -1,0 +1,62 @@
+//! What sweeps sum of the connections that live, by group. 1000 ticks a second.
+
+use tcpwatch::live::Live;
+
+use crate::scenario::*;
+
+const NOW: u64 = 1000 * SECOND;
+
+/// Looked at through a descriptor of this process; 30 ms busy, 20 of them limited by the peer's window.
+fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
+    Seen {
+        jiffies: jiffies(now_ns),
+        rtt_ns: Some(4_000_000),
+        sending_jiffies: [10, 20, 0],
+        out_of_order: 7,
+        ..look_held(now_ns, socket, Established, pid)
+    }
+}
+
+fn live(world: &World, comm: &str) -> Live {
+    let mut sum = Live::default();
+    for group in world.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some(comm)) {
+        sum.add(&group.counts.live);
+    }
+    sum
+}
+
+fn world() -> World {
+    let mut world = World::new();
+    world.connect();
+    world.serve();
+    world
+}
+
+#[test]
+fn a_connection_with_several_holders_counts_once_in_each_sweep() {
+    let mut world = world();
+    for now_ns in [NOW, NOW + 2 * SECOND] {
+        let held = seen(now_ns, client(HELD), CURL);
+        let inherited = Seen { holder: Some((process(WORKER, "worker"), 3)), ..held.clone() };
+        let unheld = Seen { holder: None, ..held.clone() };
+        world.sweep(now_ns, &[unheld, held, inherited]);
+        let live = live(&world, "curl");
+        assert_eq!((live.connections, live.out_of_order_packets), (1, 7));
+        assert_eq!(
+            [live.busy_seconds(), live.limited_seconds(1), live.limited_seconds(2)],
+            [0.03, 0.02, 0.0]
+        );
+        assert_eq!(live.round_trips.spread().unwrap().mean_seconds, 0.004);
+    }
+    assert_eq!(live(&world, "worker"), Live::default());
+}
+
+#[test]
+fn what_a_sweep_does_not_find_any_more_takes_its_share_away() {
+    let mut world = world();
+    world.sweep(NOW, &[seen(NOW, client(HELD), CURL), seen(NOW, server(HELD), NGINX)]);
+    assert_eq!(["curl", "nginx"].map(|comm| live(&world, comm).connections), [1, 1]);
+    let now_ns = NOW + 2 * SECOND;
+    world.sweep(now_ns, &[seen(now_ns, server(HELD), NGINX)]);
+    assert_eq!(["curl", "nginx"].map(|comm| live(&world, comm).connections), [0, 1]);
+}
