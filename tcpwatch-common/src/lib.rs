@@ -39,6 +39,8 @@ pub const KIND_CONNECT_FAILED: u8 = 11;
 /// A [`TrafficEvent`], just before the transition with which it is told where the addresses leave no room for it.
 pub const KIND_TRAFFIC: u8 = 13;
 
+/// Of a `SeenSocket`: keep-alive is on (SO_KEEPALIVE).
+pub const FLAG_KEEPALIVE: u8 = 1;
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).
@@ -318,7 +320,7 @@ pub struct Queue {
 }
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 176 bytes.
+/// 192 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -363,6 +365,11 @@ pub struct SeenSocket {
     /// As in [`TrafficEvent`]; 0 of minisocks and requests.
     pub sent_bytes: u64,
     pub received_bytes: u64,
+    /// Bytes a second, as last measured; 0 before the first measurement.
+    pub delivery_rate: u64,
+    /// Probes of a closed window that the peer has not answered (`icsk_probes_out`).
+    pub window_probes: u32,
+    pub zero: u32,
     pub saddr: [u8; 16],
     pub daddr: [u8; 16],
 }
@@ -477,7 +484,7 @@ const _: () = {
     assert!(offset_of!(TrafficEvent, cookie) == 16);
     assert!(offset_of!(TrafficEvent, sent_bytes) == 24);
     assert!(offset_of!(Queue, tail) == 64);
-    assert!(size_of::<SeenSocket>() == 176);
+    assert!(size_of::<SeenSocket>() == 192);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
@@ -486,7 +493,8 @@ const _: () = {
     assert!(offset_of!(SeenSocket, sport) == 116);
     assert!(offset_of!(SeenSocket, expires_jiffies) == 120);
     assert!(offset_of!(SeenSocket, sent_bytes) == 128);
-    assert!(offset_of!(SeenSocket, saddr) == 144);
+    assert!(offset_of!(SeenSocket, delivery_rate) == 144);
+    assert!(offset_of!(SeenSocket, saddr) == 160);
     assert!(size_of::<SocketOptions>() == 32);
     assert!(offset_of!(SocketOptions, user_timeout_ms) == 4);
     assert!(offset_of!(SocketOptions, linger_jiffies) == 8);

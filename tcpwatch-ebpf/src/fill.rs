@@ -17,7 +17,7 @@ use crate::field::{
 /// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
 const SOCK_DEAD: u32 = 0;
 const SOCK_DONE: u32 = 1;
-pub const SOCK_KEEPOPEN: u32 = 3;
+const SOCK_KEEPOPEN: u32 = 3;
 pub const SOCK_LINGER: u32 = 4;
 
 /// Whether sockets are identified by their address, because this kernel, or the hook that sees them first, has
@@ -174,6 +174,11 @@ pub fn undelivered(sk: impl Kernel) -> (u32, u32) {
     let next = sk.read::<u32>(&OFF_SND_NXT);
     let unsent = sk.read::<u32>(&OFF_WRITE_SEQ).wrapping_sub(next);
     (unsent, next.wrapping_sub(sk.read(&OFF_SND_UNA)))
+}
+
+#[inline(always)]
+pub fn has_keepalive(sk: impl Kernel) -> bool {
+    sk.read::<u64>(&OFF_SKC_FLAGS) & (1 << SOCK_KEEPOPEN) != 0
 }
 
 /// Whether closing the socket resets the connection in any case.

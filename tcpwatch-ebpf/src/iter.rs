@@ -4,12 +4,13 @@ use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_seq_write},
 };
-use tcpwatch_common::{SeenSocket, chrono};
+use tcpwatch_common::{FLAG_KEEPALIVE, SeenSocket, chrono};
 
 use crate::{
     field::{
-        self, Kernel, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT, OFF_LRCVTIME,
-        OFF_LSNDTIME, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS,
+        self, Kernel, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT,
+        OFF_ICSK_PROBES_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_MSS_CACHE, OFF_RATE_DELIVERED,
+        OFF_RATE_INTERVAL_US, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS,
         OFF_SK_MAX_ACK_BACKLOG, OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
     },
     fill,
@@ -25,32 +26,34 @@ pub struct Meta {
 #[inline(always)]
 pub fn full_socket(sk: impl Kernel) -> SeenSocket {
     let flags = fill::flags(sk);
+    let keepalive = if fill::has_keepalive(sk) { FLAG_KEEPALIVE } else { 0 };
     let (sport, dport) = fill::ports(sk);
     // Without a branch, which would double what older verifiers have to follow.
     let data_segments = sk.read::<u32>(&OFF_DATA_SEGS_OUT);
     let (sent_bytes, received_bytes) = fill::traffic(sk, flags);
-    SeenSocket {
-        state: sk.read(&OFF_SKC_STATE),
-        flags,
-        data_sent: (data_segments | data_segments >> 16) as u16,
-        cookie: fill::cookie(sk),
-        unread_bytes: fill::unread_bytes(sk, flags),
-        total_retrans: sk.read(&OFF_TOTAL_RETRANS),
-        queue: sk.read(&OFF_SK_ACK_BACKLOG),
-        queue_limit: sk.read(&OFF_SK_MAX_ACK_BACKLOG),
-        drops: sk.read(&OFF_SK_DROPS),
-        received_jiffies: sk.read(&OFF_RCV_TSTAMP),
-        sent_jiffies: sk.read(&OFF_LSNDTIME),
-        data_received_jiffies: sk.read(&OFF_LRCVTIME),
-        srtt: sk.read(&OFF_SRTT_US),
-        sending_jiffies: sending_jiffies(sk),
-        out_of_order: sk.read(&OFF_RCV_OOOPACK),
-        sport,
-        dport,
-        sent_bytes,
-        received_bytes,
-        ..any_socket(sk)
-    }
+    let mut seen = any_socket(sk);
+    seen.state = sk.read(&OFF_SKC_STATE);
+    seen.flags = flags | keepalive;
+    seen.data_sent = (data_segments | data_segments >> 16) as u16;
+    seen.cookie = fill::cookie(sk);
+    seen.unread_bytes = fill::unread_bytes(sk, flags);
+    seen.total_retrans = sk.read(&OFF_TOTAL_RETRANS);
+    seen.queue = sk.read(&OFF_SK_ACK_BACKLOG);
+    seen.queue_limit = sk.read(&OFF_SK_MAX_ACK_BACKLOG);
+    seen.drops = sk.read(&OFF_SK_DROPS);
+    seen.received_jiffies = sk.read(&OFF_RCV_TSTAMP);
+    seen.sent_jiffies = sk.read(&OFF_LSNDTIME);
+    seen.data_received_jiffies = sk.read(&OFF_LRCVTIME);
+    seen.srtt = sk.read(&OFF_SRTT_US);
+    seen.sending_jiffies = sending_jiffies(sk);
+    seen.out_of_order = sk.read(&OFF_RCV_OOOPACK);
+    seen.sport = sport;
+    seen.dport = dport;
+    seen.sent_bytes = sent_bytes;
+    seen.received_bytes = received_bytes;
+    seen.delivery_rate = delivery_rate(sk);
+    seen.window_probes = sk.read::<u8>(&OFF_ICSK_PROBES_OUT).into();
+    seen
 }
 
 /// `SeenSocket::sending_jiffies`, as tcp_get_info_chrono_stats (net/ipv4/tcp.c) has them.
@@ -67,6 +70,15 @@ fn sending_jiffies(sk: impl Kernel) -> [u32; chrono::COUNT] {
         *jiffies += present * u32::from(usize::from(kind) == index + 1);
     }
     jiffies
+}
+
+/// `SeenSocket::delivery_rate`, as tcp_compute_delivery_rate (net/ipv4/tcp.c) has it.
+#[inline(always)]
+fn delivery_rate(sk: impl Kernel) -> u64 {
+    let packets = u64::from(sk.read::<u32>(&OFF_RATE_DELIVERED));
+    let bytes = packets * u64::from(sk.read::<u32>(&OFF_MSS_CACHE));
+    let micros = u64::from(sk.read::<u32>(&OFF_RATE_INTERVAL_US));
+    if micros == 0 { 0 } else { bytes * 1_000_000 / micros }
 }
 
 /// What full sockets and minisocks have in common: `struct sock_common`, and the time.
@@ -103,6 +115,9 @@ pub fn any_socket(skc: impl Kernel) -> SeenSocket {
         expires_jiffies: 0,
         sent_bytes: 0,
         received_bytes: 0,
+        delivery_rate: 0,
+        window_probes: 0,
+        zero: 0,
         saddr: fill::bytes(saddr),
         daddr: fill::bytes(daddr),
     }

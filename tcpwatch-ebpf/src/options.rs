@@ -10,7 +10,7 @@ use crate::{
         OFF_NET_KEEPALIVE_INTVL, OFF_NET_KEEPALIVE_PROBES, OFF_NET_KEEPALIVE_TIME, OFF_NONAGLE,
         OFF_SK_LINGERTIME, OFF_SKC_FLAGS, OFF_SKC_NET, Typed,
     },
-    fill::{self, SOCK_KEEPOPEN, SOCK_LINGER},
+    fill::{self, SOCK_LINGER},
     iter,
     tcp::Context,
 };
@@ -45,7 +45,7 @@ fn options(sk: impl Kernel) -> SocketOptions {
     let nonagle = sk.read::<u8>(&OFF_NONAGLE);
     let mut flags = 0;
     for (set, flag) in [
-        (sk_flags & (1 << SOCK_KEEPOPEN) != 0, OPTION_KEEPALIVE),
+        (fill::has_keepalive(sk), OPTION_KEEPALIVE),
         (sk_flags & (1 << SOCK_LINGER) != 0, OPTION_LINGER),
         (nonagle & TCP_NAGLE_OFF != 0, OPTION_NODELAY),
         (nonagle & TCP_NAGLE_CORK != 0, OPTION_CORK),

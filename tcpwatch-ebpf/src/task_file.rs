@@ -8,7 +8,6 @@ use aya_ebpf::{
     bindings::{file, task_struct},
     helpers::bpf_sock_from_file,
 };
-use tcpwatch_common::SeenSocket;
 
 use crate::{
     field::{
@@ -78,12 +77,11 @@ fn held(ctx: *const Context, sk: impl Kernel) {
     }
     let Some(sk) = sk.tcp_sock() else { return };
     let Some(leader) = task.follow(&OFF_TASK_GROUP_LEADER) else { return };
-    let record = SeenSocket {
-        start_ns: leader.read(&OFF_TASK_START_BOOTTIME),
-        tgid: task.read(&OFF_TASK_TGID),
-        fd,
-        comm: fill::bytes(leader.read_16_bytes(&OFF_TASK_COMM)),
-        ..iter::full_socket(sk)
-    };
+    // Changed in place: a program's stack has no room for two.
+    let mut record = iter::full_socket(sk);
+    record.start_ns = leader.read(&OFF_TASK_START_BOOTTIME);
+    record.tgid = task.read(&OFF_TASK_TGID);
+    record.fd = fd;
+    record.comm = fill::bytes(leader.read_16_bytes(&OFF_TASK_COMM));
     iter::write(meta, &record);
 }

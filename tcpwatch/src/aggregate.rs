@@ -122,6 +122,8 @@ pub struct Counts {
     pub attempts: u64,
     pub connects: [u64; Outcome::ALL.len()],
     pub traffic: Traffic,
+    /// Of it, received after this side had closed, and sent after the peer had.
+    pub after_close: Traffic,
     pub retransmitted: Retransmitted,
     /// Retransmits that failed, by errno.
     pub failures: [u64; FAILURES.len()],
@@ -175,6 +177,7 @@ impl Counts {
             *mine += theirs;
         }
         self.traffic += other.traffic;
+        self.after_close += other.after_close;
         self.retransmitted.add(&other.retransmitted);
         self.add_failures(&other.failures);
         if let Some(stalls) = &other.stalls {

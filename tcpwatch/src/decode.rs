@@ -11,12 +11,12 @@ use std::{
 };
 
 use tcpwatch_common::{
-    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE, KIND_MINISOCK_END,
-    KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC,
-    RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent,
-    RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent, TrafficEvent, chrono, failure,
-    retransmit,
+    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_KEEPALIVE, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE,
+    KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION,
+    KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED,
+    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent,
+    TrafficEvent, chrono, failure, retransmit,
 };
 use thiserror::Error;
 
@@ -62,6 +62,11 @@ pub struct Socket {
 impl Socket {
     pub fn new(cookie: u64, netns: u32, local: Endpoint, remote: Endpoint, flags: u8) -> Self {
         Self { cookie, netns, local, remote, flags }
+    }
+
+    /// As a sweep saw it.
+    pub fn has_keepalive(&self) -> bool {
+        self.flags & FLAG_KEEPALIVE != 0
     }
 
     pub fn fin_received(&self) -> bool {
@@ -366,6 +371,10 @@ pub struct Seen {
     pub expires_jiffies: u64,
     /// Of a full socket.
     pub traffic: Traffic,
+    /// Bytes a second, 0 before the first measurement.
+    pub delivery_rate: u64,
+    /// Of a closed window, that the peer has not answered.
+    pub window_probes: u32,
 }
 
 /// A listener's connections that wait to be accepted.
@@ -456,6 +465,8 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
         out_of_order: raw.out_of_order,
         expires_jiffies: raw.expires_jiffies,
         traffic: Traffic { sent_bytes: raw.sent_bytes, received_bytes: raw.received_bytes },
+        delivery_rate: raw.delivery_rate,
+        window_probes: raw.window_probes,
     })
 }
 

@@ -20,6 +20,12 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Live {
     pub connections: u64,
+    /// Of these, with keep-alive on.
+    pub keepalive: u64,
+    /// Bytes a second, as each last measured.
+    pub delivery_rate: u64,
+    /// Of closed windows, that peers have not answered.
+    pub window_probes: u64,
     sending_ns: [u64; chrono::COUNT],
     pub out_of_order_packets: u64,
     pub round_trips: Times,
@@ -28,6 +34,9 @@ pub struct Live {
 impl Live {
     fn add_seen(&mut self, seen: &Seen, ticks: Ticks) {
         self.connections += 1;
+        self.keepalive += u64::from(seen.socket.has_keepalive());
+        self.delivery_rate = self.delivery_rate.saturating_add(seen.delivery_rate);
+        self.window_probes += u64::from(seen.window_probes);
         for (sum, jiffies) in self.sending_ns.iter_mut().zip(seen.sending_jiffies) {
             *sum += ticks.nanos(jiffies);
         }
@@ -39,6 +48,9 @@ impl Live {
 
     pub fn add(&mut self, other: &Self) {
         self.connections += other.connections;
+        self.keepalive += other.keepalive;
+        self.delivery_rate = self.delivery_rate.saturating_add(other.delivery_rate);
+        self.window_probes += other.window_probes;
         for (mine, theirs) in self.sending_ns.iter_mut().zip(other.sending_ns) {
             *mine += theirs;
         }

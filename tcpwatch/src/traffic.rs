@@ -34,13 +34,19 @@ impl Tracker {
         if new == Traffic::default() {
             return;
         }
-        let after_close = match FirstClose::of_state(conn.state()) {
-            Some(FirstClose::Local) => new.received_bytes,
-            _ => new.sent_bytes,
-        };
-        conn.after_close_bytes = conn.after_close_bytes.map(|bytes| bytes + after_close);
+        let mut after_close = Traffic::default();
+        let first = FirstClose::of_state(conn.state());
+        if let Some(bytes) = &mut conn.after_close_bytes {
+            match first {
+                Some(FirstClose::Local) => after_close.received_bytes = new.received_bytes,
+                _ => after_close.sent_bytes = new.sent_bytes,
+            }
+            *bytes += after_close.total();
+        }
         if let Some(group) = self.group(slot, now_ns) {
-            self.groups.counts(group).traffic += new;
+            let counts = self.groups.counts(group);
+            counts.traffic += new;
+            counts.after_close += after_close;
         }
     }
 }

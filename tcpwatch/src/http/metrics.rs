@@ -20,7 +20,7 @@ use crate::{
     aggregate::{Closer, Group, GroupKey, Role},
     clock::Clock,
     connect::Outcome,
-    decode::{FAILURES, Kind},
+    decode::{FAILURES, Kind, Traffic},
     findings::lingering,
     first_close::FirstClose,
     histogram::{DURATION_BUCKETS, Histogram},
@@ -222,6 +222,17 @@ fn write_traffic(text: &mut String, groups: &[(String, &Group)]) {
     counter(text, groups, "tcpwatch_sent_bytes_total", help, |group| group.counts.traffic.sent_bytes);
     let help = "Data received, in the same way.";
     counter(text, groups, "tcpwatch_received_bytes_total", help, |group| group.counts.traffic.received_bytes);
+    let name = "tcpwatch_after_close_bytes_total";
+    let help = "Of these, received after the local side's FIN, and sent after the peer's.";
+    family(text, name, "counter", help);
+    for (labels, group) in groups {
+        let Traffic { sent_bytes, received_bytes } = group.counts.after_close;
+        for (direction, bytes) in [("sent", sent_bytes), ("received", received_bytes)] {
+            if bytes > 0 {
+                let _ = writeln!(text, "{name}{{{labels},direction=\"{direction}\"}} {bytes}");
+            }
+        }
+    }
 }
 
 fn write_failures(text: &mut String, groups: &[(String, &Group)]) {
@@ -285,6 +296,26 @@ fn write_live(text: &mut String, groups: &[(String, &Group)]) {
             .map(|(labels, group)| (labels, &group.counts.live))
             .filter(|(_, live)| live.connections > 0)
     };
+    let name = "tcpwatch_held_connections";
+    let help = "Connections that a process holds, by whether keep-alive is on. As of the latest sweep.";
+    family(text, name, "gauge", help);
+    for (labels, live) in live() {
+        for (keepalive, count) in [("on", live.keepalive), ("off", live.connections - live.keepalive)] {
+            let _ = writeln!(text, "{name}{{{labels},keepalive=\"{keepalive}\"}} {count}");
+        }
+    }
+    let name = "tcpwatch_delivery_rate_bytes_per_second";
+    let help = "How fast these delivered what they sent, as each last measured it: their sum.";
+    family(text, name, "gauge", help);
+    for (labels, live) in live() {
+        let _ = writeln!(text, "{name}{{{labels}}} {}", live.delivery_rate);
+    }
+    let name = "tcpwatch_window_probes";
+    let help = "Probes of the closed windows of their peers that are not answered.";
+    family(text, name, "gauge", help);
+    for (labels, live) in live() {
+        let _ = writeln!(text, "{name}{{{labels}}} {}", live.window_probes);
+    }
     let name = "tcpwatch_sending_seconds";
     let help = "How long the connections that live now, each since it began, have had something to send or \
                 unacknowledged, by what limited it: the peer's receive window, the send buffer, or neither: \

@@ -113,6 +113,9 @@ pub(super) struct Counted {
     /// Data of those that ended, and of those that live as of the latest sweep, each byte once.
     pub sent_bytes: u64,
     pub received_bytes: u64,
+    /// Of it, received after the local side first closed, and sent after the peer did.
+    pub received_after_close_bytes: u64,
+    pub sent_after_close_bytes: u64,
     /// Segments.
     pub retransmits: u64,
     /// By errno; only those that there are.
@@ -157,6 +160,10 @@ pub(super) struct ShownAnswers {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct ShownLive {
     pub connections: u64,
+    /// Of these, with SO_KEEPALIVE.
+    pub keepalive: u64,
+    pub delivery_rate: u64,
+    pub window_probes: u64,
     pub busy_seconds: f64,
     pub peer_window_limited_seconds: f64,
     pub buffer_limited_seconds: f64,
@@ -169,6 +176,9 @@ impl ShownLive {
     fn of(live: &Live) -> Option<Self> {
         (live.connections > 0).then(|| Self {
             connections: live.connections,
+            keepalive: live.keepalive,
+            delivery_rate: live.delivery_rate,
+            window_probes: live.window_probes,
             busy_seconds: live.busy_seconds(),
             peer_window_limited_seconds: live.limited_seconds(chrono::PEER_WINDOW),
             buffer_limited_seconds: live.limited_seconds(chrono::SEND_BUFFER),
@@ -191,6 +201,8 @@ impl Counted {
                 .collect(),
             sent_bytes: counts.traffic.sent_bytes,
             received_bytes: counts.traffic.received_bytes,
+            received_after_close_bytes: counts.after_close.received_bytes,
+            sent_after_close_bytes: counts.after_close.sent_bytes,
             retransmits: counts.retransmitted.total(),
             retransmits_failed: failures.filter(|(_, count)| *count > 0).collect(),
             blocked: counts.stalls.as_deref().map(blocked).unwrap_or_default(),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     daemon::Daemon,
+    eventually::eventually,
     netns::Namespace,
     workload::{Workload, python_args},
 };
@@ -94,14 +95,29 @@ fn side(daemon: &Daemon, ends: &Workload, role: &str) -> Value {
     daemon.detail(&rows["connections"][0])
 }
 
+/// The client among those of its process that have keep-alive `on` or `off`.
+fn counts_among(daemon: &Daemon, comm: &str, keepalive: &str) {
+    eventually("a sweep saw it", || {
+        // Asking for them asks for a sweep.
+        daemon.json(&format!("/processes?comm={comm}"));
+        let metrics = daemon.metrics();
+        let told = ["on", "off"].map(|keepalive| {
+            let labels = [("process", comm), ("role", "client"), ("keepalive", keepalive)];
+            metrics.sum("tcpwatch_held_connections", &labels)
+        });
+        let expected = ["on", "off"].map(|one| Some(u64::from(one == keepalive)));
+        if told == expected { Ok(()) } else { Err(format!("{told:?}")) }
+    });
+}
+
 #[test]
 fn options_are_what_getsockopt_says_whatever_identifies_the_socket() {
     // The second knows sockets by their address.
     for ways in [&[][..], &["--hook", "state=raw_tp"]] {
         let daemon = Daemon::start(ways);
-        for addr in ["127.0.0.1", "::1"] {
+        for (addr, comm) in [("127.0.0.1", "options-4"), ("::1", "options-6")] {
             let namespace = Namespace::new();
-            let mut client = Workload::start(&namespace, "options", CLIENT, &[addr]);
+            let mut client = Workload::start(&namespace, comm, CLIENT, &[addr]);
             let told = told_by_getsockopt(&mut client);
             let answer = side(&daemon, &client, "client");
             assert_eq!((&answer["options"], &answer["options_error"]), (&told, &Value::Null), "{answer}");
@@ -111,6 +127,9 @@ fn options_are_what_getsockopt_says_whatever_identifies_the_socket() {
                 let told = told_by_getsockopt(&mut client);
                 let options = side(&daemon, &client, "client")["options"].clone();
                 assert_eq!((&options, options.pointer(place)), (&told, Some(&value)), "{place}");
+                if place == "/keepalive/on" {
+                    counts_among(&daemon, comm, if value == true { "on" } else { "off" });
+                }
             }
             // The other end of the same connection is another socket.
             assert_eq!(side(&daemon, &client, "server")["options"], server);

@@ -109,6 +109,14 @@ fn what_was_sent_and_received_is_told_to_the_byte() {
             assert_eq!((&row[after], &row[other]), (&json!(300), &Value::Null), "{row}");
         }
         assert_eq!(sums(&daemon, comm), [100_000, 5_300, 5_300, 100_000].map(Some), "{comm}");
+        for (role, direction) in [("client", "received"), ("server", "sent")] {
+            let of_role = [("process", comm), ("role", role)];
+            let metrics = daemon.metrics();
+            let told = metrics.sum("tcpwatch_after_close_bytes_total", &of_role);
+            let labels = [&of_role[..], &[("direction", direction)]].concat();
+            let directed = metrics.sum("tcpwatch_after_close_bytes_total", &labels);
+            assert_eq!([told, directed], [Some(300); 2], "{role}");
+        }
         let peers = daemon.json(&format!("/peers?comm={comm}&role=client&sort=bytes"));
         let row = &peers["peers"][0];
         assert_eq!((&row["sent_bytes"], &row["received_bytes"]), (&json!(100_000), &json!(5_300)), "{peers}");

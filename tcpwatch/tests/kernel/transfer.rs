@@ -225,6 +225,7 @@ fn how_the_data_goes_is_what_the_kernel_says_of_both_ends() {
 
 /// What `/transfer` asks the kernel for, as one of its rows, beside what the latest sweep found of it.
 fn a_sweep_tells_what_the_kernel_does(daemon: &Daemon, row: &Value) {
+    /// Those that never fall while the connection lives.
     const FIGURES: [&str; 5] = [
         "connections",
         "busy_seconds",
@@ -239,28 +240,40 @@ fn a_sweep_tells_what_the_kernel_does(daemon: &Daemon, row: &Value) {
         rows.cloned().collect::<Vec<_>>()
     };
     // What nothing is known of is 0.
-    let figures = |row: &Value| FIGURES.map(|figure| row[figure].as_f64().unwrap_or_default());
-    let now = || figures(&rows("/transfer", "transfers")[0]);
-    let earliest = now();
+    let figure = |row: &Value, name: &str| row[name].as_f64().unwrap_or_default();
+    let figures = |row: &Value| FIGURES.map(|name| figure(row, name));
+    let now = || rows("/transfer", "transfers").remove(0);
+    let earliest = figures(&now());
     eventually("a sweep came after that", || {
         // Asking for them asks for a sweep.
         daemon.json(&format!("/processes?comm={comm}"));
-        let peers = figures(&rows("/peers", "peers")[0]["live"]);
+        let peers = rows("/peers", "peers")[0]["live"].clone();
         let metrics = daemon.metrics();
-        let latest = now();
+        let now = now();
+        let latest = figures(&now);
         let metric = |name: &str, label: &[(&str, &str)]| {
             metrics.exact(name, &[&[("process", comm), ("role", role), ("peer", peer)], label].concat())
         };
         let sending = |limit| metric("tcpwatch_sending_seconds", &[("limit", limit)]);
         let [window, buffer] = ["peer_window", "send_buffer"].map(sending);
         let out_of_order = metric("tcpwatch_out_of_order_packets", &[]);
-        let by_metrics = [latest[0], sending("other") + window + buffer, window, buffer, out_of_order];
-        for told in [peers, by_metrics] {
+        let held = metric("tcpwatch_held_connections", &[]);
+        let by_metrics = [held, sending("other") + window + buffer, window, buffer, out_of_order];
+        for told in [figures(&peers), by_metrics] {
             for (index, figure) in FIGURES.iter().enumerate() {
                 let (least, most) = (earliest[index] - 1e-6, latest[index] + 1e-6);
                 if !(least..=most).contains(&told[index]) {
                     return Err(format!("{figure} is {}, not in {least}..{most}", told[index]));
                 }
+            }
+        }
+        for (name, metric) in [
+            ("delivery_rate", metric("tcpwatch_delivery_rate_bytes_per_second", &[])),
+            ("window_probes", metric("tcpwatch_window_probes", &[])),
+        ] {
+            let told = [figure(&peers, name), metric].map(|told| told as u64);
+            if told != [figure(&now, name) as u64; 2] {
+                return Err(format!("{name} is {told:?}: {now}"));
             }
         }
         let [least, mean, most] =

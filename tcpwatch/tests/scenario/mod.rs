@@ -113,6 +113,8 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         out_of_order: 0,
         expires_jiffies: 0,
         traffic: Traffic::default(),
+        delivery_rate: 0,
+        window_probes: 0,
     }
 }
 

@@ -13,6 +13,8 @@ fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
         rtt_ns: Some(4_000_000),
         sending_jiffies: [10, 20, 0],
         out_of_order: 7,
+        delivery_rate: 5_000,
+        window_probes: 2,
         ..look_held(now_ns, socket, Established, pid)
     }
 }
@@ -41,7 +43,8 @@ fn a_connection_with_several_holders_counts_once_in_each_sweep() {
         let unheld = Seen { holder: None, ..held.clone() };
         world.sweep(now_ns, &[unheld, held, inherited]);
         let live = live(&world, "curl");
-        assert_eq!((live.connections, live.out_of_order_packets), (1, 7));
+        assert_eq!((live.connections, live.keepalive, live.out_of_order_packets), (1, 0, 7));
+        assert_eq!((live.delivery_rate, live.window_probes), (5_000, 2));
         let seconds = [live.busy_seconds(), live.limited_seconds(1), live.limited_seconds(2)];
         let rtt = live.round_trips.spread().unwrap().mean_seconds;
         let told = seconds.iter().chain([&rtt]).map(|seconds| (seconds * 1e3).round() as u32);

@@ -9,6 +9,12 @@ fn counted(world: &World) -> (u64, u64) {
     all.fold((0, 0), |(sent, received), one| (sent + one.sent_bytes, received + one.received_bytes))
 }
 
+/// The same of what came after the first close.
+fn after_close(world: &World) -> (u64, u64) {
+    let all = world.tracker.groups.iter().map(|group| group.counts.after_close);
+    all.fold((0, 0), |(sent, received), one| (sent + one.sent_bytes, received + one.received_bytes))
+}
+
 fn traffic(sent_bytes: u64, received_bytes: u64) -> Traffic {
     Traffic { sent_bytes, received_bytes }
 }
@@ -59,7 +65,7 @@ fn what_comes_after_the_first_close_is_told_of_the_side_that_closed() {
     world.tell(4, client(HELD), to(FinWait1, FinWait2, 0));
     assert_eq!(world.row(1).after_close_bytes, Some(0));
     world.tell_with(5, client(ORPHAN | FIN), ended(FinWait2, 0), (10, 320));
-    assert_eq!(world.row(1).after_close_bytes, Some(300));
+    assert_eq!((world.row(1).after_close_bytes, after_close(&world)), (Some(300), (0, 300)));
     // The peer first: what this side still sends, also as far as a sweep saw it.
     let mut world = World::new();
     world.connect();
@@ -68,7 +74,7 @@ fn what_comes_after_the_first_close_is_told_of_the_side_that_closed() {
     assert_eq!(world.row(1).after_close_bytes, Some(5));
     world.tell(6, client(ORPHAN), to(CloseWait, LastAck, CURL));
     world.tell_with(7, client(ORPHAN), ended(LastAck, 0), (17, 20));
-    assert_eq!(world.last_ended().conn.after_close_bytes, Some(7));
+    assert_eq!((world.last_ended().conn.after_close_bytes, after_close(&world)), (Some(7), (7, 0)));
 }
 
 #[test]
