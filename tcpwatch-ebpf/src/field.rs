@@ -142,11 +142,8 @@ impl Kernel for Typed {
     /// In two loads of eight bytes: there are no larger ones.
     #[inline(always)]
     fn read_16_bytes(self, offset: &'static u32) -> [u64; 2] {
-        // SAFETY: as in `read`; both halves lie in the same member.
-        unsafe {
-            let at = self.pointer.add(value(offset)).cast::<u64>();
-            [core::ptr::read_volatile(at), core::ptr::read_volatile(at.add(1))]
-        }
+        let at = value(offset);
+        [self.read_at(at), self.read_at(at + 8)]
     }
 
     #[inline(always)]

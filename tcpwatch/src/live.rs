@@ -63,8 +63,7 @@ impl Live {
         clock::seconds(self.sending_ns.iter().sum())
     }
 
-    /// Of that, while the peer's window, the send buffer, or something else was the limit: the congestion window, or
-    /// what the application wrote.
+    /// Of that, while this was the limit, one of `tcpwatch_common::chrono`.
     pub fn limited_seconds(&self, limit: usize) -> f64 {
         clock::seconds(self.sending_ns[limit])
     }

@@ -190,6 +190,13 @@ fn counter(
     }
 }
 
+fn gauge<'a>(text: &mut String, name: &str, help: &str, values: impl Iterator<Item = (&'a String, u64)>) {
+    family(text, name, "gauge", help);
+    for (labels, value) in values {
+        let _ = writeln!(text, "{name}{{{labels}}} {value}");
+    }
+}
+
 fn write_closes(text: &mut String, groups: &[(String, &Group)]) {
     let name = "tcpwatch_connections_closed_total";
     let help = "Connections that had been ESTABLISHED and reached CLOSE, by who closed first; the kernel may keep their \
@@ -306,16 +313,10 @@ fn write_live(text: &mut String, groups: &[(String, &Group)]) {
     }
     let name = "tcpwatch_delivery_rate_bytes_per_second";
     let help = "How fast these delivered what they sent, as each last measured it: their sum.";
-    family(text, name, "gauge", help);
-    for (labels, live) in live() {
-        let _ = writeln!(text, "{name}{{{labels}}} {}", live.delivery_rate);
-    }
+    gauge(text, name, help, live().map(|(labels, live)| (labels, live.delivery_rate)));
     let name = "tcpwatch_window_probes";
     let help = "Probes of the closed windows of their peers that are not answered.";
-    family(text, name, "gauge", help);
-    for (labels, live) in live() {
-        let _ = writeln!(text, "{name}{{{labels}}} {}", live.window_probes);
-    }
+    gauge(text, name, help, live().map(|(labels, live)| (labels, live.window_probes)));
     let name = "tcpwatch_sending_seconds";
     let help = "How long the connections that live now, each since it began, have had something to send or \
                 unacknowledged, by what limited it: the peer's receive window, the send buffer, or neither: \
@@ -330,10 +331,7 @@ fn write_live(text: &mut String, groups: &[(String, &Group)]) {
     let name = "tcpwatch_out_of_order_packets";
     let help = "Segments received out of order by the connections that live now, each since it began. As of the \
                 latest sweep.";
-    family(text, name, "gauge", help);
-    for (labels, live) in live() {
-        let _ = writeln!(text, "{name}{{{labels}}} {}", live.out_of_order_packets);
-    }
+    gauge(text, name, help, live().map(|(labels, live)| (labels, live.out_of_order_packets)));
     let name = "tcpwatch_round_trip_seconds";
     let help = "The smoothed round-trip times of the connections that live now: the least, the mean and the most. As \
                 of the latest sweep.";
@@ -356,10 +354,8 @@ fn write_local_ports(text: &mut String, groups: &[(String, &Group)]) {
     let name = "tcpwatch_local_ports_in_use";
     let help = "Local ports that clients hold toward the peer, those of TIME_WAIT included, from all source addresses \
                 and in all network namespaces; /ports tells them apart.";
-    family(text, name, "gauge", help);
-    for (labels, group) in groups.iter().filter(|(_, group)| group.key.role == Role::Client) {
-        let _ = writeln!(text, "{name}{{{labels}}} {}", group.held());
-    }
+    let clients = groups.iter().filter(|(_, group)| group.key.role == Role::Client);
+    gauge(text, name, help, clients.map(|(labels, group)| (labels, group.held().into())));
 }
 
 fn write_resets(text: &mut String, groups: &[(String, &Group)]) {

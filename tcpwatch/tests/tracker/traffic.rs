@@ -1,18 +1,24 @@
 //! The data that connections carried.
 
 use crate::scenario::*;
-use tcpwatch::decode::{Record, TrafficRecord};
+use tcpwatch::{
+    aggregate::Counts,
+    decode::{Record, TrafficRecord},
+};
 
 /// Sent and received, over all groups.
-fn counted(world: &World) -> (u64, u64) {
-    let all = world.tracker.groups.iter().map(|group| group.counts.traffic);
+fn sum(world: &World, of: fn(&Counts) -> Traffic) -> (u64, u64) {
+    let all = world.tracker.groups.iter().map(|group| of(&group.counts));
     all.fold((0, 0), |(sent, received), one| (sent + one.sent_bytes, received + one.received_bytes))
 }
 
-/// The same of what came after the first close.
+fn counted(world: &World) -> (u64, u64) {
+    sum(world, |counts| counts.traffic)
+}
+
+/// Of it, after the first close.
 fn after_close(world: &World) -> (u64, u64) {
-    let all = world.tracker.groups.iter().map(|group| group.counts.after_close);
-    all.fold((0, 0), |(sent, received), one| (sent + one.sent_bytes, received + one.received_bytes))
+    sum(world, |counts| counts.after_close)
 }
 
 fn traffic(sent_bytes: u64, received_bytes: u64) -> Traffic {
