@@ -280,9 +280,20 @@ impl Table {
 
     /// A minisock's timer was set anew.
     pub fn expire_at(&mut self, slot: Slot, expires_ns: u64) {
-        self.unlink(slot.0);
-        self.get_mut(slot).expires_ns = expires_ns;
-        self.link(slot.0);
+        let conn = self.get_mut(slot);
+        conn.expires_ns = expires_ns;
+        // Looked for from the place that it had: a correction moves it by little, and many are younger.
+        let (list, mut before, mut after) = (usize::from(conn.list), conn.previous, conn.next);
+        let sooner = self.conns.get(before as usize).is_some_and(|conn| conn.expires_ns > expires_ns);
+        while let Some(conn) = self.conns.get(after as usize)
+            && conn.expires_ns < expires_ns
+        {
+            (before, after) = (after, conn.next);
+        }
+        if sooner || before != self.get(slot).previous {
+            self.unlink(slot.0);
+            self.link_behind(slot.0, list, before);
+        }
     }
 
     pub fn remove(&mut self, slot: Slot) -> Conn {
@@ -352,10 +363,13 @@ impl Table {
         } else {
             conn.state().index()
         };
-        // Only minisocks expire; to all others the end of the list is the right place. Nearly always it is
-        // for minisocks too, as all run for the same time.
-        let expires_ns = conn.expires_ns;
-        let mut previous = self.lists[list].last;
+        self.link_behind(key, list, self.lists[list].last);
+    }
+
+    /// Behind `previous`, or as far before it as those reach that expire later. Only minisocks expire; to all others the
+    /// end of the list is the right place. Nearly always it is for minisocks too, as all run for the same time.
+    fn link_behind(&mut self, key: u32, list: usize, mut previous: u32) {
+        let expires_ns = self.conns[key as usize].expires_ns;
         if expires_ns != u64::MAX {
             while let Some(before) = self.conns.get(previous as usize)
                 && before.expires_ns > expires_ns
@@ -538,6 +552,31 @@ mod tests {
         assert_eq!(table.count(TcpState::CloseWait), 2);
         assert_eq!(table.find(3), None);
         assert_eq!(table.find(2), Some(slots[2]));
+    }
+
+    #[test]
+    fn minisocks_stand_in_the_order_in_which_they_expire_whatever_corrects_their_timers() {
+        let mut table = Table::new(10);
+        let slots: Vec<_> = (0..5)
+            .map(|cookie| {
+                let slot = insert(&mut table, cookie, TcpState::TimeWait, cookie);
+                assert_eq!(table.shrink(slot, 10 * cookie), None);
+                slot
+            })
+            .collect();
+        for (which, expires_ns, order) in [
+            (2, 21, [0, 1, 2, 3, 4]),
+            (2, 30, [0, 1, 2, 3, 4]),
+            (2, 31, [0, 1, 3, 2, 4]),
+            (4, 5, [0, 4, 1, 3, 2]),
+            (0, 99, [4, 1, 3, 2, 0]),
+            (0, 0, [0, 4, 1, 3, 2]),
+            (0, 5, [0, 4, 1, 3, 2]),
+        ] {
+            table.expire_at(slots[which], expires_ns);
+            assert_eq!(cookies(table.in_state(TcpState::TimeWait)), order, "{which} at {expires_ns}");
+        }
+        assert_eq!(table.count(TcpState::TimeWait), 5);
     }
 
     #[test]
