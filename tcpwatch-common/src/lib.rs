@@ -6,7 +6,7 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 7;
+pub const ABI: u32 = 8;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
@@ -39,8 +39,6 @@ pub const KIND_CONNECT_FAILED: u8 = 11;
 /// A [`TrafficEvent`], just before the transition with which it is told where the addresses leave no room for it.
 pub const KIND_TRAFFIC: u8 = 13;
 
-/// Of a `SeenSocket`: keep-alive is on (SO_KEEPALIVE).
-pub const FLAG_KEEPALIVE: u8 = 1;
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).
@@ -320,7 +318,7 @@ pub struct Queue {
 }
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 192 bytes.
+/// 224 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -354,7 +352,8 @@ pub struct SeenSocket {
     pub data_received_jiffies: u32,
     /// Smoothed round-trip time in eighths of a microsecond (`srtt_us`), 0 before the first measurement.
     pub srtt: u32,
-    /// Ticks in which there was something to send or unacknowledged, by `chrono::*`, the present one included.
+    /// Ticks in which there was something to send or unacknowledged, by `chrono::*`, the present one included. This, the
+    /// next and all from `delivery_rate` to `congestion` are 0 from the iterator tcp.
     pub sending_jiffies: [u32; chrono::COUNT],
     /// Segments received out of order (`rcv_ooopack`).
     pub out_of_order: u32,
@@ -369,7 +368,17 @@ pub struct SeenSocket {
     pub delivery_rate: u64,
     /// Probes of a closed window that the peer has not answered (`icsk_probes_out`).
     pub window_probes: u32,
-    pub zero: u32,
+    /// `OPTION_*`
+    pub options: u32,
+    /// Bytes that it may hold to be sent, and received (`sk_sndbuf`, `sk_rcvbuf`).
+    pub send_buffer: u32,
+    pub receive_buffer: u32,
+    /// The least round-trip time of the last minutes, `u32::MAX` before the first measurement; and the mean deviation of
+    /// the smoothed one.
+    pub min_rtt_us: u32,
+    pub rtt_variation_us: u32,
+    /// The name of its congestion control, filled up with zeros.
+    pub congestion: [u8; 16],
     pub saddr: [u8; 16],
     pub daddr: [u8; 16],
 }
@@ -394,6 +403,8 @@ pub const OPTION_LINGER: u32 = 2;
 pub const OPTION_NODELAY: u32 = 4;
 /// TCP_CORK is on.
 pub const OPTION_CORK: u32 = 8;
+/// TCP_USER_TIMEOUT is set.
+pub const OPTION_USER_TIMEOUT: u32 = 16;
 
 /// The options of one TCP socket, as an iterator found them. 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -484,7 +495,7 @@ const _: () = {
     assert!(offset_of!(TrafficEvent, cookie) == 16);
     assert!(offset_of!(TrafficEvent, sent_bytes) == 24);
     assert!(offset_of!(Queue, tail) == 64);
-    assert!(size_of::<SeenSocket>() == 192);
+    assert!(size_of::<SeenSocket>() == 224);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
@@ -494,7 +505,8 @@ const _: () = {
     assert!(offset_of!(SeenSocket, expires_jiffies) == 120);
     assert!(offset_of!(SeenSocket, sent_bytes) == 128);
     assert!(offset_of!(SeenSocket, delivery_rate) == 144);
-    assert!(offset_of!(SeenSocket, saddr) == 160);
+    assert!(offset_of!(SeenSocket, congestion) == 176);
+    assert!(offset_of!(SeenSocket, saddr) == 192);
     assert!(size_of::<SocketOptions>() == 32);
     assert!(offset_of!(SocketOptions, user_timeout_ms) == 4);
     assert!(offset_of!(SocketOptions, linger_jiffies) == 8);

@@ -2,23 +2,28 @@
 
 use aya_ebpf::{helpers::bpf_probe_read_kernel, macros::map, maps::Array};
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT,
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT, OPTION_CORK, OPTION_KEEPALIVE,
+    OPTION_LINGER, OPTION_NODELAY, OPTION_USER_TIMEOUT,
     state::{CLOSE_WAIT, ESTABLISHED},
 };
 
 use crate::field::{
     self, AF_INET6, Kernel, OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ,
-    OFF_INET_SPORT, OFF_NET_COOKIE, OFF_NET_INUM, OFF_RCV_NXT, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME,
-    OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS,
-    OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_SND_NXT, OFF_SND_UNA,
-    OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
+    OFF_ICSK_USER_TIMEOUT, OFF_INET_SPORT, OFF_NET_COOKIE, OFF_NET_INUM, OFF_NONAGLE, OFF_RCV_NXT,
+    OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR,
+    OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS, OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR,
+    OFF_SKC_V6_RCV_SADDR, OFF_SND_NXT, OFF_SND_UNA, OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
 };
 
 /// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
 const SOCK_DEAD: u32 = 0;
 const SOCK_DONE: u32 = 1;
 const SOCK_KEEPOPEN: u32 = 3;
-pub const SOCK_LINGER: u32 = 4;
+const SOCK_LINGER: u32 = 4;
+
+/// Bit numbers of `nonagle` (include/net/tcp.h), which has the lower four of its byte.
+const TCP_NAGLE_OFF: u32 = 0;
+const TCP_NAGLE_CORK: u32 = 1;
 
 /// Whether sockets are identified by their address, because this kernel, or the hook that sees them first, has
 /// no cookie for them. An address is used again once its socket is gone.
@@ -176,9 +181,19 @@ pub fn undelivered(sk: impl Kernel) -> (u32, u32) {
     (unsent, next.wrapping_sub(sk.read(&OFF_SND_UNA)))
 }
 
+/// `OPTION_*` of the socket. Without a branch, which would double what older verifiers have to follow.
 #[inline(always)]
-pub fn has_keepalive(sk: impl Kernel) -> bool {
-    sk.read::<u64>(&OFF_SKC_FLAGS) & (1 << SOCK_KEEPOPEN) != 0
+pub fn options(sk: impl Kernel) -> u32 {
+    let sk_flags = sk.sock().read::<u64>(&OFF_SKC_FLAGS);
+    let nonagle = sk.read::<u8>(&OFF_NONAGLE);
+    let timeout = sk.read::<u32>(&OFF_ICSK_USER_TIMEOUT);
+    let is_set = |bits: u64, bit: u32, option: u32| (bits >> bit & 1) as u32 * option;
+    is_set(sk_flags, SOCK_KEEPOPEN, OPTION_KEEPALIVE)
+        | is_set(sk_flags, SOCK_LINGER, OPTION_LINGER)
+        | is_set(nonagle.into(), TCP_NAGLE_OFF, OPTION_NODELAY)
+        | is_set(nonagle.into(), TCP_NAGLE_CORK, OPTION_CORK)
+        // Its highest bit is set unless it is 0.
+        | is_set((timeout | timeout.wrapping_neg()).into(), 31, OPTION_USER_TIMEOUT)
 }
 
 /// Whether closing the socket resets the connection in any case.

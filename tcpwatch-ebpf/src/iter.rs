@@ -1,17 +1,20 @@
 //! What the iterator programs share: the kernel's context, and the records that they write.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_seq_write},
 };
-use tcpwatch_common::{FLAG_KEEPALIVE, SeenSocket, chrono};
+use tcpwatch_common::{SeenSocket, chrono};
 
 use crate::{
     field::{
-        self, Kernel, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT,
-        OFF_ICSK_PROBES_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_MSS_CACHE, OFF_RATE_DELIVERED,
-        OFF_RATE_INTERVAL_US, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS,
-        OFF_SK_MAX_ACK_BACKLOG, OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
+        self, Kernel, OFF_CA_OPS_NAME, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT,
+        OFF_ICSK_CA_OPS, OFF_ICSK_PROBES_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_MDEV_US, OFF_MSS_CACHE,
+        OFF_RATE_DELIVERED, OFF_RATE_INTERVAL_US, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP, OFF_RTT_MIN,
+        OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_RCVBUF, OFF_SK_SNDBUF,
+        OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
     },
     fill,
 };
@@ -24,16 +27,15 @@ pub struct Meta {
 
 /// A full socket, looked at now; nobody named as its holder.
 #[inline(always)]
-pub fn full_socket(sk: impl Kernel) -> SeenSocket {
+pub fn full_socket(seen: &mut SeenSocket, sk: impl Kernel) {
     let flags = fill::flags(sk);
-    let keepalive = if fill::has_keepalive(sk) { FLAG_KEEPALIVE } else { 0 };
     let (sport, dport) = fill::ports(sk);
     // Without a branch, which would double what older verifiers have to follow.
     let data_segments = sk.read::<u32>(&OFF_DATA_SEGS_OUT);
     let (sent_bytes, received_bytes) = fill::traffic(sk, flags);
-    let mut seen = any_socket(sk);
+    any_socket(seen, sk);
     seen.state = sk.read(&OFF_SKC_STATE);
-    seen.flags = flags | keepalive;
+    seen.flags = flags;
     seen.data_sent = (data_segments | data_segments >> 16) as u16;
     seen.cookie = fill::cookie(sk);
     seen.unread_bytes = fill::unread_bytes(sk, flags);
@@ -45,15 +47,29 @@ pub fn full_socket(sk: impl Kernel) -> SeenSocket {
     seen.sent_jiffies = sk.read(&OFF_LSNDTIME);
     seen.data_received_jiffies = sk.read(&OFF_LRCVTIME);
     seen.srtt = sk.read(&OFF_SRTT_US);
-    seen.sending_jiffies = sending_jiffies(sk);
-    seen.out_of_order = sk.read(&OFF_RCV_OOOPACK);
     seen.sport = sport;
     seen.dport = dport;
     seen.sent_bytes = sent_bytes;
     seen.received_bytes = received_bytes;
+}
+
+/// The rest of what is told of a socket that a process holds: how its data goes, and with which options.
+#[inline(always)]
+pub fn add_live(seen: &mut SeenSocket, sk: impl Kernel) {
+    seen.sending_jiffies = sending_jiffies(sk);
+    seen.out_of_order = sk.read(&OFF_RCV_OOOPACK);
     seen.delivery_rate = delivery_rate(sk);
     seen.window_probes = sk.read::<u8>(&OFF_ICSK_PROBES_OUT).into();
-    seen
+    seen.options = fill::options(sk);
+    seen.send_buffer = sk.read(&OFF_SK_SNDBUF);
+    seen.receive_buffer = sk.read(&OFF_SK_RCVBUF);
+    // `v` of the least sample, behind its `t` (include/linux/win_minmax.h).
+    seen.min_rtt_us = sk.read_at(field::value(&OFF_RTT_MIN) + 4);
+    // As tcp_get_info (net/ipv4/tcp.c) has it.
+    seen.rtt_variation_us = sk.read::<u32>(&OFF_MDEV_US) >> 2;
+    if let Some(operations) = sk.follow(&OFF_ICSK_CA_OPS) {
+        seen.congestion = fill::bytes(operations.read_16_bytes(&OFF_CA_OPS_NAME));
+    }
 }
 
 /// `SeenSocket::sending_jiffies`, as tcp_get_info_chrono_stats (net/ipv4/tcp.c) has them.
@@ -83,44 +99,27 @@ fn delivery_rate(sk: impl Kernel) -> u64 {
 
 /// What full sockets and minisocks have in common: `struct sock_common`, and the time.
 #[inline(always)]
-pub fn any_socket(skc: impl Kernel) -> SeenSocket {
+pub fn any_socket(seen: &mut SeenSocket, skc: impl Kernel) {
     let (saddr, daddr) = fill::addresses(skc);
-    SeenSocket {
-        state: 0,
-        flags: 0,
-        data_sent: 0,
-        netns: fill::netns(skc),
-        // SAFETY: no arguments.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        // SAFETY: no arguments.
-        jiffies: unsafe { bpf_jiffies64() },
-        cookie: 0,
-        start_ns: 0,
-        tgid: 0,
-        fd: 0,
-        comm: [0; 16],
-        unread_bytes: 0,
-        total_retrans: 0,
-        queue: 0,
-        queue_limit: 0,
-        drops: 0,
-        received_jiffies: 0,
-        sent_jiffies: 0,
-        data_received_jiffies: 0,
-        srtt: 0,
-        sending_jiffies: [0; chrono::COUNT],
-        out_of_order: 0,
-        sport: 0,
-        dport: 0,
-        expires_jiffies: 0,
-        sent_bytes: 0,
-        received_bytes: 0,
-        delivery_rate: 0,
-        window_probes: 0,
-        zero: 0,
-        saddr: fill::bytes(saddr),
-        daddr: fill::bytes(daddr),
+    seen.netns = fill::netns(skc);
+    // SAFETY: no arguments.
+    seen.time_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: no arguments.
+    seen.jiffies = unsafe { bpf_jiffies64() };
+    seen.saddr = fill::bytes(saddr);
+    seen.daddr = fill::bytes(daddr);
+}
+
+/// A record of zeros, where it stays: a program's stack has no room for two. Word by word and volatile, because what the
+/// compiler makes of a value that is mostly 0 are calls of a function that writes byte by byte.
+#[inline(always)]
+pub fn zeroed(room: &mut MaybeUninit<SeenSocket>) -> &mut SeenSocket {
+    for word in 0..size_of::<SeenSocket>() / size_of::<u64>() {
+        // SAFETY: within the record, which is as aligned as a word.
+        unsafe { room.as_mut_ptr().cast::<u64>().add(word).write_volatile(0) };
     }
+    // SAFETY: numbers and arrays of them: 0 is a value.
+    unsafe { room.assume_init_mut() }
 }
 
 /// Hands the record to whoever reads the iterator.

@@ -2,22 +2,17 @@
 //! daemon when somebody asks for that connection.
 
 use aya_ebpf::{macros::map, maps::Array};
-use tcpwatch_common::{OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, SocketOptions};
+use tcpwatch_common::SocketOptions;
 
 use crate::{
     field::{
         Kernel, OFF_ICSK_USER_TIMEOUT, OFF_KEEPALIVE_INTVL, OFF_KEEPALIVE_PROBES, OFF_KEEPALIVE_TIME,
-        OFF_NET_KEEPALIVE_INTVL, OFF_NET_KEEPALIVE_PROBES, OFF_NET_KEEPALIVE_TIME, OFF_NONAGLE,
-        OFF_SK_LINGERTIME, OFF_SKC_FLAGS, OFF_SKC_NET, Typed,
+        OFF_NET_KEEPALIVE_INTVL, OFF_NET_KEEPALIVE_PROBES, OFF_NET_KEEPALIVE_TIME, OFF_SK_LINGERTIME,
+        OFF_SKC_NET, Typed,
     },
-    fill::{self, SOCK_LINGER},
-    iter,
+    fill, iter,
     tcp::Context,
 };
-
-/// Bits of `nonagle` (include/net/tcp.h), which has the lower four of its byte.
-const TCP_NAGLE_OFF: u8 = 1;
-const TCP_NAGLE_CORK: u8 = 2;
 
 /// The identity of the socket that is asked for (`SocketEvent::cookie`), set before each reading: one, because one
 /// thread reads.
@@ -41,22 +36,9 @@ pub extern "C" fn options_iter(ctx: *const Context) -> i32 {
 
 #[inline(always)]
 fn options(sk: impl Kernel) -> SocketOptions {
-    let sk_flags = sk.read::<u64>(&OFF_SKC_FLAGS);
-    let nonagle = sk.read::<u8>(&OFF_NONAGLE);
-    let mut flags = 0;
-    for (set, flag) in [
-        (fill::has_keepalive(sk), OPTION_KEEPALIVE),
-        (sk_flags & (1 << SOCK_LINGER) != 0, OPTION_LINGER),
-        (nonagle & TCP_NAGLE_OFF != 0, OPTION_NODELAY),
-        (nonagle & TCP_NAGLE_CORK != 0, OPTION_CORK),
-    ] {
-        if set {
-            flags |= flag;
-        }
-    }
     let (sport, dport) = fill::ports(sk);
     SocketOptions {
-        flags,
+        flags: fill::options(sk),
         user_timeout_ms: sk.read(&OFF_ICSK_USER_TIMEOUT),
         linger_jiffies: sk.read(&OFF_SK_LINGERTIME),
         keepalive_time_jiffies: of_net_unless_set::<u32>(sk, &OFF_KEEPALIVE_TIME, &OFF_NET_KEEPALIVE_TIME),

@@ -4,6 +4,8 @@
 //!
 //! Not seen: sockets without a descriptor (not yet accepted, orphaned, TIME_WAIT); those the iterator tcp has.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{file, task_struct},
     helpers::bpf_sock_from_file,
@@ -77,11 +79,13 @@ fn held(ctx: *const Context, sk: impl Kernel) {
     }
     let Some(sk) = sk.tcp_sock() else { return };
     let Some(leader) = task.follow(&OFF_TASK_GROUP_LEADER) else { return };
-    // Changed in place: a program's stack has no room for two.
-    let mut record = iter::full_socket(sk);
+    let mut room = MaybeUninit::uninit();
+    let record = iter::zeroed(&mut room);
+    iter::full_socket(record, sk);
+    iter::add_live(record, sk);
     record.start_ns = leader.read(&OFF_TASK_START_BOOTTIME);
     record.tgid = task.read(&OFF_TASK_TGID);
     record.fd = fd;
     record.comm = fill::bytes(leader.read_16_bytes(&OFF_TASK_COMM));
-    iter::write(meta, &record);
+    iter::write(meta, record);
 }

@@ -11,12 +11,12 @@ use std::{
 };
 
 use tcpwatch_common::{
-    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_KEEPALIVE, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
-    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE,
-    KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION,
-    KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED,
-    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent,
-    TrafficEvent, chrono, failure, retransmit,
+    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
+    FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE, KIND_MINISOCK_END,
+    KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC,
+    RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent,
+    RetransmitEvent, SeenSocket, SocketEvent, SocketOptions, TaskEvent, TrafficEvent, chrono, failure,
+    retransmit,
 };
 use thiserror::Error;
 
@@ -62,11 +62,6 @@ pub struct Socket {
 impl Socket {
     pub fn new(cookie: u64, netns: u32, local: Endpoint, remote: Endpoint, flags: u8) -> Self {
         Self { cookie, netns, local, remote, flags }
-    }
-
-    /// As a sweep saw it.
-    pub fn has_keepalive(&self) -> bool {
-        self.flags & FLAG_KEEPALIVE != 0
     }
 
     pub fn fin_received(&self) -> bool {
@@ -314,7 +309,7 @@ pub struct TaskRecord {
 }
 
 /// A process's name, as the kernel keeps it: up to 15 bytes (TASK_COMM_LEN, include/linux/sched.h) and a NUL.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Comm([u8; 16]);
 
 impl Comm {
@@ -363,7 +358,8 @@ pub struct Seen {
     pub data_sent: bool,
     /// Smoothed round-trip time; `None` before the first measurement.
     pub rtt_ns: Option<u64>,
-    /// Ticks in which there was something to send or unacknowledged, by `tcpwatch_common::chrono`.
+    /// Ticks in which there was something to send or unacknowledged, by `tcpwatch_common::chrono`. This, the next and all
+    /// from `delivery_rate` on are told with a holder only.
     pub sending_jiffies: [u32; chrono::COUNT],
     /// Segments received out of order.
     pub out_of_order: u32,
@@ -375,6 +371,17 @@ pub struct Seen {
     pub delivery_rate: u64,
     /// Of a closed window, that the peer has not answered.
     pub window_probes: u32,
+    /// `tcpwatch_common::OPTION_*`
+    pub options: u32,
+    /// Bytes that may wait to be sent, and to be read.
+    pub send_buffer: u32,
+    pub receive_buffer: u32,
+    /// `None` before the first measurement.
+    pub min_rtt_ns: Option<u64>,
+    /// Mean deviation of the smoothed round-trip time.
+    pub rtt_variation_ns: u64,
+    /// The congestion control's name, which has the form of a process's.
+    pub congestion: Comm,
 }
 
 /// A listener's connections that wait to be accepted.
@@ -467,6 +474,12 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
         traffic: Traffic { sent_bytes: raw.sent_bytes, received_bytes: raw.received_bytes },
         delivery_rate: raw.delivery_rate,
         window_probes: raw.window_probes,
+        options: raw.options,
+        send_buffer: raw.send_buffer,
+        receive_buffer: raw.receive_buffer,
+        min_rtt_ns: (raw.min_rtt_us != u32::MAX).then(|| u64::from(raw.min_rtt_us) * 1000),
+        rtt_variation_ns: u64::from(raw.rtt_variation_us) * 1000,
+        congestion: Comm(raw.congestion),
     })
 }
 

@@ -3,38 +3,66 @@
 //! The kernel keeps these figures for each socket since that began, and they end with it. Nothing is kept of them for
 //! each connection here, so they are gauges: a connection that ends takes its share away.
 
+use std::collections::BTreeMap;
+
 use rustc_hash::FxHashMap;
 use serde::Serialize;
-use tcpwatch_common::chrono;
+use tcpwatch_common::{
+    OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, OPTION_USER_TIMEOUT, chrono,
+};
 
 use crate::{
     aggregate::{GroupId, Groups},
     clock,
-    decode::Seen,
+    decode::{Comm, Seen},
     table::Slot,
     ticks::Ticks,
     tracker::Tracker,
 };
 
+/// The options of sockets that are counted, under the names that answers give them.
+pub const OPTIONS: [(u32, &str); 5] = [
+    (OPTION_KEEPALIVE, "keepalive"),
+    (OPTION_NODELAY, "nodelay"),
+    (OPTION_CORK, "cork"),
+    (OPTION_LINGER, "linger"),
+    (OPTION_USER_TIMEOUT, "user_timeout"),
+];
+
 /// Sums over connections that processes hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Live {
     pub connections: u64,
-    /// Of these, with keep-alive on.
-    pub keepalive: u64,
+    /// Of these, with each of `OPTIONS`.
+    pub with_option: [u64; OPTIONS.len()],
+    /// Of these, by congestion control.
+    pub by_congestion: BTreeMap<Comm, u64>,
+    /// Bytes that their sockets may hold to be sent, and to be read.
+    pub send_buffer_bytes: u64,
+    pub receive_buffer_bytes: u64,
     /// Bytes a second, as each last measured.
     pub delivery_rate: u64,
     /// Of closed windows, that peers have not answered.
     pub window_probes: u64,
     sending_ns: [u64; chrono::COUNT],
     pub out_of_order_packets: u64,
+    /// Smoothed.
     pub round_trips: Times,
+    /// The least of each connection.
+    pub least_round_trips: Times,
+    /// The mean deviation of each from the smoothed one.
+    pub variations: Times,
 }
 
 impl Live {
     fn add_seen(&mut self, seen: &Seen, ticks: Ticks) {
         self.connections += 1;
-        self.keepalive += u64::from(seen.socket.has_keepalive());
+        for (count, (option, _)) in self.with_option.iter_mut().zip(OPTIONS) {
+            *count += u64::from(seen.options & option != 0);
+        }
+        *self.by_congestion.entry(seen.congestion).or_default() += 1;
+        self.send_buffer_bytes += u64::from(seen.send_buffer);
+        self.receive_buffer_bytes += u64::from(seen.receive_buffer);
         self.delivery_rate = self.delivery_rate.saturating_add(seen.delivery_rate);
         self.window_probes += u64::from(seen.window_probes);
         for (sum, jiffies) in self.sending_ns.iter_mut().zip(seen.sending_jiffies) {
@@ -43,12 +71,23 @@ impl Live {
         self.out_of_order_packets += u64::from(seen.out_of_order);
         if let Some(rtt_ns) = seen.rtt_ns {
             self.round_trips.add(clock::seconds(rtt_ns));
+            self.variations.add(clock::seconds(seen.rtt_variation_ns));
+        }
+        if let Some(min_rtt_ns) = seen.min_rtt_ns {
+            self.least_round_trips.add(clock::seconds(min_rtt_ns));
         }
     }
 
     pub fn add(&mut self, other: &Self) {
         self.connections += other.connections;
-        self.keepalive += other.keepalive;
+        for (mine, theirs) in self.with_option.iter_mut().zip(other.with_option) {
+            *mine += theirs;
+        }
+        for (congestion, count) in &other.by_congestion {
+            *self.by_congestion.entry(*congestion).or_default() += count;
+        }
+        self.send_buffer_bytes += other.send_buffer_bytes;
+        self.receive_buffer_bytes += other.receive_buffer_bytes;
         self.delivery_rate = self.delivery_rate.saturating_add(other.delivery_rate);
         self.window_probes += other.window_probes;
         for (mine, theirs) in self.sending_ns.iter_mut().zip(other.sending_ns) {
@@ -56,6 +95,13 @@ impl Live {
         }
         self.out_of_order_packets += other.out_of_order_packets;
         self.round_trips.add_all(other.round_trips);
+        self.least_round_trips.add_all(other.least_round_trips);
+        self.variations.add_all(other.variations);
+    }
+
+    /// How many have each of `OPTIONS` on.
+    pub fn options(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        OPTIONS.iter().map(|(_, name)| *name).zip(self.with_option)
     }
 
     /// While there was something to send or unacknowledged, whatever limited it.
@@ -136,9 +182,9 @@ impl Tracker {
 
 impl Groups {
     /// At the end of a sweep.
-    pub(crate) fn set_live(&mut self, found: &Found) {
+    pub(crate) fn set_live(&mut self, mut found: Found) {
         for (id, counts) in self.all_counts() {
-            counts.live = found.get(&id).copied().unwrap_or_default();
+            counts.live = found.remove(&id).unwrap_or_default();
         }
     }
 }

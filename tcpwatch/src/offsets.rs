@@ -85,6 +85,12 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_RATE_INTERVAL_US", "tcp_sock", "rate_interval_us"),
     ("OFF_MSS_CACHE", "tcp_sock", "mss_cache"),
     ("OFF_ICSK_PROBES_OUT", "inet_connection_sock", "icsk_probes_out"),
+    ("OFF_RTT_MIN", "tcp_sock", "rtt_min.s"),
+    ("OFF_MDEV_US", "tcp_sock", "mdev_us"),
+    ("OFF_SK_SNDBUF", "sock", "sk_sndbuf"),
+    ("OFF_SK_RCVBUF", "sock", "sk_rcvbuf"),
+    ("OFF_ICSK_CA_OPS", "inet_connection_sock", "icsk_ca_ops"),
+    ("OFF_CA_OPS_NAME", "tcp_congestion_ops", "name"),
     ("OFF_TW_SUBSTATE", "inet_timewait_sock", "tw_substate"),
     ("OFF_TW_SPORT", "inet_timewait_sock", "tw_sport"),
     ("OFF_TW_EXPIRES", "inet_timewait_sock", "tw_timer.expires"),
@@ -116,6 +122,25 @@ const STALL: &[&str] = &[
     "OFF_SKB_CB_END_SEQ",
 ];
 
+/// What sweeps tell of connections beside their state and owner.
+const LIVE: &[&str] = &[
+    "OFF_CHRONO_TYPE",
+    "OFF_CHRONO_START",
+    "OFF_CHRONO_STAT",
+    "OFF_RATE_DELIVERED",
+    "OFF_RATE_INTERVAL_US",
+    "OFF_MSS_CACHE",
+    "OFF_ICSK_PROBES_OUT",
+    "OFF_RTT_MIN",
+    "OFF_MDEV_US",
+    "OFF_SK_SNDBUF",
+    "OFF_SK_RCVBUF",
+    "OFF_ICSK_CA_OPS",
+    "OFF_CA_OPS_NAME",
+    "OFF_NONAGLE",
+    "OFF_ICSK_USER_TIMEOUT",
+];
+
 /// The signals that can do without the others, and the members that only they need.
 const ONLY_FOR: &[(&str, &[&str])] = &[
     ("retransmit", &["OFF_ICSK_PENDING", "OFF_SKB_LEN", "OFF_SKB_CB_SEGMENTS"]),
@@ -134,7 +159,9 @@ const ONLY_FOR: &[(&str, &[&str])] = &[
             "OFF_TASK_TGID",
         ],
     ),
+    ("held", LIVE),
     ("unheld", &["OFF_TW_EXPIRES", "OFF_SKC_NUM"]),
+    ("unheld", LIVE),
     (
         "options",
         &[

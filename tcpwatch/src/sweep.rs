@@ -144,7 +144,7 @@ impl Tracker {
         self.sweep.ended = None;
         self.sweep.ended_minisocks = FxHashMap::default();
         self.settle_owners();
-        self.groups.set_live(&std::mem::take(&mut self.sweep.live));
+        self.groups.set_live(std::mem::take(&mut self.sweep.live));
         self.forget_unswept_unconnected();
         if !coverage.namespaces.is_empty() {
             self.remove_vanished(coverage, &mut minisocks);

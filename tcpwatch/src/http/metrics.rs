@@ -3,7 +3,9 @@
 //! The families that can be large are written here, straight from the counts; the daemon's own go through
 //! the `prometheus` crate.
 
-use std::fmt::Write as _;
+mod live;
+
+use std::fmt::{Display, Write as _};
 
 use axum::{
     extract::State,
@@ -13,7 +15,6 @@ use axum::{
 use prometheus::{
     Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use tcpwatch_common::chrono;
 
 use super::{Api, ApiError, Asked};
 use crate::{
@@ -24,7 +25,6 @@ use crate::{
     findings::lingering,
     first_close::FirstClose,
     histogram::{DURATION_BUCKETS, Histogram},
-    live::Spread,
     local_ports::LocalPorts,
     node::{Node, RecordCounts},
     proc,
@@ -120,7 +120,7 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
     write_failures(&mut text, &groups);
     write_stalls(&mut text, &groups);
     write_answers(&mut text, &groups);
-    write_live(&mut text, &groups);
+    live::write(&mut text, &groups);
     write_local_ports(&mut text, &groups);
 
     family(
@@ -190,7 +190,12 @@ fn counter(
     }
 }
 
-fn gauge<'a>(text: &mut String, name: &str, help: &str, values: impl Iterator<Item = (&'a String, u64)>) {
+fn gauge(
+    text: &mut String,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (impl Display, impl Display)>,
+) {
     family(text, name, "gauge", help);
     for (labels, value) in values {
         let _ = writeln!(text, "{name}{{{labels}}} {value}");
@@ -295,67 +300,13 @@ fn write_answers(text: &mut String, groups: &[(String, &Group)]) {
     }
 }
 
-/// Of the groups that have live ones. So of local ports.
-fn write_live(text: &mut String, groups: &[(String, &Group)]) {
-    let live = || {
-        groups
-            .iter()
-            .map(|(labels, group)| (labels, &group.counts.live))
-            .filter(|(_, live)| live.connections > 0)
-    };
-    let name = "tcpwatch_held_connections";
-    let help = "Connections that a process holds, by whether keep-alive is on. As of the latest sweep.";
-    family(text, name, "gauge", help);
-    for (labels, live) in live() {
-        for (keepalive, count) in [("on", live.keepalive), ("off", live.connections - live.keepalive)] {
-            let _ = writeln!(text, "{name}{{{labels},keepalive=\"{keepalive}\"}} {count}");
-        }
-    }
-    let name = "tcpwatch_delivery_rate_bytes_per_second";
-    let help = "How fast these delivered what they sent, as each last measured it: their sum.";
-    gauge(text, name, help, live().map(|(labels, live)| (labels, live.delivery_rate)));
-    let name = "tcpwatch_window_probes";
-    let help = "Probes of the closed windows of their peers that are not answered.";
-    gauge(text, name, help, live().map(|(labels, live)| (labels, live.window_probes)));
-    let name = "tcpwatch_sending_seconds";
-    let help = "How long the connections that live now, each since it began, have had something to send or \
-                unacknowledged, by what limited it: the peer's receive window, the send buffer, or neither: \
-                the congestion window or the application. As of the latest sweep.";
-    family(text, name, "gauge", help);
-    for (labels, live) in live() {
-        for (kind, limit) in LIMITS {
-            let seconds = live.limited_seconds(kind);
-            let _ = writeln!(text, "{name}{{{labels},limit=\"{limit}\"}} {seconds}");
-        }
-    }
-    let name = "tcpwatch_out_of_order_packets";
-    let help = "Segments received out of order by the connections that live now, each since it began. As of the \
-                latest sweep.";
-    gauge(text, name, help, live().map(|(labels, live)| (labels, live.out_of_order_packets)));
-    let name = "tcpwatch_round_trip_seconds";
-    let help = "The smoothed round-trip times of the connections that live now: the least, the mean and the most. As \
-                of the latest sweep.";
-    family(text, name, "gauge", help);
-    for (labels, live) in live() {
-        if let Some(Spread { least_seconds, mean_seconds, most_seconds }) = live.round_trips.spread() {
-            for (value, seconds) in [("least", least_seconds), ("mean", mean_seconds), ("most", most_seconds)]
-            {
-                let _ = writeln!(text, "{name}{{{labels},value=\"{value}\"}} {seconds}");
-            }
-        }
-    }
-}
-
-const LIMITS: [(usize, &str); chrono::COUNT] =
-    [(chrono::BUSY, "other"), (chrono::PEER_WINDOW, "peer_window"), (chrono::SEND_BUFFER, "send_buffer")];
-
 /// A client's connections each hold one, also in TIME_WAIT.
 fn write_local_ports(text: &mut String, groups: &[(String, &Group)]) {
     let name = "tcpwatch_local_ports_in_use";
     let help = "Local ports that clients hold toward the peer, those of TIME_WAIT included, from all source addresses \
                 and in all network namespaces; /ports tells them apart.";
     let clients = groups.iter().filter(|(_, group)| group.key.role == Role::Client);
-    gauge(text, name, help, clients.map(|(labels, group)| (labels, group.held().into())));
+    gauge(text, name, help, clients.map(|(labels, group)| (labels, group.held())));
 }
 
 fn write_resets(text: &mut String, groups: &[(String, &Group)]) {

@@ -62,7 +62,7 @@ pub type Ask = Box<dyn FnOnce(&Node, Clock) + Send>;
 /// A question for the task that owns the state.
 pub struct Question {
     pub ask: Ask,
-    /// Whether the answer names owners: then who holds which socket is looked up first, where that is cheap.
+    /// Whether the answer names owners, or sums what lives: then all sockets are looked at first, where that is cheap.
     pub about_owners: bool,
 }
 

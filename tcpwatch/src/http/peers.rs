@@ -56,7 +56,7 @@ impl Chosen {
 
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
     let answer = match parse(&mut asked.params) {
-        Ok((chosen, wanted)) => api.ask(false, move |node, _| list(node, &chosen, wanted)).await,
+        Ok((chosen, wanted)) => api.ask(true, move |node, _| list(node, &chosen, wanted)).await,
         Err(error) => Err(error),
     };
     respond(asked.format, answer)

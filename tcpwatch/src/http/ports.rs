@@ -19,7 +19,7 @@ use super::{
     Answer, Api, ApiError, Asked,
     connections::{DEFAULT_LIMIT, show},
     respond,
-    sums::{Tally, cut, states_text},
+    sums::{Tally, counted_text, cut},
     text::{printable, table},
     view::{self, End},
 };
@@ -159,7 +159,7 @@ impl Answer for Ports {
                     row.in_use.to_string(),
                     row.available.map_or("-".to_owned(), |available| available.to_string()),
                     row.available.map_or("-".to_owned(), |available| format!("{:.1}%", share(available))),
-                    states_text(&row.states),
+                    counted_text(row.states.iter().map(|(state, count)| (*state, *count))),
                     names.collect::<Vec<_>>().join(", "),
                 ]
             })

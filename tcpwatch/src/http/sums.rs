@@ -1,6 +1,6 @@
 //! Sums over connections and groups, as `/processes` and `/peers` show them.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{cmp::Reverse, collections::BTreeMap, fmt::Display};
 
 use serde::Serialize;
 use tcpwatch_common::chrono;
@@ -71,13 +71,16 @@ pub(super) struct Now {
 
 impl Now {
     fn text(&self) -> String {
-        states_text(&self.states)
+        counted_text(self.states.iter().map(|(state, count)| (*state, *count)))
     }
 }
 
-pub(super) fn states_text(states: &BTreeMap<&'static str, usize>) -> String {
-    let states: Vec<_> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
-    states.join(", ")
+/// "2 ESTABLISHED, 1 LISTEN": those that there are.
+pub(super) fn counted_text<'a, N: Display + Default + PartialEq>(
+    counts: impl IntoIterator<Item = (&'a str, N)>,
+) -> String {
+    let some = counts.into_iter().filter(|(_, count)| *count != N::default());
+    some.map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
 }
 
 fn is_nothing(counts: &Counts) -> bool {
@@ -156,12 +159,17 @@ pub(super) struct ShownAnswers {
     pub mean_rtt_seconds: Option<f64>,
 }
 
-/// The same sums as `/transfer` asks the kernel for now.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// Partly the same sums as `/transfer` asks the kernel for now.
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct ShownLive {
     pub connections: u64,
-    /// Of these, with SO_KEEPALIVE.
-    pub keepalive: u64,
+    /// Of these, with each option on.
+    pub options: BTreeMap<&'static str, u64>,
+    /// Of these, by the name of their congestion control.
+    pub congestion_algorithms: BTreeMap<String, u64>,
+    /// How much their sockets may hold, unsent or unacknowledged, and not read.
+    pub send_buffer_bytes: u64,
+    pub receive_buffer_bytes: u64,
     pub delivery_rate: u64,
     pub window_probes: u64,
     pub busy_seconds: f64,
@@ -170,13 +178,24 @@ pub(super) struct ShownLive {
     pub out_of_order_packets: u64,
     /// Of the smoothed round-trip times; `null` before the first measurement of any.
     pub rtt: Option<Spread>,
+    /// The least of their least ones; `null` before the first measurement of any.
+    pub min_rtt_seconds: Option<f64>,
+    /// The mean of their mean deviations; `null` in the same case.
+    pub mean_rtt_variation_seconds: Option<f64>,
 }
 
 impl ShownLive {
     fn of(live: &Live) -> Option<Self> {
         (live.connections > 0).then(|| Self {
             connections: live.connections,
-            keepalive: live.keepalive,
+            options: live.options().collect(),
+            congestion_algorithms: live
+                .by_congestion
+                .iter()
+                .map(|(name, count)| (name.text().into_owned(), *count))
+                .collect(),
+            send_buffer_bytes: live.send_buffer_bytes,
+            receive_buffer_bytes: live.receive_buffer_bytes,
             delivery_rate: live.delivery_rate,
             window_probes: live.window_probes,
             busy_seconds: live.busy_seconds(),
@@ -184,6 +203,8 @@ impl ShownLive {
             buffer_limited_seconds: live.limited_seconds(chrono::SEND_BUFFER),
             out_of_order_packets: live.out_of_order_packets,
             rtt: live.round_trips.spread(),
+            min_rtt_seconds: live.least_round_trips.spread().map(|least| least.least_seconds),
+            mean_rtt_variation_seconds: live.variations.spread().map(|variation| variation.mean_seconds),
         })
     }
 }
@@ -221,13 +242,22 @@ impl Counted {
     }
 
     fn round_trip_text(&self) -> String {
-        round_trip(self.live.and_then(|live| live.rtt))
+        round_trip(self.live.as_ref().and_then(|live| live.rtt))
     }
 
     fn limits_text(&self) -> String {
-        self.live.map_or(String::new(), |live| {
+        self.live.as_ref().map_or(String::new(), |live| {
             limits(live.busy_seconds, live.peer_window_limited_seconds, live.buffer_limited_seconds)
         })
+    }
+
+    fn congestion_text(&self) -> String {
+        let algorithms = self.live.iter().flat_map(|live| &live.congestion_algorithms);
+        counted_text(algorithms.map(|(algorithm, count)| (algorithm.as_str(), *count)))
+    }
+
+    fn options_text(&self) -> String {
+        counted_text(self.live.iter().flat_map(|live| &live.options).map(|(option, count)| (*option, *count)))
     }
 
     /// How often and how long delivery stood still.
@@ -252,17 +282,12 @@ impl Counted {
     }
 
     fn connects_text(&self) -> String {
-        let outcomes = Outcome::ALL.iter().map(|outcome| (outcome.name(), self.connects[outcome.name()]));
-        let outcomes: Vec<_> = outcomes
-            .filter(|(_, count)| *count > 0)
-            .map(|(outcome, count)| format!("{count} {outcome}"))
-            .collect();
-        outcomes.join(", ")
+        counted_text(Outcome::ALL.iter().map(|outcome| (outcome.name(), self.connects[outcome.name()])))
     }
 }
 
 /// The columns of what both tables count, and under which names.
-pub(super) const FIGURES: [&str; 12] = [
+pub(super) const FIGURES: [&str; 14] = [
     "NOW",
     "OPENED",
     "CLOSED",
@@ -272,6 +297,8 @@ pub(super) const FIGURES: [&str; 12] = [
     "BLOCKED",
     "ROUND TRIP",
     "LIMITED BY",
+    "CONGESTION",
+    "OPTIONS",
     "RESETS",
     "CONNECTS",
     "STATES NOW",
@@ -288,6 +315,8 @@ pub(super) fn figures(now: &Now, counted: &Counted) -> [String; FIGURES.len()] {
         counted.blocked_text(),
         counted.round_trip_text(),
         counted.limits_text(),
+        counted.congestion_text(),
+        counted.options_text(),
         counted.resets_text(),
         counted.connects_text(),
         now.text(),

@@ -95,19 +95,60 @@ fn side(daemon: &Daemon, ends: &Workload, role: &str) -> Value {
     daemon.detail(&rows["connections"][0])
 }
 
-/// The client among those of its process that have keep-alive `on` or `off`.
-fn counts_among(daemon: &Daemon, comm: &str, keepalive: &str) {
+/// Of its process's sums, the client's part is what its own answer says.
+fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
+    let (options, transfer) = (&client["options"], &client["transfer"]);
+    let on = |place: &str, off: Value| u64::from(*options.pointer(place).unwrap() != off);
+    let expected = json!({
+        "options": {
+            "keepalive": on("/keepalive/on", json!(false)),
+            "nodelay": on("/nodelay", json!(false)),
+            "cork": on("/cork", json!(false)),
+            "linger": on("/linger_seconds", Value::Null),
+            "user_timeout": on("/user_timeout_seconds", Value::Null),
+        },
+        "congestion_algorithms": { transfer["congestion"]["algorithm"].as_str().unwrap(): 1 },
+        "send_buffer_bytes": transfer["sending"]["buffer_bytes"],
+        "receive_buffer_bytes": transfer["receiving"]["buffer_bytes"],
+        "min_rtt_seconds": transfer["rtt"]["min_seconds"],
+        "mean_rtt_variation_seconds": transfer["rtt"]["variation_seconds"],
+    });
+    let labels = [("process", comm), ("role", "client")];
     eventually("a sweep saw it", || {
         // Asking for them asks for a sweep.
-        daemon.json(&format!("/processes?comm={comm}"));
+        let peers = daemon.json(&format!("/peers?comm={comm}&role=client"));
+        let live = &peers["peers"][0]["live"];
+        let told: Value =
+            expected.as_object().unwrap().keys().map(|key| (key.clone(), live[key].clone())).collect();
+        if told != expected {
+            return Err(format!("{told} is not {expected}"));
+        }
         let metrics = daemon.metrics();
-        let told = ["on", "off"].map(|keepalive| {
-            let labels = [("process", comm), ("role", "client"), ("keepalive", keepalive)];
-            metrics.sum("tcpwatch_held_connections", &labels)
-        });
-        let expected = ["on", "off"].map(|one| Some(u64::from(one == keepalive)));
-        if told == expected { Ok(()) } else { Err(format!("{told:?}")) }
+        for (option, count) in expected["options"].as_object().unwrap() {
+            let labels = labels.iter().copied().chain([("option", option.as_str())]).collect::<Vec<_>>();
+            let told = metrics.sum("tcpwatch_held_connections_by_option", &labels).unwrap_or_default();
+            assert_eq!(Some(told), count.as_u64(), "{option}");
+        }
+        Ok(())
     });
+    let metrics = daemon.metrics();
+    for (name, label, expected) in [
+        ("tcpwatch_held_connections", None, 1),
+        ("tcpwatch_held_connections_by_congestion_algorithm", None, 1),
+        (
+            "tcpwatch_socket_buffer_bytes",
+            Some(("buffer", "send")),
+            expected["send_buffer_bytes"].as_u64().unwrap(),
+        ),
+        (
+            "tcpwatch_socket_buffer_bytes",
+            Some(("buffer", "receive")),
+            expected["receive_buffer_bytes"].as_u64().unwrap(),
+        ),
+    ] {
+        let labels: Vec<_> = labels.iter().copied().chain(label).collect();
+        assert_eq!(metrics.sum(name, &labels), Some(expected), "{name} {label:?}");
+    }
 }
 
 #[test]
@@ -125,10 +166,12 @@ fn options_are_what_getsockopt_says_whatever_identifies_the_socket() {
             for (place, value) in changes() {
                 client.order();
                 let told = told_by_getsockopt(&mut client);
-                let options = side(&daemon, &client, "client")["options"].clone();
-                assert_eq!((&options, options.pointer(place)), (&told, Some(&value)), "{place}");
-                if place == "/keepalive/on" {
-                    counts_among(&daemon, comm, if value == true { "on" } else { "off" });
+                let answer = side(&daemon, &client, "client");
+                let options = &answer["options"];
+                assert_eq!((options, options.pointer(place)), (&told, Some(&value)), "{place}");
+                // A sweep for each takes its time: once with most of them on, and with none.
+                if value == json!(30.5) || (place, &value) == ("/keepalive/on", &json!(false)) {
+                    counts_in(&daemon, comm, &answer);
                 }
             }
             // The other end of the same connection is another socket.

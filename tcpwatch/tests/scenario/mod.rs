@@ -115,6 +115,12 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         traffic: Traffic::default(),
         delivery_rate: 0,
         window_probes: 0,
+        options: 0,
+        send_buffer: 0,
+        receive_buffer: 0,
+        min_rtt_ns: None,
+        rtt_variation_ns: 0,
+        congestion: "cubic".into(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! What sweeps sum of the connections that live, by group. 1000 ticks a second.
 
+use std::collections::BTreeMap;
+
 use tcpwatch::live::Live;
+use tcpwatch_common::{OPTION_NODELAY, OPTION_USER_TIMEOUT};
 
 use crate::scenario::*;
 
@@ -15,6 +18,11 @@ fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
         out_of_order: 7,
         delivery_rate: 5_000,
         window_probes: 2,
+        options: OPTION_NODELAY | OPTION_USER_TIMEOUT,
+        send_buffer: 87_040,
+        receive_buffer: 131_072,
+        min_rtt_ns: Some(3_000_000),
+        rtt_variation_ns: 2_000_000,
         ..look_held(now_ns, socket, Established, pid)
     }
 }
@@ -43,12 +51,17 @@ fn a_connection_with_several_holders_counts_once_in_each_sweep() {
         let unheld = Seen { holder: None, ..held.clone() };
         world.sweep(now_ns, &[unheld, held, inherited]);
         let live = live(&world, "curl");
-        assert_eq!((live.connections, live.keepalive, live.out_of_order_packets), (1, 0, 7));
+        assert_eq!((live.connections, live.out_of_order_packets), (1, 7));
+        let on: Vec<_> = live.options().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(on, [("nodelay", 1), ("user_timeout", 1)]);
+        assert_eq!((live.send_buffer_bytes, live.receive_buffer_bytes), (87_040, 131_072));
+        assert_eq!(live.by_congestion, BTreeMap::from([("cubic".into(), 1)]));
         assert_eq!((live.delivery_rate, live.window_probes), (5_000, 2));
         let seconds = [live.busy_seconds(), live.limited_seconds(1), live.limited_seconds(2)];
-        let rtt = live.round_trips.spread().unwrap().mean_seconds;
-        let told = seconds.iter().chain([&rtt]).map(|seconds| (seconds * 1e3).round() as u32);
-        assert_eq!(told.collect::<Vec<_>>(), [30, 20, 0, 4]);
+        let times = [live.round_trips, live.least_round_trips, live.variations];
+        let times = times.map(|times| times.spread().unwrap().mean_seconds);
+        let told = seconds.iter().chain(&times).map(|seconds| (seconds * 1e3).round() as u32);
+        assert_eq!(told.collect::<Vec<_>>(), [30, 20, 0, 4, 3, 2]);
     }
     assert_eq!(live(&world, "worker"), Live::default());
 }
