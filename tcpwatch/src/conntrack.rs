@@ -2,7 +2,11 @@
 //!
 //! It tells of the translation next to the socket. Further ones on the way it does not follow.
 
-use std::{fs, io, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    net::IpAddr,
+};
 
 use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED, Nla};
 use netlink_packet_netfilter::{
@@ -11,7 +15,7 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::{decode::Endpoint, netlink, sock_diag::Target};
+use crate::{decode::Endpoint, netlink, netns, sock_diag::Target};
 
 /// How many connections are tracked in the reader's namespace; not there where none can be. Asked first, because asking
 /// for one would make the kernel load what it has not needed yet.
@@ -42,10 +46,7 @@ impl Translation {
 /// # Errors
 /// Why the kernel cannot be asked, or its answers contradict each other, for people.
 pub fn ask(target: &Target) -> Result<Option<Translation>, String> {
-    let found = translations(target).map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => "CAP_NET_ADMIN is missing to ask the kernel".to_owned(),
-        _ => format!("cannot ask the kernel (conntrack): {error}"),
-    })?;
+    let found = translations(target).map_err(|error| why(&error))?;
     match found[..] {
         [] => Ok(None),
         [translation] => Ok(Some(translation)),
@@ -56,9 +57,49 @@ pub fn ask(target: &Target) -> Result<Option<Translation>, String> {
     }
 }
 
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "CAP_NET_ADMIN is missing to ask the kernel".to_owned(),
+        _ => format!("cannot ask the kernel (conntrack): {error}"),
+    }
+}
+
+fn tracks_any() -> bool {
+    fs::read_to_string(TRACKED).is_ok_and(|count| count.trim() != "0")
+}
+
+/// All of each namespace, or why they are not known. With each a process that may be in it.
+///
+/// # Errors
+/// When nothing can be asked, for people.
+pub async fn ask_all(
+    namespaces: BTreeMap<u32, Option<u32>>,
+) -> Result<HashMap<u32, Result<Vec<Translation>, String>>, String> {
+    netns::on_own_thread(move || {
+        namespaces.into_iter().map(|(inode, pid)| (inode, of_namespace(inode, pid))).collect()
+    })
+    .await
+}
+
+fn of_namespace(inode: u32, pid: Option<u32>) -> Result<Vec<Translation>, String> {
+    let mut found = Vec::new();
+    if netns::enter_by_inode(inode, pid)? && tracks_any() {
+        for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
+            let question =
+                NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Get(Vec::new()));
+            netlink::dump(NETLINK_NETFILTER, question, |answer| {
+                found.extend(read(&answer).filter(Translation::changes_something));
+                true
+            })
+            .map_err(|error| format!("of network namespace {inode}: {}", why(&error)))?;
+        }
+    }
+    Ok(found)
+}
+
 /// Those that differ.
 fn translations(target: &Target) -> io::Result<Vec<Translation>> {
-    if !fs::read_to_string(TRACKED).is_ok_and(|count| count.trim() != "0") {
+    if !tracks_any() {
         return Ok(Vec::new());
     }
     let tuple = tuple(target.local, target.remote);
@@ -151,9 +192,9 @@ fn read(answer: &NetfilterMessage) -> Option<Translation> {
     Some(Translation { dialled, reached: (client, server) })
 }
 
-/// Source and destination.
+/// Source and destination; `None` of other protocols than TCP.
 fn ends(tuple: &[Tuple]) -> Option<(Endpoint, Endpoint)> {
-    let (mut addresses, mut ports) = ((None, None), (None, None));
+    let (mut addresses, mut ports, mut is_tcp) = ((None, None), (None, None), false);
     for part in tuple {
         match part {
             Tuple::Ip(parts) => parts.iter().for_each(|part| match part {
@@ -162,6 +203,7 @@ fn ends(tuple: &[Tuple]) -> Option<(Endpoint, Endpoint)> {
                 _ => {}
             }),
             Tuple::Proto(parts) => parts.iter().for_each(|part| match part {
+                ProtoTuple::Protocol(protocol) => is_tcp = *protocol == Protocol::Tcp,
                 ProtoTuple::SourcePort(port) => ports.0 = Some(*port),
                 ProtoTuple::DestinationPort(port) => ports.1 = Some(*port),
                 _ => {}
@@ -169,5 +211,5 @@ fn ends(tuple: &[Tuple]) -> Option<(Endpoint, Endpoint)> {
             _ => {}
         }
     }
-    Some((Endpoint::new(addresses.0?, ports.0?), Endpoint::new(addresses.1?, ports.1?)))
+    is_tcp.then_some((Endpoint::new(addresses.0?, ports.0?), Endpoint::new(addresses.1?, ports.1?)))
 }

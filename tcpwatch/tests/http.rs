@@ -24,13 +24,14 @@ use tower::ServiceExt as _;
 #[path = "fixtures/mod.rs"]
 mod fixture;
 
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 12] = [
     "/",
     "/leaks",
     "/connections",
     "/processes",
     "/peers",
     "/ports",
+    "/nat",
     "/transfer",
     "/status",
     "/metrics",
@@ -351,6 +352,19 @@ async fn processes_and_peers_are_the_same_connections_and_counts() {
             let waiting = row["connections"]["states"]["SYN_SENT"].as_u64().unwrap_or(0);
             assert_eq!(row["connect_attempts"], over + waiting, "{row}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_recording_says_that_it_does_not_know_what_was_translated() {
+    let Replayed { node, clock, .. } = fixture::played();
+    let server = Server::with(node, clock, Api::of_recording);
+    let nat = server.json("/nat?comm=curl&role=client&limit=0").await;
+    assert_eq!((&nat["total"], &nat["translations"]), (&json!(0), &json!([])));
+    assert_eq!(nat["problems"].as_array().unwrap().len(), 1, "{nat}");
+    assert!(server.get("/nat").await.body.contains("not complete: "));
+    for (query, name) in [("limit=few", "limit"), ("role=friend", "role"), ("sort=name", "sort")] {
+        fails(&server, Method::GET, &format!("/nat?{query}"), 400, Some(name)).await;
     }
 }
 

@@ -44,6 +44,10 @@ const PATHS: &[Path] = &[
         answers: "local ports in use toward each destination, and how many there are; ?limit=",
     },
     Path {
+        path: "/nat",
+        answers: "whom connections dialled and whom they reached, where addresses are translated; ?comm= role= limit=",
+    },
+    Path {
         path: "/transfer",
         answers: "how the data of live connections goes, by process and peer; ?comm= role= seconds= sort= limit=",
     },

@@ -10,6 +10,7 @@
 //! | `/processes` | connections and counts by process |
 //! | `/peers` | the same by the server's side |
 //! | `/ports` | local ports in use toward each destination |
+//! | `/nat` | whom connections dialled and whom they reached, where addresses are translated |
 //! | `/transfer` | how the data goes, by process and peer |
 //! | `/events` | every transition as it happens |
 //! | `/status` | how tcpwatch itself is doing |
@@ -27,6 +28,7 @@ mod history;
 mod index;
 mod leaks;
 mod metrics;
+mod nat;
 mod peers;
 mod ports;
 mod processes;
@@ -127,6 +129,7 @@ pub fn router(api: Api) -> Router {
         .route("/processes", get(processes::handle))
         .route("/peers", get(peers::handle))
         .route("/ports", get(ports::handle))
+        .route("/nat", get(nat::handle))
         .route("/transfer", get(transfer::handle))
         .route("/events", get(events::handle))
         .route("/status", get(status::handle))

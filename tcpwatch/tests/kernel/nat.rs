@@ -90,12 +90,14 @@ fn assert_silent(side: &Value) {
 }
 
 /// Both sides of three connections whose addresses [`RULES`] translate.
-fn assert_both_sides_are_told(daemon: &Daemon, namespace: &Namespace) {
+fn assert_both_sides_are_told(daemon: &Daemon, namespace: &Namespace, test: &str) {
     for (comm, [at, port, dials, dialled], seen_from) in [
-        ("nat-redirect", ["127.0.0.1", "7001", "127.0.0.1", "7000"], "127.0.0.1"),
-        ("nat-redirect-6", ["::1", "7001", "::1", "7000"], "::1"),
-        ("nat-dnat", ["127.0.0.1", "7101", "127.0.0.9", "7100"], "127.0.0.5"),
+        ("redirect", ["127.0.0.1", "7001", "127.0.0.1", "7000"], "127.0.0.1"),
+        ("redirect-6", ["::1", "7001", "::1", "7000"], "::1"),
+        ("dnat", ["127.0.0.1", "7101", "127.0.0.9", "7100"], "127.0.0.5"),
     ] {
+        // Others run beside this test, and `/nat` names no namespace.
+        let comm = &format!("{comm}-{test}");
         let mut ends = Workload::start(namespace, comm, ENDS, &[at, port, dials, dialled]);
         let [source_port, seen_port] = ends.hear_numbers();
         let source = if at == "::1" { "::1" } else { "127.0.0.1" };
@@ -108,25 +110,48 @@ fn assert_both_sides_are_told(daemon: &Daemon, namespace: &Namespace) {
         for side in sides(daemon, &ends) {
             assert_eq!((&side["nat"], &side["nat_error"]), (&nat, &Value::Null), "{side}");
         }
+        let all = daemon.json(&format!("/nat?comm={comm}"));
+        let row = |role: &str| {
+            json!({
+                "process": comm,
+                "role": role,
+                "dialled": nat["dialled"],
+                "reached": nat["reached"],
+                "connections": 1,
+                "source_translated": u64::from(nat["source"] != nat["source_seen"]),
+            })
+        };
+        assert_eq!(
+            all,
+            json!({ "total": 2, "truncated": false, "translations": [row("client"), row("server")] })
+        );
+        assert_eq!(
+            daemon.json(&format!("/nat?comm={comm}&role=server"))["translations"],
+            json!([row("server")])
+        );
+        assert_eq!(daemon.json(&format!("/nat?comm={comm}&limit=1"))["truncated"], true);
     }
 }
 
 #[test]
 fn both_sides_of_a_translation_are_told_at_either_end() {
-    assert_both_sides_are_told(&Daemon::start(&[]), &translating());
+    assert_both_sides_are_told(&Daemon::start(&[]), &translating(), "out");
 }
 
 #[test]
 fn both_sides_are_told_of_what_is_tracked_in_a_zone_of_its_own() {
     let daemon = Daemon::start(&[]);
-    for zone in ["ct zone set 5", "ct original zone set 5", "ct reply zone set 5"] {
+    for (zone, test) in
+        [("ct zone set 5", "5"), ("ct original zone set 5", "5o"), ("ct reply zone set 5", "5r")]
+    {
         let namespace = translating_in(zone);
-        assert_both_sides_are_told(&daemon, &namespace);
+        assert_both_sides_are_told(&daemon, &namespace, test);
 
         let mut plain =
             Workload::start(&namespace, "zone-plain", ENDS, &["127.0.0.1", "7200", "127.0.0.1", "7200"]);
         plain.hear();
         sides(&daemon, &plain).iter().for_each(assert_silent);
+        assert_eq!(daemon.json("/nat?comm=zone-plain")["total"], 0);
     }
 }
 
@@ -196,6 +221,12 @@ fn of_several_zones_the_one_that_translates_is_told_unless_they_differ() {
         let nat = redirected("127.0.0.1", port);
         let [client, server] = sides(&daemon, &ends);
         assert_eq!((&server["nat"], &server["nat_error"]), (&nat, &Value::Null), "{server}");
+        let all = daemon.json("/nat?comm=again");
+        assert_eq!(
+            (&all["total"], all["problems"].is_array()),
+            (&json!(if differ { 1 } else { 2 }), differ),
+            "{all}"
+        );
         if differ {
             assert!(client["nat"].is_null() && client["nat_error"].is_string(), "{client}");
         } else {
@@ -269,4 +300,6 @@ fn without_net_admin_the_answer_says_so() {
         let error = side["nat_error"].as_str().unwrap();
         assert!(error.contains("CAP_NET_ADMIN") && side["nat"].is_null(), "{side}");
     }
+    let all = daemon.json("/nat");
+    assert!(all["total"] == 0 && all["problems"][0].as_str().unwrap().contains("CAP_NET_ADMIN"), "{all}");
 }

@@ -1,0 +1,200 @@
+//! `/nat`: whom connections dialled and whom they reached, where the kernel translates addresses on the way (REDIRECT,
+//! DNAT, SNAT), by process.
+//!
+//! Connection tracking is asked in a thread of its own, as a whole in each namespace that has connections.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use axum::{extract::State, response::Response};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use super::{
+    Answer, Api, ApiError, Asked,
+    connections::{DEFAULT_LIMIT, show},
+    respond,
+    sums::cut,
+    text::{printable, table},
+    view::{self, End},
+};
+use crate::{
+    aggregate::Role,
+    conntrack::{self, Translation},
+    decode::Endpoint,
+    node::Node,
+    table::{Conn, Ends},
+};
+
+#[derive(Debug, Serialize)]
+struct Nat {
+    /// How many match, shown or not.
+    total: usize,
+    /// Whether `limit` cut the list.
+    truncated: bool,
+    /// The most connections first.
+    translations: Vec<Row>,
+    /// What could not be asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    /// The name of the local process; `null` for one that is not known.
+    process: Option<Arc<str>>,
+    role: Role,
+    dialled: End,
+    reached: End,
+    connections: usize,
+    /// Of these, whom the server knows by another address or port than the client's own.
+    source_translated: usize,
+}
+
+#[derive(Default)]
+struct Found {
+    connections: usize,
+    source_translated: usize,
+}
+
+#[derive(Clone)]
+struct Wanted {
+    comm: Option<String>,
+    role: Option<Role>,
+    limit: usize,
+}
+
+/// By namespace.
+type Told = HashMap<u32, Result<Vec<Translation>, String>>;
+
+pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
+    let wanted = (|| {
+        let params = &mut asked.params;
+        let (comm, role) = (params.take("comm")?, params.take_as("role")?);
+        let limit = params.take_limit(DEFAULT_LIMIT)?;
+        params.finish(&["comm", "role", "limit"])?;
+        Ok(Wanted { comm, role, limit })
+    })();
+    let answer = match wanted {
+        Ok(wanted) => answer(&api, wanted).await,
+        Err(error) => Err(error),
+    };
+    respond(asked.format, answer)
+}
+
+async fn answer(api: &Api, wanted: Wanted) -> Result<Nat, ApiError> {
+    let asked = if api.live {
+        let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_tracked)).await?;
+        conntrack::ask_all(namespaces).await
+    } else {
+        Err("a recording does not have what the kernel translated".to_owned())
+    };
+    match asked {
+        Ok(told) => api.ask(true, move |node, _| list(node, told, &wanted)).await,
+        Err(problem) => {
+            Ok(Nat { total: 0, truncated: false, translations: Vec::new(), problems: vec![problem] })
+        }
+    }
+}
+
+fn may_be_tracked(conn: &Conn) -> bool {
+    conn.role != Role::Listener && conn.local.port != 0
+}
+
+fn list(node: &Node, told: Told, wanted: &Wanted) -> Nat {
+    let (by_ends, mut problems) = by_ends(told);
+    let tracker = &node.tracker;
+    let mut found: BTreeMap<(Option<Arc<str>>, Role, Endpoint, Endpoint), Found> = BTreeMap::new();
+    let mut unclear = 0;
+    for conn in tracker.table.iter().filter(|conn| may_be_tracked(conn)) {
+        let Some(translation) = by_ends.get(&conn.ends()) else { continue };
+        let process = conn.process.map(|id| Arc::clone(&tracker.processes.get(id).comm));
+        let is_wanted = wanted.role.is_none_or(|role| role == conn.role)
+            && wanted.comm.as_deref().is_none_or(|comm| process.as_deref() == Some(comm));
+        match translation {
+            _ if !is_wanted => {}
+            Some(Translation { dialled, reached }) => {
+                let one = found.entry((process, conn.role, dialled.1, reached.1)).or_default();
+                one.connections += 1;
+                one.source_translated += usize::from(dialled.0 != reached.0);
+            }
+            None => unclear += 1,
+        }
+    }
+    if unclear > 0 {
+        problems.push(format!(
+            "zones of conntrack translate the ends of {unclear} connections differently (`conntrack -L` lists them)"
+        ));
+    }
+    problems.sort_unstable();
+    let total = found.len();
+    let mut translations: Vec<_> = found
+        .into_iter()
+        .map(|((process, role, dialled, reached), found)| Row {
+            process,
+            role,
+            dialled: view::end(dialled),
+            reached: view::end(reached),
+            connections: found.connections,
+            source_translated: found.source_translated,
+        })
+        .collect();
+    translations.sort_by_key(|row| Reverse(row.connections));
+    translations.truncate(wanted.limit);
+    Nat { total, truncated: total > translations.len(), translations, problems }
+}
+
+/// The translation of each connection, as both of its sides would be found in the table; `None` where zones of conntrack
+/// have different ones for the same ends, and a socket does not say in which it is tracked.
+fn by_ends(told: Told) -> (FxHashMap<Ends, Option<Translation>>, Vec<String>) {
+    let mut by_ends = FxHashMap::default();
+    let mut problems = Vec::new();
+    for (netns, told) in told {
+        match told {
+            Ok(translations) => {
+                for one in translations {
+                    let ((client, dialled), (seen, server)) = (one.dialled, one.reached);
+                    for ends in [(netns, client, dialled), (netns, server, seen)] {
+                        let known = by_ends.entry(ends).or_insert(Some(one));
+                        if *known != Some(one) {
+                            *known = None;
+                        }
+                    }
+                }
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    (by_ends, problems)
+}
+
+impl Answer for Nat {
+    fn text(&self) -> String {
+        let rows: Vec<_> = self
+            .translations
+            .iter()
+            .map(|row| {
+                vec![
+                    row.process.as_deref().map_or("-".to_owned(), printable),
+                    row.role.name().to_owned(),
+                    show(&row.dialled),
+                    show(&row.reached),
+                    row.connections.to_string(),
+                    row.source_translated.to_string(),
+                ]
+            })
+            .collect();
+        let header = ["PROCESS", "ROLE", "DIALLED", "REACHED", "NOW", "SOURCE TRANSLATED"];
+        let mut text = table(&header, &rows);
+        for problem in &self.problems {
+            text += &format!("\nnot complete: {problem}\n");
+        }
+        if self.truncated {
+            text += &cut(self.translations.len(), self.total);
+        }
+        text
+    }
+}
