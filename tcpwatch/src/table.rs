@@ -4,7 +4,7 @@
 //! FIN_WAIT2) are also found by their ends, because whoever reuses those ends replaces them.
 //! Bounded by `limit`; the caller decides what happens at it.
 
-use std::hash::BuildHasher as _;
+use std::{cell::Cell, hash::BuildHasher as _};
 
 use hashbrown::{HashTable, hash_table::Entry};
 use rustc_hash::FxBuildHasher;
@@ -144,6 +144,9 @@ pub struct Table {
     conns: Slab<Conn>,
     by_cookie: HashTable<Key>,
     minisocks: HashTable<Key>,
+    /// Where those lie that were found last, by the lower bits of the cookie: what is told of a connection comes together,
+    /// and with what is told of its other side.
+    recent: [Cell<u32>; 8],
     lists: [List; TcpState::COUNT + 1],
     limit: usize,
 }
@@ -154,6 +157,7 @@ impl Table {
             conns: Slab::new(),
             by_cookie: HashTable::new(),
             minisocks: HashTable::new(),
+            recent: Default::default(),
             lists: [List { first: NONE, last: NONE, len: 0 }; TcpState::COUNT + 1],
             limit,
         }
@@ -183,6 +187,23 @@ impl Table {
     }
 
     pub fn find(&self, cookie: u64) -> Option<Slot> {
+        let recent = self.recent(cookie);
+        if let Some(conn) = self.conns.get(recent.get() as usize)
+            && conn.cookie == cookie
+            && !conn.has_lost_cookie()
+        {
+            return Some(Slot(recent.get()));
+        }
+        let found = self.find_any(cookie)?;
+        recent.set(found.0);
+        Some(found)
+    }
+
+    fn recent(&self, cookie: u64) -> &Cell<u32> {
+        &self.recent[cookie as usize % self.recent.len()]
+    }
+
+    fn find_any(&self, cookie: u64) -> Option<Slot> {
         let hash = hash(cookie);
         let same = |key: &Key| key.hash == hash && self.conns[key.slot as usize].cookie == cookie;
         self.by_cookie.find(spread(hash), same).map(|key| Slot(key.slot))
@@ -228,6 +249,7 @@ impl Table {
         let slot = self.conns.insert(conn) as u32;
         let hash = hash(socket.cookie);
         self.by_cookie.insert_unique(spread(hash), Key { hash, slot }, |key| spread(key.hash));
+        self.recent(socket.cookie).set(slot);
         self.link(slot);
         Slot(slot)
     }
@@ -254,10 +276,9 @@ impl Table {
         let conn = self.get_mut(slot);
         conn.marks.minisock = true;
         conn.expires_ns = expires_ns;
-        let (ends, cookie, by_address) = (conn.ends(), conn.cookie, conn.marks.by_address);
+        let (ends, cookie, lost) = (conn.ends(), conn.cookie, conn.has_lost_cookie());
         self.link(slot.0);
-        if by_address {
-            // The next socket at that address is another connection.
+        if lost {
             self.forget_cookie(slot.0, cookie);
         }
         let conns = &self.conns;
@@ -410,6 +431,11 @@ impl Conn {
     pub fn id(&self) -> u64 {
         // An address names one connection only together with when that began.
         if self.marks.by_address { self.cookie ^ self.opened_ns().rotate_left(24) } else { self.cookie }
+    }
+
+    /// The next socket at its address is another connection.
+    fn has_lost_cookie(&self) -> bool {
+        self.marks.by_address && self.marks.minisock
     }
 
     pub fn ends(&self) -> Ends {

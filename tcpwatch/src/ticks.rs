@@ -32,9 +32,11 @@ impl Ticks {
 
     /// CLOCK_MONOTONIC at a tick, whose full count is given.
     pub fn time_of(&self, jiffies: u64) -> u64 {
-        let ahead = i128::from(jiffies) - i128::from(self.jiffies);
-        let time_ns = i128::from(self.time_ns) + ahead * 1_000_000_000 / i128::from(self.hz);
-        u64::try_from(time_ns.max(0)).unwrap_or(u64::MAX)
+        if jiffies >= self.jiffies {
+            self.time_ns.saturating_add(scale(jiffies - self.jiffies, NANOS, self.hz))
+        } else {
+            self.time_ns.saturating_sub(scale(self.jiffies - jiffies, NANOS, self.hz))
+        }
     }
 
     /// The same for the lower 32 bits of a past tick.
@@ -47,11 +49,13 @@ impl Ticks {
     /// steps are coarser the longer the time-out, and are rounded up to the next (calc_index and
     /// calc_wheel_index in kernel/time/timer.c). A 60 s TIME_WAIT lasts up to 4 s longer with 1000 ticks a second.
     pub fn timer_fires(&self, set_ns: u64, timeout_ns: u64) -> u64 {
-        let ahead = i128::from(set_ns) - i128::from(self.time_ns);
-        let set = i128::from(self.jiffies) + ahead * i128::from(self.hz) / 1_000_000_000;
-        let timeout = u128::from(timeout_ns) * u128::from(self.hz) / 1_000_000_000;
-        let expires = u64::try_from(set).unwrap_or(0) + u64::try_from(timeout).unwrap_or(0);
-        self.expiry_fires(expires, u64::try_from(timeout).unwrap_or(0))
+        let set = if set_ns >= self.time_ns {
+            self.jiffies.saturating_add(self.ticks(set_ns - self.time_ns))
+        } else {
+            self.jiffies.saturating_sub(self.ticks(self.time_ns - set_ns))
+        };
+        let timeout = self.ticks(timeout_ns);
+        self.expiry_fires(set.saturating_add(timeout), timeout)
     }
 
     /// The same for a timer whose tick of expiry is known, and for how many ticks it was set.
@@ -70,8 +74,16 @@ impl Ticks {
     }
 
     pub fn ticks(&self, nanos: u64) -> u64 {
-        u64::try_from(u128::from(nanos) * u128::from(self.hz) / 1_000_000_000).unwrap_or(u64::MAX)
+        scale(nanos, self.hz, NANOS)
     }
+}
+
+/// In a second.
+const NANOS: u64 = 1_000_000_000;
+
+/// `value * by / per`, without the product, which may be more than 64 bits have; `by` and `per` are a billion at most.
+fn scale(value: u64, by: u64, per: u64) -> u64 {
+    (value / per).saturating_mul(by).saturating_add(value % per * by / per)
 }
 
 /// kernel/time/timer.c: LVL_CLK_SHIFT, LVL_SIZE, LVL_DEPTH.

@@ -67,6 +67,9 @@ struct Wanted {
     limit: usize,
 }
 
+/// Of a row: process, role, whom it dialled and whom it reached.
+type Key = (Option<Arc<str>>, Role, Endpoint, Endpoint);
+
 /// By namespace.
 type Told = HashMap<u32, Result<Vec<Translation>, String>>;
 
@@ -107,7 +110,7 @@ fn may_be_tracked(conn: &Conn) -> bool {
 fn list(node: &Node, told: Told, wanted: &Wanted) -> Nat {
     let (by_ends, mut problems) = by_ends(told);
     let tracker = &node.tracker;
-    let mut found: BTreeMap<(Option<Arc<str>>, Role, Endpoint, Endpoint), Found> = BTreeMap::new();
+    let mut found: BTreeMap<Key, Found> = BTreeMap::new();
     let mut unclear = 0;
     for conn in tracker.table.iter().filter(|conn| may_be_tracked(conn)) {
         let Some(translation) = by_ends.get(&conn.ends()) else { continue };
