@@ -37,6 +37,8 @@ const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_0
 /// and nothing was lost, for 500 ms.
 const SWEEP_COST_SHARE: u32 = 50;
 const UNASKED_SWEEP_COST_SHARE: u32 = 500;
+/// What a connection adds to a sweep, about: one that the last sweep did not see is not in what that cost.
+const SWEEP_COST_EACH: Duration = Duration::from_micros(2);
 /// An answer waits for a sweep that is expected to cost no more than this.
 const SWEEP_WORTH_WAITING: Duration = Duration::from_millis(20);
 /// How often a sweep looks after what no record tells of, while there is such; and else, for sockets that
@@ -80,9 +82,12 @@ impl Pace {
     }
 }
 
+/// What is known from the last sweep.
 struct SweepState {
     under_way: bool,
     cost: Duration,
+    /// Connections that there were then.
+    connections: usize,
     not_before: Instant,
     finished: Instant,
 }
@@ -103,7 +108,13 @@ impl Pipeline {
             recorder,
             sweeper: Sweeper::start(loaded.probes, report)?,
             reports,
-            sweep: SweepState { under_way: false, cost: Duration::ZERO, not_before: now, finished: now },
+            sweep: SweepState {
+                under_way: false,
+                cost: Duration::ZERO,
+                connections: 0,
+                not_before: now,
+                finished: now,
+            },
             drained: now,
             pace: Pace { since: now, received: 0, busy: false },
             waiting: Vec::new(),
@@ -198,7 +209,7 @@ impl Pipeline {
     fn tick(&mut self) {
         self.note_lost();
         let interval = if self.node.tracker.has_untold() { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL };
-        let interval = interval.max(self.sweep.cost * UNASKED_SWEEP_COST_SHARE);
+        let interval = interval.max(self.expected_sweep_cost() * UNASKED_SWEEP_COST_SHARE);
         if self.node.needs_repair() || self.sweep.finished.elapsed() >= interval {
             self.start_sweep();
         }
@@ -241,7 +252,7 @@ impl Pipeline {
     fn answer(&mut self, question: Question) {
         if question.about_owners && self.node.waiting_for.is_none() {
             self.start_sweep();
-            if self.sweep.under_way && self.sweep.cost <= SWEEP_WORTH_WAITING {
+            if self.sweep.under_way && self.expected_sweep_cost() <= SWEEP_WORTH_WAITING {
                 self.waiting.push(question);
                 return;
             }
@@ -255,6 +266,11 @@ impl Pipeline {
         let clock = Clock::read();
         self.ingest(&Frame::Tick(clock.now_ns));
         (question.ask)(&self.node, clock);
+    }
+
+    fn expected_sweep_cost(&self) -> Duration {
+        let more = self.node.tracker.table.len().saturating_sub(self.sweep.connections);
+        self.sweep.cost + SWEEP_COST_EACH * u32::try_from(more).unwrap_or(u32::MAX)
     }
 
     /// Begins to look at all sockets, unless that is under way or was done just now.
@@ -274,6 +290,7 @@ impl Pipeline {
         self.sweep = SweepState {
             under_way: false,
             cost: swept.cost,
+            connections: self.node.tracker.table.len(),
             not_before: now + swept.cost * SWEEP_COST_SHARE,
             finished: now,
         };

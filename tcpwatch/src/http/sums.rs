@@ -9,7 +9,7 @@ use super::{
     ApiError,
     connections::DEFAULT_LIMIT,
     request::Params,
-    text::{bytes, duration, limits, round_trip},
+    text::{bytes, duration, limits, printable, round_trip},
     view::{ShownBlocked, blocked},
 };
 use crate::{
@@ -76,8 +76,8 @@ impl Now {
 }
 
 /// "2 ESTABLISHED, 1 LISTEN": those that there are.
-pub(super) fn counted_text<'a, N: Display + Default + PartialEq>(
-    counts: impl IntoIterator<Item = (&'a str, N)>,
+pub(super) fn counted_text<N: Display + Default + PartialEq>(
+    counts: impl IntoIterator<Item = (impl Display, N)>,
 ) -> String {
     let some = counts.into_iter().filter(|(_, count)| *count != N::default());
     some.map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
@@ -253,7 +253,7 @@ impl Counted {
 
     fn congestion_text(&self) -> String {
         let algorithms = self.live.iter().flat_map(|live| &live.congestion_algorithms);
-        counted_text(algorithms.map(|(algorithm, count)| (algorithm.as_str(), *count)))
+        counted_text(algorithms.map(|(algorithm, count)| (printable(algorithm), *count)))
     }
 
     fn options_text(&self) -> String {
