@@ -40,10 +40,7 @@ pub extern "C" fn unheld_iter(ctx: *const Context) -> i32 {
         record.dport = u16::from_be(tw.read(&OFF_SKC_DPORT));
         record.expires_jiffies = tw.read(&OFF_TW_EXPIRES);
         iter::write(meta, record);
-    } else if let Some(request) =
-        // SAFETY: the iterator's own socket.
-        Typed::new(unsafe { bpf_skc_to_tcp_request_sock(skc.as_ptr().cast_mut().cast()) }.cast())
-    {
+    } else if let Some(request) = request(skc) {
         iter::any_socket(record, request);
         record.state = SYN_RECV;
         record.flags = FLAG_REQUEST;
@@ -53,4 +50,11 @@ pub extern "C" fn unheld_iter(ctx: *const Context) -> i32 {
         iter::write(meta, record);
     }
     0
+}
+
+/// The socket as a `struct tcp_request_sock`, if it is one.
+#[inline(always)]
+fn request(skc: Typed) -> Option<Typed> {
+    // SAFETY: the verifier checks that the argument is a socket.
+    Typed::new(unsafe { bpf_skc_to_tcp_request_sock(skc.as_ptr().cast_mut().cast()) }.cast())
 }
