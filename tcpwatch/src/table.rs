@@ -132,6 +132,10 @@ struct List {
 /// A list for each state, and one more: minisocks in FIN_WAIT2, whose clock runs from another moment.
 const ORPHANED_FIN_WAIT2: usize = TcpState::COUNT;
 
+/// Minisocks need no exact order: one may stand so much too late. Each sweep reads the kernel's clocks anew, which moves the
+/// step of the timer wheel where they expire together by a little, and all that came before it would be looked at.
+const EXPIRY_SLACK_NS: u64 = 50_000_000;
+
 /// An element of an index: where the connection lies, and the hash by which it is found, so that the index grows
 /// without looking at connections.
 #[derive(Clone, Copy)]
@@ -305,7 +309,7 @@ impl Table {
         conn.expires_ns = expires_ns;
         // Looked for from the place that it had: a correction moves it by little, and many are younger.
         let (list, mut before, mut after) = (usize::from(conn.list), conn.previous, conn.next);
-        let sooner = self.conns.get(before as usize).is_some_and(|conn| conn.expires_ns > expires_ns);
+        let sooner = self.conns.get(before as usize).is_some_and(|conn| conn.expires_after(expires_ns));
         while let Some(conn) = self.conns.get(after as usize)
             && conn.expires_ns < expires_ns
         {
@@ -393,7 +397,7 @@ impl Table {
         let expires_ns = self.conns[key as usize].expires_ns;
         if expires_ns != u64::MAX {
             while let Some(before) = self.conns.get(previous as usize)
-                && before.expires_ns > expires_ns
+                && before.expires_after(expires_ns)
             {
                 previous = before.previous;
             }
@@ -431,6 +435,11 @@ impl Conn {
     pub fn id(&self) -> u64 {
         // An address names one connection only together with when that began.
         if self.marks.by_address { self.cookie ^ self.opened_ns().rotate_left(24) } else { self.cookie }
+    }
+
+    /// By more than it matters.
+    fn expires_after(&self, expires_ns: u64) -> bool {
+        self.expires_ns > expires_ns.saturating_add(EXPIRY_SLACK_NS)
     }
 
     /// The next socket at its address is another connection.
@@ -549,6 +558,8 @@ mod tests {
 
     use super::*;
 
+    const SECOND: u64 = 1_000_000_000;
+
     fn socket(cookie: u64) -> Socket {
         let end = |port| Endpoint { addr: Ipv6Addr::LOCALHOST, port };
         Socket::new(cookie, 1, end(cookie as u16), end(80), 0)
@@ -586,11 +597,11 @@ mod tests {
         let slots: Vec<_> = (0..5)
             .map(|cookie| {
                 let slot = insert(&mut table, cookie, TcpState::TimeWait, cookie);
-                assert_eq!(table.shrink(slot, 10 * cookie), None);
+                assert_eq!(table.shrink(slot, 10 * cookie * SECOND), None);
                 slot
             })
             .collect();
-        for (which, expires_ns, order) in [
+        for (which, expires, order) in [
             (2, 21, [0, 1, 2, 3, 4]),
             (2, 30, [0, 1, 2, 3, 4]),
             (2, 31, [0, 1, 3, 2, 4]),
@@ -599,10 +610,22 @@ mod tests {
             (0, 0, [0, 4, 1, 3, 2]),
             (0, 5, [0, 4, 1, 3, 2]),
         ] {
-            table.expire_at(slots[which], expires_ns);
-            assert_eq!(cookies(table.in_state(TcpState::TimeWait)), order, "{which} at {expires_ns}");
+            table.expire_at(slots[which], expires * SECOND);
+            assert_eq!(cookies(table.in_state(TcpState::TimeWait)), order, "{which} at {expires}");
         }
         assert_eq!(table.count(TcpState::TimeWait), 5);
+    }
+
+    #[test]
+    fn minisocks_that_expire_a_little_sooner_stand_where_they_came() {
+        let mut table = Table::new(10);
+        for (cookie, expires_ns) in
+            [(0, SECOND), (1, SECOND - EXPIRY_SLACK_NS), (2, SECOND - 2 * EXPIRY_SLACK_NS - 1)]
+        {
+            let slot = insert(&mut table, cookie, TcpState::TimeWait, cookie);
+            assert_eq!(table.shrink(slot, expires_ns), None);
+        }
+        assert_eq!(cookies(table.in_state(TcpState::TimeWait)), [2, 0, 1]);
     }
 
     #[test]
