@@ -287,13 +287,6 @@ impl Pipeline {
 
     fn finish_sweep(&mut self, swept: Swept) {
         let now = Instant::now();
-        self.sweep = SweepState {
-            under_way: false,
-            cost: swept.cost,
-            connections: self.node.tracker.table.len(),
-            not_before: now + swept.cost * SWEEP_COST_SHARE,
-            finished: now,
-        };
         self.node.sweeps.done += 1;
         self.node.sweeps.cost += swept.cost;
         if swept.problems != self.node.sweep_problems {
@@ -304,6 +297,14 @@ impl Pipeline {
         }
         self.drain();
         self.ingest(&Frame::SweepEnd(swept.coverage));
+        // With the minisocks that enter the table only now.
+        self.sweep = SweepState {
+            under_way: false,
+            cost: swept.cost,
+            connections: self.node.tracker.table.len(),
+            not_before: now + swept.cost * SWEEP_COST_SHARE,
+            finished: now,
+        };
         for question in std::mem::take(&mut self.waiting) {
             self.say(question);
         }

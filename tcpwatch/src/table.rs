@@ -198,7 +198,7 @@ impl Table {
         {
             return Some(Slot(recent.get()));
         }
-        let found = self.find_any(cookie)?;
+        let found = self.find_in_index(cookie)?;
         recent.set(found.0);
         Some(found)
     }
@@ -207,7 +207,7 @@ impl Table {
         &self.recent[cookie as usize % self.recent.len()]
     }
 
-    fn find_any(&self, cookie: u64) -> Option<Slot> {
+    fn find_in_index(&self, cookie: u64) -> Option<Slot> {
         let hash = hash(cookie);
         let same = |key: &Key| key.hash == hash && self.conns[key.slot as usize].cookie == cookie;
         self.by_cookie.find(spread(hash), same).map(|key| Slot(key.slot))
@@ -309,9 +309,10 @@ impl Table {
         conn.expires_ns = expires_ns;
         // Looked for from the place that it had: a correction moves it by little, and many are younger.
         let (list, mut before, mut after) = (usize::from(conn.list), conn.previous, conn.next);
-        let sooner = self.conns.get(before as usize).is_some_and(|conn| conn.expires_after(expires_ns));
+        let sooner =
+            self.conns.get(before as usize).is_some_and(|conn| is_later(conn.expires_ns, expires_ns));
         while let Some(conn) = self.conns.get(after as usize)
-            && conn.expires_ns < expires_ns
+            && is_later(expires_ns, conn.expires_ns)
         {
             (before, after) = (after, conn.next);
         }
@@ -397,7 +398,7 @@ impl Table {
         let expires_ns = self.conns[key as usize].expires_ns;
         if expires_ns != u64::MAX {
             while let Some(before) = self.conns.get(previous as usize)
-                && before.expires_after(expires_ns)
+                && is_later(before.expires_ns, expires_ns)
             {
                 previous = before.previous;
             }
@@ -435,11 +436,6 @@ impl Conn {
     pub fn id(&self) -> u64 {
         // An address names one connection only together with when that began.
         if self.marks.by_address { self.cookie ^ self.opened_ns().rotate_left(24) } else { self.cookie }
-    }
-
-    /// By more than it matters.
-    fn expires_after(&self, expires_ns: u64) -> bool {
-        self.expires_ns > expires_ns.saturating_add(EXPIRY_SLACK_NS)
     }
 
     /// The next socket at its address is another connection.
@@ -523,6 +519,11 @@ impl Conn {
     pub fn at_least(&self) -> bool {
         self.marks.older || self.marks.state_older
     }
+}
+
+/// Of two times at which minisocks expire: by more than it matters.
+fn is_later(expires_ns: u64, than_ns: u64) -> bool {
+    expires_ns > than_ns.saturating_add(EXPIRY_SLACK_NS)
 }
 
 /// The kernel gives cookies in sequence to the sockets that a processor makes, and what was made together is told of

@@ -32,11 +32,7 @@ impl Ticks {
 
     /// CLOCK_MONOTONIC at a tick, whose full count is given.
     pub fn time_of(&self, jiffies: u64) -> u64 {
-        if jiffies >= self.jiffies {
-            self.time_ns.saturating_add(scale(jiffies - self.jiffies, NANOS, self.hz))
-        } else {
-            self.time_ns.saturating_sub(scale(self.jiffies - jiffies, NANOS, self.hz))
-        }
+        translate(jiffies, (self.jiffies, self.time_ns), NANOS, self.hz)
     }
 
     /// The same for the lower 32 bits of a past tick.
@@ -49,11 +45,7 @@ impl Ticks {
     /// steps are coarser the longer the time-out, and are rounded up to the next (calc_index and
     /// calc_wheel_index in kernel/time/timer.c). A 60 s TIME_WAIT lasts up to 4 s longer with 1000 ticks a second.
     pub fn timer_fires(&self, set_ns: u64, timeout_ns: u64) -> u64 {
-        let set = if set_ns >= self.time_ns {
-            self.jiffies.saturating_add(self.ticks(set_ns - self.time_ns))
-        } else {
-            self.jiffies.saturating_sub(self.ticks(self.time_ns - set_ns))
-        };
+        let set = translate(set_ns, (self.time_ns, self.jiffies), self.hz, NANOS);
         let timeout = self.ticks(timeout_ns);
         self.expiry_fires(set.saturating_add(timeout), timeout)
     }
@@ -80,6 +72,12 @@ impl Ticks {
 
 /// In a second.
 const NANOS: u64 = 1_000_000_000;
+
+/// A moment of one clock in another, whose units are `by / per` of the first's; `same`: one moment in both.
+fn translate(moment: u64, same: (u64, u64), by: u64, per: u64) -> u64 {
+    let apart = scale(moment.abs_diff(same.0), by, per);
+    if moment >= same.0 { same.1.saturating_add(apart) } else { same.1.saturating_sub(apart) }
+}
 
 /// `value * by / per`, without the product, which may be more than 64 bits have; `by` and `per` are a billion at most.
 fn scale(value: u64, by: u64, per: u64) -> u64 {
