@@ -2,11 +2,7 @@
 //!
 //! It tells of the translation next to the socket. Further ones on the way it does not follow.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs, io,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, fs, io, net::IpAddr};
 
 use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED, Nla};
 use netlink_packet_netfilter::{
@@ -15,7 +11,12 @@ use netlink_packet_netfilter::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::{decode::Endpoint, netlink, netns, sock_diag::Target};
+use crate::{
+    decode::Endpoint,
+    netlink,
+    netns::{self, OfEach},
+    sock_diag::Target,
+};
 
 /// How many connections are tracked in the reader's namespace; not there where none can be. Asked first, because asking
 /// for one would make the kernel load what it has not needed yet.
@@ -72,13 +73,8 @@ fn tracks_any() -> bool {
 ///
 /// # Errors
 /// When nothing can be asked, for people.
-pub async fn ask_all(
-    namespaces: BTreeMap<u32, Option<u32>>,
-) -> Result<HashMap<u32, Result<Vec<Translation>, String>>, String> {
-    netns::on_own_thread(move || {
-        namespaces.into_iter().map(|(inode, pid)| (inode, of_namespace(inode, pid))).collect()
-    })
-    .await
+pub async fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> Result<OfEach<Vec<Translation>>, String> {
+    netns::of_each(namespaces, of_namespace).await
 }
 
 fn of_namespace(inode: u32, pid: Option<u32>) -> Result<Vec<Translation>, String> {

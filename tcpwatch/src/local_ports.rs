@@ -1,12 +1,8 @@
 //! The local ports that the kernel chooses from when a socket connects, in each network namespace.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs, io,
-    ops::RangeInclusive,
-};
+use std::{collections::BTreeMap, fs, io, ops::RangeInclusive};
 
-use crate::netns;
+use crate::netns::{self, OfEach};
 
 /// Of the reader's namespace, and for IPv6 too.
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -56,13 +52,8 @@ impl LocalPorts {
 ///
 /// # Errors
 /// When nothing can be asked, for people.
-pub async fn ask(
-    namespaces: BTreeMap<u32, Option<u32>>,
-) -> Result<HashMap<u32, Result<LocalPorts, String>>, String> {
-    netns::on_own_thread(move || {
-        namespaces.into_iter().map(|(inode, pid)| (inode, of_namespace(inode, pid))).collect()
-    })
-    .await
+pub async fn ask(namespaces: BTreeMap<u32, Option<u32>>) -> Result<OfEach<LocalPorts>, String> {
+    netns::of_each(namespaces, of_namespace).await
 }
 
 fn of_namespace(inode: u32, pid: Option<u32>) -> Result<LocalPorts, String> {

@@ -1,7 +1,7 @@
 //! Network namespaces: which there are, and how a thread gets into one.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
@@ -56,6 +56,20 @@ pub async fn on_own_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + '
         })
         .map_err(|error| format!("no thread to ask the kernel with: {error}"))?;
     answer.await.map_err(|_| "the thread that asked the kernel ended".to_owned())
+}
+
+/// What is told of each namespace, by its inode, or why not.
+pub type OfEach<T> = HashMap<u32, Result<T, String>>;
+
+/// Asks in turn about these, with each a process that may be in it; `ask` enters it.
+///
+/// # Errors
+/// When nothing can be asked, for people.
+pub async fn of_each<T: Send + 'static>(
+    namespaces: BTreeMap<u32, Option<u32>>,
+    ask: fn(u32, Option<u32>) -> Result<T, String>,
+) -> Result<OfEach<T>, String> {
+    on_own_thread(move || namespaces.into_iter().map(|(inode, pid)| (inode, ask(inode, pid))).collect()).await
 }
 
 /// Inodes of the network namespaces with a path to each, and why there may be others.

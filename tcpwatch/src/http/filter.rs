@@ -18,6 +18,26 @@ pub(super) struct Filter {
     pub role: Option<Role>,
 }
 
+/// Of what process and role: where sums are asked for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chosen {
+    comm: Option<String>,
+    role: Option<Role>,
+}
+
+impl Chosen {
+    pub(super) const PARAMETERS: [&str; 2] = ["comm", "role"];
+
+    pub(super) fn take(params: &mut Params) -> Result<Self, ApiError> {
+        Ok(Self { comm: params.take("comm")?, role: params.take_as("role")? })
+    }
+
+    pub(super) fn matches(&self, process: Option<&str>, role: Role) -> bool {
+        self.role.is_none_or(|wanted| wanted == role)
+            && self.comm.as_deref().is_none_or(|wanted| process == Some(wanted))
+    }
+}
+
 impl Filter {
     /// The parameters that a filter takes.
     pub(super) const PARAMETERS: [&str; 7] =

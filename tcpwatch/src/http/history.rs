@@ -12,6 +12,7 @@ use super::{
     filter::address_or_cidr,
     request::Params,
     respond,
+    sums::cut,
     text::{bytes, duration, printable, table},
     view::{Detail, detail},
 };
@@ -126,10 +127,6 @@ impl Answer for History {
             .collect();
         let header =
             ["ID", "ENDED", "LIVED", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "SENT", "RECEIVED"];
-        let mut text = table(&header, &rows);
-        if self.truncated {
-            text += &format!("\n{} of {} shown; ?limit=0 shows all\n", self.connections.len(), self.total);
-        }
-        text
+        table(&header, &rows) + &cut(self.connections.len(), self.total)
     }
 }

@@ -3,11 +3,7 @@
 //!
 //! Connection tracking is asked in a thread of its own, as a whole in each namespace that has connections.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use axum::{extract::State, response::Response};
 use rustc_hash::FxHashMap;
@@ -16,8 +12,10 @@ use serde::Serialize;
 use super::{
     Answer, Api, ApiError, Asked,
     connections::{DEFAULT_LIMIT, show},
+    filter::Chosen,
+    request::Params,
     respond,
-    sums::cut,
+    sums::{cut, problems},
     text::{printable, table},
     view::{self, End},
 };
@@ -25,6 +23,7 @@ use crate::{
     aggregate::Role,
     conntrack::{self, Translation},
     decode::Endpoint,
+    netns::OfEach,
     node::Node,
     table::{Conn, Ends},
 };
@@ -49,46 +48,35 @@ struct Row {
     role: Role,
     dialled: End,
     reached: End,
+    #[serde(flatten)]
+    found: Found,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Found {
     connections: usize,
     /// Of these, whom the server knows by another address or port than the client's own.
     source_translated: usize,
 }
 
-#[derive(Default)]
-struct Found {
-    connections: usize,
-    source_translated: usize,
-}
-
-#[derive(Clone)]
-struct Wanted {
-    comm: Option<String>,
-    role: Option<Role>,
-    limit: usize,
-}
-
 /// Of a row: process, role, whom it dialled and whom it reached.
 type Key = (Option<Arc<str>>, Role, Endpoint, Endpoint);
 
-/// By namespace.
-type Told = HashMap<u32, Result<Vec<Translation>, String>>;
-
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let wanted = (|| {
-        let params = &mut asked.params;
-        let (comm, role) = (params.take("comm")?, params.take_as("role")?);
-        let limit = params.take_limit(DEFAULT_LIMIT)?;
-        params.finish(&["comm", "role", "limit"])?;
-        Ok(Wanted { comm, role, limit })
-    })();
-    let answer = match wanted {
-        Ok(wanted) => answer(&api, wanted).await,
+    let answer = match parse(&mut asked.params) {
+        Ok((chosen, limit)) => answer(&api, chosen, limit).await,
         Err(error) => Err(error),
     };
     respond(asked.format, answer)
 }
 
-async fn answer(api: &Api, wanted: Wanted) -> Result<Nat, ApiError> {
+fn parse(params: &mut Params) -> Result<(Chosen, usize), ApiError> {
+    let (chosen, limit) = (Chosen::take(params)?, params.take_limit(DEFAULT_LIMIT)?);
+    params.finish(&[&Chosen::PARAMETERS[..], &["limit"]].concat())?;
+    Ok((chosen, limit))
+}
+
+async fn answer(api: &Api, chosen: Chosen, limit: usize) -> Result<Nat, ApiError> {
     let asked = if api.live {
         let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_tracked)).await?;
         conntrack::ask_all(namespaces).await
@@ -96,7 +84,7 @@ async fn answer(api: &Api, wanted: Wanted) -> Result<Nat, ApiError> {
         Err("a recording does not have what the kernel translated".to_owned())
     };
     match asked {
-        Ok(told) => api.ask(true, move |node, _| list(node, told, &wanted)).await,
+        Ok(told) => api.ask(true, move |node, _| list(node, told, &chosen, limit)).await,
         Err(problem) => {
             Ok(Nat { total: 0, truncated: false, translations: Vec::new(), problems: vec![problem] })
         }
@@ -107,7 +95,7 @@ fn may_be_tracked(conn: &Conn) -> bool {
     conn.role != Role::Listener && conn.local.port != 0
 }
 
-fn list(node: &Node, told: Told, wanted: &Wanted) -> Nat {
+fn list(node: &Node, told: OfEach<Vec<Translation>>, chosen: &Chosen, limit: usize) -> Nat {
     let (by_ends, mut problems) = by_ends(told);
     let tracker = &node.tracker;
     let mut found: BTreeMap<Key, Found> = BTreeMap::new();
@@ -115,10 +103,8 @@ fn list(node: &Node, told: Told, wanted: &Wanted) -> Nat {
     for conn in tracker.table.iter().filter(|conn| may_be_tracked(conn)) {
         let Some(translation) = by_ends.get(&conn.ends()) else { continue };
         let process = conn.process.map(|id| Arc::clone(&tracker.processes.get(id).comm));
-        let is_wanted = wanted.role.is_none_or(|role| role == conn.role)
-            && wanted.comm.as_deref().is_none_or(|comm| process.as_deref() == Some(comm));
         match translation {
-            _ if !is_wanted => {}
+            _ if !chosen.matches(process.as_deref(), conn.role) => {}
             Some(Translation { dialled, reached }) => {
                 let one = found.entry((process, conn.role, dialled.1, reached.1)).or_default();
                 one.connections += 1;
@@ -141,18 +127,17 @@ fn list(node: &Node, told: Told, wanted: &Wanted) -> Nat {
             role,
             dialled: view::end(dialled),
             reached: view::end(reached),
-            connections: found.connections,
-            source_translated: found.source_translated,
+            found,
         })
         .collect();
-    translations.sort_by_key(|row| Reverse(row.connections));
-    translations.truncate(wanted.limit);
+    translations.sort_by_key(|row| Reverse(row.found.connections));
+    translations.truncate(limit);
     Nat { total, truncated: total > translations.len(), translations, problems }
 }
 
 /// The translation of each connection, as both of its sides would be found in the table; `None` where zones of conntrack
 /// have different ones for the same ends, and a socket does not say in which it is tracked.
-fn by_ends(told: Told) -> (FxHashMap<Ends, Option<Translation>>, Vec<String>) {
+fn by_ends(told: OfEach<Vec<Translation>>) -> (FxHashMap<Ends, Option<Translation>>, Vec<String>) {
     let mut by_ends = FxHashMap::default();
     let mut problems = Vec::new();
     for (netns, told) in told {
@@ -185,19 +170,14 @@ impl Answer for Nat {
                     row.role.name().to_owned(),
                     show(&row.dialled),
                     show(&row.reached),
-                    row.connections.to_string(),
-                    row.source_translated.to_string(),
+                    row.found.connections.to_string(),
+                    row.found.source_translated.to_string(),
                 ]
             })
             .collect();
         let header = ["PROCESS", "ROLE", "DIALLED", "REACHED", "NOW", "SOURCE TRANSLATED"];
-        let mut text = table(&header, &rows);
-        for problem in &self.problems {
-            text += &format!("\nnot complete: {problem}\n");
-        }
-        if self.truncated {
-            text += &cut(self.translations.len(), self.total);
-        }
-        text
+        table(&header, &rows)
+            + &problems("not complete", &self.problems)
+            + &cut(self.translations.len(), self.total)
     }
 }

@@ -11,13 +11,14 @@ use serde::Serialize;
 
 use super::{
     Answer, Api, ApiError, Asked,
+    filter::Chosen,
     request::Params,
     respond,
     sums::{Counted, FIGURES, Now, Tally, Wanted, cut, figures},
     text::{printable, table},
 };
 use crate::{
-    aggregate::{Counts, GroupKey, Peer, Role},
+    aggregate::{Counts, Peer, Role},
     node::Node,
 };
 
@@ -41,19 +42,6 @@ struct Row {
     counted: Counted,
 }
 
-#[derive(Default)]
-struct Chosen {
-    comm: Option<String>,
-    role: Option<Role>,
-}
-
-impl Chosen {
-    fn matches(&self, key: &GroupKey) -> bool {
-        self.role.is_none_or(|role| key.role == role)
-            && self.comm.as_deref().is_none_or(|comm| key.process.as_deref() == Some(comm))
-    }
-}
-
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
     let answer = match parse(&mut asked.params) {
         Ok((chosen, wanted)) => api.ask(true, move |node, _| list(node, &chosen, wanted)).await,
@@ -63,9 +51,9 @@ pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
 }
 
 fn parse(params: &mut Params) -> Result<(Chosen, Wanted), ApiError> {
-    let chosen = Chosen { comm: params.take("comm")?, role: params.take_as("role")? };
+    let chosen = Chosen::take(params)?;
     let wanted = Wanted::take(params)?;
-    params.finish(&[&["comm", "role"][..], &Wanted::PARAMETERS].concat())?;
+    params.finish(&[Chosen::PARAMETERS, Wanted::PARAMETERS].concat())?;
     Ok((chosen, wanted))
 }
 
@@ -79,7 +67,9 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted) -> Peers {
         }
     }
     let mut by_peer: FxHashMap<(Role, Peer), (Tally, Counts, BTreeSet<_>)> = FxHashMap::default();
-    for (id, group) in tracker.groups.ids().filter(|(_, group)| chosen.matches(&group.key)) {
+    for (id, group) in
+        tracker.groups.ids().filter(|(_, group)| chosen.matches(group.key.process.as_deref(), group.key.role))
+    {
         let key = (group.key.role, group.key.peer);
         let (tally, counts, processes) = by_peer.entry(key).or_default();
         if let Some(now) = by_group.get(&id) {
@@ -131,10 +121,6 @@ impl Answer for Peers {
             })
             .collect();
         let header = [&["PEER", "ROLE", "PROCESSES"][..], &FIGURES].concat();
-        let mut text = table(&header, &rows);
-        if self.truncated {
-            text += &cut(self.peers.len(), self.total);
-        }
-        text
+        table(&header, &rows) + &cut(self.peers.len(), self.total)
     }
 }

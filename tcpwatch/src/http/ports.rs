@@ -19,7 +19,7 @@ use super::{
     Answer, Api, ApiError, Asked,
     connections::{DEFAULT_LIMIT, show},
     respond,
-    sums::{Tally, counted_text, cut},
+    sums::{Tally, counted_text, cut, problems},
     text::{printable, table},
     view::{self, End},
 };
@@ -27,6 +27,7 @@ use crate::{
     aggregate::Role,
     decode::Endpoint,
     local_ports::{self, LocalPorts},
+    netns::OfEach,
     node::Node,
     table::Conn,
 };
@@ -58,8 +59,7 @@ struct Row {
     processes: BTreeSet<Option<Arc<str>>>,
 }
 
-/// By namespace.
-type Known = HashMap<u32, Result<LocalPorts, String>>;
+type Known = OfEach<LocalPorts>;
 
 #[derive(Default)]
 struct Used {
@@ -166,13 +166,8 @@ impl Answer for Ports {
             .collect();
         let header =
             ["NETNS", "SOURCE", "DESTINATION", "IN USE", "AVAILABLE", "SHARE", "STATES", "PROCESSES"];
-        let mut text = table(&header, &rows);
-        for problem in &self.problems {
-            text += &format!("\navailable is not known: {problem}\n");
-        }
-        if self.truncated {
-            text += &cut(self.ports.len(), self.total);
-        }
-        text
+        table(&header, &rows)
+            + &problems("available is not known", &self.problems)
+            + &cut(self.ports.len(), self.total)
     }
 }

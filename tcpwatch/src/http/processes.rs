@@ -130,10 +130,6 @@ impl Answer for Processes {
             })
             .collect();
         let header = [&["PROCESS", "PID"][..], &FIGURES].concat();
-        let mut text = table(&header, &rows);
-        if self.truncated {
-            text += &cut(self.processes.len(), self.total);
-        }
-        text
+        table(&header, &rows) + &cut(self.processes.len(), self.total)
     }
 }

@@ -323,9 +323,14 @@ pub(super) fn figures(now: &Now, counted: &Counted) -> [String; FIGURES.len()] {
     ]
 }
 
-/// What follows a table that `limit` cut.
+/// What follows a table: nothing, unless `limit` cut it.
 pub(super) fn cut(shown: usize, total: usize) -> String {
-    format!("\n{shown} of {total} shown; ?limit=0 shows all\n")
+    if shown == total { String::new() } else { format!("\n{shown} of {total} shown; ?limit=0 shows all\n") }
+}
+
+/// What follows a table of which something is not known: a line for each reason.
+pub(super) fn problems(what: &str, problems: &[String]) -> String {
+    problems.iter().map(|problem| format!("\n{what}: {problem}\n")).collect::<Vec<_>>().concat()
 }
 
 /// What rows are sorted by: the largest number first.

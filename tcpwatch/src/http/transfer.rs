@@ -18,9 +18,10 @@ use self::{
 use super::{
     Answer, Api, ApiError, Asked,
     connections::DEFAULT_LIMIT,
+    filter::Chosen,
     request::Params,
     respond,
-    sums::cut,
+    sums::{cut, problems},
     text::{bytes, duration, limits, printable, round_trip, spread, table},
 };
 use crate::{aggregate::Role, clock, live::Spread, node::Node, sock_diag::Carried};
@@ -85,8 +86,7 @@ enum Sort {
 }
 
 struct Wanted {
-    comm: Option<String>,
-    role: Option<Role>,
+    chosen: Chosen,
     period: Option<Duration>,
     sort: Sort,
     limit: usize,
@@ -104,7 +104,7 @@ pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
 }
 
 fn parse(params: &mut Params) -> Result<Wanted, ApiError> {
-    let (comm, role) = (params.take("comm")?, params.take_as("role")?);
+    let chosen = Chosen::take(params)?;
     let seconds: Option<f64> = params.take_as("seconds")?;
     if let Some(seconds) = seconds
         && !(seconds > 0.0 && seconds <= MOST_SECONDS)
@@ -130,7 +130,7 @@ fn parse(params: &mut Params) -> Result<Wanted, ApiError> {
     };
     let limit = params.take_limit(DEFAULT_LIMIT)?;
     params.finish(&["comm", "role", "seconds", "sort", "limit"])?;
-    Ok(Wanted { comm, role, period: seconds.map(Duration::from_secs_f64), sort, limit })
+    Ok(Wanted { chosen, period: seconds.map(Duration::from_secs_f64), sort, limit })
 }
 
 async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
@@ -143,10 +143,7 @@ async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
     let mut rows: Vec<_> = sums
         .by_key
         .into_iter()
-        .filter(|((process, role, _), _)| {
-            wanted.role.is_none_or(|wanted| *role == wanted)
-                && wanted.comm.as_deref().is_none_or(|comm| process.as_deref() == Some(comm))
-        })
+        .filter(|((process, role, _), _)| wanted.chosen.matches(process.as_deref(), *role))
         .map(|((process, role, peer), sum)| Row {
             process,
             role,
@@ -209,14 +206,9 @@ impl Answer for Transfers {
         let rates: &[_] = if self.seconds.is_some() { &RATES } else { &[] };
         let header = [&COLUMNS, rates, &MORE_COLUMNS].concat();
         let rows: Vec<_> = self.transfers.iter().map(Row::cells).collect();
-        let mut text = table(&header, &rows);
-        for problem in &self.problems {
-            text += &format!("\nnot complete: {problem}\n");
-        }
-        if self.truncated {
-            text += &cut(self.transfers.len(), self.total);
-        }
-        text
+        table(&header, &rows)
+            + &problems("not complete", &self.problems)
+            + &cut(self.transfers.len(), self.total)
     }
 }
 
