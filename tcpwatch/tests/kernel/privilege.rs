@@ -18,9 +18,9 @@ use crate::{
 
 /// Sockets that a process holds and such that none does; then a connection goes, and one changes hands.
 const SOCKETS: &str = r#"
-listener = listen("127.0.0.1")
+listener = listen(args[0])
 def pair():
-    return connect("127.0.0.1", port_of(listener)), listener.accept()[0]
+    return connect(args[0], port_of(listener)), listener.accept()[0]
 def close(first, second):
     # Not before the other has closed, or an orphan waits for that.
     first.shutdown(socket.SHUT_WR)
@@ -31,7 +31,7 @@ def close(first, second):
 kept, over, half = pair(), pair(), pair()
 close(*over)
 half[0].close()
-waiting = connect("127.0.0.1", port_of(listener))
+waiting = connect(args[0], port_of(listener))
 say(port_of(listener))
 order()
 close(*kept)
@@ -45,6 +45,10 @@ waiting.close()
 say(pid)
 order()
 "#;
+
+/// Where it listens: in the machine's own namespace an earlier test's daemon may have had the same port at 127.0.0.1, and its
+/// connections be in TIME_WAIT.
+const ADDR: &str = "127.0.0.9";
 
 /// Both ends of `half` but the orphan, of `kept`, and the client's end of `waiting`.
 const HELD: [&str; 5] = ["CLOSE_WAIT", "ESTABLISHED", "ESTABLISHED", "ESTABLISHED", "LISTEN"];
@@ -69,7 +73,7 @@ impl Place {
         let words: Vec<String> =
             enter.iter().map(|&word| word.to_owned()).chain(user.iter().cloned()).collect();
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg("/usr/bin/python3").args(python_args("place", SOCKETS, &[]));
+        command.args(&words[1..]).arg("/usr/bin/python3").args(python_args("place", SOCKETS, &[ADDR]));
         let mut workload = Workload::spawn(&mut command).expect("setpriv, nsenter and unshare (util-linux)");
         let port = workload.hear().parse().unwrap();
         let link = std::fs::read_link(format!("/proc/{}/ns/net", workload.pid())).unwrap();
@@ -79,7 +83,9 @@ impl Place {
 
     fn rows(&self, daemon: &Daemon) -> Vec<Value> {
         let mut rows = daemon.connections_of(self.netns);
-        rows.retain(|row| row["local"]["port"] == self.port || row["remote"]["port"] == self.port);
+        rows.retain(|row| {
+            ["local", "remote"].iter().any(|end| row[end]["addr"] == ADDR && row[end]["port"] == self.port)
+        });
         rows.sort_by_key(|row| row["state"].to_string());
         rows
     }
