@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Sockets that a process holds and such that none does; then a connection goes, and one changes hands.
-const SOCKETS: &str = r#"
+const SOCKETS: &str = r"
 listener = listen(args[0])
 def pair():
     return connect(args[0], port_of(listener)), listener.accept()[0]
@@ -44,7 +44,7 @@ if pid == 0:
 waiting.close()
 say(pid)
 order()
-"#;
+";
 
 /// Where it listens: in the machine's own namespace an earlier test's daemon may have had the same port at 127.0.0.1, and its
 /// connections be in TIME_WAIT.
