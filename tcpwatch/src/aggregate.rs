@@ -15,6 +15,7 @@ use crate::{
     decode::{FAILURES, Traffic},
     first_close::FirstClose,
     histogram::Histogram,
+    index::Index,
     live::Live,
     reset::Reset,
     stall::Stalls,
@@ -242,7 +243,7 @@ impl Counts {
 
 /// Index of a group; valid while a connection holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupId(u32);
+pub struct GroupId(Index);
 
 const RECENT: usize = 64;
 
@@ -262,7 +263,7 @@ pub struct Groups {
 }
 
 impl Groups {
-    pub const OTHER: GroupId = GroupId(0);
+    pub const OTHER: GroupId = GroupId(Index::new(0));
 
     pub fn new(limit: usize) -> Self {
         let key = GroupKey { process: Some("~other".into()), role: Role::Unknown, peer: Peer::Other };
@@ -282,7 +283,7 @@ impl Groups {
         // Both ends of a connection within this machine have the same port.
         let recent = (usize::from(peer.port()) + role as usize * (RECENT / 4)) % RECENT;
         let mut id = self.recent[recent];
-        let key = &self.groups[id.0 as usize].key;
+        let key = &self.groups[id.0.get()].key;
         if (key.process.as_ref(), key.role, key.peer) != (process, role, peer) {
             let key = GroupKey { process: process.cloned(), role, peer };
             id = match self.by_key.get(&key) {
@@ -291,24 +292,24 @@ impl Groups {
             };
             self.recent[recent] = id;
         }
-        let group = &mut self.groups[id.0 as usize];
+        let group = &mut self.groups[id.0.get()];
         group.held += 1;
         group.active_ns = now_ns;
         id
     }
 
     pub fn release(&mut self, id: GroupId, now_ns: u64) {
-        let group = &mut self.groups[id.0 as usize];
+        let group = &mut self.groups[id.0.get()];
         group.held -= 1;
         group.active_ns = now_ns;
     }
 
     pub fn key(&self, id: GroupId) -> &GroupKey {
-        &self.groups[id.0 as usize].key
+        &self.groups[id.0.get()].key
     }
 
     pub fn counts(&mut self, id: GroupId) -> &mut Counts {
-        &mut self.groups[id.0 as usize].counts
+        &mut self.groups[id.0.get()].counts
     }
 
     /// For one count of what holds no group: those of the group of these.
@@ -339,17 +340,17 @@ impl Groups {
 
     pub(crate) fn all_counts(&mut self) -> impl Iterator<Item = (GroupId, &mut Counts)> {
         let groups = self.groups.iter_mut().enumerate();
-        groups.map(|(index, group)| (GroupId(index as u32), &mut group.counts))
+        groups.map(|(index, group)| (GroupId(Index::new(index)), &mut group.counts))
     }
 
     pub fn ids(&self) -> impl Iterator<Item = (GroupId, &Group)> {
-        self.groups.iter().enumerate().map(|(index, group)| (GroupId(index as u32), group))
+        self.groups.iter().enumerate().map(|(index, group)| (GroupId(Index::new(index)), group))
     }
 
     fn place(&mut self, key: GroupKey, now_ns: u64) -> GroupId {
         let group = Group { key: key.clone(), counts: Counts::default(), held: 0, active_ns: now_ns };
         if self.groups.len() <= self.limit {
-            let id = GroupId(self.groups.len() as u32);
+            let id = GroupId(Index::new(self.groups.len()));
             self.groups.push(group);
             self.by_key.insert(key, id);
             return id;
@@ -370,7 +371,7 @@ impl Groups {
         let old = std::mem::replace(&mut self.groups[index], group);
         self.groups[0].counts.add(&old.counts);
         self.by_key.remove(&old.key);
-        let id = GroupId(index as u32);
+        let id = GroupId(Index::new(index));
         self.by_key.insert(key, id);
         id
     }

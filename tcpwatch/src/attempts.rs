@@ -25,7 +25,7 @@ impl Tracker {
     /// The application called connect().
     pub(crate) fn count_attempt(&mut self, slot: Slot, now_ns: u64) {
         let conn = self.table.get_mut(slot);
-        let first = conn.role == Role::Client && !std::mem::replace(&mut conn.marks.connecting, true);
+        let first = conn.role == Role::Client && !conn.marks.replace(Marks::CONNECTING, true);
         if first && let Some(group) = self.group(slot, now_ns) {
             self.groups.counts(group).attempts += 1;
         }
@@ -34,7 +34,7 @@ impl Tracker {
     /// This became of the connect.
     pub(crate) fn count_connect(&mut self, slot: Slot, outcome: Outcome, now_ns: u64) {
         let conn = self.table.get_mut(slot);
-        let counted = std::mem::replace(&mut conn.marks.connecting, false);
+        let counted = conn.marks.replace(Marks::CONNECTING, false);
         if conn.role != Role::Client || (conn.connect.is_some() && !counted) {
             return;
         }
@@ -48,7 +48,7 @@ impl Tracker {
 
     /// The socket went from SYN_SENT or SYN_RECV to CLOSE.
     pub(crate) fn fail_connect(&mut self, slot: Slot, socket: &Socket, failure: Failure, now_ns: u64) {
-        if self.table.get(slot).marks.established {
+        if self.table.get(slot).is(Marks::ESTABLISHED) {
             return;
         }
         let unsent = failure.from == TcpState::SynSent && socket.is_unsent();
@@ -68,7 +68,7 @@ impl Tracker {
             self.supersede(slot, now_ns);
         }
         let life = Life::new(TcpState::Close, Cause::Application, now_ns);
-        let marks = Marks { by_address: self.told.addresses, ..Marks::default() };
+        let marks = Marks::default().with(Marks::BY_ADDRESS, self.told.addresses);
         // Also in a full table, which it leaves at once.
         let slot = self.table.insert(socket, life, Role::Client, now_ns, marks);
         let process = pid.and_then(|pid| self.processes.by_pid(pid));

@@ -16,6 +16,7 @@ pub mod stall;
 pub mod decode;
 
 pub mod container;
+mod index;
 pub mod process;
 
 pub mod connect;

@@ -44,48 +44,45 @@ pub struct Step {
     pub since_ns: u64,
 }
 
-/// The longest life that TCP's state diagram allows: SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT1, CLOSING,
-/// TIME_WAIT, CLOSE. What a repaired table may add beyond it replaces the last step.
-const MAX_STEPS: usize = 7;
+/// The longest life that TCP's state diagram allows, but for the CLOSE that ends it: SYN_SENT, SYN_RECV, ESTABLISHED,
+/// FIN_WAIT1, CLOSING, TIME_WAIT. What a repaired table may add beyond it replaces the last step.
+const MAX_STEPS: usize = 6;
 
-/// Packed: nanoseconds since the first step (56 bits, two years), cause (4), state (4).
+/// The latest step first. Packed: CLOCK_MONOTONIC in nanoseconds (58 bits, nine years), cause (2), state (4); no state is 0,
+/// so a 0 is no step.
 #[derive(Clone, Copy, Debug)]
 pub struct Life {
-    began_ns: u64,
     steps: [u64; MAX_STEPS],
-    len: u8,
-    /// Of the last step: asked for with every record.
-    state: TcpState,
 }
 
 impl Life {
     pub fn new(state: TcpState, cause: Cause, began_ns: u64) -> Self {
-        let mut life = Self { began_ns, steps: [0; MAX_STEPS], len: 0, state };
-        life.enter(state, cause, began_ns);
+        let mut life = Self { steps: [0; MAX_STEPS] };
+        life.steps[0] = pack(state, cause, began_ns);
         life
     }
 
     /// CLOCK_MONOTONIC of the first step.
     pub fn began_ns(&self) -> u64 {
-        self.began_ns
+        let first = self.steps.iter().rfind(|packed| **packed != 0);
+        first.map_or(0, |packed| packed >> TIME_SHIFT)
     }
 
     pub fn state(&self) -> TcpState {
-        self.state
+        unpack_state(self.steps[0])
     }
 
     pub fn since_ns(&self) -> u64 {
-        self.began_ns + (self.last() >> 8)
+        self.steps[0] >> TIME_SHIFT
     }
 
     /// A time before the last step began becomes that time: clocks of two processors may differ a little.
     pub fn enter(&mut self, state: TcpState, cause: Cause, now_ns: u64) {
-        let earliest = if self.len == 0 { self.began_ns } else { self.since_ns() };
-        let offset = now_ns.max(earliest) - self.began_ns;
-        let index = usize::from(self.len).min(MAX_STEPS - 1);
-        self.steps[index] = offset << 8 | (cause as u64) << 4 | state as u64;
-        self.len = index as u8 + 1;
-        self.state = state;
+        let packed = pack(state, cause, now_ns.max(self.since_ns()));
+        if self.steps[MAX_STEPS - 1] == 0 {
+            self.steps.copy_within(..MAX_STEPS - 1, 1);
+        }
+        self.steps[0] = packed;
     }
 
     /// The life that goes on in `state`; unchanged when it is in that state already.
@@ -98,16 +95,19 @@ impl Life {
     }
 
     pub fn steps(&self) -> impl Iterator<Item = Step> {
-        self.steps[..usize::from(self.len)].iter().map(|packed| Step {
+        self.steps.iter().rev().filter(|packed| **packed != 0).map(|packed| Step {
             state: unpack_state(*packed),
-            cause: Cause::ALL[(packed >> 4 & 3) as usize],
-            since_ns: self.began_ns + (packed >> 8),
+            cause: Cause::ALL[(packed >> CAUSE_SHIFT & 3) as usize],
+            since_ns: packed >> TIME_SHIFT,
         })
     }
+}
 
-    fn last(&self) -> u64 {
-        self.steps[usize::from(self.len.max(1)) - 1]
-    }
+const CAUSE_SHIFT: u32 = 4;
+const TIME_SHIFT: u32 = 6;
+
+fn pack(state: TcpState, cause: Cause, since_ns: u64) -> u64 {
+    since_ns << TIME_SHIFT | (cause as u64) << CAUSE_SHIFT | state as u64
 }
 
 fn unpack_state(packed: u64) -> TcpState {

@@ -15,7 +15,7 @@ use crate::{
     aggregate::{GroupId, Groups},
     clock,
     decode::{Comm, Seen},
-    table::Slot,
+    table::{Marks, Slot},
     ticks::Ticks,
     tracker::Tracker,
 };
@@ -171,7 +171,7 @@ impl Tracker {
     /// By the first process that the sweep finds to hold it; who that is was noted before.
     pub(crate) fn measure(&mut self, slot: Slot, seen: &Seen) {
         let marks = &mut self.table.get_mut(slot).marks;
-        if seen.holder.is_none() || std::mem::replace(&mut marks.measured, true) {
+        if seen.holder.is_none() || marks.replace(Marks::MEASURED, true) {
             return;
         }
         if let (Some(ticks), Some(group)) = (self.ticks, self.group(slot, seen.time_ns)) {

@@ -17,7 +17,7 @@ use crate::{
     probes::{Hooks, Lost, OnlyCounted},
     recording::{Frame, Header},
     sweep::Coverage,
-    table::Conn,
+    table::{Conn, Marks},
     tracker::{Limits, Tracker},
     transition::{Before, Transition},
 };
@@ -128,7 +128,7 @@ impl Node {
         let mut found = BTreeMap::new();
         for conn in self.tracker.table.iter().filter(|conn| wanted(conn)) {
             let pid = found.entry(conn.netns).or_insert(None);
-            if pid.is_none() && !conn.marks.minisock {
+            if pid.is_none() && !conn.is(Marks::MINISOCK) {
                 *pid = conn.process.map(|id| self.tracker.processes.get(id).pid);
             }
         }

@@ -6,7 +6,7 @@ use crate::{
     decode::Endpoint,
     process::ProcessId,
     state::TcpState,
-    table::{Conn, Slot},
+    table::{Conn, Marks, Slot},
     tracker::Tracker,
 };
 
@@ -37,8 +37,8 @@ impl Tracker {
         if process.is_some() {
             self.set_process(slot, process, now_ns);
             let marks = &mut self.table.get_mut(slot).marks;
-            marks.owner_seen = true;
-            marks.unaccepted = false;
+            marks.insert(Marks::OWNER_SEEN);
+            marks.remove(Marks::UNACCEPTED);
         }
     }
 
@@ -86,9 +86,9 @@ impl Tracker {
             conn.state(),
             TcpState::SynRecv | TcpState::Established | TcpState::CloseWait | TcpState::Close
         );
-        if conn.role == Role::Server && closed_here && !conn.marks.owner_seen {
-            conn.marks.unaccepted = false;
-            conn.marks.request = false;
+        if conn.role == Role::Server && closed_here && !conn.is(Marks::OWNER_SEEN) {
+            conn.marks.remove(Marks::UNACCEPTED);
+            conn.marks.remove(Marks::REQUEST);
             self.set_process(slot, None, now_ns);
         }
     }

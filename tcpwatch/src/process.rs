@@ -3,7 +3,7 @@
 //! A process is identified by pid and start time; a pid alone names whoever carries it now. What the kernel
 //! does not tell (executable, cgroup) the pipeline reads from /proc and hands in. No I/O here.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
@@ -12,26 +12,15 @@ use slab::Slab;
 use crate::{
     container::{Container, from_cgroup},
     decode::{Comm, TaskRecord},
+    index::Index,
 };
 
 /// Processes kept at once. At the limit those without a connection are forgotten; when all have one,
 /// newcomers stay unknown and are counted. The kernel side tells a process again once 8192 others came.
 const MAX_PROCESSES: usize = 65_536;
 
-/// Index of a process, plus one so that `Option` takes no more room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ProcessId(NonZeroU32);
-
-impl ProcessId {
-    fn from_index(index: usize) -> Self {
-        // At most MAX_PROCESSES entries.
-        Self(NonZeroU32::MIN.saturating_add(index as u32))
-    }
-
-    fn index(self) -> usize {
-        self.0.get() as usize - 1
-    }
-}
+pub struct ProcessId(Index);
 
 /// What is shown of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -79,7 +68,7 @@ impl ProcessTable {
     /// Learns of a process, or that it has a new name (exec).
     pub fn learn(&mut self, task: &TaskRecord) -> Option<ProcessId> {
         if let Some(id) = self.by_pid.get(&task.pid).copied() {
-            let known = &mut self.entries[id.index()];
+            let known = &mut self.entries[id.0.get()];
             if known.process.start_ns == task.start_ns {
                 if known.comm != task.comm {
                     known.comm = task.comm;
@@ -105,7 +94,7 @@ impl ProcessTable {
             cgroup: None,
             container: None,
         };
-        let id = ProcessId::from_index(self.entries.insert(Entry { process, comm: task.comm, users: 0 }));
+        let id = ProcessId(Index::new(self.entries.insert(Entry { process, comm: task.comm, users: 0 })));
         self.by_pid.insert(task.pid, id);
         self.idle += 1;
         self.unread.push((task.pid, task.start_ns));
@@ -118,7 +107,7 @@ impl ProcessTable {
     }
 
     pub fn get(&self, id: ProcessId) -> &Process {
-        &self.entries[id.index()].process
+        &self.entries[id.0.get()].process
     }
 
     /// Pid and start time of processes whose /proc was not read yet.
@@ -129,7 +118,7 @@ impl ProcessTable {
     /// What /proc said; ignored when the process is not known any more.
     pub fn describe(&mut self, pid: u32, start_ns: u64, details: &ProcDetails) {
         let Some(id) = self.by_pid(pid) else { return };
-        let process = &mut self.entries[id.index()].process;
+        let process = &mut self.entries[id.0.get()].process;
         if process.start_ns == start_ns {
             process.exe = details.exe.as_deref().map(Into::into);
             process.cgroup = details.cgroup.as_deref().map(Into::into);
@@ -138,13 +127,13 @@ impl ProcessTable {
     }
 
     pub(crate) fn add_user(&mut self, id: ProcessId) {
-        let entry = &mut self.entries[id.index()];
+        let entry = &mut self.entries[id.0.get()];
         self.idle -= usize::from(entry.users == 0);
         entry.users += 1;
     }
 
     pub(crate) fn drop_user(&mut self, id: ProcessId) {
-        let entry = &mut self.entries[id.index()];
+        let entry = &mut self.entries[id.0.get()];
         entry.users -= 1;
         self.idle += usize::from(entry.users == 0);
     }
@@ -160,7 +149,7 @@ impl ProcessTable {
     fn forget_idle(&mut self) {
         let by_pid = &mut self.by_pid;
         self.entries.retain(|key, entry| {
-            if entry.users == 0 && by_pid.get(&entry.process.pid) == Some(&ProcessId::from_index(key)) {
+            if entry.users == 0 && by_pid.get(&entry.process.pid) == Some(&ProcessId(Index::new(key))) {
                 by_pid.remove(&entry.process.pid);
             }
             entry.users > 0

@@ -9,7 +9,7 @@ use crate::{
     life::Cause,
     reset::{Reset, ResetTold},
     state::TcpState,
-    table::{Conn, Slot},
+    table::{Conn, Marks, Slot},
     tracker::{Ended, Tracker},
 };
 
@@ -75,7 +75,7 @@ impl Tracker {
             let conn = self.table.get_mut(slot);
             let told = ResetTold::new(record, conn.state());
             conn.end.get_or_insert_default().reset = Some(told);
-            if conn.marks.minisock {
+            if conn.is(Marks::MINISOCK) {
                 self.remove(slot, Cause::Application, record.time_ns);
             }
             return;

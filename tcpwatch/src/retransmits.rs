@@ -9,7 +9,7 @@ use crate::{
     aggregate::{GroupId, Peer, Role},
     decode::{Kind, Retransmits, SocketRecord},
     state::TcpState,
-    table::Slot,
+    table::{Marks, Slot},
     tally::{Retransmitted, Tally},
     tracker::Tracker,
 };
@@ -33,7 +33,7 @@ impl Tracker {
         };
         let unlisted = self.unlisted.remove(&record.socket.cookie);
         let conn = self.table.get_mut(slot);
-        let older = conn.marks.older;
+        let older = conn.is(Marks::OLDER);
         let tally = conn.retransmits.get_or_insert_with(|| Box::new(unlisted.unwrap_or_default()));
         let news = tally.news(told);
         let segments = news.segments;

@@ -174,7 +174,7 @@ impl Tracker {
             found.iter().map(|seen| (seen.socket.netns, seen.socket.local, seen.socket.remote)).collect();
         let since_ns = self.sweep.began_ns.saturating_sub(MINISOCK_NS);
         self.ended.retain(|Ended { conn, ended_ns, cause }| {
-            let by_estimate = conn.marks.minisock && *cause == Cause::Timer && *ended_ns >= since_ns;
+            let by_estimate = conn.is(Marks::MINISOCK) && *cause == Cause::Timer && *ended_ns >= since_ns;
             let over = !by_estimate || !found.contains(&conn.ends());
             if !over {
                 taken.insert(conn.ends(), conn.clone());
@@ -188,7 +188,7 @@ impl Tracker {
         let listens = seen.state == TcpState::Listen;
         if let Some(slot) = self.table.find(seen.socket.cookie) {
             let conn = self.table.get(slot);
-            let (minisock, newer) = (conn.marks.minisock, conn.seen_ns > seen.time_ns);
+            let (minisock, newer) = (conn.is(Marks::MINISOCK), conn.seen_ns > seen.time_ns);
             if minisock && (newer || seen.state == TcpState::Close) {
                 // Its descriptor may still be open.
                 if !newer {
@@ -234,7 +234,7 @@ impl Tracker {
                     self.note_established(slot, seen.time_ns);
                 }
                 self.table.enter(slot, seen.state, Cause::Unknown, seen.time_ns);
-                self.table.get_mut(slot).marks.state_older = true;
+                self.table.get_mut(slot).marks.insert(Marks::STATE_OLDER);
                 self.repairs.changed += 1;
             }
         }
@@ -242,8 +242,8 @@ impl Tracker {
         let first_look = conn.swept != number;
         if first_look {
             conn.swept = number;
-            conn.marks.owner_holds = false;
-            conn.marks.measured = false;
+            conn.marks.remove(Marks::OWNER_HOLDS);
+            conn.marks.remove(Marks::MEASURED);
         }
         if let Some((task, _)) = &seen.holder {
             self.apply_holder(slot, seen, task);
@@ -310,8 +310,8 @@ impl Tracker {
         let holder = self.processes.learn(task);
         if owner.is_none() || owner == holder {
             self.own(slot, holder, seen.time_ns);
-            self.table.get_mut(slot).marks.owner_holds = holder.is_some();
-        } else if !conn.marks.owner_holds {
+            self.table.get_mut(slot).marks.set(Marks::OWNER_HOLDS, holder.is_some());
+        } else if !conn.is(Marks::OWNER_HOLDS) {
             let other = OtherHolder { process: holder, looked_ns: seen.time_ns };
             self.sweep.other_holders.entry(seen.socket.cookie).or_insert(other).looked_ns = seen.time_ns;
         }
@@ -323,7 +323,7 @@ impl Tracker {
         for (cookie, holder) in std::mem::take(&mut self.sweep.other_holders) {
             if let Some(slot) = self.table.find(cookie) {
                 let conn = self.table.get(slot);
-                if !conn.marks.owner_holds && conn.seen_ns <= holder.looked_ns {
+                if !conn.is(Marks::OWNER_HOLDS) && conn.seen_ns <= holder.looked_ns {
                     self.own(slot, holder.process, holder.looked_ns);
                 }
             }
@@ -331,10 +331,10 @@ impl Tracker {
         let Progress { number, began_ns, .. } = self.sweep;
         for slot in self.table.slots().map(|(slot, _)| slot).collect::<Vec<_>>() {
             let conn = self.table.get(slot);
-            if conn.swept != number || conn.marks.minisock {
+            if conn.swept != number || conn.is(Marks::MINISOCK) {
                 continue;
             }
-            if conn.marks.unaccepted {
+            if conn.is(Marks::UNACCEPTED) {
                 let listener = self.listener_of(conn.netns, conn.local);
                 self.set_process(slot, listener, began_ns);
             }
@@ -390,12 +390,8 @@ impl Tracker {
         if self.sweep.number > 1 {
             self.repairs.appeared += 1;
         }
-        let marks = Marks {
-            older: true,
-            state_older: true,
-            established: seen.state.follows_established(),
-            ..Marks::default()
-        };
+        let marks = Marks::OLDER | Marks::STATE_OLDER;
+        let marks = marks.with(Marks::ESTABLISHED, seen.state.follows_established());
         let life = Life::new(seen.state, Cause::Unknown, self.known_since(seen));
         self.insert(&seen.socket, life, seen.time_ns, marks)
     }
@@ -450,7 +446,7 @@ impl Tracker {
         if conn.seen_ns > seen.time_ns {
             return false;
         }
-        if conn.marks.minisock {
+        if conn.is(Marks::MINISOCK) {
             self.supersede(slot, seen.time_ns);
             return true;
         }
@@ -481,12 +477,12 @@ impl Tracker {
         if self.sweep.number > 1 && before.is_none() {
             self.repairs.appeared += 1;
         }
-        let older = Marks { older: true, state_older: seen.state != TcpState::TimeWait, ..Marks::default() };
+        let older = Marks::OLDER.with(Marks::STATE_OLDER, seen.state != TcpState::TimeWait);
         let (marks, life) = match before {
             Some(before) => (before.marks, before.life().then(seen.state, Cause::Peer, since_ns)),
             None => (older, Life::new(seen.state, Cause::Unknown, since_ns)),
         };
-        let marks = Marks { established: true, minisock: false, ..marks };
+        let marks = (marks | Marks::ESTABLISHED) - Marks::MINISOCK;
         if let Some(slot) = self.table.find(seen.socket.cookie) {
             self.supersede(slot, seen.time_ns);
         }
@@ -527,15 +523,17 @@ impl Tracker {
             .filter(|(_, conn)| conn.swept != number && conn.seen_ns < began_ns)
             // A namespace that is nowhere to be found took its minisocks with it; full sockets keep one alive.
             .filter(|(_, conn)| {
-                coverage.namespaces.contains(&conn.netns) || (coverage.all && conn.marks.minisock)
+                coverage.namespaces.contains(&conn.netns) || (coverage.all && conn.is(Marks::MINISOCK))
             })
             .map(|(slot, _)| slot)
             .collect();
         for slot in gone {
             let conn = self.table.get(slot);
             let (state, marks, ends) = (conn.state(), conn.marks, conn.ends());
-            let left = (!marks.minisock && !marks.request).then(|| minisocks.remove(&ends)).flatten();
-            if !marks.minisock && !marks.request {
+            let left = (!marks.contains(Marks::MINISOCK) && !marks.contains(Marks::REQUEST))
+                .then(|| minisocks.remove(&ends))
+                .flatten();
+            if !marks.contains(Marks::MINISOCK) && !marks.contains(Marks::REQUEST) {
                 // Its end was lost: when is not known, so no duration is counted.
                 self.repairs.vanished += 1;
                 self.count_closed(slot, state, None, began_ns);

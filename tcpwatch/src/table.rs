@@ -16,7 +16,7 @@ use slab::Slab;
 pub use self::conn::{Conn, EndTold, Ends, Idle, Marks};
 use crate::{
     aggregate::Role,
-    decode::{Endpoint, Socket},
+    decode::{Endpoint, Socket, Traffic},
     life::{Cause, Life},
     state::TcpState,
 };
@@ -141,13 +141,13 @@ impl Table {
             closer: None,
             group: None,
             role,
-            marks,
+            // Also of one that goes on where another was.
+            marks: marks - (Marks::TRAFFIC_TOLD | Marks::AFTER_CLOSE_TOLD),
             error: 0,
-            total_retrans: (!marks.older).then_some(0),
+            total_retrans: (!marks.contains(Marks::OLDER)).then_some(0),
             retransmits: None,
             end: None,
-            traffic: None,
-            after_close_bytes: None,
+            traffic: Traffic::default(),
             connect: None,
             unread_bytes: 0,
             swept: 0,
@@ -169,7 +169,7 @@ impl Table {
         let conn = self.get_mut(slot);
         conn.life.enter(state, cause, now_ns);
         conn.seen_ns = now_ns;
-        conn.marks.state_older = false;
+        conn.marks.remove(Marks::STATE_OLDER);
         self.link(slot.0);
     }
 
@@ -177,13 +177,13 @@ impl Table {
     /// its ends until now: it is over, and no longer found by them.
     #[must_use]
     pub fn shrink(&mut self, slot: Slot, expires_ns: u64) -> Option<Slot> {
-        if self.get(slot).marks.minisock {
+        if self.get(slot).is(Marks::MINISOCK) {
             self.expire_at(slot, expires_ns);
             return None;
         }
         self.unlink(slot.0);
         let conn = self.get_mut(slot);
-        conn.marks.minisock = true;
+        conn.marks.insert(Marks::MINISOCK);
         conn.expires_ns = expires_ns;
         let (ends, cookie, lost) = (conn.ends(), conn.cookie, conn.has_lost_cookie());
         self.link(slot.0);
@@ -231,7 +231,7 @@ impl Table {
         self.unlink(slot.0);
         let conn = self.conns.remove(slot.0 as usize);
         self.forget_cookie(slot.0, conn.cookie);
-        if conn.marks.minisock
+        if conn.is(Marks::MINISOCK)
             && let Ok(entry) =
                 self.minisocks.find_entry(spread(hash_ends(&conn.ends())), |key| key.slot == slot.0)
         {
@@ -275,7 +275,7 @@ impl Table {
         let first = self.lists[list].first;
         (first != NONE)
             .then(|| (Slot(first), &self.conns[first as usize]))
-            .filter(|(_, conn)| conn.marks.minisock)
+            .filter(|(_, conn)| conn.is(Marks::MINISOCK))
     }
 
     fn walk(&self, list: usize) -> impl Iterator<Item = &Conn> + use<'_> {
@@ -289,7 +289,7 @@ impl Table {
 
     fn link(&mut self, key: u32) {
         let conn = &self.conns[key as usize];
-        let list = if conn.marks.minisock && conn.state() == TcpState::FinWait2 {
+        let list = if conn.is(Marks::MINISOCK) && conn.state() == TcpState::FinWait2 {
             ORPHANED_FIN_WAIT2
         } else {
             conn.state().index()

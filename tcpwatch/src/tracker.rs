@@ -129,7 +129,7 @@ impl Tracker {
             What::Accept { state, pid } => {
                 if let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns) {
                     self.own(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
-                    self.table.get_mut(slot).marks.unaccepted = false;
+                    self.table.get_mut(slot).marks.remove(Marks::UNACCEPTED);
                     self.group(slot, record.time_ns);
                 }
             }
@@ -184,7 +184,7 @@ impl Tracker {
         let known = known.filter(|slot| {
             // Another life of the same socket; the end of the one before was lost, or is a minisock.
             let over = from == TcpState::Close
-                || self.table.get(*slot).marks.minisock
+                || self.table.get(*slot).is(Marks::MINISOCK)
                 || self.is_another(*slot, &record.socket);
             if over {
                 self.supersede(*slot, now_ns);
@@ -199,7 +199,7 @@ impl Tracker {
             self.leave(slot, from, to, now_ns);
             self.table.enter(slot, to, cause, now_ns);
         }
-        let marks = Marks { older: !born, ..Marks::default() };
+        let marks = Marks::default().with(Marks::OLDER, !born);
         let Some(slot) =
             known.or_else(|| self.insert(&record.socket, Life::new(to, cause, now_ns), now_ns, marks))
         else {
@@ -214,7 +214,7 @@ impl Tracker {
         }
         let conn = self.table.get_mut(slot);
         if traffic_told && FirstClose::of_state(to).is_some() {
-            conn.after_close_bytes = Some(0);
+            conn.marks.insert(Marks::AFTER_CLOSE_TOLD);
         }
         match to {
             TcpState::SynSent | TcpState::Listen => {
@@ -234,7 +234,7 @@ impl Tracker {
                     // Of the SYN-ACK, and counted as the listener's; but those of TCP Fast Open.
                     conn.total_retrans = Some(value);
                 }
-                let first = !std::mem::replace(&mut conn.marks.established, true);
+                let first = !conn.marks.replace(Marks::ESTABLISHED, true);
                 if known.is_some() {
                     self.replace_minisock(&record.socket, now_ns);
                 }
@@ -269,7 +269,8 @@ impl Tracker {
         self.sweep.ended(record.socket.cookie, now_ns);
         self.end_unlisted(record.socket.cookie);
         let mut known = self.table.find(record.socket.cookie);
-        let over = |slot: Slot| self.table.get(slot).marks.minisock || self.is_another(slot, &record.socket);
+        let over =
+            |slot: Slot| self.table.get(slot).is(Marks::MINISOCK) || self.is_another(slot, &record.socket);
         if let Some(slot) = known.filter(|slot| over(*slot)) {
             self.supersede(slot, now_ns);
             known = None;
@@ -300,7 +301,7 @@ impl Tracker {
             } else {
                 self.leave(slot, from, state, now_ns);
                 self.table.enter(slot, state, cause, now_ns);
-                self.table.get_mut(slot).marks.state_older = state == from;
+                self.table.get_mut(slot).marks.set(Marks::STATE_OLDER, state == from);
             }
             let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
             self.shrink(slot, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)), now_ns);
@@ -323,7 +324,7 @@ impl Tracker {
     /// The connection is over; its end was not told.
     pub(crate) fn supersede(&mut self, slot: Slot, now_ns: u64) {
         let conn = self.table.get(slot);
-        if !conn.marks.minisock && !conn.marks.request {
+        if !conn.is(Marks::MINISOCK) && !conn.is(Marks::REQUEST) {
             self.count_closed(slot, conn.state(), None, now_ns);
         }
         self.remove(slot, Cause::Unknown, now_ns);
@@ -338,8 +339,8 @@ impl Tracker {
 
     /// Its establishment shows by what came of it, though the record was lost.
     pub(crate) fn note_established(&mut self, slot: Slot, now_ns: u64) {
-        let marks = &mut self.table.get_mut(slot).marks;
-        let first = !std::mem::replace(&mut marks.established, true) && !marks.older;
+        let conn = self.table.get_mut(slot);
+        let first = !conn.marks.replace(Marks::ESTABLISHED, true) && !conn.is(Marks::OLDER);
         if first && let Some(group) = self.group(slot, now_ns) {
             self.groups.counts(group).opened += 1;
             self.count_connect(slot, Outcome::Established, now_ns);
@@ -389,7 +390,7 @@ impl Tracker {
     }
 
     fn insert_older(&mut self, socket: &Socket, state: TcpState, now_ns: u64) -> Option<Slot> {
-        let marks = Marks { older: true, state_older: true, ..Marks::default() };
+        let marks = Marks::OLDER | Marks::STATE_OLDER;
         self.insert(socket, Life::new(state, Cause::Unknown, now_ns), now_ns, marks)
     }
 
@@ -414,20 +415,20 @@ impl Tracker {
             TcpState::SynSent => Role::Client,
             _ if socket.is_passive() => Role::Server,
             // It does not say who opened it: a listener on its port does.
-            _ if marks.older && self.listeners.contains_key(&(socket.netns, socket.local.port)) => {
+            _ if marks.contains(Marks::OLDER)
+                && self.listeners.contains_key(&(socket.netns, socket.local.port)) =>
+            {
                 Role::Server
             }
             _ if socket.is_minisock() => Role::Unknown,
             _ => Role::Client,
         };
         let unaccepted = socket.is_unaccepted();
-        let marks = Marks {
-            unaccepted,
-            request: socket.is_request(),
-            accept_is_told: self.told.accepts && !marks.older,
-            by_address: self.told.addresses,
-            ..marks
-        };
+        let marks = marks
+            .with(Marks::UNACCEPTED, unaccepted)
+            .with(Marks::REQUEST, socket.is_request())
+            .with(Marks::ACCEPT_IS_TOLD, self.told.accepts && !marks.contains(Marks::OLDER))
+            .with(Marks::BY_ADDRESS, self.told.addresses);
         let slot = self.table.insert(socket, life, role, now_ns, marks);
         match role {
             Role::Listener => {
@@ -448,8 +449,8 @@ impl Tracker {
     pub(crate) fn describe(&mut self, slot: Slot, socket: &Socket) {
         let conn = self.table.get(slot);
         let same = (conn.local, conn.remote) == (socket.local, socket.remote);
-        let accepted = conn.marks.unaccepted && socket.is_held();
-        if !conn.marks.minisock && (!same || conn.marks.request || accepted) {
+        let accepted = conn.is(Marks::UNACCEPTED) && socket.is_held();
+        if !conn.is(Marks::MINISOCK) && (!same || conn.is(Marks::REQUEST) || accepted) {
             self.describe_anew(slot, socket);
         }
     }
@@ -457,13 +458,13 @@ impl Tracker {
     #[cold]
     fn describe_anew(&mut self, slot: Slot, socket: &Socket) {
         let conn = self.table.get_mut(slot);
-        if conn.marks.request && !socket.is_request() {
-            conn.marks.request = false;
-            conn.marks.unaccepted = socket.is_unaccepted();
+        if conn.is(Marks::REQUEST) && !socket.is_request() {
+            conn.marks.remove(Marks::REQUEST);
+            conn.marks.set(Marks::UNACCEPTED, socket.is_unaccepted());
             conn.swept = 0;
         }
         if socket.is_held() {
-            conn.marks.unaccepted = false;
+            conn.marks.remove(Marks::UNACCEPTED);
         }
         if (conn.local, conn.remote) != (socket.local, socket.remote) {
             let (role, netns, port) = (conn.role, conn.netns, conn.local.port);
@@ -523,7 +524,7 @@ impl Tracker {
     /// Notes how long the state lasted that ends now, where that is exactly known.
     fn leave(&mut self, slot: Slot, from: TcpState, to: TcpState, now_ns: u64) {
         let conn = self.table.get(slot);
-        let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.marks.state_older);
+        let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.is(Marks::STATE_OLDER));
         if exact && let Some(group) = self.group(slot, now_ns) {
             let nanos = now_ns.saturating_sub(since_ns);
             match (from, to) {
@@ -536,7 +537,7 @@ impl Tracker {
 
     /// `error`: `None` where the end was not told.
     pub(crate) fn count_closed(&mut self, slot: Slot, from: TcpState, error: Option<u8>, now_ns: u64) {
-        let was_established = self.table.get(slot).marks.established || from.follows_established();
+        let was_established = self.table.get(slot).is(Marks::ESTABLISHED) || from.follows_established();
         if was_established && let Some(group) = self.group(slot, now_ns) {
             self.groups.counts(group).closed[FirstClose::of(from, error) as usize] += 1;
         }
@@ -544,7 +545,7 @@ impl Tracker {
 
     /// The connection is over; it stays among the ended while there is room.
     pub(crate) fn remove(&mut self, slot: Slot, cause: Cause, now_ns: u64) {
-        if self.table.get(slot).marks.connecting {
+        if self.table.get(slot).is(Marks::CONNECTING) {
             self.count_connect(slot, Outcome::Unknown, now_ns);
         }
         self.settle_reset(slot, now_ns);
@@ -555,7 +556,7 @@ impl Tracker {
         if conn.role == Role::Listener {
             self.forget_listener(slot, &conn);
         }
-        if conn.marks.request || self.limits.ended == 0 {
+        if conn.is(Marks::REQUEST) || self.limits.ended == 0 {
             self.forget(&conn);
             return;
         }

@@ -6,7 +6,7 @@
 use crate::{
     decode::{Traffic, TrafficRecord},
     first_close::FirstClose,
-    table::Slot,
+    table::{Marks, Slot},
     tracker::Tracker,
 };
 
@@ -22,26 +22,28 @@ impl Tracker {
     /// The socket's own count.
     pub(crate) fn carry(&mut self, slot: Slot, told: Traffic, now_ns: u64) {
         let conn = self.table.get_mut(slot);
-        let before = match conn.traffic {
+        let before = match conn.traffic() {
             Some(before) => before,
-            None if conn.marks.older => told,
+            None if conn.is(Marks::OLDER) => told,
             None => Traffic::default(),
         };
         let new = told.since(before);
         let mut all = before;
         all += new;
-        conn.traffic = Some(all);
+        conn.set_traffic(all);
         if new == Traffic::default() {
             return;
         }
         let mut after_close = Traffic::default();
         let first = FirstClose::of_state(conn.state());
-        if let Some(bytes) = &mut conn.after_close_bytes {
+        if conn.is(Marks::AFTER_CLOSE_TOLD) {
             match first {
                 Some(FirstClose::Local) => after_close.received_bytes = new.received_bytes,
                 _ => after_close.sent_bytes = new.sent_bytes,
             }
-            *bytes += after_close.total();
+            if after_close != Traffic::default() {
+                conn.end.get_or_insert_default().after_close_bytes += after_close.total();
+            }
         }
         if let Some(group) = self.group(slot, now_ns) {
             let counts = self.groups.counts(group);

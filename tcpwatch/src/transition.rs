@@ -9,6 +9,7 @@ use crate::{
     decode::{Endpoint, Socket, SocketRecord, What},
     life::cause,
     state::TcpState,
+    table::{Conn, Marks},
     tracker::Tracker,
 };
 
@@ -40,7 +41,7 @@ pub struct Before {
 impl Before {
     pub fn note(tracker: &Tracker, record: &SocketRecord) -> Self {
         let conn = tracker.table.find(record.socket.cookie).map(|slot| tracker.table.get(slot));
-        Self { since_ns: conn.filter(|conn| !conn.marks.state_older).map(super::table::Conn::since_ns) }
+        Self { since_ns: conn.filter(|conn| !conn.is(Marks::STATE_OLDER)).map(Conn::since_ns) }
     }
 }
 
@@ -70,7 +71,7 @@ impl Transition {
         let ended = || tracker.ended.back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);
         let conn = live.or_else(ended);
         // To the kernel a socket that becomes a minisock reaches CLOSE.
-        let to = live.map_or(told, super::table::Conn::state);
+        let to = live.map_or(told, Conn::state);
         // An orphan in FIN_WAIT2 lives on as one.
         if to == from {
             return None;
@@ -79,7 +80,7 @@ impl Transition {
         let address = |end: Endpoint| SocketAddr::new(end.addr.to_canonical(), end.port);
         Some(Self {
             time: rfc3339(wall_offset_ns + record.time_ns),
-            id: format!("{:x}", conn.map_or(cookie, super::table::Conn::id)),
+            id: format!("{:x}", conn.map_or(cookie, Conn::id)),
             netns: record.socket.netns,
             from: from.name().to_owned(),
             to: to.name().to_owned(),

@@ -12,7 +12,7 @@ use crate::{
     aggregate::{GroupId, Groups, Peer, Role},
     clock::Clock,
     state::TcpState,
-    table::Conn,
+    table::{Conn, Marks},
     tracker::Tracker,
 };
 
@@ -75,7 +75,7 @@ pub(super) fn leaks(
 
 /// The same, only counted, and without what stood there before it was watched: that does not grow.
 pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, counts: &mut Counts) {
-    for conn in lingering(tracker, limits, now_ns).filter(|conn| !conn.marks.state_older) {
+    for conn in lingering(tracker, limits, now_ns).filter(|conn| !conn.is(Marks::STATE_OLDER)) {
         *counts.entry(key(tracker, conn)).or_default() += 1;
     }
 }
@@ -134,7 +134,7 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
             group.oldest = conn;
         }
         group.count += 1;
-        group.begun += usize::from(!conn.marks.state_older);
+        group.begun += usize::from(!conn.is(Marks::STATE_OLDER));
         group.unread_bytes += u64::from(conn.unread_bytes);
         group.addrs.insert(conn.remote.addr);
         group.local_addrs.insert(conn.local.addr);
@@ -178,7 +178,7 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         },
         count: group.count,
         oldest_seconds: clock.seconds_since(group.oldest.since_ns()),
-        at_least: group.oldest.marks.state_older,
+        at_least: group.oldest.is(Marks::STATE_OLDER),
         growth_per_minute: growth,
         unread_bytes: group.unread_bytes,
         summary,

@@ -24,7 +24,7 @@ use crate::{
     process::Process,
     sock_diag::{self, Target, Transfer},
     socket_options::{Keepalive, SocketOptions},
-    table::Conn,
+    table::{Conn, Marks},
     ticks::Ticks,
 };
 
@@ -163,7 +163,7 @@ fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
     };
     match conn {
         Conn { role: Role::Listener, .. } => None,
-        Conn { marks, .. } if marks.minisock || marks.request => Some(Kept::Minisock(target)),
+        _ if conn.is(Marks::MINISOCK) || conn.is(Marks::REQUEST) => Some(Kept::Minisock(target)),
         _ => Some(Kept::Socket(target)),
     }
 }

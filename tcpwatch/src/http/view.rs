@@ -20,7 +20,7 @@ use crate::{
     reset::{Direction, Reset, ResetTold},
     stall::{Blocked, Recovery, Stalls},
     state::TcpState,
-    table::Conn,
+    table::{Conn, Marks},
     tracker::Ended,
 };
 
@@ -226,10 +226,11 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
     };
     let was_in = |state| steps.iter().position(|step| step.state == state).map(lasted);
     let established_seconds = was_in(TcpState::Established).map(seconds);
-    let connect = connect(conn, was_in(TcpState::SynSent).filter(|_| !conn.marks.older));
+    let connect = connect(conn, was_in(TcpState::SynSent).filter(|_| !conn.is(Marks::OLDER)));
     let retransmitted = conn.retransmits.as_ref().map(|tally| tally.counted).unwrap_or_default();
     let failures = conn.retransmits.as_ref().map(|tally| tally.failures).unwrap_or_default();
-    let after_close = |by| conn.after_close_bytes.filter(|_| FirstClose::of_state(conn.state()) == Some(by));
+    let after_close =
+        |by| conn.after_close_bytes().filter(|_| FirstClose::of_state(conn.state()) == Some(by));
     Detail {
         row: row(node, clock, conn),
         opened_at: time(clock, conn.opened_ns()),
@@ -247,8 +248,8 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
             receiving_seconds: seconds(idle.receiving_ns),
         }),
         error: conn.error,
-        sent_bytes: conn.traffic.map(|traffic| traffic.sent_bytes),
-        received_bytes: conn.traffic.map(|traffic| traffic.received_bytes),
+        sent_bytes: conn.traffic().map(|traffic| traffic.sent_bytes),
+        received_bytes: conn.traffic().map(|traffic| traffic.received_bytes),
         retransmits: conn.total_retrans,
         retransmits_by_kind: Kind::ALL
             .iter()

@@ -1,5 +1,7 @@
 //! One row of the table.
 
+use bitflags::bitflags;
+
 use crate::{
     aggregate::{GroupId, Peer, Role},
     connect::Outcome,
@@ -43,11 +45,8 @@ pub struct Conn {
     pub retransmits: Option<Box<Tally>>,
     /// What was told of its end, if there was more to tell than the states.
     pub end: Option<Box<EndTold>>,
-    /// As last told by the kernel: when a side first closed it, at its end, and by sweeps.
-    pub traffic: Option<Traffic>,
-    /// Of it, received after this side first closed, or sent after the peer did. `None` while none has, and where it was
-    /// not told how much there was before.
-    pub after_close_bytes: Option<u64>,
+    /// See [`Conn::traffic`].
+    pub(super) traffic: Traffic,
     /// What became of its connect, once that is over and was told.
     pub connect: Option<Outcome>,
     /// When last told: at the peer's FIN, or by a sweep.
@@ -59,12 +58,17 @@ pub struct Conn {
     pub(super) next: u32,
 }
 
+/// There are as many as connections, and each record changes one: a word more costs memory and time.
+const _: () = assert!(size_of::<Conn>() == 192);
+
 /// How a connection ended, or is about to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EndTold {
     pub reset: Option<ResetTold>,
     /// Of one that had been idle when a side first closed it.
     pub idle: Option<Idle>,
+    /// See [`Conn::after_close_bytes`].
+    pub after_close_bytes: u64,
 }
 
 /// How long nothing had been sent, and received.
@@ -74,33 +78,54 @@ pub struct Idle {
     pub receiving_ns: u64,
 }
 
-/// What is known about what is known.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Marks {
-    /// It began before it was first seen.
-    pub older: bool,
-    /// It entered its state before that was first seen.
-    pub state_older: bool,
-    /// It was ESTABLISHED at some time.
-    pub established: bool,
-    /// Its connect is counted as an attempt, and what becomes of it is not yet.
-    pub connecting: bool,
-    /// The process was seen acting on the socket or holding it; else it is the listener's.
-    pub owner_seen: bool,
-    /// The sweep that saw the socket last found its process to hold it.
-    pub owner_holds: bool,
-    /// That sweep has counted it among the live ones of its group.
-    pub measured: bool,
-    /// Of a passive open: no process has accepted it yet.
-    pub unaccepted: bool,
-    /// The kernel keeps only a minisock of it.
-    pub minisock: bool,
-    /// A handshake under way, known from sweeps only.
-    pub request: bool,
-    /// Records will tell who accepts it.
-    pub accept_is_told: bool,
-    /// Its cookie is the address of a socket, which another may have when this one is gone.
-    pub by_address: bool,
+bitflags! {
+    /// What is known about what is known.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Marks: u16 {
+        /// It began before it was first seen.
+        const OLDER = 1;
+        /// It entered its state before that was first seen.
+        const STATE_OLDER = 1 << 1;
+        /// It was ESTABLISHED at some time.
+        const ESTABLISHED = 1 << 2;
+        /// Its connect is counted as an attempt, and what becomes of it is not yet.
+        const CONNECTING = 1 << 3;
+        /// The process was seen acting on the socket or holding it; else it is the listener's.
+        const OWNER_SEEN = 1 << 4;
+        /// The sweep that saw the socket last found its process to hold it.
+        const OWNER_HOLDS = 1 << 5;
+        /// That sweep has counted it among the live ones of its group.
+        const MEASURED = 1 << 6;
+        /// Of a passive open: no process has accepted it yet.
+        const UNACCEPTED = 1 << 7;
+        /// The kernel keeps only a minisock of it.
+        const MINISOCK = 1 << 8;
+        /// A handshake under way, known from sweeps only.
+        const REQUEST = 1 << 9;
+        /// Records will tell who accepts it.
+        const ACCEPT_IS_TOLD = 1 << 10;
+        /// Its cookie is the address of a socket, which another may have when this one is gone.
+        const BY_ADDRESS = 1 << 11;
+        /// It was told what the connection has carried.
+        const TRAFFIC_TOLD = 1 << 12;
+        /// Also when a side first closed it.
+        const AFTER_CLOSE_TOLD = 1 << 13;
+    }
+}
+
+impl Marks {
+    #[must_use]
+    pub(crate) fn with(mut self, mark: Self, is: bool) -> Self {
+        self.set(mark, is);
+        self
+    }
+
+    /// Sets or clears the mark; returns whether it was set before.
+    pub(crate) fn replace(&mut self, mark: Self, is: bool) -> bool {
+        let was = self.contains(mark);
+        self.set(mark, is);
+        was
+    }
 }
 
 /// Network namespace, local and remote end: of minisocks there is one with the same at a time.
@@ -110,12 +135,16 @@ impl Conn {
     /// What users name it by.
     pub fn id(&self) -> u64 {
         // An address names one connection only together with when that began.
-        if self.marks.by_address { self.cookie ^ self.opened_ns().rotate_left(24) } else { self.cookie }
+        if self.is(Marks::BY_ADDRESS) { self.cookie ^ self.opened_ns().rotate_left(24) } else { self.cookie }
     }
 
     /// The next socket at its address is another connection.
     pub(super) fn has_lost_cookie(&self) -> bool {
-        self.marks.by_address && self.marks.minisock
+        self.is(Marks::BY_ADDRESS) && self.is(Marks::MINISOCK)
+    }
+
+    pub fn is(&self, mark: Marks) -> bool {
+        self.marks.contains(mark)
     }
 
     pub fn ends(&self) -> Ends {
@@ -133,7 +162,7 @@ impl Conn {
         }
         let segments = self.retransmits.as_ref().map(|tally| tally.counted.segments).unwrap_or_default();
         let syns = segments[Kind::Syn as usize];
-        let told = !self.marks.older && (syns > 0 || segments[Kind::Unknown as usize] == 0);
+        let told = !self.is(Marks::OLDER) && (syns > 0 || segments[Kind::Unknown as usize] == 0);
         told.then_some(syns)
     }
 
@@ -145,6 +174,23 @@ impl Conn {
     /// Of one that had been idle when a side first closed it.
     pub fn idle(&self) -> Option<Idle> {
         self.end.as_ref()?.idle
+    }
+
+    /// What it carried, as last told by the kernel: when a side first closed it, at its end, and by sweeps.
+    pub fn traffic(&self) -> Option<Traffic> {
+        self.is(Marks::TRAFFIC_TOLD).then_some(self.traffic)
+    }
+
+    pub(crate) fn set_traffic(&mut self, told: Traffic) {
+        self.traffic = told;
+        self.marks.insert(Marks::TRAFFIC_TOLD);
+    }
+
+    /// Of its traffic, what was received after this side first closed, or sent after the peer did. `None` while none has,
+    /// and where it was not told how much there was before.
+    pub fn after_close_bytes(&self) -> Option<u64> {
+        let told = self.is(Marks::AFTER_CLOSE_TOLD);
+        told.then(|| self.end.as_ref().map_or(0, |end| end.after_close_bytes))
     }
 
     /// Its delivery stands still.
@@ -183,15 +229,15 @@ impl Conn {
         if !matches!(self.state(), TcpState::Established | TcpState::SynRecv | TcpState::CloseWait) {
             return Some(true);
         }
-        match (self.marks.unaccepted || self.marks.request, self.swept) {
+        match (self.is(Marks::UNACCEPTED) || self.is(Marks::REQUEST), self.swept) {
             (false, _) => Some(true),
-            (true, 0) if !self.marks.accept_is_told => None,
+            (true, 0) if !self.is(Marks::ACCEPT_IS_TOLD) => None,
             (true, _) => Some(false),
         }
     }
 
     /// Whether its times are lower bounds.
     pub fn at_least(&self) -> bool {
-        self.marks.older || self.marks.state_older
+        self.is(Marks::OLDER) || self.is(Marks::STATE_OLDER)
     }
 }

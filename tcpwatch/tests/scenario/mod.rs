@@ -18,7 +18,7 @@ pub(crate) use tcpwatch::{
         TimeWait,
     },
     sweep::Coverage,
-    table::Conn,
+    table::{Conn, Marks},
     tracker::{Ended, Limits, Tracker},
 };
 pub(crate) use tcpwatch_common::{
@@ -331,7 +331,7 @@ impl World {
 
     /// What must hold after whatever was told.
     pub(crate) fn assert_consistent(&self) {
-        let waiting = self.tracker.table.iter().filter(|conn| conn.marks.connecting).count();
+        let waiting = self.tracker.table.iter().filter(|conn| conn.is(Marks::CONNECTING)).count();
         let over: u64 = self.connects().iter().map(|(_, count)| count).sum();
         assert_eq!(self.attempts(), over + waiting as u64, "{:?}", self.connects());
         let table = &self.tracker.table;
@@ -345,7 +345,7 @@ impl World {
         assert_eq!((table.iter().count(), table.len()), (sum, sum));
         for (slot, conn) in table.slots() {
             assert_eq!(table.find(conn.cookie), Some(slot), "two rows of one socket: {conn:?}");
-            if conn.marks.minisock {
+            if conn.is(Marks::MINISOCK) {
                 let (netns, local, remote) = conn.ends();
                 assert_eq!(table.find_minisock(netns, local, remote), Some(slot), "{conn:?}");
             }

@@ -26,7 +26,7 @@ fn whoever_holds_it_is_the_owner() {
         world.tell(3, server(HELD), What::Close { state: Established, pid: Some(known), unread_bytes: 0 });
         world.sweep(10, &server_held_by(holders));
         assert_eq!(world.owner(2), Some(owner), "{known}: {holders:?}");
-        assert!(world.row(2).marks.owner_seen && !world.row(2).marks.unaccepted);
+        assert!(world.row(2).is(Marks::OWNER_SEEN) && !world.row(2).is(Marks::UNACCEPTED));
     }
 }
 
@@ -34,10 +34,13 @@ fn whoever_holds_it_is_the_owner() {
 fn a_holder_accepted_it() {
     let mut world = World::new();
     world.serve();
-    assert!(world.row(2).marks.unaccepted && !world.row(2).marks.owner_seen);
+    assert!(world.row(2).is(Marks::UNACCEPTED) && !world.row(2).is(Marks::OWNER_SEEN));
     world.sweep(10, &server_held_by(&[WORKER]));
     let row = world.row(2);
-    assert_eq!((row.accepted(), row.marks.owner_seen, world.owner(2)), (Some(true), true, Some("worker")));
+    assert_eq!(
+        (row.accepted(), row.is(Marks::OWNER_SEEN), world.owner(2)),
+        (Some(true), true, Some("worker"))
+    );
 }
 
 #[test]
@@ -47,7 +50,10 @@ fn what_nobody_accepted_stays_its_listeners() {
     world
         .sweep(10, &[look(11, server(0), Established), look_held(12, listener(9, "0.0.0.0"), Listen, NGINX)]);
     let row = world.row(2);
-    assert_eq!((row.accepted(), row.marks.owner_seen, world.owner(2)), (Some(false), false, Some("nginx")));
+    assert_eq!(
+        (row.accepted(), row.is(Marks::OWNER_SEEN), world.owner(2)),
+        (Some(false), false, Some("nginx"))
+    );
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn a_state_that_no_record_told_of_is_entered_at_the_look() {
     world.sweep(10, &[Seen { unread_bytes: 5, ..look_held(12, client(HELD), CloseWait, CURL) }]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, 12, 5));
-    assert!(row.marks.state_older && !row.marks.older && row.at_least());
+    assert!(row.is(Marks::STATE_OLDER) && !row.is(Marks::OLDER) && row.at_least());
     let steps: Vec<_> = row.life().steps().map(|step| (step.state, step.cause)).collect();
     assert_eq!(steps.last(), Some(&(CloseWait, Cause::Unknown)));
     assert_eq!(world.tracker.repairs, Repairs { changed: 1, ..NONE });

@@ -40,16 +40,16 @@ fn each_byte_counts_once_however_often_it_is_told() {
     world.tell_with(15, client(ORPHAN | FIN), ended(FinWait2, 0), (120, 1600));
     assert_eq!(counted(&world), (120, 1600));
     assert_eq!(world.counts_of("curl")[0], 1);
-    assert_eq!(world.row(1).traffic, Some(traffic(120, 1600)));
+    assert_eq!(world.row(1).traffic(), Some(traffic(120, 1600)));
 }
 
 #[test]
 fn of_an_older_connection_only_what_is_new_counts() {
     let mut world = World::new();
     world.sweep(10, &[look_at(11, traffic(5000, 6000))]);
-    assert_eq!((counted(&world), world.row(1).traffic), ((0, 0), Some(traffic(5000, 6000))));
+    assert_eq!((counted(&world), world.row(1).traffic()), ((0, 0), Some(traffic(5000, 6000))));
     world.tell_with(13, client(HELD), ended(Established, ECONNRESET), (5001, 6002));
-    assert_eq!((counted(&world), world.last_ended().conn.traffic), ((1, 2), Some(traffic(5001, 6002))));
+    assert_eq!((counted(&world), world.last_ended().conn.traffic()), ((1, 2), Some(traffic(5001, 6002))));
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn a_look_that_is_older_than_what_was_told_takes_nothing_back() {
     world.tracker.begin_sweep(10);
     world.tell_with(13, client(HELD), to(Established, CloseWait, 0), (10, 20));
     world.finish_sweep(&[look_at(11, traffic(5, 20))]);
-    assert_eq!((counted(&world), world.row(1).traffic), ((10, 20), Some(traffic(10, 20))));
+    assert_eq!((counted(&world), world.row(1).traffic()), ((10, 20), Some(traffic(10, 20))));
 }
 
 #[test]
@@ -69,18 +69,18 @@ fn what_comes_after_the_first_close_is_told_of_the_side_that_closed() {
     world.connect();
     world.tell_with(3, client(HELD), to(Established, FinWait1, CURL), (10, 20));
     world.tell(4, client(HELD), to(FinWait1, FinWait2, 0));
-    assert_eq!(world.row(1).after_close_bytes, Some(0));
+    assert_eq!(world.row(1).after_close_bytes(), Some(0));
     world.tell_with(5, client(ORPHAN | FIN), ended(FinWait2, 0), (10, 320));
-    assert_eq!((world.row(1).after_close_bytes, after_close(&world)), (Some(300), (0, 300)));
+    assert_eq!((world.row(1).after_close_bytes(), after_close(&world)), (Some(300), (0, 300)));
     // The peer first: what this side still sends, also as far as a sweep saw it.
     let mut world = World::new();
     world.connect();
     world.tell_with(3, client(HELD), to(Established, CloseWait, 0), (10, 20));
     world.sweep(4, &[Seen { traffic: traffic(15, 20), ..look_held(5, client(HELD), CloseWait, CURL) }]);
-    assert_eq!(world.row(1).after_close_bytes, Some(5));
+    assert_eq!(world.row(1).after_close_bytes(), Some(5));
     world.tell(6, client(ORPHAN), to(CloseWait, LastAck, CURL));
     world.tell_with(7, client(ORPHAN), ended(LastAck, 0), (17, 20));
-    assert_eq!((world.last_ended().conn.after_close_bytes, after_close(&world)), (Some(7), (7, 0)));
+    assert_eq!((world.last_ended().conn.after_close_bytes(), after_close(&world)), (Some(7), (7, 0)));
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn where_it_was_not_told_at_the_first_close_nothing_is_said_of_after_it() {
     world.connect();
     world.tell(3, client(HELD), to(Established, CloseWait, 0));
     world.tell_with(4, client(ORPHAN), ended(LastAck, 0), (17, 20));
-    assert_eq!((world.last_ended().conn.after_close_bytes, counted(&world)), (None, (17, 20)));
+    assert_eq!((world.last_ended().conn.after_close_bytes(), counted(&world)), (None, (17, 20)));
 }
 
 #[test]
@@ -99,10 +99,10 @@ fn a_record_of_its_own_serves_as_one_with_the_change_of_state() {
     let told = |time_ns, traffic| Record::Traffic(TrafficRecord { cookie: 1, time_ns, traffic });
     world.tracker.apply(&told(3, traffic(10, 20)));
     world.tell(3, client(HELD), to(Established, CloseWait, 0));
-    assert_eq!((world.row(1).after_close_bytes, counted(&world)), (Some(0), (10, 20)));
+    assert_eq!((world.row(1).after_close_bytes(), counted(&world)), (Some(0), (10, 20)));
     world.tracker.apply(&told(4, traffic(11, 20)));
     world.tell(4, client(ORPHAN), ended(LastAck, 0));
-    assert_eq!((world.last_ended().conn.after_close_bytes, counted(&world)), (Some(1), (11, 20)));
+    assert_eq!((world.last_ended().conn.after_close_bytes(), counted(&world)), (Some(1), (11, 20)));
     world.tracker.apply(&told(5, traffic(99, 99)));
     assert_eq!(counted(&world), (11, 20), "of a connection that is not known");
 }

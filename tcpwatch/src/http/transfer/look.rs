@@ -11,7 +11,7 @@ use crate::{
     http::{Api, ApiError},
     sock_diag::{self, Carried, Figures},
     state::TcpState,
-    table::Conn,
+    table::{Conn, Marks},
 };
 
 /// The kernel is asked in a thread of its own and answers in parts.
@@ -80,7 +80,8 @@ impl FirstLook {
         self.carried.get(&cookie).copied().or_else(|| {
             // Nothing, if it was established since. What is older was missed.
             let established = conn.life().steps().find(|step| step.state == TcpState::Established);
-            let since = !conn.marks.older && established.is_some_and(|step| step.since_ns >= self.asked_ns);
+            let since =
+                !conn.is(Marks::OLDER) && established.is_some_and(|step| step.since_ns >= self.asked_ns);
             since.then(Carried::default)
         })
     }
