@@ -82,11 +82,15 @@ pub struct Ended {
 
 impl Tracker {
     pub fn new(limits: Limits) -> Self {
+        // At once and exactly: then one that ends takes the place of the oldest, which was looked at just before. If that is
+        // more than there is room for, it grows as far as it can.
+        let mut ended = VecDeque::new();
+        let _ = ended.try_reserve_exact(limits.ended);
         Self {
             table: Table::new(limits.connections),
             processes: ProcessTable::default(),
             groups: Groups::new(limits.label_sets),
-            ended: VecDeque::new(),
+            ended,
             queues: FxHashMap::default(),
             unconnected: FxHashMap::default(),
             untracked: 0,
