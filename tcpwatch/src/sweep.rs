@@ -529,11 +529,9 @@ impl Tracker {
             .collect();
         for slot in gone {
             let conn = self.table.get(slot);
-            let (state, marks, ends) = (conn.state(), conn.marks, conn.ends());
-            let left = (!marks.contains(Marks::MINISOCK) && !marks.contains(Marks::REQUEST))
-                .then(|| minisocks.remove(&ends))
-                .flatten();
-            if !marks.contains(Marks::MINISOCK) && !marks.contains(Marks::REQUEST) {
+            let (state, full, ends) = (conn.state(), conn.is_full(), conn.ends());
+            let left = full.then(|| minisocks.remove(&ends)).flatten();
+            if full {
                 // Its end was lost: when is not known, so no duration is counted.
                 self.repairs.vanished += 1;
                 self.count_closed(slot, state, None, began_ns);

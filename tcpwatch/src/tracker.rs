@@ -328,7 +328,7 @@ impl Tracker {
     /// The connection is over; its end was not told.
     pub(crate) fn supersede(&mut self, slot: Slot, now_ns: u64) {
         let conn = self.table.get(slot);
-        if !conn.is(Marks::MINISOCK) && !conn.is(Marks::REQUEST) {
+        if conn.is_full() {
             self.count_closed(slot, conn.state(), None, now_ns);
         }
         self.remove(slot, Cause::Unknown, now_ns);

@@ -24,7 +24,7 @@ use crate::{
     process::Process,
     sock_diag::{self, Target, Transfer},
     socket_options::{Keepalive, SocketOptions},
-    table::{Conn, Marks},
+    table::Conn,
     ticks::Ticks,
 };
 
@@ -161,10 +161,10 @@ fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
         identity: conn.cookie,
         pid: conn.process.map(|id| node.tracker.processes.get(id).pid),
     };
-    match conn {
-        Conn { role: Role::Listener, .. } => None,
-        _ if conn.is(Marks::MINISOCK) || conn.is(Marks::REQUEST) => Some(Kept::Minisock(target)),
-        _ => Some(Kept::Socket(target)),
+    match conn.role {
+        Role::Listener => None,
+        _ if conn.is_full() => Some(Kept::Socket(target)),
+        _ => Some(Kept::Minisock(target)),
     }
 }
 

@@ -147,6 +147,11 @@ impl Conn {
         self.marks.contains(mark)
     }
 
+    /// The kernel has the whole socket of it, neither a minisock nor a request.
+    pub fn is_full(&self) -> bool {
+        !self.marks.intersects(Marks::MINISOCK | Marks::REQUEST)
+    }
+
     pub fn ends(&self) -> Ends {
         (self.netns, self.local, self.remote)
     }

@@ -12,7 +12,7 @@ use crate::{
     live::Times,
     node::Node,
     sock_diag::{Carried, Figures},
-    table::{Conn, Ends, Marks},
+    table::{Conn, Ends},
 };
 
 /// Over connections that live now, each since it began.
@@ -126,5 +126,5 @@ impl Sums {
 }
 
 pub(super) fn is_full(conn: &Conn) -> bool {
-    conn.role != Role::Listener && !conn.is(Marks::MINISOCK) && !conn.is(Marks::REQUEST)
+    conn.role != Role::Listener && conn.is_full()
 }
