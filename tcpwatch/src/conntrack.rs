@@ -36,9 +36,15 @@ impl Translation {
         self.dialled != self.reached
     }
 
+    /// Local and remote end of the sockets on both sides.
+    pub fn ends(&self) -> [(Endpoint, Endpoint); 2] {
+        let (seen, server) = self.reached;
+        [self.dialled, (server, seen)]
+    }
+
     /// One of its sides has these ends.
     fn is_of(&self, local: Endpoint, remote: Endpoint) -> bool {
-        self.dialled == (local, remote) || self.reached == (remote, local)
+        self.ends().contains(&(local, remote))
     }
 }
 

@@ -33,11 +33,11 @@ const PATHS: &[Path] = &[
     Path { path: "/history", answers: "the connections that ended last; ?process= peer= since= limit=" },
     Path {
         path: "/processes",
-        answers: "who has how many connections, and counts since the start; ?comm= sort= limit=",
+        answers: "who has how many connections, and counts since the start; ?comm= sort= limit= nat=",
     },
     Path {
         path: "/peers",
-        answers: "the same by the server's side of the connections; ?comm= role= sort= limit=",
+        answers: "the same by the server's side of the connections; ?comm= role= sort= limit= nat=",
     },
     Path {
         path: "/ports",
@@ -56,7 +56,7 @@ const PATHS: &[Path] = &[
         answers: "every transition as it happens, as server-sent events; filters as above",
     },
     Path { path: "/status", answers: "how tcpwatch itself is doing: hooks, records, states, own cost" },
-    Path { path: "/metrics", answers: "the same as numbers for Prometheus" },
+    Path { path: "/metrics", answers: "the same as numbers for Prometheus; ?nat=" },
     Path { path: "/healthz", answers: "200 while alive" },
     Path { path: "/readyz", answers: "200 once everything open is known, else 503" },
 ];

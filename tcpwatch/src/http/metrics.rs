@@ -5,7 +5,10 @@
 
 mod live;
 
-use std::fmt::{Display, Write as _};
+use std::{
+    collections::BTreeMap,
+    fmt::{Display, Write as _},
+};
 
 use axum::{
     extract::State,
@@ -16,9 +19,13 @@ use prometheus::{
     Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::{Api, ApiError, Asked};
+use super::{
+    Api, ApiError, Asked,
+    nat::{self, Translations},
+    request::Params,
+};
 use crate::{
-    aggregate::{Closer, Group, GroupKey, Role},
+    aggregate::{Closer, Group, GroupId, GroupKey, Role},
     clock::Clock,
     connect::Outcome,
     decode::{FAILURES, Kind, Traffic},
@@ -33,9 +40,9 @@ use crate::{
     state::TcpState,
 };
 
-pub(super) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
-    let answer = match asked.params.finish(&[]) {
-        Ok(()) => api.ask(false, encode).await,
+pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
+    let answer = match parse(&mut asked.params) {
+        Ok(nat) => answer(&api, nat).await,
         Err(error) => Err(error),
     };
     let own = answer.and_then(|(text, records, kernel)| match own_metrics(records, &kernel, api.live) {
@@ -50,7 +57,21 @@ pub(super) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
     }
 }
 
-fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
+fn parse(params: &mut Params) -> Result<bool, ApiError> {
+    let nat = nat::take(params)?;
+    params.finish(&["nat"])?;
+    Ok(nat)
+}
+
+async fn answer(api: &Api, nat: bool) -> Result<(String, RecordCounts, String), ApiError> {
+    let (translations, problems) = if nat { nat::ask(api).await? } else { Default::default() };
+    if !problems.is_empty() {
+        tracing::debug!(?problems, "what is translated is not in the metrics, or not all of it");
+    }
+    api.ask(false, move |node, clock| encode(node, clock, &translations)).await
+}
+
+fn encode(node: &Node, clock: Clock, translations: &Translations) -> (String, RecordCounts, String) {
     let mut text = String::with_capacity(1 << 16);
     let tracker = &node.tracker;
 
@@ -145,8 +166,27 @@ fn encode(node: &Node, clock: Clock) -> (String, RecordCounts, String) {
     );
     let _ = writeln!(text, "tcpwatch_label_sets_folded_total {}", tracker.groups.folded);
 
+    if !translations.is_empty() {
+        write_translated(&mut text, node, translations);
+    }
     write_sweeps(&mut text, node);
     (text, node.records, node.identity.kernel.clone())
+}
+
+fn write_translated(text: &mut String, node: &Node, translations: &Translations) {
+    let tracker = &node.tracker;
+    let mut counts: BTreeMap<GroupId, usize> = BTreeMap::new();
+    for conn in tracker.table.iter() {
+        if let (Some(group), Some(is_translated)) = (conn.group, translations.has(conn)) {
+            *counts.entry(group).or_default() += usize::from(is_translated);
+        }
+    }
+    gauge(
+        text,
+        "tcpwatch_translated_connections",
+        "Connections now whose addresses are translated on the way (NAT).",
+        counts.into_iter().map(|(group, count)| (labels(tracker.groups.key(group)), count)),
+    );
 }
 
 fn write_sweeps(text: &mut String, node: &Node) {

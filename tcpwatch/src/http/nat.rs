@@ -1,7 +1,8 @@
 //! `/nat`: whom connections dialled and whom they reached, where the kernel translates addresses on the way (REDIRECT,
 //! DNAT, SNAT), by process.
 //!
-//! Connection tracking is asked in a thread of its own, as a whole in each namespace that has connections.
+//! Connection tracking is asked in a thread of its own, as a whole in each namespace that has connections: a walk through
+//! all of its buckets for each of them. So other answers count what is translated for those only who ask for it.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
@@ -25,7 +26,7 @@ use crate::{
     decode::Endpoint,
     netns::OfEach,
     node::Node,
-    table::{Conn, Ends},
+    table::Conn,
 };
 
 #[derive(Debug, Serialize)]
@@ -62,6 +63,69 @@ struct Found {
 /// Of a row: process, role, whom it dialled and whom it reached.
 type Key = (Option<Arc<str>>, Role, Endpoint, Endpoint);
 
+/// What each namespace that could be asked said: the translation of each connection by its local and remote end, as both of
+/// its sides would be found in the table; `None` where zones of conntrack have different ones for the same ends, and a
+/// socket does not say in which it is tracked.
+#[derive(Default)]
+pub(super) struct Translations(FxHashMap<u32, FxHashMap<(Endpoint, Endpoint), Option<Translation>>>);
+
+impl Translations {
+    /// No namespace was asked, or could be.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `None` where that is not known.
+    pub(super) fn has(&self, conn: &Conn) -> Option<bool> {
+        self.0.get(&conn.netns).map(|by_ends| by_ends.contains_key(&(conn.local, conn.remote)))
+    }
+
+    fn of(&self, conn: &Conn) -> Option<&Option<Translation>> {
+        self.0.get(&conn.netns)?.get(&(conn.local, conn.remote))
+    }
+}
+
+/// Whether an answer is to tell of translations too.
+pub(super) fn take(params: &mut Params) -> Result<bool, ApiError> {
+    Ok(params.take_as("nat")?.unwrap_or(false))
+}
+
+/// What is translated now, and what could not be asked.
+pub(super) async fn ask(api: &Api) -> Result<(Translations, Vec<String>), ApiError> {
+    let asked = if api.live {
+        let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_tracked)).await?;
+        conntrack::ask_all(namespaces).await
+    } else {
+        Err("a recording does not have what the kernel translated".to_owned())
+    };
+    Ok(match asked {
+        Ok(told) => by_ends(told),
+        Err(problem) => (Translations::default(), vec![problem]),
+    })
+}
+
+fn by_ends(told: OfEach<Vec<Translation>>) -> (Translations, Vec<String>) {
+    let (mut translations, mut problems) = (Translations::default(), Vec::new());
+    for (netns, told) in told {
+        match told {
+            Ok(told) => {
+                let by_ends = translations.0.entry(netns).or_default();
+                for one in told {
+                    for ends in one.ends() {
+                        let known = by_ends.entry(ends).or_insert(Some(one));
+                        if *known != Some(one) {
+                            *known = None;
+                        }
+                    }
+                }
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    problems.sort_unstable();
+    (translations, problems)
+}
+
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
     let answer = match parse(&mut asked.params) {
         Ok((chosen, limit)) => answer(&api, chosen, limit).await,
@@ -77,31 +141,26 @@ fn parse(params: &mut Params) -> Result<(Chosen, usize), ApiError> {
 }
 
 async fn answer(api: &Api, chosen: Chosen, limit: usize) -> Result<Nat, ApiError> {
-    let asked = if api.live {
-        let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_tracked)).await?;
-        conntrack::ask_all(namespaces).await
-    } else {
-        Err("a recording does not have what the kernel translated".to_owned())
-    };
-    match asked {
-        Ok(told) => api.ask(true, move |node, _| list(node, told, &chosen, limit)).await,
-        Err(problem) => {
-            Ok(Nat { total: 0, truncated: false, translations: Vec::new(), problems: vec![problem] })
-        }
-    }
+    let (translations, problems) = ask(api).await?;
+    api.ask(true, move |node, _| list(node, &translations, problems, &chosen, limit)).await
 }
 
 fn may_be_tracked(conn: &Conn) -> bool {
     conn.role != Role::Listener && conn.local.port != 0
 }
 
-fn list(node: &Node, told: OfEach<Vec<Translation>>, chosen: &Chosen, limit: usize) -> Nat {
-    let (by_ends, mut problems) = by_ends(told);
+fn list(
+    node: &Node,
+    translations: &Translations,
+    mut problems: Vec<String>,
+    chosen: &Chosen,
+    limit: usize,
+) -> Nat {
     let tracker = &node.tracker;
     let mut found: BTreeMap<Key, Found> = BTreeMap::new();
     let mut unclear = 0;
     for conn in tracker.table.iter().filter(|conn| may_be_tracked(conn)) {
-        let Some(translation) = by_ends.get(&conn.ends()) else { continue };
+        let Some(translation) = translations.of(conn) else { continue };
         let process = conn.process.map(|id| Arc::clone(&tracker.processes.get(id).comm));
         match translation {
             _ if !chosen.matches(process.as_deref(), conn.role) => {}
@@ -118,7 +177,6 @@ fn list(node: &Node, told: OfEach<Vec<Translation>>, chosen: &Chosen, limit: usi
             "zones of conntrack translate the ends of {unclear} connections differently (`conntrack -L` lists them)"
         ));
     }
-    problems.sort_unstable();
     let total = found.len();
     let mut translations: Vec<_> = found
         .into_iter()
@@ -133,30 +191,6 @@ fn list(node: &Node, told: OfEach<Vec<Translation>>, chosen: &Chosen, limit: usi
     translations.sort_by_key(|row| Reverse(row.found.connections));
     translations.truncate(limit);
     Nat { total, truncated: total > translations.len(), translations, problems }
-}
-
-/// The translation of each connection, as both of its sides would be found in the table; `None` where zones of conntrack
-/// have different ones for the same ends, and a socket does not say in which it is tracked.
-fn by_ends(told: OfEach<Vec<Translation>>) -> (FxHashMap<Ends, Option<Translation>>, Vec<String>) {
-    let mut by_ends = FxHashMap::default();
-    let mut problems = Vec::new();
-    for (netns, told) in told {
-        match told {
-            Ok(translations) => {
-                for one in translations {
-                    let ((client, dialled), (seen, server)) = (one.dialled, one.reached);
-                    for ends in [(netns, client, dialled), (netns, server, seen)] {
-                        let known = by_ends.entry(ends).or_insert(Some(one));
-                        if *known != Some(one) {
-                            *known = None;
-                        }
-                    }
-                }
-            }
-            Err(problem) => problems.push(problem),
-        }
-    }
-    (by_ends, problems)
 }
 
 impl Answer for Nat {

@@ -12,9 +12,10 @@ use serde::Serialize;
 use super::{
     Answer, Api, ApiError, Asked,
     filter::Chosen,
+    nat::Translations,
     request::Params,
     respond,
-    sums::{Counted, FIGURES, Now, Tally, Wanted, cut, figures},
+    sums::{Counted, FIGURES, Now, Tally, Wanted, cut, figures, problems},
     text::{printable, table},
 };
 use crate::{
@@ -29,6 +30,9 @@ struct Peers {
     /// Whether `limit` cut the list.
     truncated: bool,
     peers: Vec<Row>,
+    /// What could not be asked of connection tracking.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,26 +48,32 @@ struct Row {
 
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
     let answer = match parse(&mut asked.params) {
-        Ok((chosen, wanted)) => api.ask(true, move |node, _| list(node, &chosen, wanted)).await,
+        Ok((chosen, wanted)) => answer(&api, chosen, wanted).await,
         Err(error) => Err(error),
     };
     respond(asked.format, answer)
 }
 
+async fn answer(api: &Api, chosen: Chosen, wanted: Wanted) -> Result<Peers, ApiError> {
+    let (translations, problems) = wanted.translations(api).await?;
+    let list = move |node: &Node, _| list(node, &chosen, wanted, &translations);
+    Ok(Peers { problems, ..api.ask(true, list).await? })
+}
+
 fn parse(params: &mut Params) -> Result<(Chosen, Wanted), ApiError> {
     let chosen = Chosen::take(params)?;
     let wanted = Wanted::take(params)?;
-    params.finish(&[Chosen::PARAMETERS, Wanted::PARAMETERS].concat())?;
+    params.finish(&[&Chosen::PARAMETERS[..], &Wanted::PARAMETERS].concat())?;
     Ok((chosen, wanted))
 }
 
-fn list(node: &Node, chosen: &Chosen, wanted: Wanted) -> Peers {
+fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: &Translations) -> Peers {
     let tracker = &node.tracker;
     let mut by_group: FxHashMap<_, Tally> = FxHashMap::default();
     for conn in tracker.table.iter() {
         // One without a group was found by a sweep under way, at whose end it gets one.
         if let Some(group) = conn.group.filter(|_| conn.role != Role::Listener) {
-            by_group.entry(group).or_default().count(conn);
+            by_group.entry(group).or_default().count_with(conn, translations);
         }
     }
     let mut by_peer: FxHashMap<(Role, Peer), (Tally, Counts, BTreeSet<_>)> = FxHashMap::default();
@@ -98,6 +108,7 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted) -> Peers {
                 counted: Counted::of(&counts),
             })
             .collect(),
+        problems: Vec::new(),
     }
 }
 
@@ -121,6 +132,6 @@ impl Answer for Peers {
             })
             .collect();
         let header = [&["PEER", "ROLE", "PROCESSES"][..], &FIGURES].concat();
-        table(&header, &rows) + &cut(self.peers.len(), self.total)
+        table(&header, &rows) + &problems("not complete", &self.problems) + &cut(self.peers.len(), self.total)
     }
 }

@@ -11,9 +11,10 @@ use serde::Serialize;
 
 use super::{
     Answer, Api, ApiError, Asked,
+    nat::Translations,
     request::Params,
     respond,
-    sums::{Counted, FIGURES, Now, Tally, Wanted, cut, figures},
+    sums::{Counted, FIGURES, Now, Tally, Wanted, cut, figures, problems},
     text::{printable, table},
 };
 use crate::{
@@ -29,6 +30,9 @@ struct Processes {
     /// Whether `limit` cut the list.
     truncated: bool,
     processes: Vec<Row>,
+    /// What could not be asked of connection tracking.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
 }
 
 /// All processes of one name.
@@ -54,10 +58,16 @@ struct Instance {
 
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
     let answer = match parse(&mut asked.params) {
-        Ok((comm, wanted)) => api.ask(true, move |node, _| list(node, comm.as_deref(), wanted)).await,
+        Ok((comm, wanted)) => answer(&api, comm, wanted).await,
         Err(error) => Err(error),
     };
     respond(asked.format, answer)
+}
+
+async fn answer(api: &Api, comm: Option<String>, wanted: Wanted) -> Result<Processes, ApiError> {
+    let (translations, problems) = wanted.translations(api).await?;
+    let list = move |node: &Node, _| list(node, comm.as_deref(), wanted, &translations);
+    Ok(Processes { problems, ..api.ask(true, list).await? })
 }
 
 fn parse(params: &mut Params) -> Result<(Option<String>, Wanted), ApiError> {
@@ -66,11 +76,11 @@ fn parse(params: &mut Params) -> Result<(Option<String>, Wanted), ApiError> {
     Ok((comm, wanted))
 }
 
-fn list(node: &Node, comm: Option<&str>, wanted: Wanted) -> Processes {
+fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: &Translations) -> Processes {
     let tracker = &node.tracker;
     let mut by_process: FxHashMap<Option<ProcessId>, Tally> = FxHashMap::default();
     for conn in tracker.table.iter() {
-        by_process.entry(conn.process).or_default().count(conn);
+        by_process.entry(conn.process).or_default().count_with(conn, translations);
     }
     let mut by_name: FxHashMap<Option<Arc<str>>, (Tally, Counts, Vec<_>)> = FxHashMap::default();
     for (id, tally) in by_process {
@@ -111,6 +121,7 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted) -> Processes {
                 }
             })
             .collect(),
+        problems: Vec::new(),
     }
 }
 
@@ -130,6 +141,8 @@ impl Answer for Processes {
             })
             .collect();
         let header = [&["PROCESS", "PID"][..], &FIGURES].concat();
-        table(&header, &rows) + &cut(self.processes.len(), self.total)
+        table(&header, &rows)
+            + &problems("not complete", &self.problems)
+            + &cut(self.processes.len(), self.total)
     }
 }

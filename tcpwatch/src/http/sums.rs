@@ -6,8 +6,9 @@ use serde::Serialize;
 use tcpwatch_common::chrono;
 
 use super::{
-    ApiError,
+    Api, ApiError,
     connections::DEFAULT_LIMIT,
+    nat::{self, Translations},
     request::Params,
     text::{bytes, duration, limits, printable, round_trip},
     view::{ShownBlocked, blocked},
@@ -29,6 +30,8 @@ use crate::{
 pub(super) struct Tally {
     states: [usize; TcpState::COUNT],
     roles: [usize; Role::ALL.len()],
+    /// `None` where that is not known.
+    translated: Option<usize>,
 }
 
 impl Tally {
@@ -37,12 +40,22 @@ impl Tally {
         self.roles[conn.role as usize] += 1;
     }
 
+    pub(super) fn count_with(&mut self, conn: &Conn, translations: &Translations) {
+        self.count(conn);
+        if let Some(is_translated) = translations.has(conn) {
+            *self.translated.get_or_insert(0) += usize::from(is_translated);
+        }
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.states.iter_mut().zip(other.states) {
             *mine += theirs;
         }
         for (mine, theirs) in self.roles.iter_mut().zip(other.roles) {
             *mine += theirs;
+        }
+        if let Some(translated) = other.translated {
+            *self.translated.get_or_insert(0) += translated;
         }
     }
 
@@ -57,6 +70,7 @@ impl Tally {
             total: self.total(),
             states: states.filter(|(_, count)| *count > 0).collect(),
             roles: roles.filter(|(_, count)| *count > 0).collect(),
+            translated: self.translated,
         }
     }
 }
@@ -67,11 +81,18 @@ pub(super) struct Now {
     pub total: usize,
     pub states: BTreeMap<&'static str, usize>,
     pub roles: BTreeMap<&'static str, usize>,
+    /// Whose addresses are translated on the way; only where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub translated: Option<usize>,
 }
 
 impl Now {
     fn text(&self) -> String {
         counted_text(self.states.iter().map(|(state, count)| (*state, *count)))
+    }
+
+    fn translated_text(&self) -> String {
+        self.translated.map_or(String::new(), |count| count.to_string())
     }
 }
 
@@ -287,7 +308,7 @@ impl Counted {
 }
 
 /// The columns of what both tables count, and under which names.
-pub(super) const FIGURES: [&str; 14] = [
+pub(super) const FIGURES: [&str; 15] = [
     "NOW",
     "OPENED",
     "CLOSED",
@@ -299,6 +320,7 @@ pub(super) const FIGURES: [&str; 14] = [
     "LIMITED BY",
     "CONGESTION",
     "OPTIONS",
+    "NAT",
     "RESETS",
     "CONNECTS",
     "STATES NOW",
@@ -317,6 +339,7 @@ pub(super) fn figures(now: &Now, counted: &Counted) -> [String; FIGURES.len()] {
         counted.limits_text(),
         counted.congestion_text(),
         counted.options_text(),
+        now.translated_text(),
         counted.resets_text(),
         counted.connects_text(),
         now.text(),
@@ -350,10 +373,12 @@ pub(super) enum Sort {
 pub(super) struct Wanted {
     sort: Sort,
     limit: usize,
+    /// To be asked of connection tracking too.
+    nat: bool,
 }
 
 impl Wanted {
-    pub(super) const PARAMETERS: [&str; 2] = ["sort", "limit"];
+    pub(super) const PARAMETERS: [&str; 3] = ["sort", "limit", "nat"];
 
     pub(super) fn take(params: &mut Params) -> Result<Self, ApiError> {
         let sort = match params.take("sort")?.as_deref() {
@@ -369,7 +394,12 @@ impl Wanted {
                 return Err(ApiError::bad("sort", format!("`{other}` is not one of {known}")));
             }
         };
-        Ok(Self { sort, limit: params.take_limit(DEFAULT_LIMIT)? })
+        Ok(Self { sort, limit: params.take_limit(DEFAULT_LIMIT)?, nat: nat::take(params)? })
+    }
+
+    /// What is translated now, if that is wanted, and why it is not known.
+    pub(super) async fn translations(&self, api: &Api) -> Result<(Translations, Vec<String>), ApiError> {
+        if self.nat { nat::ask(api).await } else { Ok(Default::default()) }
     }
 
     /// Sorts and cuts; how many there were. Equal ones stand by name, and what has nothing to tell is left out.

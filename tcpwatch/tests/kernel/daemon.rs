@@ -118,7 +118,11 @@ impl Daemon {
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
-        let (status, body) = self.get("/metrics");
+        self.metrics_at("/metrics")
+    }
+
+    pub(crate) fn metrics_at(&self, path: &str) -> Metrics {
+        let (status, body) = self.get(path);
         assert_eq!(status, 200, "{body}");
         Metrics::parse(&body)
     }

@@ -130,7 +130,36 @@ fn assert_both_sides_are_told(daemon: &Daemon, namespace: &Namespace, test: &str
             json!([row("server")])
         );
         assert_eq!(daemon.json(&format!("/nat?comm={comm}&limit=1"))["truncated"], true);
+        assert_counted(daemon, comm, &json!(1));
     }
+}
+
+/// So many of its clients, and of its servers, are translated, `null` where that is not known. Who does not ask is not told.
+fn assert_counted(daemon: &Daemon, comm: &str, expected: &Value) {
+    for role in ["client", "server"] {
+        for (nat, expected) in [("true", expected), ("false", &Value::Null)] {
+            let peers = daemon.json(&format!("/peers?comm={comm}&role={role}&nat={nat}"));
+            assert_eq!(
+                (&peers["total"], &peers["peers"][0]["connections"]["translated"]),
+                (&json!(1), expected),
+                "{peers}"
+            );
+            let metrics = daemon.metrics_at(&format!("/metrics?nat={nat}"));
+            let labels = [("process", comm), ("role", role)];
+            assert_eq!(
+                metrics.sum("tcpwatch_translated_connections", &labels),
+                expected.as_u64(),
+                "{role} {nat}"
+            );
+        }
+    }
+    let processes = daemon.json(&format!("/processes?comm={comm}&nat=true"));
+    let process = &processes["processes"][0];
+    let both = expected.as_u64().map(|count| 2 * count);
+    for counted in [process, &process["instances"][0]] {
+        assert_eq!(counted["connections"]["translated"].as_u64(), both, "{processes}");
+    }
+    assert_eq!(processes["problems"].is_array(), expected.is_null(), "{processes}");
 }
 
 #[test]
@@ -152,6 +181,7 @@ fn both_sides_are_told_of_what_is_tracked_in_a_zone_of_its_own() {
         plain.hear();
         sides(&daemon, &plain).iter().for_each(assert_silent);
         assert_eq!(daemon.json("/nat?comm=zone-plain")["total"], 0);
+        assert_counted(&daemon, "zone-plain", &json!(0));
     }
 }
 
@@ -284,6 +314,7 @@ fn what_is_not_translated_has_no_nat_and_no_error() {
             assert_silent(&side);
             assert!(side["transfer"].is_object(), "{side}");
         }
+        assert_counted(&daemon, "plain", &json!(0));
     }
 }
 
@@ -300,6 +331,7 @@ fn without_net_admin_the_answer_says_so() {
         let error = side["nat_error"].as_str().unwrap();
         assert!(error.contains("CAP_NET_ADMIN") && side["nat"].is_null(), "{side}");
     }
+    assert_counted(&daemon, "nat-denied", &Value::Null);
     let all = daemon.json("/nat");
     assert!(all["total"] == 0 && all["problems"][0].as_str().unwrap().contains("CAP_NET_ADMIN"), "{all}");
 }
