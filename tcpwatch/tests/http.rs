@@ -366,6 +366,19 @@ async fn a_recording_says_that_it_does_not_know_what_was_translated() {
     for (query, name) in [("limit=few", "limit"), ("role=friend", "role"), ("sort=name", "sort")] {
         fails(&server, Method::GET, &format!("/nat?{query}"), 400, Some(name)).await;
     }
+    for (path, rows) in [("/processes", "processes"), ("/peers", "peers")] {
+        let [asked, plain] = [
+            server.json(&format!("{path}?comm=curl&nat=true")).await,
+            server.json(&format!("{path}?comm=curl")).await,
+        ];
+        assert_eq!(asked["problems"], nat["problems"], "{asked}");
+        assert!(server.get(&format!("{path}?nat=true")).await.body.contains("not complete: "));
+        assert_eq!((&plain["problems"], &plain[rows]), (&Value::Null, &asked[rows]));
+    }
+    for path in ["/processes", "/peers", "/metrics"] {
+        fails(&server, Method::GET, &format!("{path}?nat=maybe"), 400, Some("nat")).await;
+    }
+    assert!(!server.get("/metrics?nat=true").await.body.contains("translated"));
 }
 
 #[tokio::test]
