@@ -87,8 +87,7 @@ impl Tracker {
             TcpState::SynRecv | TcpState::Established | TcpState::CloseWait | TcpState::Close
         );
         if conn.role == Role::Server && closed_here && !conn.is(Marks::OWNER_SEEN) {
-            conn.marks.remove(Marks::UNACCEPTED);
-            conn.marks.remove(Marks::REQUEST);
+            conn.marks.remove(Marks::UNACCEPTED | Marks::REQUEST);
             self.set_process(slot, None, now_ns);
         }
     }

@@ -242,8 +242,7 @@ impl Tracker {
         let first_look = conn.swept != number;
         if first_look {
             conn.swept = number;
-            conn.marks.remove(Marks::OWNER_HOLDS);
-            conn.marks.remove(Marks::MEASURED);
+            conn.marks.remove(Marks::OWNER_HOLDS | Marks::MEASURED);
         }
         if let Some((task, _)) = &seen.holder {
             self.apply_holder(slot, seen, task);

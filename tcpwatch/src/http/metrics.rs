@@ -64,9 +64,9 @@ fn parse(params: &mut Params) -> Result<bool, ApiError> {
 }
 
 async fn answer(api: &Api, nat: bool) -> Result<(String, RecordCounts, String), ApiError> {
-    let (translations, problems) = if nat { nat::ask(api).await? } else { Default::default() };
-    if !problems.is_empty() {
-        tracing::debug!(?problems, "what is translated is not in the metrics, or not all of it");
+    let translations = nat::ask(api, nat).await?;
+    if !translations.problems.is_empty() {
+        tracing::debug!(problems = ?translations.problems, "what is translated is not in the metrics, or not all of it");
     }
     api.ask(false, move |node, clock| encode(node, clock, &translations)).await
 }

@@ -67,21 +67,25 @@ type Key = (Option<Arc<str>>, Role, Endpoint, Endpoint);
 /// its sides would be found in the table; `None` where zones of conntrack have different ones for the same ends, and a
 /// socket does not say in which it is tracked.
 #[derive(Default)]
-pub(super) struct Translations(FxHashMap<u32, FxHashMap<(Endpoint, Endpoint), Option<Translation>>>);
+pub(super) struct Translations {
+    told: FxHashMap<u32, FxHashMap<(Endpoint, Endpoint), Option<Translation>>>,
+    /// What could not be asked.
+    pub problems: Vec<String>,
+}
 
 impl Translations {
     /// No namespace was asked, or could be.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.told.is_empty()
     }
 
     /// `None` where that is not known.
     pub(super) fn has(&self, conn: &Conn) -> Option<bool> {
-        self.0.get(&conn.netns).map(|by_ends| by_ends.contains_key(&(conn.local, conn.remote)))
+        self.told.get(&conn.netns).map(|by_ends| by_ends.contains_key(&(conn.local, conn.remote)))
     }
 
     fn of(&self, conn: &Conn) -> Option<&Option<Translation>> {
-        self.0.get(&conn.netns)?.get(&(conn.local, conn.remote))
+        self.told.get(&conn.netns)?.get(&(conn.local, conn.remote))
     }
 }
 
@@ -90,8 +94,11 @@ pub(super) fn take(params: &mut Params) -> Result<bool, ApiError> {
     Ok(params.take_as("nat")?.unwrap_or(false))
 }
 
-/// What is translated now, and what could not be asked.
-pub(super) async fn ask(api: &Api) -> Result<(Translations, Vec<String>), ApiError> {
+/// What is translated now; nothing is asked unless that is `wanted`.
+pub(super) async fn ask(api: &Api, wanted: bool) -> Result<Translations, ApiError> {
+    if !wanted {
+        return Ok(Translations::default());
+    }
     let asked = if api.live {
         let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_tracked)).await?;
         conntrack::ask_all(namespaces).await
@@ -100,16 +107,16 @@ pub(super) async fn ask(api: &Api) -> Result<(Translations, Vec<String>), ApiErr
     };
     Ok(match asked {
         Ok(told) => by_ends(told),
-        Err(problem) => (Translations::default(), vec![problem]),
+        Err(problem) => Translations { problems: vec![problem], ..Translations::default() },
     })
 }
 
-fn by_ends(told: OfEach<Vec<Translation>>) -> (Translations, Vec<String>) {
-    let (mut translations, mut problems) = (Translations::default(), Vec::new());
+fn by_ends(told: OfEach<Vec<Translation>>) -> Translations {
+    let mut translations = Translations::default();
     for (netns, told) in told {
         match told {
             Ok(told) => {
-                let by_ends = translations.0.entry(netns).or_default();
+                let by_ends = translations.told.entry(netns).or_default();
                 for one in told {
                     for ends in one.ends() {
                         let known = by_ends.entry(ends).or_insert(Some(one));
@@ -119,11 +126,11 @@ fn by_ends(told: OfEach<Vec<Translation>>) -> (Translations, Vec<String>) {
                     }
                 }
             }
-            Err(problem) => problems.push(problem),
+            Err(problem) => translations.problems.push(problem),
         }
     }
-    problems.sort_unstable();
-    (translations, problems)
+    translations.problems.sort_unstable();
+    translations
 }
 
 pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
@@ -141,21 +148,15 @@ fn parse(params: &mut Params) -> Result<(Chosen, usize), ApiError> {
 }
 
 async fn answer(api: &Api, chosen: Chosen, limit: usize) -> Result<Nat, ApiError> {
-    let (translations, problems) = ask(api).await?;
-    api.ask(true, move |node, _| list(node, &translations, problems, &chosen, limit)).await
+    let translations = ask(api, true).await?;
+    api.ask(true, move |node, _| list(node, translations, &chosen, limit)).await
 }
 
 fn may_be_tracked(conn: &Conn) -> bool {
     conn.role != Role::Listener && conn.local.port != 0
 }
 
-fn list(
-    node: &Node,
-    translations: &Translations,
-    mut problems: Vec<String>,
-    chosen: &Chosen,
-    limit: usize,
-) -> Nat {
+fn list(node: &Node, translations: Translations, chosen: &Chosen, limit: usize) -> Nat {
     let tracker = &node.tracker;
     let mut found: BTreeMap<Key, Found> = BTreeMap::new();
     let mut unclear = 0;
@@ -172,6 +173,7 @@ fn list(
             None => unclear += 1,
         }
     }
+    let mut problems = translations.problems;
     if unclear > 0 {
         problems.push(format!(
             "zones of conntrack translate the ends of {unclear} connections differently (`conntrack -L` lists them)"

@@ -55,9 +55,8 @@ pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
 }
 
 async fn answer(api: &Api, chosen: Chosen, wanted: Wanted) -> Result<Peers, ApiError> {
-    let (translations, problems) = wanted.translations(api).await?;
-    let list = move |node: &Node, _| list(node, &chosen, wanted, &translations);
-    Ok(Peers { problems, ..api.ask(true, list).await? })
+    let translations = wanted.translations(api).await?;
+    api.ask(true, move |node, _| list(node, &chosen, wanted, translations)).await
 }
 
 fn parse(params: &mut Params) -> Result<(Chosen, Wanted), ApiError> {
@@ -67,13 +66,13 @@ fn parse(params: &mut Params) -> Result<(Chosen, Wanted), ApiError> {
     Ok((chosen, wanted))
 }
 
-fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: &Translations) -> Peers {
+fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations) -> Peers {
     let tracker = &node.tracker;
     let mut by_group: FxHashMap<_, Tally> = FxHashMap::default();
     for conn in tracker.table.iter() {
         // One without a group was found by a sweep under way, at whose end it gets one.
         if let Some(group) = conn.group.filter(|_| conn.role != Role::Listener) {
-            by_group.entry(group).or_default().count_with(conn, translations);
+            by_group.entry(group).or_default().count_with(conn, &translations);
         }
     }
     let mut by_peer: FxHashMap<(Role, Peer), (Tally, Counts, BTreeSet<_>)> = FxHashMap::default();
@@ -108,7 +107,7 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: &Translation
                 counted: Counted::of(&counts),
             })
             .collect(),
-        problems: Vec::new(),
+        problems: translations.problems,
     }
 }
 

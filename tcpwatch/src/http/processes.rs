@@ -65,9 +65,8 @@ pub(super) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
 }
 
 async fn answer(api: &Api, comm: Option<String>, wanted: Wanted) -> Result<Processes, ApiError> {
-    let (translations, problems) = wanted.translations(api).await?;
-    let list = move |node: &Node, _| list(node, comm.as_deref(), wanted, &translations);
-    Ok(Processes { problems, ..api.ask(true, list).await? })
+    let translations = wanted.translations(api).await?;
+    api.ask(true, move |node, _| list(node, comm.as_deref(), wanted, translations)).await
 }
 
 fn parse(params: &mut Params) -> Result<(Option<String>, Wanted), ApiError> {
@@ -76,11 +75,11 @@ fn parse(params: &mut Params) -> Result<(Option<String>, Wanted), ApiError> {
     Ok((comm, wanted))
 }
 
-fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: &Translations) -> Processes {
+fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: Translations) -> Processes {
     let tracker = &node.tracker;
     let mut by_process: FxHashMap<Option<ProcessId>, Tally> = FxHashMap::default();
     for conn in tracker.table.iter() {
-        by_process.entry(conn.process).or_default().count_with(conn, translations);
+        by_process.entry(conn.process).or_default().count_with(conn, &translations);
     }
     let mut by_name: FxHashMap<Option<Arc<str>>, (Tally, Counts, Vec<_>)> = FxHashMap::default();
     for (id, tally) in by_process {
@@ -121,7 +120,7 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: &Translat
                 }
             })
             .collect(),
-        problems: Vec::new(),
+        problems: translations.problems,
     }
 }
 

@@ -397,9 +397,9 @@ impl Wanted {
         Ok(Self { sort, limit: params.take_limit(DEFAULT_LIMIT)?, nat: nat::take(params)? })
     }
 
-    /// What is translated now, if that is wanted, and why it is not known.
-    pub(super) async fn translations(&self, api: &Api) -> Result<(Translations, Vec<String>), ApiError> {
-        if self.nat { nat::ask(api).await } else { Ok(Default::default()) }
+    /// What is translated now, if that is wanted.
+    pub(super) async fn translations(&self, api: &Api) -> Result<Translations, ApiError> {
+        nat::ask(api, self.nat).await
     }
 
     /// Sorts and cuts; how many there were. Equal ones stand by name, and what has nothing to tell is left out.
