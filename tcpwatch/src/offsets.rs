@@ -74,6 +74,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_NET_KEEPALIVE_TIME", "net", "ipv4.sysctl_tcp_keepalive_time"),
     ("OFF_NET_KEEPALIVE_INTVL", "net", "ipv4.sysctl_tcp_keepalive_intvl"),
     ("OFF_NET_KEEPALIVE_PROBES", "net", "ipv4.sysctl_tcp_keepalive_probes"),
+    ("OFF_TCP_CLOCK_CACHE", "tcp_sock", "tcp_clock_cache"),
     ("OFF_RCV_TSTAMP", "tcp_sock", "rcv_tstamp"),
     ("OFF_LSNDTIME", "tcp_sock", "lsndtime"),
     ("OFF_LRCVTIME", "inet_connection_sock", "icsk_ack.lrcvtime"),
