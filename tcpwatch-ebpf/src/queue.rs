@@ -5,6 +5,8 @@
 //! signal `state` write, one at a time; only the reader moves `tail`. Full: the record is not written, a
 //! `counter::LOST_*` counts it.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_get_smp_processor_id, macros::map, maps::Array};
 use tcpwatch_common::{Queue, Slot};
 
@@ -40,22 +42,25 @@ fn try_push<T: Copy>(record: &T) -> Option<()> {
     let slots = field::value(&QUEUE_SLOTS) as u64;
     let queue = QUEUES.get_ptr_mut(cpu)?;
     // SAFETY: a value of the map. Programs run on one processor without migration, so this one alone writes to all but
-    // `tail`. Volatile throughout: the reader looks on, and older kernels let a raw tracepoint run inside itself.
+    // `tail`. Volatile and fenced: the reader looks on, and older kernels let a raw tracepoint run inside itself.
     unsafe {
         if (&raw const (*queue).busy).read_volatile() != 0 {
             return None;
         }
+        // Before the rest is read: a program that interrupts this one here would write to the same slot.
+        (&raw mut (*queue).busy).write_volatile(1);
         let (head, tail) =
             ((&raw const (*queue).head).read_volatile(), (&raw const (*queue).tail).read_volatile());
         let waiting = head.wrapping_sub(tail);
-        if waiting >= slots {
-            return None;
+        let slot =
+            SLOTS.get_ptr_mut(cpu * slots as u32 + (head & (slots - 1)) as u32).filter(|_| waiting < slots);
+        if let Some(slot) = slot {
+            slot.cast::<T>().write(*record);
+            compiler_fence(Ordering::Release);
+            (&raw mut (*queue).head).write_volatile(head + 1);
         }
-        let slot = SLOTS.get_ptr_mut(cpu * slots as u32 + (head & (slots - 1)) as u32)?;
-        (&raw mut (*queue).busy).write_volatile(1);
-        slot.cast::<T>().write_volatile(*record);
-        (&raw mut (*queue).head).write_volatile(head + 1);
         (&raw mut (*queue).busy).write_volatile(0);
+        slot?;
         if waiting == slots / 2 {
             ring::wake();
         }
