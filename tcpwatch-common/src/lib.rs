@@ -93,7 +93,8 @@ pub struct SocketEvent {
     pub flags: u8,
     /// Inode of the socket's network namespace.
     pub netns: u32,
-    /// CLOCK_MONOTONIC.
+    /// CLOCK_MONOTONIC. Of a transition to ESTABLISHED, CLOSE_WAIT or FIN_WAIT2, when the kernel took up the packet that
+    /// caused it.
     pub time_ns: u64,
     /// The kernel's own identity of the socket; `ss -e` prints it as `sk:`. Where the programs cannot have it
     /// (`IDENTITY_IS_ADDRESS`): the socket's address, combined with a secret, used again once the socket is gone.
@@ -309,7 +310,7 @@ pub type Slot = [u64; 8];
 pub struct Queue {
     /// Records written so far.
     pub head: u64,
-    /// A record is being written.
+    /// A record is being written, or room for it looked for.
     pub busy: u64,
     pub zero: [u64; 6],
     /// Records read so far.

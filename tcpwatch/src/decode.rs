@@ -341,9 +341,9 @@ impl fmt::Debug for Comm {
 pub struct Seen {
     pub socket: Socket,
     pub state: TcpState,
-    /// CLOCK_MONOTONIC, when it was looked at.
+    /// CLOCK_MONOTONIC: what was told of it until then shows in what was seen.
     pub time_ns: u64,
-    /// The kernel's tick count then.
+    /// The kernel's tick count when it was looked at.
     pub jiffies: u64,
     /// The process and descriptor through which it was found.
     pub holder: Option<(TaskRecord, u32)>,
@@ -443,6 +443,10 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
     }
 }
 
+/// A state is told before the kernel stores it, with the time at which the kernel took up the packet that changes it: an
+/// iterator that looks in between sees the state before.
+const UNDER_WAY_NS: u64 = 20_000;
+
 /// # Errors
 /// When the bytes are not a `SeenSocket`.
 pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
@@ -457,7 +461,7 @@ pub fn seen(bytes: &[u8]) -> Result<Seen, DecodeError> {
             flags: raw.flags,
         },
         state: state(raw.state)?,
-        time_ns: raw.time_ns,
+        time_ns: raw.time_ns.saturating_sub(UNDER_WAY_NS),
         jiffies: raw.jiffies,
         holder: (raw.tgid != 0).then_some((task, raw.fd)),
         unread_bytes: raw.unread_bytes,
