@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tcpwatch_common::{
-    IdleEvent, KIND_IDLE, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, SocketEvent,
-    TrafficEvent,
+    FLAG_FIN_RECEIVED, IdleEvent, KIND_IDLE, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC,
+    SocketEvent, TrafficEvent,
     counter::LOST_STATE,
     state::{CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
@@ -73,8 +73,23 @@ fn changes<K: Kernel>(
         return 0;
     }
     let Some(sk) = sk() else { return 0 };
-    let mut time_ns = time(sk, new_state);
     let mut flags = fill::flags(sk);
+    let end = if new_state == CLOSE { fill::error_and_retransmits(sk) } else { 0 };
+    let is_counted = new_state == CLOSE
+        && (old_state == LISTEN
+            || end & fill::RETRANSMITS != 0
+            || stall::ca_state(sk) >= CA_RECOVERY
+            || out_of_order::was_counted(sk));
+    // What is counted of it has been told of by the clock, and its end comes last.
+    let mut time_ns = if !is_counted && is_by_packet(sk, (old_state, new_state), flags) {
+        sk.read::<u64>(&OFF_TCP_CLOCK_CACHE)
+    } else {
+        0
+    };
+    if time_ns == 0 {
+        // SAFETY: no arguments.
+        time_ns = unsafe { bpf_ktime_get_ns() };
+    }
     if old_state == SYN_SENT && new_state == CLOSE {
         let unsent = fill::unsent(sk);
         if unsent != 0 {
@@ -86,19 +101,14 @@ fn changes<K: Kernel>(
         // Only the application's own connect, listen, close or shutdown leads to these, in its context.
         SYN_SENT | LISTEN | FIN_WAIT1 | LAST_ACK => task::current_tgid(&mut time_ns, By::Queue, LOST_STATE),
         CLOSE_WAIT => fill::unread_bytes(sk, flags),
-        CLOSE => fill::error_and_retransmits(sk),
+        CLOSE => end,
         ESTABLISHED if old_state == SYN_RECV => sk.read(&OFF_TOTAL_RETRANS),
         _ => 0,
     };
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value, lost: LOST_STATE };
     let mut event = event::describe(sk, time_ns, &what);
     // Written first, as it is read first: at one time the ring's records come before the queues'.
-    if new_state == CLOSE
-        && (old_state == LISTEN
-            || value & fill::RETRANSMITS != 0
-            || stall::ca_state(sk) >= CA_RECOVERY
-            || out_of_order::was_counted(sk))
-    {
+    if is_counted {
         retransmit::end(sk, &event);
     }
     if old_state == ESTABLISHED {
@@ -113,19 +123,18 @@ fn changes<K: Kernel>(
     0
 }
 
-/// When it is, by CLOCK_MONOTONIC. Only a packet that came leads to ESTABLISHED, CLOSE_WAIT and FIN_WAIT2: the kernel
-/// reads its clock before it looks at one (tcp_mstamp_refresh, net/ipv4/tcp_output.c), and to read it once more costs a
-/// sixth of what the record does. Where it has not, as a socket that CRIU restores is established by connect, it is 0.
+/// Whether it comes of a packet, of which the kernel took the time as it took it up (tcp_mstamp_refresh,
+/// net/ipv4/tcp_output.c): to read the clock once more costs a sixth of what the record does. Where it took none, as when
+/// connect() establishes what CRIU restores, the time is 0. To CLOSE other things lead as well; but in FIN_WAIT2 the FIN ends
+/// the socket, and in LAST_ACK the acknowledgement of all that was sent, in tcp_rcv_state_process (net/ipv4/tcp_input.c).
 #[inline(always)]
-fn time(sk: impl Kernel, new_state: u8) -> u64 {
-    if matches!(new_state, ESTABLISHED | CLOSE_WAIT | FIN_WAIT2) {
-        let packet_ns = sk.read::<u64>(&OFF_TCP_CLOCK_CACHE);
-        if packet_ns != 0 {
-            return packet_ns;
-        }
+fn is_by_packet(sk: impl Kernel, states: (u8, u8), flags: u8) -> bool {
+    match states {
+        (_, ESTABLISHED | CLOSE_WAIT | FIN_WAIT2) => true,
+        (FIN_WAIT2, CLOSE) => flags & FLAG_FIN_RECEIVED != 0,
+        (LAST_ACK, CLOSE) => fill::undelivered(sk) == (0, 0),
+        _ => false,
     }
-    // SAFETY: no arguments.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Ticks for which a connection is not called idle.
