@@ -41,6 +41,10 @@ const ORPHANED_FIN_WAIT2: usize = TcpState::COUNT;
 /// step of the timer wheel where they expire together by a little, and all that came before it would be looked at.
 const EXPIRY_SLACK_NS: u64 = 50_000_000;
 
+/// Rows for which room is reserved at once, as far as the limit goes: address space, of which only what is used takes
+/// memory. A table that grew would be copied, as the allocator moves only its largest blocks.
+const RESERVED_ROWS: usize = 1 << 20;
+
 /// An element of an index: where the connection lies, and the hash by which it is found, so that the index grows
 /// without looking at connections.
 #[derive(Clone, Copy)]
@@ -63,7 +67,7 @@ pub struct Table {
 impl Table {
     pub fn new(limit: usize) -> Self {
         Self {
-            conns: Slab::new(),
+            conns: Slab::with_capacity(limit.min(RESERVED_ROWS)),
             by_cookie: HashTable::new(),
             minisocks: HashTable::new(),
             recent: Default::default(),
