@@ -122,8 +122,8 @@ pub struct RunArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub linger: LingerArgs,
-    /// Bytes for records on their way from the kernel, a power of two such as 4MiB [default:
-    /// 4MiB, or 128KiB for each processor where that is more]
+    /// Bytes for records on their way from the kernel, a power of two such as 16MiB [default:
+    /// 8MiB, or 128KiB for each processor where that is more]
     #[arg(long, value_name = "SIZE", env = "TCPWATCH_RING_SIZE")]
     pub ring_size: Option<ByteSize>,
     /// Connections kept at once; more are counted but not kept [default: 1000000]

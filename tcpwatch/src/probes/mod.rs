@@ -60,8 +60,9 @@ const WAKEUP_SHARE: u32 = 8;
 const RING_SHARE: u32 = 4;
 /// The least that a ring buffer can have, on kernels with the smallest pages.
 const SMALLEST_RING_BYTES: u32 = 4096;
-/// Unless told otherwise: more than a second of what two processors can make, and on large machines 128 KiB for each.
-const RECORD_BYTES: u32 = 4 << 20;
+/// Unless told otherwise: two tenths of a second of the most that two processors can make, so that the timer comes before
+/// a queue is half full; and on large machines 128 KiB for each.
+const RECORD_BYTES: u32 = 8 << 20;
 const RECORD_BYTES_EACH: u32 = 128 << 10;
 
 #[derive(Debug, Error)]
