@@ -23,7 +23,7 @@ struct Line {
 const NOTES: [(&str, &str); 4] = [
     (
         "throughput kept, both processors saturated",
-        "it is what the two lines below cost together; on this load one microsecond a connection is two hundredths. 8 MiB for records in place of 4 brought it from 0.953 to 0.961 (in turns, medians of nine): the timer comes before a queue is half full, and no program wakes the daemon amid the load.",
+        "it is what the two lines below cost together; on this load one microsecond a connection is two hundredths.",
     ),
     (
         "BPF time for each connection, µs",
@@ -31,7 +31,7 @@ const NOTES: [(&str, &str); 4] = [
     ),
     (
         "processor time of the daemon for each connection, µs",
-        "fewer cache misses brought it from 2.6 to 1.5, and by another 7 % where what is told of together lies together in the indexes (1.64 and 1.53 in turns); records decoded where they stay brought it from 1.90 to 1.59. A row of 192 bytes in place of 256, and ended connections that take the place of the oldest, brought it from 1.78 to 1.71 and from 1.59 to 1.40 (each in turns, medians of nine). Room for all rows reserved, so that a growing table is not copied, brought it from 1.12 to 1.07, and 8 MiB for records in place of 4 from 1.15 to 1.08 (in turns). A seventh of what remains are page faults of a table that fills during the run; huge pages make it worse, and reading the queues more often gains nothing.",
+        "fewer cache misses brought it from 2.6 to 1.5, and by another 7 % where what is told of together lies together in the indexes (1.64 and 1.53 in turns); records decoded where they stay brought it from 1.90 to 1.59. A row of 192 bytes in place of 256, and ended connections that take the place of the oldest, brought it from 1.78 to 1.71 and from 1.59 to 1.40 (each in turns, medians of nine). Room for all rows reserved, so that a growing table is not copied, brought it from 1.12 to 1.07, and 8 MiB for records in place of 4, so that the timer comes before a queue is half full, from 1.15 to 1.08 (in turns); that is 4 MiB more of RSS. A seventh of what remains are page faults of a table that fills during the run; huge pages make it worse, and reading the queues more often gains nothing.",
     ),
     (
         "idle with 100,000 sockets, percent of a processor",
