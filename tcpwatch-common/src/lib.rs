@@ -93,8 +93,7 @@ pub struct SocketEvent {
     pub flags: u8,
     /// Inode of the socket's network namespace.
     pub netns: u32,
-    /// CLOCK_MONOTONIC. Of a transition to ESTABLISHED, CLOSE_WAIT or FIN_WAIT2, when the kernel took up the packet that
-    /// caused it.
+    /// CLOCK_MONOTONIC. Of a transition that a packet brings about, to CLOSE mostly too: when the kernel took that up.
     pub time_ns: u64,
     /// The kernel's own identity of the socket; `ss -e` prints it as `sk:`. Where the programs cannot have it
     /// (`IDENTITY_IS_ADDRESS`): the socket's address, combined with a secret, used again once the socket is gone.

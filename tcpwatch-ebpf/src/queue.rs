@@ -42,7 +42,8 @@ fn try_push<T: Copy>(record: &T) -> Option<()> {
     let slots = field::value(&QUEUE_SLOTS) as u64;
     let queue = QUEUES.get_ptr_mut(cpu)?;
     // SAFETY: a value of the map. Programs run on one processor without migration, so this one alone writes to all but
-    // `tail`. Volatile and fenced: the reader looks on, and older kernels let a raw tracepoint run inside itself.
+    // `tail`. In this order, because the reader looks on, and older kernels let a raw tracepoint run inside itself: what is
+    // volatile keeps its order, the record follows the call that gives its place, and the fence holds `head` back behind it.
     unsafe {
         if (&raw const (*queue).busy).read_volatile() != 0 {
             return None;
