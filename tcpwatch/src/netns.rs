@@ -28,13 +28,43 @@ pub fn enter_by_inode(inode: u32, pid: Option<u32>) -> Result<bool, String> {
     if own() == Some(inode) {
         return Ok(true);
     }
-    if let Some(pid) = pid
-        && enter(&PathBuf::from(format!("/proc/{pid}/ns/net")), inode).unwrap_or(false)
-    {
+    let path = pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
+    if path.is_some_and(|path| enter_at(&path, inode).unwrap_or(false)) {
         return Ok(true);
     }
-    let entered = find().0.get(&inode).map_or(Ok(false), |path| enter(path, inode));
-    entered.map_err(|error| format!("cannot enter network namespace {inode}: {error}"))
+    find_and_enter(inode)
+}
+
+/// The same for one that was found at `path` a while ago.
+///
+/// # Errors
+/// Why it may not be entered, for people.
+pub fn enter_found(path: &Path, inode: u32) -> Result<bool, String> {
+    // Needs no right.
+    if own() == Some(inode) {
+        return Ok(true);
+    }
+    if enter_at(path, inode).map_err(|error| refusal(inode, &error))? {
+        return Ok(true);
+    }
+    find_and_enter(inode)
+}
+
+/// How often a namespace is looked for whose process has ended before it led there.
+const LOOKS: usize = 3;
+
+fn find_and_enter(inode: u32) -> Result<bool, String> {
+    for _ in 0..LOOKS {
+        let Some(path) = find().0.remove(&inode) else { return Ok(false) };
+        if enter_at(&path, inode).map_err(|error| refusal(inode, &error))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn refusal(inode: u32, error: &io::Error) -> String {
+    format!("cannot enter network namespace {inode}: {error}")
 }
 
 /// So many threads at once, however many ask.
@@ -123,11 +153,15 @@ fn may_ask() -> bool {
 }
 
 /// Moves this thread into the namespace at `path`, if it still is the one with `inode`.
-///
-/// # Errors
-/// When it may not be entered.
-pub fn enter(path: &Path, inode: u32) -> io::Result<bool> {
-    let file = File::open(path)?;
+fn enter_at(path: &Path, inode: u32) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        // The process ended, or the name was removed; amid its end the kernel says EACCES.
+        Err(error) if error.kind() == io::ErrorKind::NotFound || path.symlink_metadata().is_err() => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
     if file.metadata()?.ino() != u64::from(inode) {
         return Ok(false);
     }

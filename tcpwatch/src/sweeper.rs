@@ -147,9 +147,7 @@ impl Sweep<'_> {
         self.coverage.all = hidden.is_empty();
         self.problems.extend(hidden);
         for (inode, path) in found {
-            // Without CAP_SYS_ADMIN the thread's own is still to be had.
-            let entered = if netns::own() == Some(inode) { Ok(true) } else { netns::enter(&path, inode) };
-            match entered {
+            match netns::enter_found(&path, inode) {
                 Ok(true) => {
                     let what = format!("sockets of network namespace {inode}");
                     let file = probes.namespace_sockets();
@@ -159,12 +157,11 @@ impl Sweep<'_> {
                         self.coverage.all = false;
                     }
                 }
-                // It ended since it was found, and another process has its place.
+                // It ended since it was found.
                 Ok(false) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
+                Err(problem) => {
                     self.coverage.all = false;
-                    self.problems.push(format!("cannot enter network namespace {}: {error}", path.display()));
+                    self.problems.push(problem);
                 }
             }
         }

@@ -4,7 +4,10 @@ use std::{
     os::unix::fs::MetadataExt as _,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
 };
+
+use tcpwatch::netns;
 
 /// A test that is not run must not count as passed.
 pub(crate) fn needs(program: &str, package: &str) {
@@ -78,4 +81,15 @@ impl Drop for Namespace {
 fn ip(args: &[&str]) {
     let status = Command::new("ip").args(args).status().expect("these tests need `ip` (iproute2)");
     assert!(status.success(), "ip {}: {status}; these tests need root", args.join(" "));
+}
+
+#[test]
+fn a_namespace_is_entered_by_another_way_than_a_process_that_has_ended() {
+    let namespace = Namespace::new();
+    let inode = u32::try_from(namespace.inode).unwrap();
+    let mut ended = Command::new("true").spawn().unwrap();
+    let path = format!("/proc/{}/ns/net", ended.id());
+    ended.wait().unwrap();
+    let enter = move || (netns::enter_found(path.as_ref(), inode), netns::own());
+    assert_eq!(thread::spawn(enter).join().unwrap(), (Ok(true), Some(inode)));
 }
