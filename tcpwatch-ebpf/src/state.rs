@@ -109,7 +109,10 @@ fn changes<K: Kernel>(
     let mut event = event::describe(sk, time_ns, &what);
     // Written first, as it is read first: at one time the ring's records come before the queues'.
     if is_counted {
-        retransmit::end(sk, &event);
+        // A copy: what is handed to a function of its own lies on the stack, and from there each record would have to be
+        // copied to its slot.
+        let end = event;
+        retransmit::end(sk, &end);
     }
     if old_state == ESTABLISHED {
         tell_idle(sk, &event);
