@@ -40,11 +40,8 @@ pub fn enter_by_inode(inode: u32, pid: Option<u32>) -> Result<bool, String> {
 /// # Errors
 /// Why it may not be entered, for people.
 pub fn enter_found(path: &Path, inode: u32) -> Result<bool, String> {
-    // Needs no right.
-    if own() == Some(inode) {
-        return Ok(true);
-    }
-    if enter_at(path, inode).map_err(|error| refusal(inode, &error))? {
+    // The first needs no right.
+    if own() == Some(inode) || enter_at(path, inode)? {
         return Ok(true);
     }
     find_and_enter(inode)
@@ -56,15 +53,11 @@ const LOOKS: usize = 3;
 fn find_and_enter(inode: u32) -> Result<bool, String> {
     for _ in 0..LOOKS {
         let Some(path) = find().0.remove(&inode) else { return Ok(false) };
-        if enter_at(&path, inode).map_err(|error| refusal(inode, &error))? {
+        if enter_at(&path, inode)? {
             return Ok(true);
         }
     }
     Ok(false)
-}
-
-fn refusal(inode: u32, error: &io::Error) -> String {
-    format!("cannot enter network namespace {inode}: {error}")
 }
 
 /// So many threads at once, however many ask.
@@ -153,7 +146,11 @@ fn may_ask() -> bool {
 }
 
 /// Moves this thread into the namespace at `path`, if it still is the one with `inode`.
-fn enter_at(path: &Path, inode: u32) -> io::Result<bool> {
+fn enter_at(path: &Path, inode: u32) -> Result<bool, String> {
+    open_and_enter(path, inode).map_err(|error| format!("cannot enter network namespace {inode}: {error}"))
+}
+
+fn open_and_enter(path: &Path, inode: u32) -> io::Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
         // The process ended, or the name was removed; amid its end the kernel says EACCES.
