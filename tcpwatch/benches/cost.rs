@@ -7,6 +7,7 @@ use std::{
     cell::LazyCell,
     hint::black_box,
     net::Ipv4Addr,
+    num::NonZeroU16,
     time::{Instant, UNIX_EPOCH},
 };
 
@@ -52,6 +53,7 @@ fn node(limits: Limits) -> Node {
         kernel: "6.1.0".to_owned(),
         started: UNIX_EPOCH,
         wall_offset_ns: 0,
+        ticks_per_second: NonZeroU16::MIN,
     };
     let mut node = Node::new(identity, LingerLimits::default(), limits, Hooks::default());
     node.waiting_for = None;

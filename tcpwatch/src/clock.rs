@@ -1,8 +1,11 @@
 //! One reading of the clocks, passed in wherever a time is needed.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    num::NonZeroU16,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, clock_getres, clock_gettime};
 
 /// The kernel's monotonic clock, which stamps the records, beside the wall clock.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,16 @@ impl Clock {
     pub fn rfc3339(&self) -> String {
         humantime::format_rfc3339_millis(self.wall).to_string()
     }
+}
+
+/// How many ticks a second the kernel has (CONFIG_HZ): its coarse clocks advance by one tick each (posix_get_coarse_res,
+/// kernel/time/posix-timers.c).
+pub fn ticks_per_second() -> NonZeroU16 {
+    let tick = clock_getres(ClockId::MonotonicCoarse);
+    let tick_ns = u64::try_from(tick.tv_nsec).unwrap_or(0).max(1);
+    let rate = u16::try_from((1_000_000_000 + tick_ns / 2) / tick_ns).ok().and_then(NonZeroU16::new);
+    // A rate that no reading of the ticks will fit.
+    rate.unwrap_or(NonZeroU16::MAX)
 }
 
 /// RFC 3339, in UTC, with microseconds, of nanoseconds since 1970.

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tcpwatch::{
     check::Checked,
-    clock::Clock,
+    clock::{self, Clock},
     findings::lingering::LingerLimits,
     http::{Api, router},
     kernel,
@@ -176,6 +176,7 @@ fn identity() -> Identity {
         kernel: uname.release().to_string_lossy().into_owned(),
         started: clock.wall,
         wall_offset_ns: clock.wall_offset_ns(),
+        ticks_per_second: clock::ticks_per_second(),
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroU16,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -34,6 +35,8 @@ pub struct Identity {
     pub started: SystemTime,
     /// Wall clock minus CLOCK_MONOTONIC, then.
     pub wall_offset_ns: u64,
+    /// Of its kernel.
+    pub ticks_per_second: NonZeroU16,
 }
 
 /// What became of the records.
@@ -77,8 +80,8 @@ pub struct Node {
 impl Node {
     pub fn new(identity: Identity, linger: LingerLimits, limits: Limits, hooks: Hooks) -> Self {
         Self {
+            tracker: Tracker::new(limits, identity.ticks_per_second),
             identity,
-            tracker: Tracker::new(limits),
             linger,
             history: LeakHistory::default(),
             hooks,
@@ -101,6 +104,7 @@ impl Node {
             node: self.identity.node.clone(),
             kernel: self.identity.kernel.clone(),
             wall_offset_ns: self.identity.wall_offset_ns,
+            ticks_per_second: self.identity.ticks_per_second,
             told: self.tracker.told,
         }
     }

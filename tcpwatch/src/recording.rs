@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io::{self, BufWriter, Write as _},
+    num::NonZeroU16,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +41,8 @@ pub struct Header {
     pub kernel: String,
     /// Nanoseconds since 1970 minus CLOCK_MONOTONIC.
     pub wall_offset_ns: u64,
+    /// Of the kernel (CONFIG_HZ).
+    pub ticks_per_second: NonZeroU16,
     pub told: Told,
 }
 
@@ -233,6 +236,7 @@ mod tests {
             node: "n".into(),
             kernel: "k".into(),
             wall_offset_ns: 1,
+            ticks_per_second: NonZeroU16::MIN,
             told: Told::default(),
         }
     }

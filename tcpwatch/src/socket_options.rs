@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io::{self, Read as _},
+    num::NonZeroU16,
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use tcpwatch_common::{
     OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, SocketOptions as Record,
 };
 
-use crate::{decode, netns, probes::Probes, sock_diag::Target, ticks::Ticks};
+use crate::{decode, netns, probes::Probes, sock_diag::Target};
 
 /// As getsockopt() tells them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -45,18 +46,19 @@ pub struct Keepalive {
 }
 
 impl SocketOptions {
-    pub fn new(record: &Record, ticks: Ticks) -> Self {
+    pub fn new(record: &Record, ticks_per_second: NonZeroU16) -> Self {
+        let seconds = |ticks: u64| ticks / u64::from(ticks_per_second.get());
         let has = |option| record.flags & option != 0;
         Self {
             keepalive: Keepalive {
                 on: has(OPTION_KEEPALIVE),
-                idle_seconds: ticks.seconds(record.keepalive_time_jiffies.into()),
-                interval_seconds: ticks.seconds(record.keepalive_intvl_jiffies.into()),
+                idle_seconds: seconds(record.keepalive_time_jiffies.into()),
+                interval_seconds: seconds(record.keepalive_intvl_jiffies.into()),
                 probes: record.keepalive_probes,
             },
             nodelay: has(OPTION_NODELAY),
             cork: has(OPTION_CORK),
-            linger_seconds: has(OPTION_LINGER).then(|| ticks.seconds(record.linger_jiffies)),
+            linger_seconds: has(OPTION_LINGER).then(|| seconds(record.linger_jiffies)),
             user_timeout_seconds: (record.user_timeout_ms > 0)
                 .then(|| Duration::from_millis(record.user_timeout_ms.into()).as_secs_f64()),
         }
@@ -95,11 +97,9 @@ fn read(mut file: File) -> io::Result<Option<Record>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
     #[test]
     fn what_is_off_or_not_set_is_null_and_a_linger_time_of_0_is_not() {
-        let second = 1_000_000_000;
-        let ticks = Ticks::from_reading((1 << 32) + 700 * 250, 1000 * second).unwrap();
+        let ticks = NonZeroU16::new(250).unwrap();
         let record = Record {
             flags: OPTION_LINGER,
             user_timeout_ms: 0,

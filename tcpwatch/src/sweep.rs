@@ -125,7 +125,7 @@ impl Tracker {
     /// One look of the sweep, after the ring was drained once more.
     pub fn apply_seen(&mut self, seen: &Seen) {
         if !self.sweep.ticks_read
-            && let Some(reading) = Ticks::from_reading(seen.jiffies, seen.time_ns)
+            && let Some(reading) = Ticks::from_reading(self.ticks_per_second, seen.jiffies, seen.time_ns)
         {
             self.ticks = Some(reading);
             self.sweep.ticks_read = true;

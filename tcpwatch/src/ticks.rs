@@ -1,7 +1,6 @@
-//! The kernel's ticks: how many a second has, and when a timer that is set in ticks really fires.
+//! The kernel's ticks: when each was, and when a timer that is set in ticks really fires.
 
-/// Values of CONFIG_HZ that Linux offers on some architecture.
-const RATES: [u64; 7] = [100, 128, 200, 250, 256, 300, 1000];
+use std::num::NonZeroU16;
 
 /// Ticks of the running kernel, tied to CLOCK_MONOTONIC by one reading of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,20 +13,14 @@ pub struct Ticks {
 
 impl Ticks {
     /// The kernel starts counting 300 s before zero, at 2^32 - 300 s (INITIAL_JIFFIES, include/linux/jiffies.h),
-    /// about when CLOCK_MONOTONIC starts at 0; only one rate fits a reading. `None` if none does: within 5 s, and
-    /// the hundredth part that a slewed clock may have gained or lost.
-    pub fn from_reading(jiffies: u64, time_ns: u64) -> Option<Self> {
-        // Around 300 s the expectations of all rates meet: wait for a better moment.
-        if (290_000_000_000..310_000_000_000).contains(&time_ns) {
-            return None;
-        }
-        let error_ns = |hz: u64| {
-            let elapsed = i128::from(jiffies) - i128::from((1u64 << 32) - 300 * hz);
-            (elapsed * 1_000_000_000 / i128::from(hz) - i128::from(time_ns)).unsigned_abs()
-        };
-        let hz = RATES.into_iter().min_by_key(|hz| error_ns(*hz))?;
-        let tolerated = 5_000_000_000 + u128::from(time_ns) / 100;
-        (error_ns(hz) < tolerated).then_some(Self { hz, jiffies, time_ns })
+    /// about when CLOCK_MONOTONIC starts at 0. `None` if the reading does not fit that: within 5 s, and the hundredth
+    /// part that a slewed clock may have gained or lost.
+    pub fn from_reading(per_second: NonZeroU16, jiffies: u64, time_ns: u64) -> Option<Self> {
+        let hz = u64::from(per_second.get());
+        let elapsed = i128::from(jiffies) - i128::from((1u64 << 32) - 300 * hz);
+        let error_ns = (elapsed * 1_000_000_000 / i128::from(hz) - i128::from(time_ns)).unsigned_abs();
+        let tolerated_ns = 5_000_000_000 + u128::from(time_ns) / 100;
+        (error_ns < tolerated_ns).then_some(Self { hz, jiffies, time_ns })
     }
 
     /// CLOCK_MONOTONIC at a tick, whose full count is given.
@@ -58,11 +51,6 @@ impl Ticks {
 
     pub fn nanos(&self, ticks: u32) -> u64 {
         u64::from(ticks) * 1_000_000_000 / self.hz
-    }
-
-    /// Whole ones, as the kernel tells users of times that it keeps in ticks.
-    pub fn seconds(&self, ticks: u64) -> u64 {
-        ticks / self.hz
     }
 
     pub fn ticks(&self, nanos: u64) -> u64 {
@@ -101,16 +89,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_true_rate_fits() {
-        for hz in RATES {
-            for seconds in [2, 100, 289, 311, 100_000] {
+    fn a_reading_fits_the_rate_or_is_none() {
+        for per_second in [100, 250, 300, 1000, u16::MAX].map(|rate| NonZeroU16::new(rate).unwrap()) {
+            let hz = u64::from(per_second.get());
+            // At 300 s the ticks of all rates are as many.
+            for seconds in [2, 289, 300, 100_000] {
                 let jiffies = (1 << 32) - 300 * hz + seconds * hz;
-                let ticks = Ticks::from_reading(jiffies, seconds * 1_000_000_000).unwrap();
-                assert_eq!(ticks.hz, hz, "{hz} at {seconds} s");
+                let of = |rate, seconds| Ticks::from_reading(rate, jiffies, seconds * 1_000_000_000);
+                assert_eq!(of(per_second, seconds).map(|ticks| ticks.hz), Some(hz), "{hz} at {seconds} s");
+                assert_eq!(of(per_second, seconds + 10 + seconds / 50), None, "{hz} at {seconds} s");
+            }
+            for jiffies in [0, u64::MAX] {
+                assert_eq!(Ticks::from_reading(per_second, jiffies, 100), None, "{hz}");
             }
         }
-        assert_eq!(Ticks::from_reading(7, 100), None);
-        assert_eq!(Ticks::from_reading(1 << 32, 300_000_000_000), None);
     }
 
     #[test]

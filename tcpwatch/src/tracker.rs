@@ -3,7 +3,7 @@
 //! In: decoded records in the order of the ring, sweeps (see `sweep.rs`). Out: the table, the counts and the
 //! processes, for others to read. Reads no clock and does no I/O: times come with the records.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, num::NonZeroU16};
 
 use rustc_hash::FxHashMap;
 
@@ -65,6 +65,8 @@ pub struct Tracker {
     pub(crate) unlisted: Unlisted,
     /// By the cookie of the socket.
     pub(crate) pending_resets: FxHashMap<u64, Pending>,
+    pub(crate) ticks_per_second: NonZeroU16,
+    /// From the first look of a sweep on.
     pub(crate) ticks: Option<Ticks>,
     pub(crate) sweep: Progress,
     pub(crate) listeners: FxHashMap<(u32, u16), Vec<Slot>>,
@@ -81,7 +83,7 @@ pub struct Ended {
 }
 
 impl Tracker {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, ticks_per_second: NonZeroU16) -> Self {
         // At once and exactly: then one that ends takes the place of the oldest, which was looked at just before. If that is
         // more than there is room for, it grows as far as it can.
         let mut ended = VecDeque::new();
@@ -98,6 +100,7 @@ impl Tracker {
             told: Told::default(),
             unlisted: Unlisted::default(),
             pending_resets: FxHashMap::default(),
+            ticks_per_second,
             ticks: None,
             sweep: Progress::default(),
             listeners: FxHashMap::default(),

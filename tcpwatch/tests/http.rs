@@ -1,7 +1,7 @@
 //! What HTTP answers: to questions as they should be, to mistakes, and to hostility. Over a recorded run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::time::Duration;
+use std::{num::NonZeroU16, time::Duration};
 
 use axum::{
     Router,
@@ -108,8 +108,13 @@ impl Server {
 }
 
 fn empty_node(clock: Clock) -> Node {
-    let identity =
-        Identity { node: "empty".into(), kernel: "none".into(), started: clock.wall, wall_offset_ns: 0 };
+    let identity = Identity {
+        node: "empty".into(),
+        kernel: "none".into(),
+        started: clock.wall,
+        wall_offset_ns: 0,
+        ticks_per_second: NonZeroU16::MIN,
+    };
     Node::new(identity, fixture::limits(), DEFAULT_LIMITS, Hooks::default())
 }
 

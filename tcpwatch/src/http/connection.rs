@@ -1,6 +1,8 @@
 //! `/connections/ID`: one connection with its whole life and, while it lives, how its data goes and what options its
 //! socket has.
 
+use std::num::NonZeroU16;
+
 use axum::{
     extract::{Path, State},
     response::Response,
@@ -25,7 +27,6 @@ use crate::{
     sock_diag::{self, Target, Transfer},
     socket_options::{Keepalive, SocketOptions},
     table::Conn,
-    ticks::Ticks,
 };
 
 #[derive(Debug, Serialize)]
@@ -68,11 +69,13 @@ pub(super) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked
 }
 
 async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
-    let ((detail, kept), ticks) =
-        api.ask(true, move |node, clock| Ok((find(node, clock, id)?, node.tracker.ticks))).await.flatten()?;
+    let ((detail, kept), ticks_per_second) = api
+        .ask(true, move |node, clock| Ok((find(node, clock, id)?, node.identity.ticks_per_second)))
+        .await
+        .flatten()?;
     let ((transfer, nat), options) = match kept.filter(|_| api.live) {
         Some(Kept::Socket(target)) => {
-            tokio::join!(ask_kernel(target.clone()), ask_options(api, target, ticks))
+            tokio::join!(ask_kernel(target.clone()), ask_options(api, target, ticks_per_second))
         }
         Some(Kept::Minisock(target)) => ((Ok(None), ask_translation(target).await), Ok(None)),
         None => ((Ok(None), Ok(None)), Ok(None)),
@@ -115,11 +118,10 @@ async fn in_namespace<T: Send + 'static>(
     asked.await.flatten()
 }
 
-async fn ask_options(api: &Api, target: Target, ticks: Option<Ticks>) -> Told<SocketOptions> {
+async fn ask_options(api: &Api, target: Target, ticks_per_second: NonZeroU16) -> Told<SocketOptions> {
     let Some(sweeper) = &api.sweeper else { return Ok(None) };
-    let Some(record) = sweeper.socket_options(target).await? else { return Ok(None) };
-    let ticks = ticks.ok_or("how many ticks a second this kernel has is not known yet")?;
-    Ok(Some(SocketOptions::new(&record, ticks)))
+    let record = sweeper.socket_options(target).await?;
+    Ok(record.map(|record| SocketOptions::new(&record, ticks_per_second)))
 }
 
 fn or_error<T>(told: Told<T>) -> (Option<T>, Option<String>) {

@@ -222,9 +222,10 @@ fn without_figures_of_its_own_a_socket_has_those_of_its_namespace_as_they_are_no
     let figures = |places: &mut [(Namespace, Workload); 2]| {
         places.each_mut().map(|(_, ends)| {
             let figures: [f64; 3] = ends.hear_numbers();
-            let keepalive = side(&daemon, ends, "client")["options"]["keepalive"].clone();
+            let side = side(&daemon, ends, "client");
+            let keepalive = &side["options"]["keepalive"];
             let told = ["idle_seconds", "interval_seconds", "probes"].map(|name| keepalive[name].as_f64());
-            assert_eq!(told, figures.map(Some), "{keepalive}");
+            assert_eq!(told, figures.map(Some), "{side}");
             figures
         })
     };

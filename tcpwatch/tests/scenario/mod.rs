@@ -1,6 +1,8 @@
 //! A tracker that is told what a kernel would tell it: sockets, records, looks and processes in few words.
 #![allow(dead_code, unused_imports, reason = "each test uses its part")]
 
+use std::num::NonZeroU16;
+
 use tcpwatch::process::ProcessId;
 pub(crate) use tcpwatch::{
     connect::{
@@ -135,7 +137,9 @@ pub(crate) fn look_held(time_ns: u64, socket: Socket, state: TcpState, pid: u32)
     Seen { holder: Some((process(pid, comm), 3)), ..look(time_ns, socket, state) }
 }
 
-/// The tick of a kernel with 1000 a second (INITIAL_JIFFIES is 300 s before 2^32).
+const TICKS_PER_SECOND: NonZeroU16 = NonZeroU16::new(1000).unwrap();
+
+/// The tick at that time (INITIAL_JIFFIES is 300 s before 2^32).
 pub(crate) fn jiffies(time_ns: u64) -> u64 {
     (1 << 32) - 300_000 + time_ns / 1_000_000
 }
@@ -167,7 +171,7 @@ impl World {
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Self {
-        let mut world = Self { tracker: Tracker::new(limits) };
+        let mut world = Self { tracker: Tracker::new(limits, TICKS_PER_SECOND) };
         for (pid, comm) in [(CURL, "curl"), (NGINX, "nginx"), (WORKER, "worker")] {
             world.learn(process(pid, comm));
         }
