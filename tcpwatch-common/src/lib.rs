@@ -6,7 +6,7 @@
 
 /// Changes whenever a layout below does. The object carries it in [`ABI_SYMBOL`], and a recording in
 /// its header.
-pub const ABI: u32 = 8;
+pub const ABI: u32 = 9;
 
 /// The BPF object's read-only global that holds the [`ABI`] it was built with.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
@@ -318,7 +318,7 @@ pub struct Queue {
 }
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 224 bytes.
+/// 248 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -366,10 +366,9 @@ pub struct SeenSocket {
     pub received_bytes: u64,
     /// Bytes a second, as last measured; 0 before the first measurement.
     pub delivery_rate: u64,
+    pub options: SocketOptions,
     /// Probes of a closed window that the peer has not answered (`icsk_probes_out`).
     pub window_probes: u32,
-    /// `OPTION_*`
-    pub options: u32,
     /// Bytes that it may hold to be sent, and received (`sk_sndbuf`, `sk_rcvbuf`).
     pub send_buffer: u32,
     pub receive_buffer: u32,
@@ -381,6 +380,7 @@ pub struct SeenSocket {
     pub congestion: [u8; 16],
     pub saddr: [u8; 16],
     pub daddr: [u8; 16],
+    pub zero: u32,
 }
 
 /// Indices into `SeenSocket::sending_jiffies`: what held back the sender (enum tcp_chrono in include/linux/tcp.h, less 1).
@@ -396,34 +396,43 @@ pub mod chrono {
 }
 
 /// Keep-alive is on (SO_KEEPALIVE).
-pub const OPTION_KEEPALIVE: u32 = 1;
+pub const OPTION_KEEPALIVE: u16 = 1;
 /// SO_LINGER is on.
-pub const OPTION_LINGER: u32 = 2;
+pub const OPTION_LINGER: u16 = 2;
 /// TCP_NODELAY is on.
-pub const OPTION_NODELAY: u32 = 4;
+pub const OPTION_NODELAY: u16 = 4;
 /// TCP_CORK is on.
-pub const OPTION_CORK: u32 = 8;
+pub const OPTION_CORK: u16 = 8;
 /// TCP_USER_TIMEOUT is set.
-pub const OPTION_USER_TIMEOUT: u32 = 16;
+pub const OPTION_USER_TIMEOUT: u16 = 16;
 
-/// The options of one TCP socket, as an iterator found them. 32 bytes.
+/// The options of one TCP socket. 24 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
 pub struct SocketOptions {
-    /// `OPTION_*`
-    pub flags: u32,
-    /// TCP_USER_TIMEOUT, 0 where it is not set.
-    pub user_timeout_ms: u32,
     /// How long close() waits, with `OPTION_LINGER`.
     pub linger_jiffies: u64,
+    /// TCP_USER_TIMEOUT, 0 where it is not set.
+    pub user_timeout_ms: u32,
     /// TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT, or what the network namespace has in their place; whether
     /// keep-alive is on or not.
     pub keepalive_time_jiffies: u32,
     pub keepalive_intvl_jiffies: u32,
-    pub keepalive_probes: u32,
+    pub keepalive_probes: u16,
+    /// `OPTION_*`
+    pub flags: u16,
+}
+
+/// The same, told to who asks for one socket. 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct AskedOptions {
+    pub options: SocketOptions,
     pub sport: u16,
     pub dport: u16,
+    pub zero: u32,
 }
 
 /// Indices into the per-CPU `COUNTERS` array: records that found no room, by the program that had something to
@@ -495,7 +504,7 @@ const _: () = {
     assert!(offset_of!(TrafficEvent, cookie) == 16);
     assert!(offset_of!(TrafficEvent, sent_bytes) == 24);
     assert!(offset_of!(Queue, tail) == 64);
-    assert!(size_of::<SeenSocket>() == 224);
+    assert!(size_of::<SeenSocket>() == 248);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
@@ -505,12 +514,12 @@ const _: () = {
     assert!(offset_of!(SeenSocket, expires_jiffies) == 120);
     assert!(offset_of!(SeenSocket, sent_bytes) == 128);
     assert!(offset_of!(SeenSocket, delivery_rate) == 144);
-    assert!(offset_of!(SeenSocket, congestion) == 176);
-    assert!(offset_of!(SeenSocket, saddr) == 192);
-    assert!(size_of::<SocketOptions>() == 32);
-    assert!(offset_of!(SocketOptions, user_timeout_ms) == 4);
-    assert!(offset_of!(SocketOptions, linger_jiffies) == 8);
-    assert!(offset_of!(SocketOptions, keepalive_time_jiffies) == 16);
-    assert!(offset_of!(SocketOptions, keepalive_probes) == 24);
-    assert!(offset_of!(SocketOptions, sport) == 28);
+    assert!(offset_of!(SeenSocket, options) == 152);
+    assert!(offset_of!(SeenSocket, congestion) == 196);
+    assert!(offset_of!(SeenSocket, saddr) == 212);
+    assert!(size_of::<SocketOptions>() == 24);
+    assert!(offset_of!(SocketOptions, user_timeout_ms) == 8);
+    assert!(offset_of!(SocketOptions, keepalive_probes) == 20);
+    assert!(size_of::<AskedOptions>() == 32);
+    assert!(offset_of!(AskedOptions, sport) == 24);
 };

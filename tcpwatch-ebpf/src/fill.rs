@@ -3,16 +3,18 @@
 use aya_ebpf::{helpers::bpf_probe_read_kernel, macros::map, maps::Array};
 use tcpwatch_common::{
     FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT, OPTION_CORK, OPTION_KEEPALIVE,
-    OPTION_LINGER, OPTION_NODELAY, OPTION_USER_TIMEOUT,
+    OPTION_LINGER, OPTION_NODELAY, OPTION_USER_TIMEOUT, SocketOptions,
     state::{CLOSE_WAIT, ESTABLISHED},
 };
 
 use crate::field::{
     self, AF_INET6, Kernel, OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ,
-    OFF_ICSK_USER_TIMEOUT, OFF_INET_SPORT, OFF_NET_COOKIE, OFF_NET_INUM, OFF_NONAGLE, OFF_RCV_NXT,
-    OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SOCKET, OFF_SKC_DADDR,
-    OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS, OFF_SKC_NET, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR,
-    OFF_SKC_V6_RCV_SADDR, OFF_SND_NXT, OFF_SND_UNA, OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
+    OFF_ICSK_USER_TIMEOUT, OFF_INET_SPORT, OFF_KEEPALIVE_INTVL, OFF_KEEPALIVE_PROBES, OFF_KEEPALIVE_TIME,
+    OFF_NET_COOKIE, OFF_NET_INUM, OFF_NET_KEEPALIVE_INTVL, OFF_NET_KEEPALIVE_PROBES, OFF_NET_KEEPALIVE_TIME,
+    OFF_NONAGLE, OFF_RCV_NXT, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG,
+    OFF_SK_SOCKET, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_FLAGS, OFF_SKC_NET,
+    OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR, OFF_SKC_V6_RCV_SADDR, OFF_SND_NXT, OFF_SND_UNA, OFF_TOTAL_RETRANS,
+    OFF_WRITE_SEQ,
 };
 
 /// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
@@ -183,17 +185,44 @@ pub fn undelivered(sk: impl Kernel) -> (u32, u32) {
 
 /// `OPTION_*` of the socket. Without a branch, which would double what older verifiers have to follow.
 #[inline(always)]
-pub fn options(sk: impl Kernel) -> u32 {
+fn option_flags(sk: impl Kernel) -> u16 {
     let sk_flags = sk.sock().read::<u64>(&OFF_SKC_FLAGS);
     let nonagle = sk.read::<u8>(&OFF_NONAGLE);
     let timeout = sk.read::<u32>(&OFF_ICSK_USER_TIMEOUT);
-    let is_set = |bits: u64, bit: u32, option: u32| (bits >> bit & 1) as u32 * option;
+    let is_set = |bits: u64, bit: u32, option: u16| (bits >> bit & 1) as u16 * option;
     is_set(sk_flags, SOCK_KEEPOPEN, OPTION_KEEPALIVE)
         | is_set(sk_flags, SOCK_LINGER, OPTION_LINGER)
         | is_set(nonagle.into(), TCP_NAGLE_OFF, OPTION_NODELAY)
         | is_set(nonagle.into(), TCP_NAGLE_CORK, OPTION_CORK)
         // Its highest bit is set unless it is 0.
         | is_set((timeout | timeout.wrapping_neg()).into(), 31, OPTION_USER_TIMEOUT)
+}
+
+/// The options of the socket, with all of their figures.
+#[inline(always)]
+pub fn options(sk: impl Kernel) -> SocketOptions {
+    let net = sk.follow(&OFF_SKC_NET);
+    SocketOptions {
+        linger_jiffies: sk.read(&OFF_SK_LINGERTIME),
+        user_timeout_ms: sk.read(&OFF_ICSK_USER_TIMEOUT),
+        keepalive_time_jiffies: of_net_unless_set(sk, net, &OFF_KEEPALIVE_TIME, &OFF_NET_KEEPALIVE_TIME),
+        keepalive_intvl_jiffies: of_net_unless_set(sk, net, &OFF_KEEPALIVE_INTVL, &OFF_NET_KEEPALIVE_INTVL),
+        keepalive_probes: of_net_unless_set::<u8>(sk, net, &OFF_KEEPALIVE_PROBES, &OFF_NET_KEEPALIVE_PROBES)
+            .into(),
+        flags: option_flags(sk),
+    }
+}
+
+/// The socket's own value, or where that is 0 its namespace's: keepalive_time_when and the like in include/net/tcp.h.
+#[inline(always)]
+fn of_net_unless_set<T: Copy + Default + PartialEq>(
+    sk: impl Kernel,
+    net: Option<impl Kernel>,
+    own: &'static u32,
+    of_net: &'static u32,
+) -> T {
+    let own = sk.read::<T>(own);
+    if own == T::default() { net.map_or(own, |net| net.read(of_net)) } else { own }
 }
 
 /// Whether closing the socket resets the connection in any case.

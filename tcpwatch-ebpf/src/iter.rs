@@ -60,7 +60,6 @@ pub fn add_live(seen: &mut SeenSocket, sk: impl Kernel) {
     seen.out_of_order = sk.read(&OFF_RCV_OOOPACK);
     seen.delivery_rate = delivery_rate(sk);
     seen.window_probes = sk.read::<u8>(&OFF_ICSK_PROBES_OUT).into();
-    seen.options = fill::options(sk);
     seen.send_buffer = sk.read(&OFF_SK_SNDBUF);
     seen.receive_buffer = sk.read(&OFF_SK_RCVBUF);
     // `v` of the least sample, behind its `t` (include/linux/win_minmax.h).
@@ -70,6 +69,7 @@ pub fn add_live(seen: &mut SeenSocket, sk: impl Kernel) {
     if let Some(operations) = sk.follow(&OFF_ICSK_CA_OPS) {
         seen.congestion = fill::bytes(operations.read_16_bytes(&OFF_CA_OPS_NAME));
     }
+    seen.options = fill::options(sk);
 }
 
 /// `SeenSocket::sending_jiffies`, as tcp_get_info_chrono_stats (net/ipv4/tcp.c) has them.

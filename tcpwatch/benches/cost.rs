@@ -26,6 +26,7 @@ use tcpwatch::{
     node::{Identity, Node},
     probes::Hooks,
     recording::Frame,
+    ticks::TickRate,
     tracker::Limits,
 };
 use tcpwatch_common::{
@@ -53,7 +54,7 @@ fn node(limits: Limits) -> Node {
         kernel: "6.1.0".to_owned(),
         started: UNIX_EPOCH,
         wall_offset_ns: 0,
-        ticks_per_second: NonZeroU16::MIN,
+        tick_rate: TickRate(NonZeroU16::MIN),
     };
     let mut node = Node::new(identity, LingerLimits::default(), limits, Hooks::default());
     node.waiting_for = None;

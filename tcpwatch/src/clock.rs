@@ -7,6 +7,8 @@ use std::{
 
 use rustix::time::{ClockId, clock_getres, clock_gettime};
 
+use crate::ticks::TickRate;
+
 /// The kernel's monotonic clock, which stamps the records, beside the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
@@ -47,14 +49,14 @@ impl Clock {
     }
 }
 
-/// How many ticks a second the kernel has (CONFIG_HZ): its coarse clocks advance by one tick each (posix_get_coarse_res,
+/// The kernel's: its coarse clocks advance by one tick each (posix_get_coarse_res,
 /// kernel/time/posix-timers.c).
-pub fn ticks_per_second() -> NonZeroU16 {
+pub fn tick_rate() -> TickRate {
     let tick = clock_getres(ClockId::MonotonicCoarse);
     let tick_ns = u64::try_from(tick.tv_nsec).unwrap_or(0).max(1);
     let rate = u16::try_from((1_000_000_000 + tick_ns / 2) / tick_ns).ok().and_then(NonZeroU16::new);
     // A rate that no reading of the ticks will fit.
-    rate.unwrap_or(NonZeroU16::MAX)
+    TickRate(rate.unwrap_or(NonZeroU16::MAX))
 }
 
 /// RFC 3339, in UTC, with microseconds, of nanoseconds since 1970.

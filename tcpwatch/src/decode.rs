@@ -13,11 +13,12 @@ use std::{
 };
 
 use tcpwatch_common::{
-    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE, KIND_MINISOCK_END,
-    KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC,
-    RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent,
-    RetransmitEvent, SocketEvent, SocketOptions, TaskEvent, TrafficEvent, failure, retransmit,
+    AskedOptions, CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE,
+    KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION,
+    KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED,
+    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SocketEvent, TaskEvent, TrafficEvent, failure,
+    retransmit,
 };
 use thiserror::Error;
 
@@ -389,8 +390,8 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
 }
 
 /// # Errors
-/// When the bytes are not a `SocketOptions`.
-pub fn socket_options(bytes: &[u8]) -> Result<SocketOptions, DecodeError> {
+/// When the bytes are not an `AskedOptions`.
+pub fn asked_options(bytes: &[u8]) -> Result<AskedOptions, DecodeError> {
     read(bytes)
 }
 

@@ -15,18 +15,32 @@ use crate::{
     aggregate::{GroupId, Groups},
     clock,
     decode::{Comm, Seen},
+    socket_options::SocketOptions,
     table::{Marks, Slot},
-    ticks::Ticks,
+    ticks::TickRate,
     tracker::Tracker,
 };
 
 /// The options of sockets that are counted, under the names that answers give them.
-pub const OPTIONS: [(u32, &str); 5] = [
+pub const OPTIONS: [(u16, &str); 5] = [
     (OPTION_KEEPALIVE, "keepalive"),
     (OPTION_NODELAY, "nodelay"),
     (OPTION_CORK, "cork"),
     (OPTION_LINGER, "linger"),
     (OPTION_USER_TIMEOUT, "user_timeout"),
+];
+
+/// What those options are set to, where they say how long or how often: under the names that answers give them, and for
+/// people.
+pub const FIGURES: [(&str, &str); 5] = [
+    ("keepalive_idle_seconds", "How long these wait without data before keep-alive probes"),
+    ("keepalive_interval_seconds", "Between the keep-alive probes of these"),
+    ("keepalive_probes", "Keep-alive probes without an answer that end these"),
+    ("linger_seconds", "How long close() of these waits for the peer to acknowledge all data"),
+    (
+        "user_timeout_seconds",
+        "How long what these sent may stay without an acknowledgement before that ends them",
+    ),
 ];
 
 /// Sums over connections that processes hold.
@@ -35,6 +49,8 @@ pub struct Live {
     pub connections: u64,
     /// Of these, with each of `OPTIONS`.
     pub with_option: [u64; OPTIONS.len()],
+    /// Of those that have the option on, by `FIGURES`.
+    pub figures: [Option<Range>; FIGURES.len()],
     /// Of these, by congestion control.
     pub by_congestion: BTreeMap<Comm, u64>,
     /// Bytes that their sockets may hold to be sent, and to be read.
@@ -55,18 +71,21 @@ pub struct Live {
 }
 
 impl Live {
-    fn add_seen(&mut self, seen: &Seen, ticks: Ticks) {
+    fn add_seen(&mut self, seen: &Seen, tick_rate: TickRate) {
         self.connections += 1;
         for (count, (option, _)) in self.with_option.iter_mut().zip(OPTIONS) {
-            *count += u64::from(seen.options & option != 0);
+            *count += u64::from(seen.options.flags & option != 0);
         }
+        self.widen_figures(
+            figures(&SocketOptions::new(&seen.options, tick_rate)).map(|figure| figure.map(Range::of)),
+        );
         *self.by_congestion.entry(seen.congestion).or_default() += 1;
         self.send_buffer_bytes += u64::from(seen.send_buffer);
         self.receive_buffer_bytes += u64::from(seen.receive_buffer);
         self.delivery_rate = self.delivery_rate.saturating_add(seen.delivery_rate);
         self.window_probes += u64::from(seen.window_probes);
         for (sum, jiffies) in self.sending_ns.iter_mut().zip(seen.sending_jiffies) {
-            *sum += ticks.nanos(jiffies);
+            *sum += tick_rate.nanos(jiffies);
         }
         self.out_of_order_packets += u64::from(seen.out_of_order);
         if let Some(rtt_ns) = seen.rtt_ns {
@@ -83,6 +102,7 @@ impl Live {
         for (mine, theirs) in self.with_option.iter_mut().zip(other.with_option) {
             *mine += theirs;
         }
+        self.widen_figures(other.figures);
         for (congestion, count) in &other.by_congestion {
             *self.by_congestion.entry(*congestion).or_default() += count;
         }
@@ -99,6 +119,17 @@ impl Live {
         self.variations.add_all(other.variations);
     }
 
+    fn widen_figures(&mut self, others: [Option<Range>; FIGURES.len()]) {
+        for (mine, theirs) in self.figures.iter_mut().zip(others) {
+            *mine = mine.map_or(theirs, |mine| Some(theirs.map_or(mine, |theirs| mine.and(theirs))));
+        }
+    }
+
+    /// Those of `FIGURES` that are set on any.
+    pub fn figures(&self) -> impl Iterator<Item = (&'static str, Range)> {
+        FIGURES.iter().zip(self.figures).filter_map(|((name, _), range)| Some((*name, range?)))
+    }
+
     /// How many have each of `OPTIONS` on.
     pub fn options(&self) -> impl Iterator<Item = (&'static str, u64)> {
         OPTIONS.iter().map(|(_, name)| *name).zip(self.with_option)
@@ -112,6 +143,34 @@ impl Live {
     /// Of that, while this was the limit, one of `tcpwatch_common::chrono`.
     pub fn limited_seconds(&self, limit: usize) -> f64 {
         clock::seconds(self.sending_ns[limit])
+    }
+}
+
+fn figures(options: &SocketOptions) -> [Option<f64>; FIGURES.len()] {
+    let of_keepalive = |figure: u64| options.keepalive.on.then_some(figure as f64);
+    [
+        of_keepalive(options.keepalive.idle_seconds),
+        of_keepalive(options.keepalive.interval_seconds),
+        of_keepalive(options.keepalive.probes.into()),
+        options.linger_seconds.map(|seconds| seconds as f64),
+        options.user_timeout_seconds,
+    ]
+}
+
+/// What an option is set to on several connections.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Range {
+    pub least: f64,
+    pub most: f64,
+}
+
+impl Range {
+    fn of(figure: f64) -> Self {
+        Self { least: figure, most: figure }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { least: self.least.min(other.least), most: self.most.max(other.most) }
     }
 }
 
@@ -174,8 +233,8 @@ impl Tracker {
         if seen.holder.is_none() || marks.replace(Marks::MEASURED, true) {
             return;
         }
-        if let (Some(ticks), Some(group)) = (self.ticks, self.group(slot, seen.time_ns)) {
-            self.sweep.live.entry(group).or_default().add_seen(seen, ticks);
+        if let Some(group) = self.group(slot, seen.time_ns) {
+            self.sweep.live.entry(group).or_default().add_seen(seen, self.tick_rate);
         }
     }
 }

@@ -176,7 +176,7 @@ fn identity() -> Identity {
         kernel: uname.release().to_string_lossy().into_owned(),
         started: clock.wall,
         wall_offset_ns: clock.wall_offset_ns(),
-        ticks_per_second: clock::ticks_per_second(),
+        tick_rate: clock::tick_rate(),
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    num::NonZeroU16,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -19,6 +18,7 @@ use crate::{
     recording::{Frame, Header},
     sweep::Coverage,
     table::{Conn, Marks},
+    ticks::TickRate,
     tracker::{Limits, Tracker},
     transition::{Before, Transition},
 };
@@ -36,7 +36,7 @@ pub struct Identity {
     /// Wall clock minus CLOCK_MONOTONIC, then.
     pub wall_offset_ns: u64,
     /// Of its kernel.
-    pub ticks_per_second: NonZeroU16,
+    pub tick_rate: TickRate,
 }
 
 /// What became of the records.
@@ -80,7 +80,7 @@ pub struct Node {
 impl Node {
     pub fn new(identity: Identity, linger: LingerLimits, limits: Limits, hooks: Hooks) -> Self {
         Self {
-            tracker: Tracker::new(limits, identity.ticks_per_second),
+            tracker: Tracker::new(limits, identity.tick_rate),
             identity,
             linger,
             history: LeakHistory::default(),
@@ -104,7 +104,7 @@ impl Node {
             node: self.identity.node.clone(),
             kernel: self.identity.kernel.clone(),
             wall_offset_ns: self.identity.wall_offset_ns,
-            ticks_per_second: self.identity.ticks_per_second,
+            ticks_per_second: self.identity.tick_rate,
             told: self.tracker.told,
         }
     }

@@ -6,7 +6,6 @@
 use std::{
     fs::File,
     io::{self, BufWriter, Write as _},
-    num::NonZeroU16,
     path::{Path, PathBuf},
 };
 
@@ -19,6 +18,7 @@ use crate::{
     probes::{Lost, OnlyCounted, Told},
     process::ProcDetails,
     sweep::Coverage,
+    ticks::TickRate,
 };
 
 #[derive(Debug, Error)]
@@ -41,8 +41,8 @@ pub struct Header {
     pub kernel: String,
     /// Nanoseconds since 1970 minus CLOCK_MONOTONIC.
     pub wall_offset_ns: u64,
-    /// Of the kernel (CONFIG_HZ).
-    pub ticks_per_second: NonZeroU16,
+    /// Of the kernel.
+    pub ticks_per_second: TickRate,
     pub told: Told,
 }
 
@@ -228,6 +228,8 @@ impl Iterator for Recording {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::*;
 
     fn header() -> Header {
@@ -236,7 +238,7 @@ mod tests {
             node: "n".into(),
             kernel: "k".into(),
             wall_offset_ns: 1,
-            ticks_per_second: NonZeroU16::MIN,
+            ticks_per_second: TickRate(NonZeroU16::MIN),
             told: Told::default(),
         }
     }

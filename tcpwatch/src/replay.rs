@@ -38,7 +38,7 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
         kernel: recording.header.kernel.clone(),
         started: wall(0),
         wall_offset_ns,
-        ticks_per_second: recording.header.ticks_per_second,
+        tick_rate: recording.header.ticks_per_second,
     };
     let mut clock = Clock { now_ns: 0, wall: wall(0) };
     let mut hooks = Hooks::default();

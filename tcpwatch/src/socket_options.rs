@@ -6,16 +6,15 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    num::NonZeroU16,
     time::Duration,
 };
 
 use serde::Serialize;
 use tcpwatch_common::{
-    OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, SocketOptions as Record,
+    AskedOptions, OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, SocketOptions as Record,
 };
 
-use crate::{decode, netns, probes::Probes, sock_diag::Target};
+use crate::{decode, netns, probes::Probes, sock_diag::Target, ticks::TickRate};
 
 /// As getsockopt() tells them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -46,19 +45,18 @@ pub struct Keepalive {
 }
 
 impl SocketOptions {
-    pub fn new(record: &Record, ticks_per_second: NonZeroU16) -> Self {
-        let seconds = |ticks: u64| ticks / u64::from(ticks_per_second.get());
+    pub fn new(record: &Record, rate: TickRate) -> Self {
         let has = |option| record.flags & option != 0;
         Self {
             keepalive: Keepalive {
                 on: has(OPTION_KEEPALIVE),
-                idle_seconds: seconds(record.keepalive_time_jiffies.into()),
-                interval_seconds: seconds(record.keepalive_intvl_jiffies.into()),
-                probes: record.keepalive_probes,
+                idle_seconds: rate.seconds(record.keepalive_time_jiffies.into()),
+                interval_seconds: rate.seconds(record.keepalive_intvl_jiffies.into()),
+                probes: record.keepalive_probes.into(),
             },
             nodelay: has(OPTION_NODELAY),
             cork: has(OPTION_CORK),
-            linger_seconds: has(OPTION_LINGER).then(|| seconds(record.linger_jiffies)),
+            linger_seconds: has(OPTION_LINGER).then(|| rate.seconds(record.linger_jiffies)),
             user_timeout_seconds: (record.user_timeout_ms > 0)
                 .then(|| Duration::from_millis(record.user_timeout_ms.into()).as_secs_f64()),
         }
@@ -74,18 +72,18 @@ pub fn ask(probes: &mut Probes, target: &Target) -> Result<Option<Record>, Strin
         return Ok(None);
     }
     let file = probes.socket_options(target.identity)?;
-    let record = read(file).map_err(|error| format!("cannot ask the kernel (iterator tcp): {error}"))?;
+    let asked = read(file).map_err(|error| format!("cannot ask the kernel (iterator tcp): {error}"))?;
     // Where sockets are identified by their address, another may have it by now.
     let ends = (target.local.port, target.remote.port);
-    Ok(record.filter(|record| (record.sport, record.dport) == ends))
+    Ok(asked.filter(|asked| (asked.sport, asked.dport) == ends).map(|asked| asked.options))
 }
 
 /// The one record that there is, if there is.
-fn read(mut file: File) -> io::Result<Option<Record>> {
-    let mut bytes = [0; size_of::<Record>()];
+fn read(mut file: File) -> io::Result<Option<AskedOptions>> {
+    let mut bytes = [0; size_of::<AskedOptions>()];
     loop {
         match file.read_exact(&mut bytes) {
-            Ok(()) => return decode::socket_options(&bytes).map(Some).map_err(io::Error::other),
+            Ok(()) => return decode::asked_options(&bytes).map(Some).map_err(io::Error::other),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             // After a million sockets (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c): it goes on from there.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -96,10 +94,12 @@ fn read(mut file: File) -> io::Result<Option<Record>> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::*;
     #[test]
     fn what_is_off_or_not_set_is_null_and_a_linger_time_of_0_is_not() {
-        let ticks = NonZeroU16::new(250).unwrap();
+        let rate = TickRate(NonZeroU16::new(250).unwrap());
         let record = Record {
             flags: OPTION_LINGER,
             user_timeout_ms: 0,
@@ -107,8 +107,6 @@ mod tests {
             keepalive_time_jiffies: 7200 * 250,
             keepalive_intvl_jiffies: 75 * 250,
             keepalive_probes: 9,
-            sport: 1,
-            dport: 2,
         };
         let off = SocketOptions {
             keepalive: Keepalive { on: false, idle_seconds: 7200, interval_seconds: 75, probes: 9 },
@@ -117,7 +115,7 @@ mod tests {
             linger_seconds: Some(0),
             user_timeout_seconds: None,
         };
-        assert_eq!(SocketOptions::new(&record, ticks), off);
+        assert_eq!(SocketOptions::new(&record, rate), off);
         let record = Record {
             flags: OPTION_KEEPALIVE | OPTION_NODELAY | OPTION_CORK,
             user_timeout_ms: 1500,
@@ -131,6 +129,6 @@ mod tests {
             linger_seconds: None,
             user_timeout_seconds: Some(1.5),
         };
-        assert_eq!(SocketOptions::new(&record, ticks), on);
+        assert_eq!(SocketOptions::new(&record, rate), on);
     }
 }

@@ -125,7 +125,7 @@ impl Tracker {
     /// One look of the sweep, after the ring was drained once more.
     pub fn apply_seen(&mut self, seen: &Seen) {
         if !self.sweep.ticks_read
-            && let Some(reading) = Ticks::from_reading(self.ticks_per_second, seen.jiffies, seen.time_ns)
+            && let Some(reading) = Ticks::from_reading(self.tick_rate, seen.jiffies, seen.time_ns)
         {
             self.ticks = Some(reading);
             self.sweep.ticks_read = true;
@@ -274,7 +274,7 @@ impl Tracker {
         }
         let Some(group) = self.group(slot, seen.time_ns) else { return };
         let answers = self.groups.counts(group).answers.get_or_insert_default();
-        answers.seconds.observe(ticks.nanos(waited));
+        answers.seconds.observe(self.tick_rate.nanos(waited));
         if let Some(rtt_ns) = seen.rtt_ns {
             answers.round_trips.observe(rtt_ns);
         }

@@ -2,6 +2,27 @@
 
 use std::num::NonZeroU16;
 
+use serde::{Deserialize, Serialize};
+
+/// Ticks a second (CONFIG_HZ).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TickRate(pub NonZeroU16);
+
+impl TickRate {
+    fn hz(self) -> u64 {
+        self.0.get().into()
+    }
+
+    pub fn nanos(self, ticks: u32) -> u64 {
+        u64::from(ticks) * NANOS / self.hz()
+    }
+
+    /// Whole ones, as the kernel tells users of times that it keeps in ticks.
+    pub fn seconds(self, ticks: u64) -> u64 {
+        ticks / self.hz()
+    }
+}
+
 /// Ticks of the running kernel, tied to CLOCK_MONOTONIC by one reading of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticks {
@@ -15,8 +36,8 @@ impl Ticks {
     /// The kernel starts counting 300 s before zero, at 2^32 - 300 s (INITIAL_JIFFIES, include/linux/jiffies.h),
     /// about when CLOCK_MONOTONIC starts at 0. `None` if the reading does not fit that: within 5 s, and the hundredth
     /// part that a slewed clock may have gained or lost.
-    pub fn from_reading(per_second: NonZeroU16, jiffies: u64, time_ns: u64) -> Option<Self> {
-        let hz = u64::from(per_second.get());
+    pub fn from_reading(rate: TickRate, jiffies: u64, time_ns: u64) -> Option<Self> {
+        let hz = rate.hz();
         let elapsed = i128::from(jiffies) - i128::from((1u64 << 32) - 300 * hz);
         let error_ns = (elapsed * 1_000_000_000 / i128::from(hz) - i128::from(time_ns)).unsigned_abs();
         let tolerated_ns = 5_000_000_000 + u128::from(time_ns) / 100;
@@ -47,10 +68,6 @@ impl Ticks {
     pub fn expiry_fires(&self, expires: u64, timeout: u64) -> u64 {
         let shift = wheel_level(timeout) * LEVEL_CLOCK_SHIFT;
         self.time_of(((expires >> shift) + 1) << shift)
-    }
-
-    pub fn nanos(&self, ticks: u32) -> u64 {
-        u64::from(ticks) * 1_000_000_000 / self.hz
     }
 
     pub fn ticks(&self, nanos: u64) -> u64 {
@@ -90,17 +107,17 @@ mod tests {
 
     #[test]
     fn a_reading_fits_the_rate_or_is_none() {
-        for per_second in [100, 250, 300, 1000, u16::MAX].map(|rate| NonZeroU16::new(rate).unwrap()) {
-            let hz = u64::from(per_second.get());
+        for rate in [100, 250, 300, 1000, u16::MAX].map(|rate| TickRate(NonZeroU16::new(rate).unwrap())) {
+            let hz = rate.hz();
             // At 300 s the ticks of all rates are as many.
             for seconds in [2, 289, 300, 100_000] {
                 let jiffies = (1 << 32) - 300 * hz + seconds * hz;
-                let of = |rate, seconds| Ticks::from_reading(rate, jiffies, seconds * 1_000_000_000);
-                assert_eq!(of(per_second, seconds).map(|ticks| ticks.hz), Some(hz), "{hz} at {seconds} s");
-                assert_eq!(of(per_second, seconds + 10 + seconds / 50), None, "{hz} at {seconds} s");
+                let read_at = |seconds| Ticks::from_reading(rate, jiffies, seconds * NANOS);
+                assert_eq!(read_at(seconds).map(|ticks| ticks.hz), Some(hz), "{hz} at {seconds} s");
+                assert_eq!(read_at(seconds + 10 + seconds / 50), None, "{hz} at {seconds} s");
             }
             for jiffies in [0, u64::MAX] {
-                assert_eq!(Ticks::from_reading(per_second, jiffies, 100), None, "{hz}");
+                assert_eq!(Ticks::from_reading(rate, jiffies, 100), None, "{hz}");
             }
         }
     }

@@ -3,7 +3,7 @@
 //! In: decoded records in the order of the ring, sweeps (see `sweep.rs`). Out: the table, the counts and the
 //! processes, for others to read. Reads no clock and does no I/O: times come with the records.
 
-use std::{collections::VecDeque, num::NonZeroU16};
+use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
@@ -21,7 +21,7 @@ use crate::{
     state::TcpState,
     sweep::{Progress, Unconnected},
     table::{Conn, Idle, Marks, Slot, Table},
-    ticks::Ticks,
+    ticks::{TickRate, Ticks},
 };
 
 /// include/net/tcp.h: TCP_TIMEWAIT_LEN. Also how long an orphan stays in FIN_WAIT2 as a minisock unless
@@ -65,7 +65,7 @@ pub struct Tracker {
     pub(crate) unlisted: Unlisted,
     /// By the cookie of the socket.
     pub(crate) pending_resets: FxHashMap<u64, Pending>,
-    pub(crate) ticks_per_second: NonZeroU16,
+    pub(crate) tick_rate: TickRate,
     /// From the first look of a sweep on.
     pub(crate) ticks: Option<Ticks>,
     pub(crate) sweep: Progress,
@@ -83,7 +83,7 @@ pub struct Ended {
 }
 
 impl Tracker {
-    pub fn new(limits: Limits, ticks_per_second: NonZeroU16) -> Self {
+    pub fn new(limits: Limits, tick_rate: TickRate) -> Self {
         // At once and exactly: then one that ends takes the place of the oldest, which was looked at just before. If that is
         // more than there is room for, it grows as far as it can.
         let mut ended = VecDeque::new();
@@ -100,7 +100,7 @@ impl Tracker {
             told: Told::default(),
             unlisted: Unlisted::default(),
             pending_resets: FxHashMap::default(),
-            ticks_per_second,
+            tick_rate,
             ticks: None,
             sweep: Progress::default(),
             listeners: FxHashMap::default(),
@@ -152,11 +152,11 @@ impl Tracker {
 
     /// Comes just before the change of state; of a connection that is not known there is nothing to say.
     fn apply_idle(&mut self, record: &IdleRecord) {
-        let (Some(slot), Some(ticks)) = (self.table.find(record.cookie), self.ticks) else { return };
+        let Some(slot) = self.table.find(record.cookie) else { return };
         let conn = self.table.get_mut(slot);
         conn.end.get_or_insert_default().idle = Some(Idle {
-            sending_ns: ticks.nanos(record.sent_ticks),
-            receiving_ns: ticks.nanos(record.received_ticks),
+            sending_ns: self.tick_rate.nanos(record.sent_ticks),
+            receiving_ns: self.tick_rate.nanos(record.received_ticks),
         });
     }
 

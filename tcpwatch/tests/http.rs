@@ -17,6 +17,7 @@ use tcpwatch::{
     probes::Hooks,
     recording::{Frame, Recording},
     replay::Replayed,
+    ticks::TickRate,
 };
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
@@ -113,7 +114,7 @@ fn empty_node(clock: Clock) -> Node {
         kernel: "none".into(),
         started: clock.wall,
         wall_offset_ns: 0,
-        ticks_per_second: NonZeroU16::MIN,
+        tick_rate: TickRate(NonZeroU16::MIN),
     };
     Node::new(identity, fixture::limits(), DEFAULT_LIMITS, Hooks::default())
 }

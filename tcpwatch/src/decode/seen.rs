@@ -1,6 +1,6 @@
 //! What the iterators write: a socket, looked at by a sweep.
 
-use tcpwatch_common::{SeenSocket, chrono};
+use tcpwatch_common::{SeenSocket, SocketOptions, chrono};
 
 use super::{Comm, DecodeError, Socket, TaskRecord, Traffic, endpoint, read, state};
 use crate::state::TcpState;
@@ -40,8 +40,7 @@ pub struct Seen {
     pub delivery_rate: u64,
     /// Of a closed window, that the peer has not answered.
     pub window_probes: u32,
-    /// `tcpwatch_common::OPTION_*`
-    pub options: u32,
+    pub options: SocketOptions,
     /// Bytes that may wait to be sent, and to be read.
     pub send_buffer: u32,
     pub receive_buffer: u32,

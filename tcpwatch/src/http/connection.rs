@@ -1,8 +1,6 @@
 //! `/connections/ID`: one connection with its whole life and, while it lives, how its data goes and what options its
 //! socket has.
 
-use std::num::NonZeroU16;
-
 use axum::{
     extract::{Path, State},
     response::Response,
@@ -27,6 +25,7 @@ use crate::{
     sock_diag::{self, Target, Transfer},
     socket_options::{Keepalive, SocketOptions},
     table::Conn,
+    ticks::TickRate,
 };
 
 #[derive(Debug, Serialize)]
@@ -69,13 +68,13 @@ pub(super) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked
 }
 
 async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
-    let ((detail, kept), ticks_per_second) = api
-        .ask(true, move |node, clock| Ok((find(node, clock, id)?, node.identity.ticks_per_second)))
+    let ((detail, kept), tick_rate) = api
+        .ask(true, move |node, clock| Ok((find(node, clock, id)?, node.identity.tick_rate)))
         .await
         .flatten()?;
     let ((transfer, nat), options) = match kept.filter(|_| api.live) {
         Some(Kept::Socket(target)) => {
-            tokio::join!(ask_kernel(target.clone()), ask_options(api, target, ticks_per_second))
+            tokio::join!(ask_kernel(target.clone()), ask_options(api, target, tick_rate))
         }
         Some(Kept::Minisock(target)) => ((Ok(None), ask_translation(target).await), Ok(None)),
         None => ((Ok(None), Ok(None)), Ok(None)),
@@ -118,10 +117,10 @@ async fn in_namespace<T: Send + 'static>(
     asked.await.flatten()
 }
 
-async fn ask_options(api: &Api, target: Target, ticks_per_second: NonZeroU16) -> Told<SocketOptions> {
+async fn ask_options(api: &Api, target: Target, tick_rate: TickRate) -> Told<SocketOptions> {
     let Some(sweeper) = &api.sweeper else { return Ok(None) };
     let record = sweeper.socket_options(target).await?;
-    Ok(record.map(|record| SocketOptions::new(&record, ticks_per_second)))
+    Ok(record.map(|record| SocketOptions::new(&record, tick_rate)))
 }
 
 fn or_error<T>(told: Told<T>) -> (Option<T>, Option<String>) {

@@ -19,7 +19,7 @@ use crate::{
     decode::FAILURES,
     first_close::FirstClose,
     histogram::Histogram,
-    live::{Live, Spread},
+    live::{Live, Range, Spread},
     reset::{Direction, Reset},
     state::TcpState,
     table::Conn,
@@ -186,6 +186,8 @@ pub(super) struct ShownLive {
     pub connections: u64,
     /// Of these, with each option on.
     pub options: BTreeMap<&'static str, u64>,
+    /// What those are set to; only those that there are.
+    pub option_figures: BTreeMap<&'static str, Range>,
     /// Of these, by the name of their congestion control.
     pub congestion_algorithms: BTreeMap<String, u64>,
     /// How much their sockets may hold, unsent or unacknowledged, and not read.
@@ -210,6 +212,7 @@ impl ShownLive {
         (live.connections > 0).then(|| Self {
             connections: live.connections,
             options: live.options().collect(),
+            option_figures: live.figures().collect(),
             congestion_algorithms: live
                 .by_congestion
                 .iter()
@@ -227,6 +230,33 @@ impl ShownLive {
             min_rtt_seconds: live.least_round_trips.spread().map(|least| least.least_seconds),
             mean_rtt_variation_seconds: live.variations.spread().map(|variation| variation.mean_seconds),
         })
+    }
+}
+
+impl ShownLive {
+    /// The option with what it is set to: "keepalive (2h 00m + 9 × 75.0s)".
+    fn option_text(&self, option: &str) -> String {
+        let figure = |name: &str, text: fn(f64) -> String| {
+            self.option_figures.get(name).map_or(String::new(), |range| {
+                match (text(range.least), text(range.most)) {
+                    (least, most) if least == most => least,
+                    (least, most) => format!("{least} to {most}"),
+                }
+            })
+        };
+        let figures = match option {
+            "keepalive" => {
+                let [idle, interval] = ["keepalive_idle_seconds", "keepalive_interval_seconds"]
+                    .map(|name| figure(name, duration));
+                format!(
+                    " ({idle} + {} × {interval})",
+                    figure("keepalive_probes", |probes| probes.to_string())
+                )
+            }
+            "linger" | "user_timeout" => format!(" ({})", figure(&format!("{option}_seconds"), duration)),
+            _ => String::new(),
+        };
+        format!("{option}{figures}")
     }
 }
 
@@ -278,7 +308,8 @@ impl Counted {
     }
 
     fn options_text(&self) -> String {
-        counted_text(self.live.iter().flat_map(|live| &live.options).map(|(option, count)| (*option, *count)))
+        let options = self.live.iter().flat_map(|live| live.options.iter().map(move |option| (live, option)));
+        counted_text(options.map(|(live, (option, count))| (live.option_text(option), *count)))
     }
 
     /// How often and how long delivery stood still.

@@ -99,6 +99,20 @@ fn side(daemon: &Daemon, ends: &Workload, role: &str) -> Value {
 fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
     let (options, transfer) = (&client["options"], &client["transfer"]);
     let on = |place: &str, off: Value| u64::from(*options.pointer(place).unwrap() != off);
+    let is_kept_alive = options["keepalive"]["on"] == json!(true);
+    let figures: Vec<_> = [
+        ("keepalive_idle_seconds", "/keepalive/idle_seconds", is_kept_alive),
+        ("keepalive_interval_seconds", "/keepalive/interval_seconds", is_kept_alive),
+        ("keepalive_probes", "/keepalive/probes", is_kept_alive),
+        ("linger_seconds", "/linger_seconds", true),
+        ("user_timeout_seconds", "/user_timeout_seconds", true),
+    ]
+    .into_iter()
+    .map(|(name, place, is_on)| (name, options.pointer(place).unwrap().as_f64().filter(|_| is_on)))
+    .collect();
+    let ranges = figures.iter().filter_map(|(name, figure)| {
+        figure.map(|figure| ((*name).to_owned(), json!({ "least": figure, "most": figure })))
+    });
     let expected = json!({
         "options": {
             "keepalive": on("/keepalive/on", json!(false)),
@@ -107,6 +121,7 @@ fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
             "linger": on("/linger_seconds", Value::Null),
             "user_timeout": on("/user_timeout_seconds", Value::Null),
         },
+        "option_figures": Value::Object(ranges.collect()),
         "congestion_algorithms": { transfer["congestion"]["algorithm"].as_str().unwrap(): 1 },
         "send_buffer_bytes": transfer["sending"]["buffer_bytes"],
         "receive_buffer_bytes": transfer["receiving"]["buffer_bytes"],
@@ -148,6 +163,14 @@ fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
     ] {
         let labels: Vec<_> = labels.iter().copied().chain(label).collect();
         assert_eq!(metrics.sum(name, &labels), Some(expected), "{name} {label:?}");
+    }
+    for (name, figure) in figures {
+        for value in ["least", "most"] {
+            let labels = [&labels[..], &[("value", value)]].concat();
+            let metric = format!("tcpwatch_{name}");
+            let told = metrics.sum(&metric, &labels).map(|_| metrics.exact(&metric, &labels));
+            assert_eq!(told, figure, "{name} {value}");
+        }
     }
 }
 
@@ -205,6 +228,7 @@ const SYSCTLS: [&str; 3] = ["time", "intvl", "probes"];
 const DEFAULTS: &str = r#"
 listener = listen("127.0.0.1")
 conn = connect("127.0.0.1", port_of(listener))
+conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 server = listener.accept()[0]
 while True:
     say(*[open("/proc/sys/net/ipv4/tcp_keepalive_" + name).read().strip() for name in args])
@@ -239,4 +263,15 @@ fn without_figures_of_its_own_a_socket_has_those_of_its_namespace_as_they_are_no
         ends.order();
     }
     assert_eq!(figures(&mut places), [changed, before[1]]);
+    // Summed, from the least to the most.
+    let ranges = ["keepalive_idle_seconds", "keepalive_interval_seconds", "keepalive_probes"]
+        .into_iter()
+        .zip(before[1].iter().zip(changed))
+        .map(|(name, (least, most))| (name.to_owned(), json!({ "least": least, "most": most })));
+    let expected = Value::Object(ranges.collect());
+    eventually("a sweep saw both", || {
+        let answer = daemon.json("/processes?comm=defaults");
+        let told = &answer["processes"][0]["live"]["option_figures"];
+        if *told == expected { Ok(()) } else { Err(format!("{told} is not {expected}")) }
+    });
 }

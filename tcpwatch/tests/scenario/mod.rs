@@ -3,6 +3,7 @@
 
 use std::num::NonZeroU16;
 
+use bytemuck::Zeroable as _;
 use tcpwatch::process::ProcessId;
 pub(crate) use tcpwatch::{
     connect::{
@@ -21,11 +22,12 @@ pub(crate) use tcpwatch::{
     },
     sweep::Coverage,
     table::{Conn, Marks},
+    ticks::TickRate,
     tracker::{Ended, Limits, Tracker},
 };
 pub(crate) use tcpwatch_common::{
     FLAG_FIN_RECEIVED as FIN, FLAG_HELD as HELD, FLAG_MINISOCK as MINISOCK, FLAG_ORPHAN as ORPHAN,
-    FLAG_PASSIVE as PASSIVE, FLAG_REQUEST as REQUEST, FLAG_UNSENT as UNSENT,
+    FLAG_PASSIVE as PASSIVE, FLAG_REQUEST as REQUEST, FLAG_UNSENT as UNSENT, SocketOptions,
 };
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -117,7 +119,7 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         traffic: Traffic::default(),
         delivery_rate: 0,
         window_probes: 0,
-        options: 0,
+        options: SocketOptions::zeroed(),
         send_buffer: 0,
         receive_buffer: 0,
         min_rtt_ns: None,
@@ -137,7 +139,7 @@ pub(crate) fn look_held(time_ns: u64, socket: Socket, state: TcpState, pid: u32)
     Seen { holder: Some((process(pid, comm), 3)), ..look(time_ns, socket, state) }
 }
 
-const TICKS_PER_SECOND: NonZeroU16 = NonZeroU16::new(1000).unwrap();
+const TICK_RATE: TickRate = TickRate(NonZeroU16::new(1000).unwrap());
 
 /// The tick at that time (INITIAL_JIFFIES is 300 s before 2^32).
 pub(crate) fn jiffies(time_ns: u64) -> u64 {
@@ -171,7 +173,7 @@ impl World {
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Self {
-        let mut world = Self { tracker: Tracker::new(limits, TICKS_PER_SECOND) };
+        let mut world = Self { tracker: Tracker::new(limits, TICK_RATE) };
         for (pid, comm) in [(CURL, "curl"), (NGINX, "nginx"), (WORKER, "worker")] {
             world.learn(process(pid, comm));
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tcpwatch::live::Live;
-use tcpwatch_common::{OPTION_NODELAY, OPTION_USER_TIMEOUT};
+use tcpwatch_common::{OPTION_KEEPALIVE, OPTION_NODELAY, OPTION_USER_TIMEOUT};
 
 use crate::scenario::*;
 
@@ -18,7 +18,14 @@ fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
         out_of_order: 7,
         delivery_rate: 5_000,
         window_probes: 2,
-        options: OPTION_NODELAY | OPTION_USER_TIMEOUT,
+        options: SocketOptions {
+            linger_jiffies: 7000,
+            user_timeout_ms: 1500,
+            keepalive_time_jiffies: 60_000,
+            keepalive_intvl_jiffies: 5000,
+            keepalive_probes: 9,
+            flags: OPTION_KEEPALIVE | OPTION_NODELAY | OPTION_USER_TIMEOUT,
+        },
         send_buffer: 87_040,
         receive_buffer: 131_072,
         min_rtt_ns: Some(3_000_000),
@@ -53,7 +60,12 @@ fn a_connection_with_several_holders_counts_once_in_each_sweep() {
         let live = live(&world, "curl");
         assert_eq!((live.connections, live.out_of_order_packets), (1, 7));
         let on: Vec<_> = live.options().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(on, [("nodelay", 1), ("user_timeout", 1)]);
+        assert_eq!(on, [("keepalive", 1), ("nodelay", 1), ("user_timeout", 1)]);
+        let figures: Vec<_> = live.figures().map(|(name, range)| (name, range.least, range.most)).collect();
+        let keepalive = [("idle_seconds", 60.0), ("interval_seconds", 5.0), ("probes", 9.0)];
+        let names = keepalive.map(|(name, figure)| (format!("keepalive_{name}"), figure, figure));
+        let expected = names.iter().map(|(name, least, most)| (name.as_str(), *least, *most));
+        assert_eq!(figures, expected.chain([("user_timeout_seconds", 1.5, 1.5)]).collect::<Vec<_>>());
         assert_eq!((live.send_buffer_bytes, live.receive_buffer_bytes), (87_040, 131_072));
         assert_eq!(live.by_congestion, BTreeMap::from([("cubic".into(), 1)]));
         assert_eq!((live.delivery_rate, live.window_probes), (5_000, 2));

@@ -25,18 +25,10 @@ fn counted(world: &World) -> [(u64, f64); Closer::ALL.len()] {
     counted
 }
 
-/// A world that knows how many ticks a second has.
-fn ticking() -> World {
-    let mut world = World::new();
-    let now_ns = 1000 * SECOND;
-    world.sweep(now_ns, &[Seen { jiffies: jiffies(now_ns), ..look(now_ns, listener(9, "0.0.0.0"), Listen) }]);
-    world
-}
-
 #[test]
 fn it_counts_by_who_closed_and_stays_with_the_connection() {
     for (next, expected) in [(FinWait1, [(1, 4.0), (0, 0.0)]), (CloseWait, [(0, 0.0), (1, 4.0)])] {
-        let mut world = ticking();
+        let mut world = World::new();
         world.connect();
         tell_idle(&mut world, 3);
         world.tell(3, client(HELD), to(Established, next, CURL));
@@ -48,7 +40,7 @@ fn it_counts_by_who_closed_and_stays_with_the_connection() {
 
 #[test]
 fn of_a_reset_it_is_only_told() {
-    let mut world = ticking();
+    let mut world = World::new();
     world.connect();
     tell_idle(&mut world, 3);
     world.tell(3, client(HELD), ended(Established, ECONNRESET));
@@ -57,11 +49,10 @@ fn of_a_reset_it_is_only_told() {
 }
 
 #[test]
-fn without_the_connection_or_the_ticks_nothing_is_said() {
-    let mut world = ticking();
+fn of_a_connection_that_is_not_known_nothing_is_said() {
+    let mut world = World::new();
     tell_idle(&mut world, 3);
-    let mut tickless = World::new();
-    tickless.connect();
-    tell_idle(&mut tickless, 3);
-    assert_eq!(tickless.row(1).idle(), None);
+    world.tell(3, client(HELD), to(Established, FinWait1, CURL));
+    assert_eq!(world.row(1).idle(), None);
+    assert_eq!(counted(&world), [(0, 0.0); 2]);
 }

@@ -3,7 +3,10 @@
 use tcpwatch_common::chrono;
 
 use super::{escape, gauge};
-use crate::{aggregate::Group, live::Live};
+use crate::{
+    aggregate::Group,
+    live::{FIGURES, Live},
+};
 
 const LIMITS: [(usize, &str); chrono::COUNT] =
     [(chrono::BUSY, "other"), (chrono::PEER_WINDOW, "peer_window"), (chrono::SEND_BUFFER, "send_buffer")];
@@ -47,6 +50,15 @@ pub(super) fn write(text: &mut String, groups: &[(String, &Group)]) {
         "Connections that a process holds, with a socket option on.",
         with_option,
     );
+    for (at, (name, meaning)) in FIGURES.iter().enumerate() {
+        let ranges = live().filter_map(|(labels, live)| Some((labels, live.figures[at]?)));
+        let figures = ranges.flat_map(|(labels, range)| {
+            [("least", range.least), ("most", range.most)]
+                .map(|(value, figure)| (format!("{labels},value=\"{value}\""), figure))
+        });
+        let help = format!("{meaning}, of those with the option on: the least and the most.");
+        gauge(text, &format!("tcpwatch_{name}"), &help, figures);
+    }
     let by_algorithm = live().flat_map(|(labels, live)| {
         live.by_congestion.iter().map(move |(algorithm, count)| {
             (format!("{labels},algorithm=\"{}\"", escape(&algorithm.text())), count)
