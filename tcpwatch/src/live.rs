@@ -33,14 +33,11 @@ pub const OPTIONS: [(u16, &str); 5] = [
 /// What those options are set to, where they say how long or how often: under the names that answers give them, and for
 /// people.
 pub const FIGURES: [(&str, &str); 5] = [
-    ("keepalive_idle_seconds", "How long these wait without data before keep-alive probes"),
-    ("keepalive_interval_seconds", "Between the keep-alive probes of these"),
-    ("keepalive_probes", "Keep-alive probes without an answer that end these"),
-    ("linger_seconds", "How long close() of these waits for the peer to acknowledge all data"),
-    (
-        "user_timeout_seconds",
-        "How long what these sent may stay without an acknowledgement before that ends them",
-    ),
+    ("keepalive_idle_seconds", "How long nothing comes before keep-alive probes"),
+    ("keepalive_interval_seconds", "Between keep-alive probes"),
+    ("keepalive_probes", "Keep-alive probes without an answer that end a connection"),
+    ("linger_seconds", "How long close() waits for the peer to acknowledge all data"),
+    ("user_timeout_seconds", "How long data may stay unacknowledged before that ends the connection"),
 ];
 
 /// Sums over connections that processes hold.

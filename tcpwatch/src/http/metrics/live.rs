@@ -56,7 +56,7 @@ pub(super) fn write(text: &mut String, groups: &[(String, &Group)]) {
             [("least", range.least), ("most", range.most)]
                 .map(|(value, figure)| (format!("{labels},value=\"{value}\""), figure))
         });
-        let help = format!("{meaning}, of those with the option on: the least and the most.");
+        let help = format!("{meaning}, of held connections with the option on: the least and the most.");
         gauge(text, &format!("tcpwatch_{name}"), &help, figures);
     }
     let by_algorithm = live().flat_map(|(labels, live)| {
