@@ -49,14 +49,13 @@ impl Clock {
     }
 }
 
-/// The kernel's: its coarse clocks advance by one tick each (posix_get_coarse_res,
-/// kernel/time/posix-timers.c).
-pub fn tick_rate() -> TickRate {
+/// The kernel's: its coarse clocks advance by one tick each (posix_get_coarse_res, kernel/time/posix-timers.c). `None` where
+/// they say what no kernel's tick is.
+pub fn tick_rate() -> Option<TickRate> {
     let tick = clock_getres(ClockId::MonotonicCoarse);
-    let tick_ns = u64::try_from(tick.tv_nsec).unwrap_or(0).max(1);
-    let rate = u16::try_from((1_000_000_000 + tick_ns / 2) / tick_ns).ok().and_then(NonZeroU16::new);
-    // A rate that no reading of the ticks will fit.
-    TickRate(rate.unwrap_or(NonZeroU16::MAX))
+    let tick_ns = u64::try_from(tick.tv_nsec).ok().filter(|tick_ns| *tick_ns > 0)?;
+    let rate = u16::try_from((1_000_000_000 + tick_ns / 2) / tick_ns).ok()?;
+    NonZeroU16::new(rate).map(TickRate)
 }
 
 /// RFC 3339, in UTC, with microseconds, of nanoseconds since 1970.

@@ -118,7 +118,7 @@ impl Live {
 
     fn widen_figures(&mut self, others: [Option<Range>; FIGURES.len()]) {
         for (mine, theirs) in self.figures.iter_mut().zip(others) {
-            *mine = mine.map_or(theirs, |mine| Some(theirs.map_or(mine, |theirs| mine.and(theirs))));
+            *mine = mine.iter().copied().chain(theirs).reduce(Range::and);
         }
     }
 

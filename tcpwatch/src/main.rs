@@ -95,7 +95,7 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     })?;
     listener.set_nonblocking(true)?;
     let loaded = Probes::load(&options.load)?;
-    let mut node = Node::new(identity(), options.linger, options.limits, loaded.hooks.clone());
+    let mut node = Node::new(identity()?, options.linger, options.limits, loaded.hooks.clone());
     node.tracker.told = loaded.hooks.told();
     let recorder =
         options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
@@ -169,15 +169,16 @@ fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     Ok(if status.is_success() { ExitCode::SUCCESS } else { EX_USAGE.into() })
 }
 
-fn identity() -> Identity {
+fn identity() -> anyhow::Result<Identity> {
     let (uname, clock) = (rustix::system::uname(), Clock::read());
-    Identity {
+    Ok(Identity {
         node: uname.nodename().to_string_lossy().into_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
         started: clock.wall,
         wall_offset_ns: clock.wall_offset_ns(),
-        tick_rate: clock::tick_rate(),
-    }
+        tick_rate: clock::tick_rate()
+            .context("the kernel's coarse clocks do not say how long its ticks are")?,
+    })
 }
 
 /// To stderr; `RUST_LOG` overrides.

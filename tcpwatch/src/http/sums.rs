@@ -234,7 +234,7 @@ impl ShownLive {
 }
 
 impl ShownLive {
-    /// The option with what it is set to: "keepalive (2h 00m + 9 × 75.0s)".
+    /// The option with what it is set to: "keepalive (2h 00m + 9 × 1m 15s)".
     fn option_text(&self, option: &str) -> String {
         let figure = |name: &str, text: fn(f64) -> String| {
             self.option_figures.get(name).map_or(String::new(), |range| {
