@@ -17,7 +17,7 @@ use crate::{
     histogram::Histogram,
     index::Index,
     live::Live,
-    reset::Reset,
+    reset::{Discarded, Reset, ResetTold},
     stall::Stalls,
     state::TcpState,
     tally::{News, Retransmitted},
@@ -131,6 +131,8 @@ pub struct Counts {
     /// Delivery that stood still.
     pub stalls: Option<Box<Stalls>>,
     pub resets: [u64; Reset::ALL.len()],
+    /// By these.
+    pub discarded: Discarded,
     /// By state; allocated with the first observation. Of SYN_SENT only those that went on to ESTABLISHED.
     pub durations: [Option<Box<Histogram>>; TcpState::COUNT],
     /// Of SYN_SENT the others: of failed connects and simultaneous opens. Apart, so that successes make a histogram of
@@ -187,6 +189,7 @@ impl Counts {
         for (mine, theirs) in self.resets.iter_mut().zip(other.resets) {
             *mine += theirs;
         }
+        self.discarded += other.discarded;
         let mine = self.durations.iter_mut().chain([&mut self.unaccepted]).chain(&mut self.idle);
         let theirs = other.durations.iter().chain([&other.unaccepted]).chain(&other.idle);
         for (mine, theirs) in mine.zip(theirs) {
@@ -200,6 +203,11 @@ impl Counts {
             mine.round_trips.add(&theirs.round_trips);
         }
         self.live.add(&other.live);
+    }
+
+    pub(crate) fn count_reset(&mut self, told: &ResetTold) {
+        self.resets[told.reset as usize] += 1;
+        self.discarded += told.discarded;
     }
 
     /// But for the segments, which are counted by the socket's own count.

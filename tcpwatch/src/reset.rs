@@ -1,5 +1,7 @@
 //! Which reset ended a connection, and why: from what the kernel knew of the socket when it sent or received it.
 
+use std::ops::AddAssign;
+
 use serde::{Serialize, Serializer};
 
 use crate::{
@@ -149,6 +151,11 @@ impl Reset {
         }
     }
 
+    /// The connection goes on.
+    pub fn spares_connection(self) -> bool {
+        matches!(self, Self::InvalidSegment | Self::PolicySent)
+    }
+
     /// The kernel may also have called it received to end a connection on which data came that nobody could receive
     /// any more (tcp_rcv_state_process in net/ipv4/tcp_input.c). Then a sent one is told at once.
     pub fn may_be_an_answer(self) -> bool {
@@ -162,15 +169,35 @@ impl Serialize for Reset {
     }
 }
 
+/// What resets threw away: received and not read, written and not sent, sent and not acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Discarded {
+    pub unread_bytes: u64,
+    pub unsent_bytes: u64,
+    pub unacknowledged_bytes: u64,
+}
+
+impl Discarded {
+    pub fn total(self) -> u64 {
+        self.unread_bytes + self.unsent_bytes + self.unacknowledged_bytes
+    }
+}
+
+impl AddAssign for Discarded {
+    fn add_assign(&mut self, other: Self) {
+        self.unread_bytes += other.unread_bytes;
+        self.unsent_bytes += other.unsent_bytes;
+        self.unacknowledged_bytes += other.unacknowledged_bytes;
+    }
+}
+
 /// A connection's reset, with what was thrown away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResetTold {
     pub reset: Reset,
     /// Sent because the process exited.
     pub exiting: bool,
-    pub unread_bytes: u32,
-    pub unsent_bytes: u32,
-    pub unacknowledged_bytes: u32,
+    pub discarded: Discarded,
     pub(crate) counted: bool,
 }
 
@@ -187,12 +214,16 @@ impl ResetTold {
             _ => 0,
         };
         let waiting = record.unsent.min(numbers);
+        let reset = Reset::of(record);
+        let discarded = Discarded {
+            unread_bytes: record.unread_bytes.into(),
+            unsent_bytes: (record.unsent - waiting).into(),
+            unacknowledged_bytes: record.unacknowledged.saturating_sub(numbers - waiting).into(),
+        };
         Self {
-            reset: Reset::of(record),
+            reset,
             exiting: record.exiting,
-            unread_bytes: record.unread_bytes,
-            unsent_bytes: record.unsent - waiting,
-            unacknowledged_bytes: record.unacknowledged.saturating_sub(numbers - waiting),
+            discarded: if reset.spares_connection() { Discarded::default() } else { discarded },
             counted: false,
         }
     }

@@ -21,49 +21,49 @@ const AFTER_NS: u64 = 100_000_000;
 pub(crate) struct Pending {
     since_ns: u64,
     group: GroupId,
-    reset: Reset,
+    told: ResetTold,
 }
 
 impl Pending {
     fn count(self, groups: &mut Groups) {
-        groups.counts(self.group).resets[self.reset as usize] += 1;
+        groups.counts(self.group).count_reset(&self.told);
     }
 }
 
 impl Tracker {
     pub(crate) fn apply_reset(&mut self, record: &ResetRecord) {
-        let reset = Reset::of(record);
+        let told = ResetTold::new(record, record.state);
         if record.socket.is_minisock() {
-            self.reset_minisock(record);
+            self.reset_minisock(record, told);
         } else if record.socket.cookie == 0 {
             // A probe cannot ask for a cookie, and nobody had before it.
-            self.count_reset(None, reset, record.time_ns);
+            self.count_reset(None, &told, record.time_ns);
         } else if record.state == TcpState::Close {
             self.reset_ended(record);
         } else {
             match self.find_or_insert(&record.socket, record.state, record.time_ns) {
-                Some(slot) if !matches!(reset, Reset::InvalidSegment | Reset::PolicySent) => {
+                Some(slot) if !told.reset.spares_connection() => {
                     let end = self.table.get_mut(slot).end.get_or_insert_default();
                     // What a packet filter sent is received afterwards.
-                    if end.reset.is_none_or(|told| told.reset != Reset::PolicyReceived) {
-                        end.reset = Some(ResetTold::new(record, record.state));
+                    if end.reset.is_none_or(|before| before.reset != Reset::PolicyReceived) {
+                        end.reset = Some(told);
                     }
                 }
                 // The connection goes on, or has no place in the table.
-                slot => self.count_reset(slot, reset, record.time_ns),
+                slot => self.count_reset(slot, &told, record.time_ns),
             }
         }
     }
 
     /// What the kernel kept of the connection is gone with it (TCP_TW_RST, net/ipv4/tcp_ipv4.c).
-    fn reset_minisock(&mut self, record: &ResetRecord) {
+    fn reset_minisock(&mut self, record: &ResetRecord, told: ResetTold) {
         let (netns, local, remote) = (record.socket.netns, record.socket.local, record.socket.remote);
         let slot = self.table.find_minisock(netns, local, remote);
         if let Some(slot) = slot {
-            let told = ResetTold { counted: true, ..ResetTold::new(record, record.state) };
-            self.table.get_mut(slot).end.get_or_insert_default().reset = Some(told);
+            self.table.get_mut(slot).end.get_or_insert_default().reset =
+                Some(ResetTold { counted: true, ..told });
         }
-        self.count_reset(slot, Reset::of(record), record.time_ns);
+        self.count_reset(slot, &told, record.time_ns);
         self.end_minisock(&record.socket, record.time_ns);
     }
 
@@ -85,14 +85,14 @@ impl Tracker {
         let found =
             self.ended.iter_mut().rev().take_while(just_now).find(|ended| ended.conn.cookie == cookie);
         let Some(Ended { conn, .. }) = found else {
-            self.count_reset(None, Reset::of(record), record.time_ns);
+            self.count_reset(None, &ResetTold::new(record, record.state), record.time_ns);
             return;
         };
         let told = ResetTold { counted: true, ..ResetTold::new(record, conn.state()) };
         conn.end.get_or_insert_default().reset = Some(told);
         let process = conn.process.map(|id| &self.processes.get(id).comm);
         let counts = self.groups.counts_of(process, conn.role, conn.peer(), record.time_ns);
-        counts.resets[told.reset as usize] += 1;
+        counts.count_reset(&told);
     }
 
     /// The connection ends: what was told of its reset holds, but for what an answer may still show.
@@ -103,11 +103,11 @@ impl Tracker {
             return;
         }
         told.reset = told.reset.ended(*error);
-        let (cookie, reset) = (*cookie, told.reset);
-        if !reset.may_be_an_answer() {
-            self.count_reset(Some(slot), reset, now_ns);
+        let (cookie, told) = (*cookie, *told);
+        if !told.reset.may_be_an_answer() {
+            self.count_reset(Some(slot), &told, now_ns);
         } else if let Some(group) = self.group(slot, now_ns) {
-            let before = self.pending_resets.insert(cookie, Pending { since_ns: now_ns, group, reset });
+            let before = self.pending_resets.insert(cookie, Pending { since_ns: now_ns, group, told });
             // Of another socket that had its address.
             if let Some(before) = before {
                 before.count(&mut self.groups);
@@ -128,11 +128,11 @@ impl Tracker {
     }
 
     /// `slot`: `None` where it is not known whose it is.
-    fn count_reset(&mut self, slot: Option<Slot>, reset: Reset, now_ns: u64) {
+    fn count_reset(&mut self, slot: Option<Slot>, told: &ResetTold, now_ns: u64) {
         let counts = match slot.and_then(|slot| self.group(slot, now_ns)) {
             Some(group) => self.groups.counts(group),
             None => self.groups.counts_of(None, Role::Unknown, Peer::Other, now_ns),
         };
-        counts.resets[reset as usize] += 1;
+        counts.count_reset(told);
     }
 }

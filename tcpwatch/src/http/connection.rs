@@ -22,6 +22,7 @@ use crate::{
     netns,
     node::Node,
     process::Process,
+    reset::Discarded,
     sock_diag::{self, Target, Transfer},
     socket_options::{Keepalive, SocketOptions},
     table::Conn,
@@ -280,11 +281,10 @@ fn show_reset(reset: &ShownReset) -> String {
     if reset.process_exited {
         text += ", the process exited";
     }
-    for (count, what) in [
-        (reset.unread_bytes, "unread"),
-        (reset.unsent_bytes, "unsent"),
-        (reset.unacknowledged_bytes, "unacknowledged"),
-    ] {
+    let Discarded { unread_bytes, unsent_bytes, unacknowledged_bytes } = reset.discarded;
+    for (count, what) in
+        [(unread_bytes, "unread"), (unsent_bytes, "unsent"), (unacknowledged_bytes, "unacknowledged")]
+    {
         if count > 0 {
             text += &format!(", {count} bytes {what}");
         }

@@ -35,7 +35,7 @@ use crate::{
     local_ports::LocalPorts,
     node::{Node, RecordCounts},
     proc,
-    reset::Reset,
+    reset::{Discarded, Reset},
     stall::Recovery,
     state::TcpState,
 };
@@ -104,6 +104,7 @@ fn encode(node: &Node, clock: Clock, translations: &Translations) -> (String, Re
     write_idle(&mut text, &groups);
     write_connects(&mut text, &groups);
     write_resets(&mut text, &groups);
+    write_discarded(&mut text, &groups);
     write_traffic(&mut text, &groups);
     counter(&mut text, &groups, "tcpwatch_retransmits_total", "Segments retransmitted.", |group| {
         group.counts.retransmitted.total()
@@ -357,6 +358,23 @@ fn write_resets(text: &mut String, groups: &[(String, &Group)]) {
             let (direction, reason) = (reset.direction().name(), reset.name());
             let _ =
                 writeln!(text, "{name}{{{labels},direction=\"{direction}\",reason=\"{reason}\"}} {count}");
+        }
+    }
+}
+
+fn write_discarded(text: &mut String, groups: &[(String, &Group)]) {
+    let name = "tcpwatch_reset_discarded_bytes_total";
+    let help =
+        "Data that these threw away: received and not read, written and not sent, sent and not acknowledged.";
+    family(text, name, "counter", help);
+    for (labels, group) in groups {
+        let Discarded { unread_bytes, unsent_bytes, unacknowledged_bytes } = group.counts.discarded;
+        for (data, bytes) in
+            [("unread", unread_bytes), ("unsent", unsent_bytes), ("unacknowledged", unacknowledged_bytes)]
+        {
+            if bytes > 0 {
+                let _ = writeln!(text, "{name}{{{labels},data=\"{data}\"}} {bytes}");
+            }
         }
     }
 }

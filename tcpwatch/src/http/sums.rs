@@ -11,7 +11,7 @@ use super::{
     nat::{self, Translations},
     request::Params,
     text::{bytes, duration, limits, printable, round_trip},
-    view::{ShownBlocked, blocked},
+    view::{ShownBlocked, blocked, kinds},
 };
 use crate::{
     aggregate::{Closer, Counts, Role},
@@ -20,7 +20,7 @@ use crate::{
     first_close::FirstClose,
     histogram::Histogram,
     live::{Live, Range, Spread},
-    reset::{Direction, Reset},
+    reset::{Direction, Discarded, Reset},
     state::TcpState,
     table::Conn,
 };
@@ -142,6 +142,11 @@ pub(super) struct Counted {
     pub sent_after_close_bytes: u64,
     /// Segments.
     pub retransmits: u64,
+    /// By the kernel's reason; only those that there are.
+    pub retransmits_by_kind: BTreeMap<&'static str, u64>,
+    pub retransmitted_bytes: u64,
+    /// Segments that the peer said it had twice.
+    pub spurious_retransmits: u64,
     /// By errno; only those that there are.
     pub retransmits_failed: BTreeMap<&'static str, u64>,
     /// Head-of-line blocking, by what made the lost segment good; only those that there are.
@@ -153,9 +158,13 @@ pub(super) struct Counted {
     /// By reason; only those that there are.
     pub resets_sent: BTreeMap<&'static str, u64>,
     pub resets_received: BTreeMap<&'static str, u64>,
+    /// What these threw away.
+    pub reset_discarded: Discarded,
     pub connect_attempts: u64,
     /// By outcome.
     pub connects: BTreeMap<&'static str, u64>,
+    /// From connect() to the peer's answer, of those that it accepted; `null` when there were none.
+    pub connect_durations: Option<Durations>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -276,6 +285,9 @@ impl Counted {
             received_after_close_bytes: counts.after_close.received_bytes,
             sent_after_close_bytes: counts.after_close.sent_bytes,
             retransmits: counts.retransmitted.total(),
+            retransmits_by_kind: kinds(&counts.retransmitted.segments),
+            retransmitted_bytes: counts.retransmitted.bytes,
+            spurious_retransmits: counts.retransmitted.spurious,
             retransmits_failed: failures.filter(|(_, count)| *count > 0).collect(),
             blocked: counts.stalls.as_deref().map(blocked).unwrap_or_default(),
             answers: counts.answers.as_deref().and_then(|answers| {
@@ -287,8 +299,10 @@ impl Counted {
             live: ShownLive::of(&counts.live),
             resets_sent: resets(counts, Direction::Sent),
             resets_received: resets(counts, Direction::Received),
+            reset_discarded: counts.discarded,
             connect_attempts: counts.attempts,
             connects: Outcome::ALL.iter().map(|outcome| outcome.name()).zip(counts.connects).collect(),
+            connect_durations: counts.durations[TcpState::SynSent.index()].as_deref().and_then(Durations::of),
         }
     }
 
@@ -312,6 +326,11 @@ impl Counted {
         counted_text(options.map(|(live, (option, count))| (live.option_text(option), *count)))
     }
 
+    fn retransmits_text(&self) -> String {
+        let kinds = counted_text(self.retransmits_by_kind.iter().map(|(kind, count)| (*kind, *count)));
+        if kinds.is_empty() { "0".to_owned() } else { format!("{} ({kinds})", self.retransmits) }
+    }
+
     /// How often and how long delivery stood still.
     fn blocked_text(&self) -> String {
         let count: u64 = self.blocked.values().map(|one| one.count).sum();
@@ -325,16 +344,26 @@ impl Counted {
     fn resets_text(&self) -> String {
         let sum = |resets: &BTreeMap<_, u64>| resets.values().sum::<u64>();
         let all = [(sum(&self.resets_sent), "sent"), (sum(&self.resets_received), "received")];
+        let discarded = (self.reset_discarded.total() > 0)
+            .then(|| format!("{} discarded", bytes(self.reset_discarded.total())));
         let some: Vec<_> = all
             .into_iter()
             .filter(|(count, _)| *count > 0)
             .map(|(count, direction)| format!("{count} {direction}"))
+            .chain(discarded)
             .collect();
         some.join(", ")
     }
 
     fn connects_text(&self) -> String {
-        counted_text(Outcome::ALL.iter().map(|outcome| (outcome.name(), self.connects[outcome.name()])))
+        // How long it took stands with those that it was measured of.
+        let shown = |outcome: &Outcome| match (outcome, self.connect_durations) {
+            (Outcome::Established, Some(took)) => {
+                format!("{} ({:.3}ms)", outcome.name(), took.mean_seconds * 1e3)
+            }
+            _ => outcome.name().to_owned(),
+        };
+        counted_text(Outcome::ALL.iter().map(|outcome| (shown(outcome), self.connects[outcome.name()])))
     }
 }
 
@@ -364,7 +393,7 @@ pub(super) fn figures(now: &Now, counted: &Counted) -> [String; FIGURES.len()] {
         counted.closed.to_string(),
         bytes(counted.sent_bytes),
         bytes(counted.received_bytes),
-        counted.retransmits.to_string(),
+        counted.retransmits_text(),
         counted.blocked_text(),
         counted.round_trip_text(),
         counted.limits_text(),

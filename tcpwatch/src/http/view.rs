@@ -17,7 +17,7 @@ use crate::{
     life::{Cause, Step},
     node::Node,
     process::{Process, ProcessId},
-    reset::{Direction, Reset, ResetTold},
+    reset::{Direction, Discarded, Reset, ResetTold},
     stall::{Blocked, Recovery, Stalls},
     state::TcpState,
     table::{Conn, Marks},
@@ -168,10 +168,8 @@ pub(super) struct ShownReset {
     pub reason: Reset,
     /// Sent because the process exited.
     pub process_exited: bool,
-    /// What was thrown away: received and not read, written and not sent, sent and not acknowledged.
-    pub unread_bytes: u32,
-    pub unsent_bytes: u32,
-    pub unacknowledged_bytes: u32,
+    #[serde(flatten)]
+    pub discarded: Discarded,
 }
 
 #[derive(Debug, Serialize)]
@@ -251,12 +249,7 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         sent_bytes: conn.traffic().map(|traffic| traffic.sent_bytes),
         received_bytes: conn.traffic().map(|traffic| traffic.received_bytes),
         retransmits: conn.total_retrans,
-        retransmits_by_kind: Kind::ALL
-            .iter()
-            .zip(retransmitted.segments)
-            .filter(|(_, count)| *count > 0)
-            .map(|(kind, count)| (kind.name(), count))
-            .collect(),
+        retransmits_by_kind: kinds(&retransmitted.segments),
         retransmitted_bytes: retransmitted.bytes,
         spurious_retransmits: retransmitted.spurious,
         retransmits_failed: FAILURES.iter().copied().zip(failures).filter(|(_, count)| *count > 0).collect(),
@@ -275,6 +268,12 @@ pub(super) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
     }
 }
 
+/// Retransmitted segments by the kernel's reason, those that there are.
+pub(super) fn kinds(segments: &[u64; Kind::COUNT]) -> BTreeMap<&'static str, u64> {
+    let all = Kind::ALL.iter().map(|kind| kind.name()).zip(*segments);
+    all.filter(|(_, count)| *count > 0).collect()
+}
+
 fn connect(conn: &Conn, nanos: Option<u64>) -> Option<Connect> {
     let waits = matches!(conn.state(), TcpState::SynSent | TcpState::SynRecv);
     let known = conn.role == Role::Client && (waits || conn.connect.is_some());
@@ -290,9 +289,7 @@ fn reset(told: &ResetTold) -> ShownReset {
         direction: told.reset.direction(),
         reason: told.reset,
         process_exited: told.exiting,
-        unread_bytes: told.unread_bytes,
-        unsent_bytes: told.unsent_bytes,
-        unacknowledged_bytes: told.unacknowledged_bytes,
+        discarded: told.discarded,
     }
 }
 

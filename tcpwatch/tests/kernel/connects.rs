@@ -191,6 +191,8 @@ fn processes_and_peers_sum_up_what_connections_and_metrics_say() {
     assert_eq!((&row["connects"]["established"], &row["running"]), (&json!(1), &json!(1)), "{row}");
     let failed = if errors_are_told(&daemon) { "refused" } else { "unknown" };
     assert_eq!(row["connects"][failed], 1, "{row}");
+    let took = daemon.metrics().exact("tcpwatch_connect_duration_seconds_sum", &[("process", "sums")]);
+    assert_eq!(row["connect_durations"], json!({"count": 1, "mean_seconds": took}), "{row}");
     assert_eq!(row["instances"][0]["pid"], waits.pid(), "only this one has connections: {row}");
 
     let answer = daemon.json("/peers?comm=sums&sort=name&limit=0");

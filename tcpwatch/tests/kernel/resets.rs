@@ -11,6 +11,7 @@ use crate::{
 };
 
 const RESETS: &str = "tcpwatch_resets_total";
+const DISCARDED: &str = "tcpwatch_reset_discarded_bytes_total";
 const WITHOUT_CONNECTION: &str = "tcpwatch_resets_without_connection_total";
 
 /// Both ends of one connection, in one process.
@@ -201,6 +202,21 @@ fn says(told: &Value, expected: &Value) -> bool {
     }
 }
 
+/// The process's sums are those of its connections.
+fn what_was_discarded_is_summed(daemon: &Daemon, comm: &str) {
+    let ended = daemon.json(&format!("/history?process={comm}"));
+    let resets = || ended["connections"].as_array().unwrap().iter().map(|row| &row["reset"]);
+    let answer = daemon.json(&format!("/processes?comm={comm}"));
+    let metrics = daemon.metrics();
+    for data in ["unread", "unsent", "unacknowledged"] {
+        let key = format!("{data}_bytes");
+        let expected: u64 = resets().filter_map(|reset| reset[&key].as_u64()).sum();
+        assert_eq!(answer["processes"][0]["reset_discarded"][&key], expected, "{comm}: {key}");
+        let told = metrics.sum(DISCARDED, &[("process", comm), ("data", data)]);
+        assert_eq!(told, Some(expected).filter(|bytes| *bytes > 0), "{comm}: {key}");
+    }
+}
+
 #[test]
 fn each_reset_has_its_reason_and_none_is_missing() {
     let daemon = Daemon::start(&[]);
@@ -234,6 +250,7 @@ fn each_reset_has_its_reason_and_none_is_missing() {
         }
         let sent = [("process", comm), ("direction", "sent")];
         assert_eq!(daemon.metrics().sum(RESETS, &sent), ends.kernel_count("OutRsts"), "{comm}");
+        what_was_discarded_is_summed(&daemon, comm);
     }
 }
 

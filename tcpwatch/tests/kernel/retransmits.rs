@@ -212,6 +212,18 @@ fn on_a_lossy_link_all_counts_are_the_kernels() {
     let spurious = counted(&metrics, "tcpwatch_spurious_retransmits_total", &processes);
     assert!(spurious <= kernel(&[&client, &server], "RetransSegs"));
     assert_eq!(metrics.sum("tcpwatch_records_lost_total", &[("cause", "ring_full")]), Some(0));
+    for comm in processes {
+        let answer = daemon.json(&format!("/processes?comm={comm}"));
+        let row = &answer["processes"][0];
+        for (kind, count) in row["retransmits_by_kind"].as_object().unwrap() {
+            assert_eq!(of_kinds(&metrics, &[comm], &[kind]), count.as_u64().unwrap(), "{comm}, {kind}");
+        }
+        let by_kind = row["retransmits_by_kind"].as_object().unwrap().values();
+        assert_eq!(by_kind.filter_map(Value::as_u64).sum::<u64>(), counted(&metrics, RETRANSMITS, &[comm]));
+        assert_eq!(row["retransmitted_bytes"], counted(&metrics, BYTES, &[comm]), "{comm}");
+        let spurious = counted(&metrics, "tcpwatch_spurious_retransmits_total", &[comm]);
+        assert_eq!(row["spurious_retransmits"], spurious, "{comm}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub(crate) use tcpwatch::{
     },
     first_close::FirstClose,
     life::Cause,
-    reset::Reset,
+    reset::{Discarded, Reset},
     state::TcpState::{
         self, Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
         TimeWait,
@@ -324,6 +324,15 @@ impl World {
         };
         let all = Reset::ALL.into_iter().map(|reset| (reset, sum(reset)));
         all.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// What resets threw away, over all groups.
+    pub(crate) fn discarded(&self) -> Discarded {
+        let mut sum = Discarded::default();
+        for group in self.tracker.groups.iter() {
+            sum += group.counts.discarded;
+        }
+        sum
     }
 
     /// Who closed first, over all groups.

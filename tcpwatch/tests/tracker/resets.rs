@@ -23,7 +23,8 @@ fn an_abortive_close_is_told_after_the_end_and_still_belongs_to_it() {
         world.tell_reset(told);
         assert_eq!(world.resets(4), [(reason, 1)]);
         let kept = world.last_ended().conn.reset().unwrap();
-        assert_eq!((kept.reset, kept.unread_bytes), (reason, told.unread_bytes));
+        assert_eq!((kept.reset, kept.discarded.unread_bytes), (reason, told.unread_bytes.into()));
+        assert_eq!(world.discarded(), kept.discarded);
         assert_eq!(world.counts()[1], 1);
         world.assert_consistent();
     }
@@ -64,7 +65,8 @@ fn a_received_reset_is_told_with_the_state_that_it_ended() {
     world.tell(3, client(HELD), ended(Established, ECONNRESET));
     assert_eq!(world.resets(3), [(Reset::Established, 1)]);
     let kept = world.last_ended().conn.reset().unwrap();
-    assert_eq!((kept.unsent_bytes, kept.unacknowledged_bytes), (5, 3));
+    assert_eq!((kept.discarded.unsent_bytes, kept.discarded.unacknowledged_bytes), (5, 3));
+    assert_eq!(world.discarded(), kept.discarded);
 }
 
 #[test]
@@ -94,7 +96,8 @@ fn a_fin_under_way_is_no_byte_that_was_thrown_away() {
         world.tell(4, client(HELD), ended(FinWait1, 0));
         world.tell_reset(ResetRecord { unsent, unacknowledged, ..reset(5, client(HELD), Close) });
         let kept = world.last_ended().conn.reset().unwrap();
-        assert_eq!((kept.unsent_bytes, kept.unacknowledged_bytes), left);
+        assert_eq!((kept.discarded.unsent_bytes, kept.discarded.unacknowledged_bytes), left);
+        assert_eq!(world.discarded(), kept.discarded);
     }
 }
 
