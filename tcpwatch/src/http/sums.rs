@@ -240,9 +240,7 @@ impl ShownLive {
             mean_rtt_variation_seconds: live.variations.spread().map(|variation| variation.mean_seconds),
         })
     }
-}
 
-impl ShownLive {
     /// The option with what it is set to: "keepalive (2h 00m + 9 × 1m 15s)".
     fn option_text(&self, option: &str) -> String {
         let figure = |name: &str, text: fn(f64) -> String| {
