@@ -188,7 +188,7 @@ impl Node {
 
     fn end_sweep(&mut self, coverage: &Coverage) {
         self.tracker.end_sweep(coverage);
-        if coverage.all {
+        if coverage.all && !self.tracker.sweep.doubts {
             self.repaired = self.lost_before_sweep;
         }
         self.waiting_for = None;

@@ -40,6 +40,8 @@ pub struct Progress {
     /// Sockets that retransmitted more than records have told, by cookie; and those of the sweep before.
     untold: FxHashMap<u64, Untold>,
     untold_before: FxHashMap<u64, Untold>,
+    /// It saw something that may be about to change: only another sweep will know.
+    pub(crate) doubts: bool,
     pub(crate) live: Found,
 }
 
@@ -49,6 +51,11 @@ struct Untold {
     /// When a sweep saw it first.
     since_ns: u64,
 }
+
+/// A change of state is told before the kernel makes it, and whoever makes it may lose the processor in between: most of all
+/// there, as the program that tells of it may not be interrupted. A look that finds the state before so long after the last
+/// record is no sign of a lost one yet.
+const UNSETTLED_NS: u64 = 100_000_000;
 
 /// A record that tells of a retransmit comes later than this only if it was lost.
 const UNTOLD_NS: u64 = 1_000_000_000;
@@ -75,7 +82,7 @@ impl Progress {
 
     fn ended_after(&self, seen: &Seen) -> bool {
         let ended = self.ended.as_ref().and_then(|ended| ended.get(&seen.socket.cookie));
-        ended.is_some_and(|ended_ns| *ended_ns >= seen.time_ns)
+        ended.is_some_and(|ended_ns| ended_ns.saturating_add(UNSETTLED_NS) >= seen.time_ns)
     }
 
     fn minisock_ended_after(&self, ends: &Ends, seen: &Seen) -> bool {
@@ -184,6 +191,14 @@ impl Tracker {
         taken
     }
 
+    /// What is known of the connection stands, until another sweep looks.
+    fn doubt(&mut self, slot: Slot, seen: &Seen) {
+        let conn = self.table.get_mut(slot);
+        conn.swept = self.sweep.number;
+        // Known to be older than what was told.
+        self.sweep.doubts |= conn.seen_ns <= seen.time_ns;
+    }
+
     fn apply_full(&mut self, seen: &Seen) {
         let listens = seen.state == TcpState::Listen;
         if let Some(slot) = self.table.find(seen.socket.cookie) {
@@ -201,7 +216,11 @@ impl Tracker {
                 || seen.state == TcpState::Close
                 || listens != (conn.role == Role::Listener)
                 || self.is_another(slot, &seen.socket);
-            if !newer && another {
+            if another && is_unsettled(conn, seen) {
+                self.doubt(slot, seen);
+                return;
+            }
+            if another {
                 self.repairs.vanished += u64::from(!minisock);
                 self.supersede(slot, seen.time_ns);
             }
@@ -228,7 +247,9 @@ impl Tracker {
             self.describe(slot, &seen.socket);
             let conn = self.table.get_mut(slot);
             conn.unread_bytes = seen.unread_bytes;
-            if conn.state() != seen.state {
+            if conn.state() != seen.state && is_unsettled(conn, seen) {
+                self.sweep.doubts = true;
+            } else if conn.state() != seen.state {
                 // The record of this change was lost.
                 if seen.state.follows_established() {
                     self.note_established(slot, seen.time_ns);
@@ -542,6 +563,10 @@ impl Tracker {
             }
         }
     }
+}
+
+fn is_unsettled(conn: &Conn, seen: &Seen) -> bool {
+    conn.seen_ns.saturating_add(UNSETTLED_NS) > seen.time_ns
 }
 
 /// Two readings of one timer differ by less than this.

@@ -151,6 +151,6 @@ fn whoever_closed_a_connection_had_accepted_it() {
     // The record that would have told by whom was lost.
     let mut world = World::new();
     world.serve();
-    world.sweep(10, &[look(11, server(ORPHAN), FinWait1)]);
+    world.sweep(SECOND, &[look(SECOND + 1, server(ORPHAN), FinWait1)]);
     assert_eq!(world.row(2).accepted(), Some(true));
 }

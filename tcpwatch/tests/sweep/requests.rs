@@ -62,10 +62,10 @@ fn a_request_that_is_established_is_a_connection_like_any_other() {
 fn a_request_that_a_sweep_finds_accepted_is_one_no_more() {
     let mut world = requested();
     // The record of its establishment was lost.
-    world.sweep(20, &[look_held(21, server(HELD), Established, WORKER), listening(21)]);
+    world.sweep(SECOND, &[look_held(SECOND + 1, server(HELD), Established, WORKER), listening(SECOND + 1)]);
     let row = world.row(2);
     assert_eq!((row.state(), row.accepted(), world.owner(2)), (Established, Some(true), Some("worker")));
     assert!(!row.is(Marks::REQUEST));
-    world.sweep(30, &[listening(31)]);
+    world.sweep(2 * SECOND, &[listening(2 * SECOND + 1)]);
     assert_eq!((world.tracker.repairs.vanished, world.tracker.ended.len()), (1, 1));
 }

@@ -52,14 +52,14 @@ fn what_both_tell_alike_is_no_repair() {
 fn a_state_that_no_record_told_of_is_entered_at_the_look() {
     let mut world = World::new();
     world.connect();
-    world.sweep(10, &[Seen { unread_bytes: 5, ..look_held(12, client(HELD), CloseWait, CURL) }]);
+    world.sweep(10, &[Seen { unread_bytes: 5, ..look_held(SECOND, client(HELD), CloseWait, CURL) }]);
     let row = world.row(1);
-    assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, 12, 5));
+    assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, SECOND, 5));
     assert!(row.is(Marks::STATE_OLDER) && !row.is(Marks::OLDER) && row.at_least());
     let steps: Vec<_> = row.life().steps().map(|step| (step.state, step.cause)).collect();
     assert_eq!(steps.last(), Some(&(CloseWait, Cause::Unknown)));
     assert_eq!(world.tracker.repairs, Repairs { changed: 1, ..NONE });
-    world.tell(20, client(HELD), ended(CloseWait, ECONNRESET));
+    world.tell(2 * SECOND, client(HELD), ended(CloseWait, ECONNRESET));
     assert_eq!((world.observed(Established).0, world.observed(CloseWait).0), (0, 0));
     assert_eq!(world.counts(), [1, 1, 0]);
 }
@@ -68,9 +68,9 @@ fn a_state_that_no_record_told_of_is_entered_at_the_look() {
 fn an_establishment_that_a_sweep_found_is_counted_as_opened() {
     let mut world = World::new();
     world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    world.sweep(10, &[look_held(12, client(HELD), Established, CURL)]);
+    world.sweep(10, &[look_held(SECOND, client(HELD), Established, CURL)]);
     assert_eq!(world.counts(), [1, 0, 0]);
-    world.tell(20, client(HELD), ended(Established, ECONNRESET));
+    world.tell(2 * SECOND, client(HELD), ended(Established, ECONNRESET));
     assert_eq!(world.counts(), [1, 1, 0]);
 }
 
@@ -85,6 +85,32 @@ fn a_record_that_is_newer_than_the_look_wins() {
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, 15, 3));
     assert_eq!((row.local, world.tracker.repairs), (client(0).local, NONE));
+}
+
+/// A change is told, and whoever makes it loses the processor before it has.
+#[test]
+fn what_a_look_finds_soon_after_a_record_is_no_sign_of_a_lost_one() {
+    let soon = 50_000_000;
+    let steps = [to(Close, SynSent, CURL), to(SynSent, Established, 0), ended(Established, ECONNRESET)];
+    for (count, before, now) in
+        [(1, Close, Some(SynSent)), (2, SynSent, Some(Established)), (3, Established, None)]
+    {
+        let mut world = World::new();
+        world.tracker.begin_sweep(1);
+        for (time_ns, step) in (2..).zip(&steps[..count]) {
+            world.tell(time_ns, client(HELD), *step);
+        }
+        world.finish_sweep(&[look_held(soon, client(HELD), before, CURL)]);
+        assert_eq!((world.state(1), world.tracker.repairs), (now, NONE), "{before}");
+        world.assert_consistent();
+    }
+    // Later it is one.
+    let mut world = World::new();
+    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.sweep(10, &[look_held(soon, client(HELD), Close, CURL)]);
+    assert_eq!(world.state(1), Some(SynSent));
+    world.sweep(SECOND, &[look_held(SECOND + 1, client(HELD), Close, CURL)]);
+    assert_eq!((world.state(1), world.tracker.repairs), (None, Repairs { vanished: 1, ..NONE }));
 }
 
 #[test]
@@ -179,7 +205,7 @@ fn what_ended_before_the_look_and_lives_again_is_found() {
     world.tracker.begin_sweep(10);
     world.tell(11, client(HELD), ended(Established, ECONNRESET));
     // Connected again; those records were lost.
-    world.finish_sweep(&[look_held(12, client(HELD), Established, CURL)]);
+    world.finish_sweep(&[look_held(SECOND, client(HELD), Established, CURL)]);
     assert_eq!(world.state(1), Some(Established));
 }
 

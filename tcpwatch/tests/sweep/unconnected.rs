@@ -73,7 +73,7 @@ fn a_connection_whose_end_was_lost_is_over_when_it_is_seen_in_close() {
         let mut world = World::new();
         world.connect();
         world.tracker.begin_sweep(10);
-        world.finish_sweep_of(&[look_held(11, client(HELD), Close, CURL)], &coverage);
+        world.finish_sweep_of(&[look_held(SECOND, client(HELD), Close, CURL)], &coverage);
         assert_eq!(world.state(1), None, "{coverage:?}");
         assert_eq!(world.counts(), [1, 1, 0], "{coverage:?}");
     }

@@ -52,7 +52,7 @@ fn a_socket_with_another_peer_is_another_though_the_end_of_the_first_was_lost() 
 fn a_sweep_that_sees_another_peer_sees_another_connection() {
     let mut world = world();
     world.connect();
-    world.sweep(10, &[look_held(11, next(HELD), Established, WORKER)]);
+    world.sweep(10, &[look_held(SECOND, next(HELD), Established, WORKER)]);
     assert_eq!((world.row(1).remote, world.owner(1)), (next(0).remote, Some("worker")));
     assert_eq!(world.tracker.repairs.vanished, 1);
 }

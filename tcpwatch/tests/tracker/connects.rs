@@ -176,7 +176,7 @@ fn an_attempt_whose_end_was_lost_is_unknown_unless_what_follows_shows_it() {
     assert_eq!(world.connects(), [(Outcome::Established, 1)]);
     let mut world = World::new();
     world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    world.sweep(5, &[look_held(6, client(HELD), Established, CURL)]);
+    world.sweep(5, &[look_held(SECOND, client(HELD), Established, CURL)]);
     assert_eq!(world.connects(), [(Outcome::Established, 1)]);
 }
 
