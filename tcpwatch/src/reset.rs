@@ -178,8 +178,17 @@ pub struct Discarded {
 }
 
 impl Discarded {
+    /// Each under the name of what it was.
+    pub fn parts(self) -> [(&'static str, u64); 3] {
+        [
+            ("unread", self.unread_bytes),
+            ("unsent", self.unsent_bytes),
+            ("unacknowledged", self.unacknowledged_bytes),
+        ]
+    }
+
     pub fn total(self) -> u64 {
-        self.unread_bytes + self.unsent_bytes + self.unacknowledged_bytes
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 }
 

@@ -39,7 +39,7 @@ impl Tracker {
             // A probe cannot ask for a cookie, and nobody had before it.
             self.count_reset(None, &told, record.time_ns);
         } else if record.state == TcpState::Close {
-            self.reset_ended(record);
+            self.reset_ended(record, &told);
         } else {
             match self.find_or_insert(&record.socket, record.state, record.time_ns) {
                 Some(slot) if !told.reset.spares_connection() => {
@@ -68,7 +68,7 @@ impl Tracker {
     }
 
     /// The connection had ended before the kernel sent it.
-    fn reset_ended(&mut self, record: &ResetRecord) {
+    fn reset_ended(&mut self, record: &ResetRecord, told: &ResetTold) {
         let cookie = record.socket.cookie;
         if let Some(slot) = self.table.find(cookie) {
             // Its end was lost. Or it looked as if a minisock were left, where TCP_LINGER2 wanted none.
@@ -85,7 +85,7 @@ impl Tracker {
         let found =
             self.ended.iter_mut().rev().take_while(just_now).find(|ended| ended.conn.cookie == cookie);
         let Some(Ended { conn, .. }) = found else {
-            self.count_reset(None, &ResetTold::new(record, record.state), record.time_ns);
+            self.count_reset(None, told, record.time_ns);
             return;
         };
         let told = ResetTold { counted: true, ..ResetTold::new(record, conn.state()) };

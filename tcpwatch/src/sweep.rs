@@ -195,7 +195,7 @@ impl Tracker {
     fn doubt(&mut self, slot: Slot, seen: &Seen) {
         let conn = self.table.get_mut(slot);
         conn.swept = self.sweep.number;
-        // Known to be older than what was told.
+        // Of one that is older than the record there is no doubt.
         self.sweep.doubts |= conn.seen_ns <= seen.time_ns;
     }
 

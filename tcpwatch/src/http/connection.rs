@@ -22,7 +22,6 @@ use crate::{
     netns,
     node::Node,
     process::Process,
-    reset::Discarded,
     sock_diag::{self, Target, Transfer},
     socket_options::{Keepalive, SocketOptions},
     table::Conn,
@@ -281,12 +280,9 @@ fn show_reset(reset: &ShownReset) -> String {
     if reset.process_exited {
         text += ", the process exited";
     }
-    let Discarded { unread_bytes, unsent_bytes, unacknowledged_bytes } = reset.discarded;
-    for (count, what) in
-        [(unread_bytes, "unread"), (unsent_bytes, "unsent"), (unacknowledged_bytes, "unacknowledged")]
-    {
-        if count > 0 {
-            text += &format!(", {count} bytes {what}");
+    for (what, bytes) in reset.discarded.parts() {
+        if bytes > 0 {
+            text += &format!(", {bytes} bytes {what}");
         }
     }
     text

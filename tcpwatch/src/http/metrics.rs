@@ -35,7 +35,7 @@ use crate::{
     local_ports::LocalPorts,
     node::{Node, RecordCounts},
     proc,
-    reset::{Discarded, Reset},
+    reset::Reset,
     stall::Recovery,
     state::TcpState,
 };
@@ -368,10 +368,7 @@ fn write_discarded(text: &mut String, groups: &[(String, &Group)]) {
         "Data that these threw away: received and not read, written and not sent, sent and not acknowledged.";
     family(text, name, "counter", help);
     for (labels, group) in groups {
-        let Discarded { unread_bytes, unsent_bytes, unacknowledged_bytes } = group.counts.discarded;
-        for (data, bytes) in
-            [("unread", unread_bytes), ("unsent", unsent_bytes), ("unacknowledged", unacknowledged_bytes)]
-        {
+        for (data, bytes) in group.counts.discarded.parts() {
             if bytes > 0 {
                 let _ = writeln!(text, "{name}{{{labels},data=\"{data}\"}} {bytes}");
             }

@@ -320,8 +320,9 @@ impl Counted {
     }
 
     fn options_text(&self) -> String {
-        let options = self.live.iter().flat_map(|live| live.options.iter().map(move |option| (live, option)));
-        counted_text(options.map(|(live, (option, count))| (live.option_text(option), *count)))
+        self.live.as_ref().map_or(String::new(), |live| {
+            counted_text(live.options.iter().map(|(option, count)| (live.option_text(option), *count)))
+        })
     }
 
     fn retransmits_text(&self) -> String {
@@ -341,16 +342,12 @@ impl Counted {
 
     fn resets_text(&self) -> String {
         let sum = |resets: &BTreeMap<_, u64>| resets.values().sum::<u64>();
-        let all = [(sum(&self.resets_sent), "sent"), (sum(&self.resets_received), "received")];
-        let discarded = (self.reset_discarded.total() > 0)
-            .then(|| format!("{} discarded", bytes(self.reset_discarded.total())));
-        let some: Vec<_> = all
-            .into_iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, direction)| format!("{count} {direction}"))
-            .chain(discarded)
-            .collect();
-        some.join(", ")
+        let mut text =
+            counted_text([("sent", sum(&self.resets_sent)), ("received", sum(&self.resets_received))]);
+        if self.reset_discarded.total() > 0 {
+            text += &format!(", {} discarded", bytes(self.reset_discarded.total()));
+        }
+        text
     }
 
     fn connects_text(&self) -> String {
