@@ -299,7 +299,7 @@ pub struct TaskEvent {
 }
 
 /// Room for one record in a [`Queue`]: a [`SocketEvent`], or a shorter one and nothing.
-pub type Slot = [u64; 8];
+pub type QueueSlot = [u64; 8];
 
 /// A processor's queue of state changes, and of the processes that they name. Its slots lie in another map; `head` and
 /// `tail` count records, and stand on cache lines of their own, as one is written by that processor and one by the
@@ -497,8 +497,12 @@ const _: () = {
     assert!(offset_of!(TaskEvent, start_ns) == 16);
     assert!(offset_of!(TaskEvent, comm) == 24);
     assert!(size_of::<Queue>() == 128);
-    assert!(size_of::<Slot>() == size_of::<SocketEvent>() && size_of::<Slot>() > size_of::<TaskEvent>());
-    assert!(size_of::<Slot>() > size_of::<IdleEvent>() && size_of::<Slot>() > size_of::<TrafficEvent>());
+    assert!(
+        size_of::<QueueSlot>() == size_of::<SocketEvent>() && size_of::<QueueSlot>() > size_of::<TaskEvent>()
+    );
+    assert!(
+        size_of::<QueueSlot>() > size_of::<IdleEvent>() && size_of::<QueueSlot>() > size_of::<TrafficEvent>()
+    );
     assert!(size_of::<TrafficEvent>() == 40);
     assert!(offset_of!(TrafficEvent, time_ns) == 8);
     assert!(offset_of!(TrafficEvent, cookie) == 16);

@@ -8,17 +8,20 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use tcpwatch::{
-    check::Checked,
-    clock::{self, Clock},
+    cli::{
+        check::Checked,
+        options::{CheckArgs, Cli, Command, Linger, OptionsError, ReplayArgs, RunOptions},
+        replay, trace,
+    },
     findings::lingering::LingerLimits,
     http::{Api, router},
-    kernel,
-    node::{Identity, Node},
-    options::{CheckArgs, Cli, Command, Linger, OptionsError, ReplayArgs, RunOptions},
+    kernel::{
+        capabilities, clock,
+        probes::{Loaded, ProbeError, Probes},
+    },
+    node::{Node, NodeIdentity},
     pipeline::Pipeline,
-    probes::{Loaded, ProbeError, Probes},
-    recording::{Recorder, Recording, RecordingError},
-    replay, trace,
+    recorder::{self, Recorder, RecordingError},
 };
 use tokio::{
     net::TcpListener,
@@ -100,7 +103,7 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     let recorder =
         options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
     // While this is the only thread: capabilities belong to threads.
-    kernel::drop_capabilities().context("cannot give up capabilities that are not needed any more")?;
+    capabilities::drop_capabilities().context("cannot give up capabilities that are not needed any more")?;
     // The owner of the state has this thread: what it waits for wakes it, and not another that then wakes it.
     let http = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -155,7 +158,7 @@ fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     for Linger(state, limit) in args.linger.linger {
         limits.set(state, limit).map_err(OptionsError::Linger)?;
     }
-    let recording = Recording::open(&args.file)?;
+    let recording = recorder::open(&args.file)?;
     let replayed = replay::play(recording, limits);
     if replayed.unread_bytes > 0 {
         tracing::warn!(
@@ -169,9 +172,9 @@ fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     Ok(if status.is_success() { ExitCode::SUCCESS } else { EX_USAGE.into() })
 }
 
-fn identity() -> anyhow::Result<Identity> {
-    let (uname, clock) = (rustix::system::uname(), Clock::read());
-    Ok(Identity {
+fn identity() -> anyhow::Result<NodeIdentity> {
+    let (uname, clock) = (rustix::system::uname(), clock::read());
+    Ok(NodeIdentity {
         node: uname.nodename().to_string_lossy().into_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
         started: clock.wall,

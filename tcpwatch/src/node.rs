@@ -11,16 +11,23 @@ use std::{
 use tokio::sync::broadcast;
 
 use crate::{
-    clock::{Clock, seconds},
-    decode::{self, Record, SocketRecord},
+    events::{
+        decode::{self, Record, SocketRecord},
+        frame::{Coverage, Frame, LostRecords, UnrecordedCounts},
+        recording::Header,
+        seen,
+    },
     findings::{LeakHistory, SAMPLE_INTERVAL, lingering::LingerLimits},
-    probes::{Hooks, Lost, OnlyCounted},
-    recording::{Frame, Header},
-    sweep::Coverage,
-    table::{Conn, Marks},
-    ticks::TickRate,
-    tracker::{Limits, Tracker},
-    transition::{Before, Transition},
+    kernel::probes::Hooks,
+    model::{
+        table::{Conn, ConnFlags},
+        tracker::{Limits, Tracker},
+        transition::{Before, Transition},
+    },
+    tcp::{
+        ticks::TickRate,
+        time::{Clock, seconds},
+    },
 };
 
 /// Transitions that a slow follower may be behind before it misses some.
@@ -28,7 +35,7 @@ const FOLLOWER_BACKLOG: usize = 16_384;
 
 /// Which machine this is.
 #[derive(Clone, Debug)]
-pub struct Identity {
+pub struct NodeIdentity {
     pub node: String,
     pub kernel: String,
     /// When this run began.
@@ -44,8 +51,8 @@ pub struct Identity {
 pub struct RecordCounts {
     pub received: u64,
     pub malformed: u64,
-    pub lost: Lost,
-    pub only_counted: OnlyCounted,
+    pub lost: LostRecords,
+    pub unrecorded: UnrecordedCounts,
 }
 
 /// Sweeps since the start, and the processor time that looking took.
@@ -56,7 +63,7 @@ pub struct SweepCounts {
 }
 
 pub struct Node {
-    pub identity: Identity,
+    pub identity: NodeIdentity,
     pub tracker: Tracker,
     pub linger: LingerLimits,
     pub history: LeakHistory,
@@ -72,13 +79,13 @@ pub struct Node {
     /// Whether somebody does, when last asked: asking takes a lock.
     followed: bool,
     /// What was lost before the sweep under way began, and before the last complete one.
-    lost_before_sweep: Lost,
-    repaired: Lost,
+    lost_before_sweep: LostRecords,
+    repaired: LostRecords,
     next_sample_ns: u64,
 }
 
 impl Node {
-    pub fn new(identity: Identity, linger: LingerLimits, limits: Limits, hooks: Hooks) -> Self {
+    pub fn new(identity: NodeIdentity, linger: LingerLimits, limits: Limits, hooks: Hooks) -> Self {
         Self {
             tracker: Tracker::new(limits, identity.tick_rate),
             identity,
@@ -91,8 +98,8 @@ impl Node {
             sweeps: SweepCounts::default(),
             sweep_problems: Vec::new(),
             waiting_for: Some("the first sweep of open sockets"),
-            lost_before_sweep: Lost::default(),
-            repaired: Lost::default(),
+            lost_before_sweep: LostRecords::default(),
+            repaired: LostRecords::default(),
             next_sample_ns: 0,
         }
     }
@@ -123,7 +130,7 @@ impl Node {
             }
             Frame::Tick(now_ns) => self.tick(*now_ns),
             Frame::Lost(lost) => self.records.lost = *lost,
-            Frame::OnlyCounted(counted) => self.records.only_counted = *counted,
+            Frame::UnrecordedCounts(counted) => self.records.unrecorded = *counted,
         }
     }
 
@@ -132,7 +139,7 @@ impl Node {
         let mut found = BTreeMap::new();
         for conn in self.tracker.table.iter().filter(|conn| wanted(conn)) {
             let pid = found.entry(conn.netns).or_insert(None);
-            if pid.is_none() && !conn.is(Marks::MINISOCK) {
+            if pid.is_none() && !conn.is(ConnFlags::MINISOCK) {
                 *pid = conn.process.map(|id| self.tracker.processes.get(id).pid);
             }
         }
@@ -179,7 +186,7 @@ impl Node {
 
     fn seen(&mut self, records: &[u8]) {
         for record in records.chunks(size_of::<tcpwatch_common::SeenSocket>()) {
-            match decode::seen(record) {
+            match seen::decode(record) {
                 Ok(seen) => self.tracker.apply_seen(&seen),
                 Err(error) => self.malformed(&error),
             }
@@ -219,4 +226,14 @@ impl Node {
         let uptime = clock.wall.duration_since(self.identity.started).unwrap_or_default();
         seconds(u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX))
     }
+}
+
+/// Looks at the state and sends what it saw.
+pub type Ask = Box<dyn FnOnce(&Node, Clock) + Send>;
+
+/// A question for the task that owns the state.
+pub struct Question {
+    pub ask: Ask,
+    /// Whether the answer names owners, or sums what lives: then all sockets are looked at first, where that is cheap.
+    pub about_owners: bool,
 }

@@ -12,14 +12,16 @@ use tcpwatch_common::KIND_WAKE;
 use tokio::sync::mpsc;
 
 use crate::{
-    clock::Clock,
-    http::Question,
-    inbox::Inbox,
-    node::Node,
-    probes::{CountedRetransmits, Loaded, LossCounters, Lost, Queues, Ring},
-    proc,
-    recording::{Frame, ProcessFrame, Recorder, RecordingError},
-    sweeper::{Report, Sweeper, Swept},
+    events::frame::{Frame, LostRecords, ProcessFrame},
+    kernel::{
+        clock,
+        probes::Loaded,
+        procfs,
+        sweeper::{Report, Sweeper, Swept},
+        transport::{CountedRetransmits, LossCounters, Queues, Ring, inbox::Inbox},
+    },
+    node::{Node, Question},
+    recorder::{Recorder, RecordingError},
 };
 
 /// How long a record may wait while many come, or somebody follows them.
@@ -178,7 +180,7 @@ impl Pipeline {
     /// reads would never let an answer out.
     fn drain(&mut self) {
         self.drained = Instant::now();
-        let now_ns = Clock::read().now_ns.saturating_sub(PUBLICATION_NS);
+        let now_ns = clock::read().now_ns.saturating_sub(PUBLICATION_NS);
         self.queues.look();
         let inbox = &mut self.inbox;
         self.ring.read(|record| {
@@ -200,7 +202,7 @@ impl Pipeline {
         });
         self.pace.note(self.drained, self.node.records.received);
         for (pid, start_ns) in self.node.tracker.processes.take_unread() {
-            if let Some(details) = proc::details(pid, start_ns) {
+            if let Some(details) = procfs::details(pid, start_ns) {
                 self.ingest(&Frame::Process(ProcessFrame { pid, start_ns, details }));
             }
         }
@@ -208,12 +210,12 @@ impl Pipeline {
 
     fn tick(&mut self) {
         self.note_lost();
-        let interval = if self.node.tracker.has_untold() { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL };
+        let interval = if self.node.tracker.has_minisocks() { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL };
         let interval = interval.max(self.expected_sweep_cost() * UNASKED_SWEEP_COST_SHARE);
         if self.node.needs_repair() || self.sweep.finished.elapsed() >= interval {
             self.start_sweep();
         }
-        self.ingest(&Frame::Tick(Clock::read().now_ns));
+        self.ingest(&Frame::Tick(clock::read().now_ns));
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.flush()
         {
@@ -225,7 +227,7 @@ impl Pipeline {
         let lost = self.lost.read();
         if lost != self.node.records.lost {
             let new = lost.total() - self.node.records.lost.total();
-            let Lost { ring_full, run_skipped } = lost;
+            let LostRecords { ring_full, run_skipped } = lost;
             tracing::error!(
                 new,
                 ring_full,
@@ -234,9 +236,9 @@ impl Pipeline {
             );
             self.ingest(&Frame::Lost(lost));
         }
-        let counted = self.lost.only_counted();
-        if counted != self.node.records.only_counted {
-            self.ingest(&Frame::OnlyCounted(counted));
+        let counted = self.lost.unrecorded();
+        if counted != self.node.records.unrecorded {
+            self.ingest(&Frame::UnrecordedCounts(counted));
         }
     }
 
@@ -263,7 +265,7 @@ impl Pipeline {
 
     /// Answers, as of now: what expired meanwhile is gone first.
     fn say(&mut self, question: Question) {
-        let clock = Clock::read();
+        let clock = clock::read();
         self.ingest(&Frame::Tick(clock.now_ns));
         (question.ask)(&self.node, clock);
     }
@@ -280,7 +282,7 @@ impl Pipeline {
         }
         // What is lost from here on, this sweep may miss.
         self.note_lost();
-        self.ingest(&Frame::SweepBegin(Clock::read().now_ns));
+        self.ingest(&Frame::SweepBegin(clock::read().now_ns));
         self.sweep.under_way = true;
         self.sweeper.sweep();
     }

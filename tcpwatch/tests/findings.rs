@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use scenario::*;
 use tcpwatch::{
-    clock::Clock,
     findings::{Leak, LeakHistory, Severity, leaks, lingering::LingerLimits},
+    tcp::time::Clock,
 };
 
 /// Long after the machine started.

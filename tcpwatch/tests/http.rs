@@ -10,14 +10,13 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tcpwatch::{
-    clock::Clock,
-    http::{Api, Question, router},
-    node::{Identity, Node},
-    options::DEFAULT_LIMITS,
-    probes::Hooks,
-    recording::{Frame, Recording},
-    replay::Replayed,
-    ticks::TickRate,
+    cli::{options::DEFAULT_LIMITS, replay::Replayed},
+    events::frame::Frame,
+    http::{Api, router},
+    kernel::{clock, probes::Hooks},
+    node::{Node, NodeIdentity, Question},
+    recorder,
+    tcp::{ticks::TickRate, time::Clock},
 };
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
@@ -81,7 +80,7 @@ impl Server {
     }
 
     fn before_the_first_sweep() -> Self {
-        let clock = Clock::read();
+        let clock = clock::read();
         Self::new(empty_node(clock), clock)
     }
 
@@ -109,7 +108,7 @@ impl Server {
 }
 
 fn empty_node(clock: Clock) -> Node {
-    let identity = Identity {
+    let identity = NodeIdentity {
         node: "empty".into(),
         kernel: "none".into(),
         started: clock.wall,
@@ -451,7 +450,7 @@ async fn a_stopping_daemon_does_not_measure_on_and_bounds_who_may() {
     assert_eq!(refused.status, 503, "{}", refused.body);
     assert!(refused.body.contains("`seconds`"), "{}", refused.body);
     // They look, and wait for the second look.
-    let clock = Clock::read();
+    let clock = clock::read();
     let node = empty_node(clock);
     for question in put {
         (question.ask)(&node, clock);
@@ -582,7 +581,7 @@ fn fixture_with_a_hostile_name() -> Server {
     };
     let Replayed { clock, .. } = fixture::played();
     let mut node = empty_node(clock);
-    for frame in Recording::open(&fixture::path()).unwrap() {
+    for frame in recorder::open(&fixture::path()).unwrap() {
         node.ingest(&match frame {
             Frame::Record(bytes) => Frame::Record(rename(bytes)),
             Frame::Seen(records) => Frame::Seen(rename(records)),

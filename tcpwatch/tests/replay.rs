@@ -10,10 +10,10 @@ use std::{
 
 use serde_json::{Value, json};
 use tcpwatch::{
+    cli::replay::{Replayed, answer, play},
     findings::lingering::LingerLimits,
-    recording::Recording,
-    replay::{Replayed, answer, play},
-    state::TcpState,
+    recorder,
+    tcp::state::TcpState,
 };
 
 #[path = "fixtures/mod.rs"]
@@ -95,7 +95,7 @@ async fn a_limit_is_reached_to_the_microsecond() {
     let with_limit = async |limit: Duration| {
         let mut limits = LingerLimits::default();
         limits.set(TcpState::CloseWait, limit).unwrap();
-        leaky(&json_of(play(Recording::open(&fixture::path()).unwrap(), limits), "/leaks?format=json").await)
+        leaky(&json_of(play(recorder::open(&fixture::path()).unwrap(), limits), "/leaks?format=json").await)
     };
     let leak = leaky(&json_of(fixture::played(), "/leaks?format=json").await).unwrap();
     // Ages are cut to the microsecond below.
@@ -199,7 +199,7 @@ impl TempFile {
     /// Plays these bytes, if they are a recording; how many of them are no whole frame.
     fn play(&self, bytes: &[u8]) -> Option<usize> {
         std::fs::write(&self.0, bytes).unwrap();
-        let recording = Recording::open(&self.0).ok()?;
+        let recording = recorder::open(&self.0).ok()?;
         Some(play(recording, fixture::limits()).unread_bytes)
     }
 
@@ -207,7 +207,7 @@ impl TempFile {
     async fn play_and_ask(&self, bytes: &[u8]) {
         for path in ["/leaks", "/connections?limit=0", "/metrics", "/status", "/readyz"] {
             std::fs::write(&self.0, bytes).unwrap();
-            let Ok(recording) = Recording::open(&self.0) else { return };
+            let Ok(recording) = recorder::open(&self.0) else { return };
             let (status, body) = answer(play(recording, fixture::limits()), path).await.unwrap();
             assert!(status == 200 || path == "/readyz", "{path}: {status} {body:?}");
         }

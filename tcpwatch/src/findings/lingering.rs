@@ -7,13 +7,14 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Counts, GroupEnd, GroupPeer, Key, Leak, LeakHistory, Severity};
 use crate::{
-    aggregate::{GroupId, Groups, Peer, Role},
-    clock::Clock,
-    state::TcpState,
-    table::{Conn, Marks},
-    tracker::Tracker,
+    findings::{Counts, GroupEnd, GroupPeer, Key, Leak, LeakHistory, Severity},
+    model::{
+        groups::{GroupId, Groups, Peer, Role},
+        table::{Conn, ConnFlags},
+        tracker::Tracker,
+    },
+    tcp::{state::TcpState, time::Clock},
 };
 
 /// How long each state may last. Why these defaults: docs/findings.md.
@@ -75,7 +76,7 @@ pub(super) fn leaks(
 
 /// The same, only counted, and without what stood there before it was watched: that does not grow.
 pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, counts: &mut Counts) {
-    for conn in lingering(tracker, limits, now_ns).filter(|conn| !conn.is(Marks::STATE_OLDER)) {
+    for conn in lingering(tracker, limits, now_ns).filter(|conn| !conn.is(ConnFlags::STATE_OLDER)) {
         *counts.entry(key(tracker, conn)).or_default() += 1;
     }
 }
@@ -134,7 +135,7 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
             group.oldest = conn;
         }
         group.count += 1;
-        group.begun += usize::from(!conn.is(Marks::STATE_OLDER));
+        group.begun += usize::from(!conn.is(ConnFlags::STATE_OLDER));
         group.unread_bytes += u64::from(conn.unread_bytes);
         group.addrs.insert(conn.remote.addr);
         group.local_addrs.insert(conn.local.addr);
@@ -178,7 +179,7 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         },
         count: group.count,
         oldest_seconds: clock.seconds_since(group.oldest.since_ns()),
-        at_least: group.oldest.is(Marks::STATE_OLDER),
+        at_least: group.oldest.is(ConnFlags::STATE_OLDER),
         growth_per_minute: growth,
         unread_bytes: group.unread_bytes,
         summary,

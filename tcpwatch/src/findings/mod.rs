@@ -11,13 +11,14 @@ use std::{collections::VecDeque, time::Duration};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 
-use self::lingering::LingerLimits;
 use crate::{
-    aggregate::{Peer, Role},
-    clock::Clock,
-    process::Process,
-    state::TcpState,
-    tracker::Tracker,
+    findings::lingering::LingerLimits,
+    model::{
+        groups::{Peer, Role},
+        processes::Process,
+        tracker::Tracker,
+    },
+    tcp::{state::TcpState, time::Clock},
 };
 
 /// Everything that lasts too long at `clock`, worst first.

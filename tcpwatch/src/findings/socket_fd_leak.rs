@@ -3,17 +3,15 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Counts, GroupEnd, GroupPeer, Key, Leak, LeakHistory, Severity};
 use crate::{
-    aggregate::{Peer, Role},
-    clock::Clock,
-    process::ProcessId,
-    state::TcpState,
-    sweep::Unconnected,
-    tracker::Tracker,
+    findings::{Counts, GroupEnd, GroupPeer, Key, Leak, LeakHistory, Severity, lingering::LingerLimits},
+    model::{
+        groups::{Peer, Role},
+        processes::ProcessId,
+        tracker::{Tracker, sweep::Unconnected},
+    },
+    tcp::{state::TcpState, time::Clock},
 };
-
-use super::lingering::LingerLimits;
 
 /// Descriptors shown of each process.
 const EXAMPLES: usize = 5;

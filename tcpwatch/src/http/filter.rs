@@ -4,11 +4,15 @@ use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 
-use super::{ApiError, request::Params};
-use crate::{aggregate::Role, node::Node, state::TcpState, table::Conn, transition::Transition};
+use crate::{
+    http::{ApiError, request::Params},
+    model::{groups::Role, table::Conn, transition::Transition},
+    node::Node,
+    tcp::state::TcpState,
+};
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Filter {
+pub(crate) struct Filter {
     pub state: Option<TcpState>,
     pub pid: Option<u32>,
     pub comm: Option<String>,
@@ -20,19 +24,19 @@ pub(super) struct Filter {
 
 /// Of what process and role: where sums are asked for.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Chosen {
+pub(crate) struct Chosen {
     comm: Option<String>,
     role: Option<Role>,
 }
 
 impl Chosen {
-    pub(super) const PARAMETERS: [&str; 2] = ["comm", "role"];
+    pub(crate) const PARAMETERS: [&str; 2] = ["comm", "role"];
 
-    pub(super) fn take(params: &mut Params) -> Result<Self, ApiError> {
+    pub(crate) fn take(params: &mut Params) -> Result<Self, ApiError> {
         Ok(Self { comm: params.take("comm")?, role: params.take_as("role")? })
     }
 
-    pub(super) fn matches(&self, process: Option<&str>, role: Role) -> bool {
+    pub(crate) fn matches(&self, process: Option<&str>, role: Role) -> bool {
         self.role.is_none_or(|wanted| wanted == role)
             && self.comm.as_deref().is_none_or(|wanted| process == Some(wanted))
     }
@@ -40,10 +44,10 @@ impl Chosen {
 
 impl Filter {
     /// The parameters that a filter takes.
-    pub(super) const PARAMETERS: [&str; 7] =
+    pub(crate) const PARAMETERS: [&str; 7] =
         ["state", "pid", "comm", "local_port", "remote_port", "remote", "role"];
 
-    pub(super) fn take(params: &mut Params) -> Result<Self, ApiError> {
+    pub(crate) fn take(params: &mut Params) -> Result<Self, ApiError> {
         Ok(Self {
             state: params.take_as("state")?,
             pid: params.take_as("pid")?,
@@ -55,7 +59,7 @@ impl Filter {
         })
     }
 
-    pub(super) fn matches(&self, node: &Node, conn: &Conn) -> bool {
+    pub(crate) fn matches(&self, node: &Node, conn: &Conn) -> bool {
         let process = conn.process.map(|id| node.tracker.processes.get(id));
         self.state.is_none_or(|state| conn.state() == state)
             && self.role.is_none_or(|role| conn.role == role)
@@ -64,7 +68,7 @@ impl Filter {
             && self.matches_process(process.map(|process| process.pid), process.map(|process| &*process.comm))
     }
 
-    pub(super) fn wants(&self, transition: &Transition) -> bool {
+    pub(crate) fn wants(&self, transition: &Transition) -> bool {
         self.state.is_none_or(|state| state.name() == transition.to)
             && self.role.is_none_or(|role| role.name() == transition.role)
             && self.matches_ports(transition.local.port(), transition.remote.port())
@@ -85,7 +89,7 @@ impl Filter {
     }
 }
 
-pub(super) fn address_or_cidr(parameter: &str, text: &str) -> Result<IpNet, ApiError> {
+pub(crate) fn address_or_cidr(parameter: &str, text: &str) -> Result<IpNet, ApiError> {
     let address = text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
     address.or_else(|_| text.parse()).map_err(|_| {
         ApiError::bad(parameter, format!("`{text}` is not an address or CIDR such as 10.0.0.0/8"))

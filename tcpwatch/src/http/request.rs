@@ -135,11 +135,14 @@ impl ApiError {
 
     pub fn respond(&self, format: Format) -> Response {
         match (format, &self.parameter) {
-            (Format::Json, _) => super::json_response(self.status, self),
-            (Format::Text, Some(parameter)) => {
-                super::text_response(self.status, format!("error: parameter {parameter}: {}\n", self.error))
+            (Format::Json, _) => crate::http::json_response(self.status, self),
+            (Format::Text, Some(parameter)) => crate::http::text_response(
+                self.status,
+                format!("error: parameter {parameter}: {}\n", self.error),
+            ),
+            (Format::Text, None) => {
+                crate::http::text_response(self.status, format!("error: {}\n", self.error))
             }
-            (Format::Text, None) => super::text_response(self.status, format!("error: {}\n", self.error)),
         }
     }
 }

@@ -159,7 +159,7 @@ fn retransmits_equal_the_kernels_own_count() {
         });
         server.order();
         assert_eq!(client.hear(), "sent");
-        // Told while the connection lives, not only at its end.
+        // ReportedFacts while the connection lives, not only at its end.
         let live = eventually("data are retransmitted and counted", || {
             let (kernel, ours) = (server.retransmitted(), counted(&daemon.metrics()));
             if kernel > lost_syns && ours >= kernel { Ok(ours) } else { Err(format!("{ours} of {kernel}")) }

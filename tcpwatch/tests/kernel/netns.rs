@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use tcpwatch::netns;
+use tcpwatch::kernel::netns;
 
 /// A test that is not run must not count as passed.
 pub(crate) fn needs(program: &str, package: &str) {

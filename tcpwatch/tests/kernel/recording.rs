@@ -8,8 +8,12 @@ use std::{
 
 use serde_json::Value;
 use tcpwatch::{
-    decode::{self, IdleRecord, Record, TrafficRecord},
-    recording::{Frame, Recorder, Recording},
+    events::{
+        decode::{self, IdleRecord, Record, TrafficRecord},
+        frame::Frame,
+        seen,
+    },
+    recorder::{self, Recorder},
 };
 use tcpwatch_common::SeenSocket;
 
@@ -168,11 +172,11 @@ fn without(mut object: Value, keys: &[&str]) -> Value {
 
 /// The recording without what the rest of this machine did meanwhile.
 fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32>) {
-    let recording = Recording::open(recorded).unwrap();
-    let header = tcpwatch::recording::Header { node: "fixture".to_owned(), ..recording.header };
+    let recording = recorder::open(recorded).unwrap();
+    let header = tcpwatch::events::recording::Header { node: "fixture".to_owned(), ..recording.header };
     let mut recorder = Recorder::create(fixture, &header).unwrap();
     let mut cookies = HashSet::new();
-    for frame in Recording::open(recorded).unwrap() {
+    for frame in recorder::open(recorded).unwrap() {
         let frame = match frame {
             Frame::Record(bytes) => {
                 let ours = match decode::record(&bytes).unwrap() {
@@ -193,7 +197,7 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
             Frame::Seen(records) => {
                 let sockets = records.chunks(size_of::<SeenSocket>());
                 let ours =
-                    sockets.filter(|socket| u64::from(decode::seen(socket).unwrap().socket.netns) == netns);
+                    sockets.filter(|socket| u64::from(seen::decode(socket).unwrap().socket.netns) == netns);
                 Some(Frame::Seen(ours.flatten().copied().collect::<Vec<u8>>().into()))
             }
             Frame::SweepEnd(mut coverage) => {

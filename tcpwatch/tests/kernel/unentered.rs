@@ -71,7 +71,7 @@ fn without_sys_admin_a_loss_in_another_namespace_is_told_and_not_made_good() {
         state_of(after).filter(|state| state == "ESTABLISHED").ok_or("not listed")
     });
     let status = daemon.json("/status");
-    // Told apart by address: another socket may have this one's meanwhile.
+    // ReportedFacts apart by address: another socket may have this one's meanwhile.
     if status["identity"] == "socket cookie" {
         let state = state_of(before);
         assert_eq!(state.as_deref(), Some("ESTABLISHED"), "who knows whether it lives on without a holder");

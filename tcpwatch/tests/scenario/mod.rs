@@ -4,26 +4,31 @@
 use std::num::NonZeroU16;
 
 use bytemuck::Zeroable as _;
-use tcpwatch::process::ProcessId;
+use tcpwatch::model::processes::ProcessId;
 pub(crate) use tcpwatch::{
-    connect::{
-        Outcome,
-        errno::{EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT},
+    events::{
+        decode::{Endpoint, Record, ResetRecord, Socket, SocketRecord, TaskRecord, Traffic, What},
+        frame::Coverage,
+        seen::{ListenQueue, Seen},
     },
-    decode::{
-        Endpoint, ListenQueue, Record, ResetRecord, Seen, Socket, SocketRecord, TaskRecord, Traffic, What,
+    model::{
+        table::{Conn, ConnFlags},
+        tracker::{Ended, Limits, Tracker},
     },
-    first_close::FirstClose,
-    life::Cause,
-    reset::{Discarded, Reset},
-    state::TcpState::{
-        self, Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
-        TimeWait,
+    tcp::{
+        connect_outcome::{
+            Outcome,
+            errno::{EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT},
+        },
+        first_close::FirstClose,
+        life::Cause,
+        reset_reason::{Discarded, ResetReason},
+        state::TcpState::{
+            self, Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv,
+            SynSent, TimeWait,
+        },
+        ticks::TickRate,
     },
-    sweep::Coverage,
-    table::{Conn, Marks},
-    ticks::TickRate,
-    tracker::{Ended, Limits, Tracker},
 };
 pub(crate) use tcpwatch_common::{
     FLAG_FIN_RECEIVED as FIN, FLAG_HELD as HELD, FLAG_MINISOCK as MINISOCK, FLAG_ORPHAN as ORPHAN,
@@ -317,12 +322,12 @@ impl World {
     }
 
     /// Over all groups, as counted by the tick at `now_ns`.
-    pub(crate) fn resets(&mut self, now_ns: u64) -> Vec<(Reset, u64)> {
+    pub(crate) fn resets(&mut self, now_ns: u64) -> Vec<(ResetReason, u64)> {
         self.tracker.expire(now_ns);
-        let sum = |reset: Reset| {
+        let sum = |reset: ResetReason| {
             self.tracker.groups.iter().map(|group| group.counts.resets[reset as usize]).sum::<u64>()
         };
-        let all = Reset::ALL.into_iter().map(|reset| (reset, sum(reset)));
+        let all = ResetReason::ALL.into_iter().map(|reset| (reset, sum(reset)));
         all.filter(|(_, count)| *count > 0).collect()
     }
 
@@ -346,7 +351,7 @@ impl World {
 
     /// What must hold after whatever was told.
     pub(crate) fn assert_consistent(&self) {
-        let waiting = self.tracker.table.iter().filter(|conn| conn.is(Marks::CONNECTING)).count();
+        let waiting = self.tracker.table.iter().filter(|conn| conn.is(ConnFlags::CONNECTING)).count();
         let over: u64 = self.connects().iter().map(|(_, count)| count).sum();
         assert_eq!(self.attempts(), over + waiting as u64, "{:?}", self.connects());
         let table = &self.tracker.table;
@@ -360,7 +365,7 @@ impl World {
         assert_eq!((table.iter().count(), table.len()), (sum, sum));
         for (slot, conn) in table.slots() {
             assert_eq!(table.find(conn.cookie), Some(slot), "two rows of one socket: {conn:?}");
-            if conn.is(Marks::MINISOCK) {
+            if conn.is(ConnFlags::MINISOCK) {
                 let (netns, local, remote) = conn.ends();
                 assert_eq!(table.find_minisock(netns, local, remote), Some(slot), "{conn:?}");
             }

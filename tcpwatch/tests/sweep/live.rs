@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tcpwatch::live::Live;
+use tcpwatch::model::live::Live;
 use tcpwatch_common::{OPTION_KEEPALIVE, OPTION_NODELAY, OPTION_USER_TIMEOUT};
 
 use crate::scenario::*;
@@ -61,7 +61,8 @@ fn a_connection_with_several_holders_counts_once_in_each_sweep() {
         assert_eq!((live.connections, live.out_of_order_packets), (1, 7));
         let on: Vec<_> = live.options().filter(|(_, count)| *count > 0).collect();
         assert_eq!(on, [("keepalive", 1), ("nodelay", 1), ("user_timeout", 1)]);
-        let figures: Vec<_> = live.figures().map(|(name, range)| (name, range.least, range.most)).collect();
+        let figures: Vec<_> =
+            live.option_values().map(|(name, range)| (name, range.least, range.most)).collect();
         let keepalive = [("idle_seconds", 60.0), ("interval_seconds", 5.0), ("probes", 9.0)];
         let names = keepalive.map(|(name, figure)| (format!("keepalive_{name}"), figure, figure));
         let expected = names.iter().map(|(name, least, most)| (name.as_str(), *least, *most));

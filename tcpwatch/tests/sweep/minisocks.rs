@@ -28,8 +28,11 @@ fn an_older_minisock_is_dated_by_its_timer() {
     let seen = look_minisock(THEN, client(0), TimeWait, THEN + 20 * SECOND);
     world.sweep(THEN, &[seen]);
     let row = world.row(1);
-    assert_eq!((row.state(), row.since_ns(), row.is(Marks::MINISOCK)), (TimeWait, THEN - 40 * SECOND, true));
-    assert!(row.is(Marks::OLDER) && !row.is(Marks::STATE_OLDER));
+    assert_eq!(
+        (row.state(), row.since_ns(), row.is(ConnFlags::MINISOCK)),
+        (TimeWait, THEN - 40 * SECOND, true)
+    );
+    assert!(row.is(ConnFlags::OLDER) && !row.is(ConnFlags::STATE_OLDER));
     assert_eq!((row.role.name(), world.owner(1)), ("unknown", None));
     // The wheel's step at 1000 ticks a second is 4.096 s.
     assert!((THEN + 20 * SECOND..THEN + 25 * SECOND).contains(&row.expires_ns), "{}", row.expires_ns);
@@ -146,7 +149,10 @@ fn a_connection_whose_end_was_lost_becomes_the_time_wait_with_its_ends() {
     world.tell(3, client(HELD), to(Established, FinWait1, CURL));
     world.sweep(THEN, &[look_minisock(THEN, client(0), TimeWait, THEN + 50 * SECOND)]);
     let row = world.row(1);
-    assert_eq!((row.state(), row.since_ns(), row.is(Marks::MINISOCK)), (TimeWait, THEN - 10 * SECOND, true));
+    assert_eq!(
+        (row.state(), row.since_ns(), row.is(ConnFlags::MINISOCK)),
+        (TimeWait, THEN - 10 * SECOND, true)
+    );
     assert_eq!(world.names(row), [Some("curl"); 3]);
     assert_eq!((world.tracker.table.len(), world.counts()), (1, [1, 1, 0]));
     world.assert_consistent();
@@ -219,7 +225,7 @@ fn a_full_socket_found_where_the_table_has_its_minisock_is_a_new_life() {
     // It connected again; those records were lost.
     world.sweep(THEN + SECOND, &[look_held(THEN + SECOND, again, Established, CURL)]);
     world.assert_consistent();
-    assert_eq!((world.state(1), world.row(1).is(Marks::MINISOCK)), (Some(Established), false));
+    assert_eq!((world.state(1), world.row(1).is(ConnFlags::MINISOCK)), (Some(Established), false));
     world.tell(THEN + MINUTE, again, ended(Established, ECONNRESET));
     world.assert_consistent();
     assert!(world.tracker.table.is_empty());

@@ -26,7 +26,7 @@ fn whoever_holds_it_is_the_owner() {
         world.tell(3, server(HELD), What::Close { state: Established, pid: Some(known), unread_bytes: 0 });
         world.sweep(10, &server_held_by(holders));
         assert_eq!(world.owner(2), Some(owner), "{known}: {holders:?}");
-        assert!(world.row(2).is(Marks::OWNER_SEEN) && !world.row(2).is(Marks::UNACCEPTED));
+        assert!(world.row(2).is(ConnFlags::OWNER_SEEN) && !world.row(2).is(ConnFlags::UNACCEPTED));
     }
 }
 
@@ -34,11 +34,11 @@ fn whoever_holds_it_is_the_owner() {
 fn a_holder_accepted_it() {
     let mut world = World::new();
     world.serve();
-    assert!(world.row(2).is(Marks::UNACCEPTED) && !world.row(2).is(Marks::OWNER_SEEN));
+    assert!(world.row(2).is(ConnFlags::UNACCEPTED) && !world.row(2).is(ConnFlags::OWNER_SEEN));
     world.sweep(10, &server_held_by(&[WORKER]));
     let row = world.row(2);
     assert_eq!(
-        (row.accepted(), row.is(Marks::OWNER_SEEN), world.owner(2)),
+        (row.accepted(), row.is(ConnFlags::OWNER_SEEN), world.owner(2)),
         (Some(true), true, Some("worker"))
     );
 }
@@ -51,7 +51,7 @@ fn what_nobody_accepted_stays_its_listeners() {
         .sweep(10, &[look(11, server(0), Established), look_held(12, listener(9, "0.0.0.0"), Listen, NGINX)]);
     let row = world.row(2);
     assert_eq!(
-        (row.accepted(), row.is(Marks::OWNER_SEEN), world.owner(2)),
+        (row.accepted(), row.is(ConnFlags::OWNER_SEEN), world.owner(2)),
         (Some(false), false, Some("nginx"))
     );
 }
@@ -143,7 +143,7 @@ fn an_orphan_from_before_the_start_is_not_booked_to_whoever_listens_now() {
     let mut world = World::new();
     let listening = look_held(11, listener(9, "0.0.0.0"), Listen, NGINX);
     world.sweep(10, &[listening, look(11, server(ORPHAN), LastAck)]);
-    assert_eq!((world.row(2).role, world.owner(2)), (tcpwatch::aggregate::Role::Server, None));
+    assert_eq!((world.row(2).role, world.owner(2)), (tcpwatch::model::groups::Role::Server, None));
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn a_request_is_a_syn_recv_of_its_listener() {
     let world = requested();
     let row = world.row(2);
     assert_eq!((row.state(), row.role.name(), world.owner(2)), (SynRecv, "server", Some("nginx")));
-    assert!(row.is(Marks::REQUEST) && row.at_least());
+    assert!(row.is(ConnFlags::REQUEST) && row.at_least());
     assert_eq!((row.accepted(), world.counts()), (Some(false), [0, 0, 0]));
 }
 
@@ -49,8 +49,8 @@ fn a_request_that_is_established_is_a_connection_like_any_other() {
     world.tell(15, server(0), to(SynRecv, Established, 0));
     let row = world.row(2);
     assert_eq!((row.state(), world.owner(2), world.counts()), (Established, Some("nginx"), [1, 0, 0]));
-    assert!(!row.is(Marks::REQUEST), "it is a full socket now");
-    assert!(row.is(Marks::UNACCEPTED), "and nobody has accepted it");
+    assert!(!row.is(ConnFlags::REQUEST), "it is a full socket now");
+    assert!(row.is(ConnFlags::UNACCEPTED), "and nobody has accepted it");
     assert_eq!(row.accepted(), None, "or nobody has looked since");
     world.tell(16, server(HELD), to(Established, CloseWait, 0));
     assert_eq!(world.row(2).accepted(), Some(true));
@@ -65,7 +65,7 @@ fn a_request_that_a_sweep_finds_accepted_is_one_no_more() {
     world.sweep(SECOND, &[look_held(SECOND + 1, server(HELD), Established, WORKER), listening(SECOND + 1)]);
     let row = world.row(2);
     assert_eq!((row.state(), row.accepted(), world.owner(2)), (Established, Some(true), Some("worker")));
-    assert!(!row.is(Marks::REQUEST));
+    assert!(!row.is(ConnFlags::REQUEST));
     world.sweep(2 * SECOND, &[listening(2 * SECOND + 1)]);
     assert_eq!((world.tracker.repairs.vanished, world.tracker.ended.len()), (1, 1));
 }

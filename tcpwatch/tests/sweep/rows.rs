@@ -1,7 +1,7 @@
 //! Full sockets: what appears, changes and vanishes.
 
 use crate::scenario::*;
-use tcpwatch::tracker::Repairs;
+use tcpwatch::model::tracker::Repairs;
 
 const NONE: Repairs = Repairs { appeared: 0, changed: 0, vanished: 0 };
 
@@ -55,7 +55,7 @@ fn a_state_that_no_record_told_of_is_entered_at_the_look() {
     world.sweep(10, &[Seen { unread_bytes: 5, ..look_held(SECOND, client(HELD), CloseWait, CURL) }]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, SECOND, 5));
-    assert!(row.is(Marks::STATE_OLDER) && !row.is(Marks::OLDER) && row.at_least());
+    assert!(row.is(ConnFlags::STATE_OLDER) && !row.is(ConnFlags::OLDER) && row.at_least());
     let steps: Vec<_> = row.life().steps().map(|step| (step.state, step.cause)).collect();
     assert_eq!(steps.last(), Some(&(CloseWait, Cause::Unknown)));
     assert_eq!(world.tracker.repairs, Repairs { changed: 1, ..NONE });

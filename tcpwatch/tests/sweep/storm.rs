@@ -66,7 +66,7 @@ impl Storm {
         let mut rows: Vec<Row> = conns
             .map(|conn| {
                 let pid = conn.process.map(|id| self.world.tracker.processes.get(id).pid);
-                let full = (!conn.is(Marks::MINISOCK)).then_some((conn.cookie, pid));
+                let full = (!conn.is(ConnFlags::MINISOCK)).then_some((conn.cookie, pid));
                 (conn.local, conn.remote, conn.state(), full)
             })
             .collect();

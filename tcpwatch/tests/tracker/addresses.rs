@@ -1,6 +1,6 @@
 //! Sockets known by their address, which another has when they are gone: Linux 5.10, raw tracepoints, kprobes.
 
-use tcpwatch::transition::{Before, Transition};
+use tcpwatch::model::transition::{Before, Transition};
 
 use crate::scenario::*;
 

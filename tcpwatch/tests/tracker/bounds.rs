@@ -14,7 +14,7 @@ fn a_full_table_takes_no_more_and_counts_them() {
     }
     assert_eq!((world.tracker.table.len(), world.tracker.untracked), (2, 2));
     assert_eq!((world.state(2), world.state(3)), (Some(SynSent), None));
-    // Room again.
+    // BufferSizes again.
     world.tell(2, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
     open(&mut world, 3, 5);
     assert_eq!((world.state(5), world.tracker.untracked), (Some(SynSent), 2));

@@ -1,8 +1,8 @@
 //! Opened, closed, retransmitted, and how long.
 
 use tcpwatch::{
-    decode::{Kind, Retransmits},
-    tally::Retransmitted,
+    events::decode::{Kind, Retransmits},
+    model::socket_retransmits::Retransmitted,
 };
 
 use crate::scenario::*;

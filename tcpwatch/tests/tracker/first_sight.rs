@@ -15,7 +15,7 @@ fn a_socket_first_heard_of_in_mid_life_is_at_least_as_old_as_that() {
             world.tell(7, client(HELD), what);
             let row = world.row(1);
             assert_eq!((row.state(), row.since_ns(), row.opened_ns()), (state, 7, 7), "{what:?}");
-            assert!(row.is(Marks::OLDER) && row.is(Marks::STATE_OLDER) && row.at_least(), "{what:?}");
+            assert!(row.is(ConnFlags::OLDER) && row.is(ConnFlags::STATE_OLDER) && row.at_least(), "{what:?}");
             assert_eq!(world.counts()[..2], [0, 0], "{what:?}");
         }
     }
@@ -35,7 +35,10 @@ fn a_transition_of_an_unknown_socket_dates_its_state_but_not_its_life() {
         world.tell(7, client(HELD), to(from, state, 0));
         world.tell(9, client(HELD), ended(state, ECONNRESET));
         let conn = &world.last_ended().conn;
-        assert!(conn.is(Marks::OLDER) && !conn.is(Marks::STATE_OLDER) && conn.at_least(), "{from} {state}");
+        assert!(
+            conn.is(ConnFlags::OLDER) && !conn.is(ConnFlags::STATE_OLDER) && conn.at_least(),
+            "{from} {state}"
+        );
         assert_eq!(world.observed(from).0, 0, "{from}: its beginning was not seen");
         assert_eq!(world.observed(state).0, 1, "{state}: all of it was seen");
     }
@@ -58,7 +61,7 @@ fn an_unknown_socket_that_goes_to_time_wait_is_kept() {
     world.tell(7, client(ORPHAN | FIN), ended(FinWait2, 0));
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns()), (TimeWait, 7));
-    assert!(row.is(Marks::MINISOCK) && row.is(Marks::OLDER) && !row.is(Marks::STATE_OLDER));
+    assert!(row.is(ConnFlags::MINISOCK) && row.is(ConnFlags::OLDER) && !row.is(ConnFlags::STATE_OLDER));
 }
 
 #[test]
@@ -101,7 +104,7 @@ fn a_socket_that_connects_while_its_old_connection_is_in_time_wait_is_one_full_r
     world.tell_all(again, [(8, to(Close, SynSent, CURL)), (9, to(SynSent, Established, 0))]);
     world.assert_consistent();
     let row = world.row(1);
-    assert_eq!((row.state(), row.is(Marks::MINISOCK), row.opened_ns()), (Established, false, 8));
+    assert_eq!((row.state(), row.is(ConnFlags::MINISOCK), row.opened_ns()), (Established, false, 8));
     assert_eq!(world.counts(), [2, 1, 0]);
     world.tell(10, again, ended(Established, ECONNRESET));
     assert_eq!(world.state(1), None);

@@ -2,12 +2,11 @@
 
 use crate::scenario::*;
 use tcpwatch::{
-    aggregate::Closer,
-    decode::{IdleRecord, Record},
-    table::Idle,
+    events::decode::{IdleRecord, Record},
+    model::{groups::Closer, table::Idle},
 };
 
-/// Told of the client's socket just before it changes its state. 1000 ticks a second.
+/// ReportedFacts of the client's socket just before it changes its state. 1000 ticks a second.
 fn tell_idle(world: &mut World, time_ns: u64) {
     let told = IdleRecord { cookie: 1, time_ns, sent_ticks: 5000, received_ticks: 4000 };
     world.tracker.apply(&Record::Idle(told));

@@ -31,7 +31,7 @@ fn a_client_that_closes_first_ends_in_time_wait_and_is_named_as_closer() {
         ]
     );
     assert_eq!(world.names(row), [Some("curl"); 3]);
-    assert!(row.is(Marks::MINISOCK) && !row.at_least());
+    assert!(row.is(ConnFlags::MINISOCK) && !row.at_least());
     assert_eq!(world.counts_of("curl"), [1, 1, 0]);
     for state in [SynSent, Established, FinWait1, FinWait2] {
         assert_eq!(world.observed(state).0, 1, "{state}");

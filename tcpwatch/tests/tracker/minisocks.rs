@@ -14,9 +14,9 @@ fn an_orphan_in_fin_wait2_stays_there_until_its_timer_ends_it() {
     let mut world = World::new();
     orphaned_fin_wait2(&mut world, 10);
     let row = world.row(1);
-    assert_eq!((row.state(), row.since_ns(), row.is(Marks::MINISOCK)), (FinWait2, 4, true));
+    assert_eq!((row.state(), row.since_ns(), row.is(ConnFlags::MINISOCK)), (FinWait2, 4, true));
     assert_eq!(world.names(row), [Some("curl"); 3]);
-    assert!(world.tracker.has_untold());
+    assert!(world.tracker.has_minisocks());
     assert_eq!(world.observed(FinWait2).0, 0, "it is still there");
     world.tracker.expire(10 + MINUTE - 1);
     assert_eq!(world.state(1), Some(FinWait2));
@@ -25,7 +25,7 @@ fn an_orphan_in_fin_wait2_stays_there_until_its_timer_ends_it() {
     let ended = world.last_ended();
     assert_eq!((ended.cause, ended.ended_ns), (Cause::Timer, 10 + MINUTE));
     assert_eq!(world.counts(), [1, 1, 0]);
-    assert!(!world.tracker.has_untold());
+    assert!(!world.tracker.has_minisocks());
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn a_minisock_is_in_the_state_that_its_end_tells_whatever_was_lost_before() {
         world.tell(3, client(HELD), to(Established, FinWait1, CURL));
         // FIN_WAIT1 -> FIN_WAIT2 was lost.
         world.tell(10, client(flags), ended(FinWait2, 0));
-        assert_eq!((world.state(1), world.row(1).is(Marks::MINISOCK)), (Some(state), true));
+        assert_eq!((world.state(1), world.row(1).is(ConnFlags::MINISOCK)), (Some(state), true));
         assert_eq!(world.observed(FinWait1).0, 0);
         world.tracker.expire(10 + MINUTE);
         assert_eq!(world.state(1), None, "{state}");

@@ -11,8 +11,8 @@ fn listening(listeners: &[(&str, u32)], local: &str) -> Option<String> {
     let remote = if local.contains('.') { "10.0.0.1" } else { "fd00::1" };
     let socket = Socket::new(2, NETNS, end(local, 80), end(remote, 40_000), PASSIVE);
     world.tell(1, socket, to(SynRecv, Established, 0));
-    assert!(world.row(2).is(Marks::UNACCEPTED));
-    assert!(!world.row(2).is(Marks::OWNER_SEEN));
+    assert!(world.row(2).is(ConnFlags::UNACCEPTED));
+    assert!(!world.row(2).is(ConnFlags::OWNER_SEEN));
     world.owner(2).map(str::to_owned)
 }
 
@@ -80,7 +80,10 @@ fn whoever_closes_it_had_it() {
         world.serve();
         world.tell(3, server(HELD), what);
         assert_eq!(world.names(world.row(2)), [None, Some("worker"), Some("worker")], "{what:?}");
-        assert!(world.row(2).is(Marks::OWNER_SEEN) && !world.row(2).is(Marks::UNACCEPTED), "{what:?}");
+        assert!(
+            world.row(2).is(ConnFlags::OWNER_SEEN) && !world.row(2).is(ConnFlags::UNACCEPTED),
+            "{what:?}"
+        );
     }
 }
 
@@ -98,7 +101,7 @@ fn a_close_by_an_unknown_process_names_nobody() {
             What::Close { state: FinWait1, pid: Some(pid).filter(|pid| *pid != 0), unread_bytes: 0 },
         );
         assert_eq!(world.names(world.row(2)), [None, None, None], "pid {pid}");
-        assert!(!world.row(2).is(Marks::OWNER_SEEN), "pid {pid}");
+        assert!(!world.row(2).is(ConnFlags::OWNER_SEEN), "pid {pid}");
     }
 }
 
@@ -115,9 +118,9 @@ fn a_later_closer_replaces_an_earlier_one() {
 fn a_held_socket_has_been_accepted_by_somebody() {
     let mut world = World::new();
     world.serve();
-    assert!(world.row(2).is(Marks::UNACCEPTED));
+    assert!(world.row(2).is(ConnFlags::UNACCEPTED));
     world.tell(3, server(HELD), to(Established, CloseWait, 0));
-    assert!(!world.row(2).is(Marks::UNACCEPTED));
+    assert!(!world.row(2).is(ConnFlags::UNACCEPTED));
     assert_eq!(world.row(2).accepted(), Some(true));
 }
 
@@ -160,8 +163,8 @@ fn a_child_of_a_listener_without_backlog_is_a_servers_connection_too() {
     world.tell(1, socket, to(SynRecv, Established, 0));
     let row = world.row(2);
     assert_eq!(
-        (row.role, row.is(Marks::OLDER), row.is(Marks::UNACCEPTED)),
-        (tcpwatch::aggregate::Role::Server, false, true)
+        (row.role, row.is(ConnFlags::OLDER), row.is(ConnFlags::UNACCEPTED)),
+        (tcpwatch::model::groups::Role::Server, false, true)
     );
     assert_eq!(world.owner(2), Some("nginx"));
 }

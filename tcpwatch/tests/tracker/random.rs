@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use tcpwatch::{
-    aggregate::{Groups, Peer, Role},
-    clock::Clock,
     findings::{LeakHistory, leaks, lingering::LingerLimits},
+    model::groups::{Groups, Peer, Role},
+    tcp::time::Clock,
 };
 
 use crate::scenario::*;
@@ -124,7 +124,7 @@ fn after_expiry_no_minisock_is_overdue() {
         for _ in 0..200 {
             chaos.happen(&mut world);
             world.tracker.expire(chaos.now_ns);
-            let minisocks = world.tracker.table.iter().filter(|conn| conn.is(Marks::MINISOCK));
+            let minisocks = world.tracker.table.iter().filter(|conn| conn.is(ConnFlags::MINISOCK));
             for conn in minisocks {
                 assert!(conn.expires_ns > chaos.now_ns, "seed {seed} at {}: {conn:?}", chaos.now_ns);
             }

@@ -10,11 +10,11 @@ fn an_abortive_close_is_told_after_the_end_and_still_belongs_to_it() {
     for (told, reason) in [
         (
             ResetRecord { unread_bytes: 7, zero_linger: true, ..reset(4, client(HELD), Close) },
-            Reset::UnreadData,
+            ResetReason::UnreadData,
         ),
-        (ResetRecord { zero_linger: true, ..reset(4, client(HELD), Close) }, Reset::ZeroLinger),
-        (reset(4, client(HELD), Close), Reset::Disconnect),
-        (reset(4, server(0), Close), Reset::ListenerClosed),
+        (ResetRecord { zero_linger: true, ..reset(4, client(HELD), Close) }, ResetReason::ZeroLinger),
+        (reset(4, client(HELD), Close), ResetReason::Disconnect),
+        (reset(4, server(0), Close), ResetReason::ListenerClosed),
     ] {
         let mut world = World::new();
         world.connect();
@@ -33,10 +33,10 @@ fn an_abortive_close_is_told_after_the_end_and_still_belongs_to_it() {
 #[test]
 fn a_reset_before_the_end_gets_its_reason_from_the_errno() {
     for (error, reason) in [
-        (ETIMEDOUT, Reset::TimedOut),
-        (EHOSTUNREACH, Reset::TimedOut),
-        (ECONNABORTED, Reset::Killed),
-        (0, Reset::Other),
+        (ETIMEDOUT, ResetReason::TimedOut),
+        (EHOSTUNREACH, ResetReason::TimedOut),
+        (ECONNABORTED, ResetReason::Killed),
+        (0, ResetReason::Other),
     ] {
         let mut world = World::new();
         world.connect();
@@ -53,7 +53,7 @@ fn a_received_reset_is_told_with_the_state_that_it_ended() {
     world.tell(1, client(HELD), to(Close, SynSent, CURL));
     world.tell_reset(received_reset(2, client(HELD), SynSent));
     world.tell(2, client(HELD), ended(SynSent, ECONNREFUSED));
-    assert_eq!(world.resets(2), [(Reset::Connecting, 1)]);
+    assert_eq!(world.resets(2), [(ResetReason::Connecting, 1)]);
 
     let mut world = World::new();
     world.connect();
@@ -63,7 +63,7 @@ fn a_received_reset_is_told_with_the_state_that_it_ended() {
         ..received_reset(3, client(HELD), Established)
     });
     world.tell(3, client(HELD), ended(Established, ECONNRESET));
-    assert_eq!(world.resets(3), [(Reset::Established, 1)]);
+    assert_eq!(world.resets(3), [(ResetReason::Established, 1)]);
     let kept = world.last_ended().conn.reset().unwrap();
     assert_eq!((kept.discarded.unsent_bytes, kept.discarded.unacknowledged_bytes), (5, 3));
     assert_eq!(world.discarded(), kept.discarded);
@@ -80,7 +80,7 @@ fn what_the_kernel_calls_received_and_answers_at_once_was_data_after_close() {
         if answered {
             world.tell_reset(ResetRecord { answers: true, ..reset(7, client(HELD), Close) });
         }
-        let reason = if answered { Reset::DataAfterClose } else { Reset::LocalClosed };
+        let reason = if answered { ResetReason::DataAfterClose } else { ResetReason::LocalClosed };
         assert_eq!(world.resets(SECOND), [(reason, 1)]);
         assert_eq!(world.resets(2 * SECOND), [(reason, 1)], "once");
         assert_eq!(world.last_ended().conn.reset().unwrap().reset, reason);
@@ -112,7 +112,7 @@ fn a_minisock_that_answers_with_a_reset_is_gone_with_it() {
     let minisock = Socket::new(0, netns, local, remote, MINISOCK);
     world.tell_reset(ResetRecord { answers: true, ..reset(SECOND, minisock, FinWait2) });
     assert_eq!(world.state(1), None);
-    assert_eq!(world.resets(SECOND), [(Reset::DataAfterClose, 1)]);
+    assert_eq!(world.resets(SECOND), [(ResetReason::DataAfterClose, 1)]);
     assert_eq!(world.name(world.last_ended().conn.process), Some("curl"));
     world.assert_consistent();
 }
@@ -125,7 +125,7 @@ fn where_tcp_linger2_wants_no_minisock_there_is_none() {
     world.tell(5, client(ORPHAN), ended(FinWait2, 0));
     world.tell_reset(reset(6, client(ORPHAN), Close));
     assert_eq!(world.state(1), None);
-    assert_eq!(world.resets(6), [(Reset::Disconnect, 1)]);
+    assert_eq!(world.resets(6), [(ResetReason::Disconnect, 1)]);
     world.assert_consistent();
 }
 
@@ -136,7 +136,7 @@ fn a_reset_that_ends_nothing_or_nothing_known_is_counted_all_the_same() {
     world.tell_reset(ResetRecord { answers: true, ..reset(3, client(HELD), SynSent) });
     assert_eq!(world.state(1), Some(Established), "the connection goes on");
     world.tell_reset(reset(4, server(HELD), Close));
-    assert_eq!(world.resets(4), [(Reset::Disconnect, 1), (Reset::InvalidSegment, 1)]);
+    assert_eq!(world.resets(4), [(ResetReason::Disconnect, 1), (ResetReason::InvalidSegment, 1)]);
     world.assert_consistent();
 }
 
@@ -147,7 +147,7 @@ fn what_a_packet_filter_sent_is_not_counted_again_when_it_is_received() {
     world.tell_reset(ResetRecord { policy: true, ..received_reset(2, client(HELD), SynSent) });
     world.tell_reset(received_reset(3, client(HELD), SynSent));
     world.tell(3, client(HELD), ended(SynSent, ECONNREFUSED));
-    assert_eq!(world.resets(4), [(Reset::PolicyReceived, 1)]);
+    assert_eq!(world.resets(4), [(ResetReason::PolicyReceived, 1)]);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_connection_whose_peer_a_packet_filter_refused_goes_on() {
     let sent = ResetRecord { policy: true, answers: true, ..reset(3, client(HELD), Established) };
     world.tell_reset(sent);
     world.tell_reset(sent);
-    assert_eq!(world.resets(4), [(Reset::PolicySent, 2)]);
+    assert_eq!(world.resets(4), [(ResetReason::PolicySent, 2)]);
     assert_eq!((world.state(1), world.row(1).reset()), (Some(Established), None));
 }
 
@@ -167,5 +167,5 @@ fn of_a_socket_without_identity_it_is_only_counted() {
     let Socket { netns, local, remote, .. } = client(HELD);
     let unknown = Socket::new(0, netns, local, remote, HELD);
     world.tell_reset(ResetRecord { policy: true, ..received_reset(2, unknown, Established) });
-    assert_eq!((world.resets(3), world.find(0).is_none()), (vec![(Reset::PolicyReceived, 1)], true));
+    assert_eq!((world.resets(3), world.find(0).is_none()), (vec![(ResetReason::PolicyReceived, 1)], true));
 }

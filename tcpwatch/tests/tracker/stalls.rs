@@ -2,9 +2,11 @@
 
 use crate::scenario::*;
 use tcpwatch::{
-    decode::{Record, Retransmits, SocketRecord, What},
-    histogram::Histogram,
-    stall::{Blocked, Recovery, Stalled},
+    events::decode::{Record, Retransmits, SocketRecord, What},
+    tcp::{
+        histogram::Histogram,
+        stall::{Blocked, Recovery, Stalled},
+    },
 };
 
 fn tell(world: &mut World, time_ns: u64, told: &Retransmits) {

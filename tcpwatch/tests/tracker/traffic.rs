@@ -2,8 +2,8 @@
 
 use crate::scenario::*;
 use tcpwatch::{
-    aggregate::Counts,
-    decode::{Record, TrafficRecord},
+    events::decode::{Record, TrafficRecord},
+    model::groups::Counts,
 };
 
 /// Sent and received, over all groups.

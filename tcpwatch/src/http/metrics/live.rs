@@ -2,16 +2,18 @@
 
 use tcpwatch_common::chrono;
 
-use super::{escape, gauge};
 use crate::{
-    aggregate::Group,
-    live::{FIGURES, Live},
+    http::metrics::{escape, gauge},
+    model::{
+        groups::Group,
+        live::{Live, OPTION_VALUES},
+    },
 };
 
 const LIMITS: [(usize, &str); chrono::COUNT] =
     [(chrono::BUSY, "other"), (chrono::PEER_WINDOW, "peer_window"), (chrono::SEND_BUFFER, "send_buffer")];
 
-pub(super) fn write(text: &mut String, groups: &[(String, &Group)]) {
+pub(crate) fn write(text: &mut String, groups: &[(String, &Group)]) {
     let live = || {
         groups
             .iter()
@@ -50,14 +52,14 @@ pub(super) fn write(text: &mut String, groups: &[(String, &Group)]) {
         "Connections that a process holds, with a socket option on.",
         with_option,
     );
-    for (at, (name, meaning)) in FIGURES.iter().enumerate() {
-        let ranges = live().filter_map(|(labels, live)| Some((labels, live.figures[at]?)));
-        let figures = ranges.flat_map(|(labels, range)| {
+    for (at, (name, meaning)) in OPTION_VALUES.iter().enumerate() {
+        let ranges = live().filter_map(|(labels, live)| Some((labels, live.option_values[at]?)));
+        let option_values = ranges.flat_map(|(labels, range)| {
             [("least", range.least), ("most", range.most)]
                 .map(|(value, figure)| (format!("{labels},value=\"{value}\""), figure))
         });
         let help = format!("{meaning}, of held connections with the option on: the least and the most.");
-        gauge(text, &format!("tcpwatch_{name}"), &help, figures);
+        gauge(text, &format!("tcpwatch_{name}"), &help, option_values);
     }
     let by_algorithm = live().flat_map(|(labels, live)| {
         live.by_congestion.iter().map(move |(algorithm, count)| {

@@ -1,0 +1,6 @@
+//! How do I start it? Options, and the commands beside `run`.
+
+pub mod check;
+pub mod options;
+pub mod replay;
+pub mod trace;

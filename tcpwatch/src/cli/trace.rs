@@ -1,0 +1,93 @@
+//! `tcpwatch trace`: the transitions of a running tcpwatch, line by line.
+
+use std::io::{self, BufRead as _, BufReader, Write};
+
+use anyhow::{Context as _, bail};
+
+use crate::{cli::options::TraceArgs, http::printable, model::transition::Transition};
+
+/// Prints until the daemon or the reader of the output goes away.
+///
+/// # Errors
+/// When no tcpwatch answers, or it refuses the filters.
+pub fn run(args: &TraceArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    let url = format!("http://{}/events?{}", args.connect, query(args));
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
+    let mut response = agent.get(&url).call().with_context(|| {
+        format!(
+            "no tcpwatch answers at {}: start one with `tcpwatch run`, or name another with --connect",
+            args.connect
+        )
+    })?;
+    if !response.status().is_success() {
+        bail!("{}", response.body_mut().read_to_string()?.trim_end());
+    }
+    if !args.json {
+        writeln!(out, "{}", header())?;
+    }
+    let mut event = String::new();
+    for line in BufReader::new(response.body_mut().as_reader()).lines() {
+        let line = line.context("the connection to tcpwatch broke")?;
+        if let Some(kind) = line.strip_prefix("event: ") {
+            kind.clone_into(&mut event);
+        } else if let Some(data) = line.strip_prefix("data: ") {
+            match show(&std::mem::take(&mut event), data, args.json, out) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                result => result?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn query(args: &TraceArgs) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    let mut add = |name, value: Option<String>| {
+        if let Some(value) = value {
+            query.append_pair(name, &value);
+        }
+    };
+    add("state", args.state.map(|state| state.to_string()));
+    add("pid", args.pid.map(|pid| pid.to_string()));
+    add("comm", args.comm.clone());
+    add("local_port", args.local_port.map(|port| port.to_string()));
+    add("remote_port", args.remote_port.map(|port| port.to_string()));
+    add("remote", args.remote.clone());
+    add("role", args.role.map(|role| role.to_string()));
+    query.finish()
+}
+
+fn header() -> String {
+    format!(
+        "{:<27} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
+        "TIME", "PID", "PROCESS", "ROLE", "FROM -> TO", "AFTER", "BY", "LOCAL", "REMOTE"
+    )
+}
+
+fn show(event: &str, data: &str, json: bool, out: &mut impl Write) -> io::Result<()> {
+    if event == "missed" {
+        eprintln!("tcpwatch: {data} transitions missed: they came faster than they could be printed");
+        return Ok(());
+    }
+    if json {
+        writeln!(out, "{data}")?;
+        return out.flush();
+    }
+    let transition: Transition = serde_json::from_str(data)?;
+    let dash = || "-".to_owned();
+    writeln!(
+        out,
+        "{:<27} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
+        transition.time,
+        transition.pid.map_or_else(dash, |pid| pid.to_string()),
+        transition.comm.as_deref().map_or_else(dash, printable),
+        transition.role,
+        format!("{} -> {}", transition.from, transition.to),
+        transition.seconds.map_or_else(dash, |seconds| format!("{seconds:.6}")),
+        transition.cause,
+        transition.local,
+        transition.remote,
+    )?;
+    out.flush()
+}

@@ -1,0 +1,548 @@
+//! Bytes to records.
+//!
+//! In: what the BPF programs wrote, or a recording of it. Out: records whose every field is valid, or an
+//! error that the caller counts. No state, no I/O.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    ops::AddAssign,
+};
+
+use tcpwatch_common::{
+    AskedOptions, CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE,
+    KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION,
+    KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED,
+    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SocketEvent, TaskEvent, TrafficEvent, failure,
+    retransmit,
+};
+use thiserror::Error;
+
+use crate::tcp::{
+    stall::{Blocked, Recovery, Stalled, Stalls},
+    state::TcpState,
+};
+
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DecodeError {
+    #[error("a record of {0} bytes, which no kind has")]
+    Length(usize),
+    #[error("a record of the unknown kind {0}")]
+    Kind(u8),
+    #[error("a record with the unknown TCP state {0}")]
+    State(u8),
+}
+
+/// One record. Boxed is what is rare and would make all others longer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    Socket(SocketRecord),
+    /// The record says [`What::Retransmit`].
+    Retransmit(SocketRecord, Box<Retransmits>),
+    Reset(Box<ResetRecord>),
+    Idle(IdleRecord),
+    Traffic(TrafficRecord),
+    Task(TaskRecord),
+}
+
+/// A socket's identity, ends and flags, as the kernel had them when the record was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    pub cookie: u64,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    pub local: Endpoint,
+    pub remote: Endpoint,
+    /// `FLAG_*` of `tcpwatch_common`.
+    flags: u8,
+}
+
+impl Socket {
+    pub fn new(cookie: u64, netns: u32, local: Endpoint, remote: Endpoint, flags: u8) -> Self {
+        Self { cookie, netns, local, remote, flags }
+    }
+
+    pub fn fin_received(&self) -> bool {
+        self.flags & FLAG_FIN_RECEIVED != 0
+    }
+
+    /// No process holds it any more.
+    pub fn is_orphan(&self) -> bool {
+        self.flags & FLAG_ORPHAN != 0
+    }
+
+    /// A process opened or accepted it and did not close it yet.
+    pub fn is_held(&self) -> bool {
+        self.flags & FLAG_HELD != 0
+    }
+
+    /// Made by a listener, and no process has taken it yet.
+    pub fn is_unaccepted(&self) -> bool {
+        self.is_passive() && !self.is_held() && !self.is_orphan()
+    }
+
+    /// What the kernel keeps in place of the full socket.
+    pub fn is_minisock(&self) -> bool {
+        self.flags & FLAG_MINISOCK != 0
+    }
+
+    /// A handshake under way, not yet a socket.
+    pub fn is_request(&self) -> bool {
+        self.flags & FLAG_REQUEST != 0
+    }
+
+    /// Of one whose connect failed: no SYN was sent.
+    pub fn is_unsent(&self) -> bool {
+        // Without the flag, which wants the kernel's types: the kernel had not chosen a port yet.
+        self.flags & FLAG_UNSENT != 0 || self.local.port == 0
+    }
+
+    /// Made by a listener: it says so itself, unless the listener's backlog is 0, or no process holds it yet.
+    pub fn is_passive(&self) -> bool {
+        self.flags & (FLAG_PASSIVE | FLAG_REQUEST) != 0
+            || self.flags & (FLAG_HELD | FLAG_ORPHAN | FLAG_MINISOCK) == 0
+    }
+}
+
+/// An address and port in host order; IPv4 is kept v4-mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub addr: Ipv6Addr,
+    pub port: u16,
+}
+
+impl Endpoint {
+    pub fn new(addr: IpAddr, port: u16) -> Self {
+        let addr = match addr {
+            IpAddr::V4(addr) => addr.to_ipv6_mapped(),
+            IpAddr::V6(addr) => addr,
+        };
+        Self { addr, port }
+    }
+
+    /// No address of either family.
+    pub fn is_wildcard(&self) -> bool {
+        self.addr.to_canonical().is_unspecified()
+    }
+}
+
+/// What happened to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketRecord {
+    pub socket: Socket,
+    /// CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    pub what: What,
+    /// Of a transition out of ESTABLISHED, or to CLOSE, where the record has room for it.
+    pub traffic: Option<Traffic>,
+}
+
+/// Data that a connection has carried since it began, each byte once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+}
+
+impl Traffic {
+    /// What came on top of `earlier`; told late, nothing.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
+        }
+    }
+
+    pub fn total(self) -> u64 {
+        self.sent_bytes.saturating_add(self.received_bytes)
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+    }
+}
+
+/// The same told by itself. See `TrafficEvent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrafficRecord {
+    pub cookie: u64,
+    /// Of the change of state that follows.
+    pub time_ns: u64,
+    pub traffic: Traffic,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Transition {
+        from: TcpState,
+        to: TcpState,
+        /// See `SocketEvent::value`.
+        value: u32,
+    },
+    /// A transition to CLOSE.
+    End {
+        from: TcpState,
+        /// The socket's errno, 0 for none.
+        error: u8,
+        /// Segments retransmitted in its life.
+        total_retrans: u32,
+    },
+    Retransmit {
+        state: TcpState,
+        /// Segments retransmitted on this socket so far; `None` where only the one is known.
+        total: Option<u32>,
+    },
+    /// What the kernel kept of the socket is gone.
+    MinisockEnd,
+    /// The application accepted the connection.
+    Accept { state: TcpState, pid: Option<u32> },
+    /// connect() failed before the socket left CLOSE, with this errno.
+    ConnectFailed { pid: Option<u32>, error: u8 },
+    /// The application closed its last descriptor.
+    Close { state: TcpState, pid: Option<u32>, unread_bytes: u32 },
+}
+
+/// A reset, sent or received. See `ResetEvent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetRecord {
+    pub socket: Socket,
+    /// CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// The socket's at that time, or the minisock's.
+    pub state: TcpState,
+    /// Else sent.
+    pub received: bool,
+    /// Sent in answer to a segment.
+    pub answers: bool,
+    pub zero_linger: bool,
+    /// Sent because the process exits.
+    pub exiting: bool,
+    /// Sent by a packet filter of this machine.
+    pub policy: bool,
+    pub unread_bytes: u32,
+    /// Sequence numbers.
+    pub unsent: u32,
+    pub unacknowledged: u32,
+}
+
+/// How long a connection that one side closes had been idle. See `IdleEvent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleRecord {
+    pub cookie: u64,
+    /// Of the change of state that follows.
+    pub time_ns: u64,
+    pub sent_ticks: u32,
+    pub received_ticks: u32,
+}
+
+/// What was retransmitted on a socket, and how its delivery stood still. See `RetransmitEvent`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Retransmits {
+    /// CLOCK_MONOTONIC; which count it is that is told.
+    pub since_ns: u64,
+    /// Segments since then, by [`Kind`].
+    pub segments: [u64; Kind::COUNT],
+    /// The socket's own count before that, and now.
+    pub bytes_before: u64,
+    pub bytes: u64,
+    /// Segments that the peer said it had twice.
+    pub duplicates: u32,
+    /// Retransmits that failed, by [`FAILURES`].
+    pub failures: [u64; FAILURES.len()],
+    pub stalls: Stalls,
+    pub stalled: Option<Stalled>,
+}
+
+/// The errno with which the kernel could not retransmit, in the order of the records' counts.
+pub const FAILURES: [&str; failure::COUNT] =
+    ["EAGAIN", "ENOMEM", "EBUSY", "ENOBUFS", "EPERM", "ENETUNREACH", "EHOSTUNREACH", "other"];
+
+/// Why the kernel retransmitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Syn = retransmit::SYN as u8,
+    SynAck = retransmit::SYN_ACK as u8,
+    /// Acknowledgements said that it was lost.
+    Fast = retransmit::FAST as u8,
+    /// The same in the recovery from a time-out.
+    SlowStart = retransmit::SLOW_START as u8,
+    Timeout = retransmit::TIMEOUT as u8,
+    /// A tail loss probe.
+    Probe = retransmit::PROBE as u8,
+    Unknown = retransmit::UNKNOWN as u8,
+}
+
+impl Kind {
+    pub const COUNT: usize = retransmit::COUNT;
+
+    /// In the order of the records' counts.
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Syn, Self::SynAck, Self::Fast, Self::SlowStart, Self::Timeout, Self::Probe, Self::Unknown];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Syn => "syn",
+            Self::SynAck => "syn_ack",
+            Self::Fast => "fast",
+            Self::SlowStart => "slow_start",
+            Self::Timeout => "timeout",
+            Self::Probe => "probe",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A process, told before it is first named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskRecord {
+    pub pid: u32,
+    /// CLOCK_BOOTTIME.
+    pub start_ns: u64,
+    pub comm: Comm,
+}
+
+/// A process's name, as the kernel keeps it: up to 15 bytes (TASK_COMM_LEN, include/linux/sched.h) and a NUL.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Comm([u8; 16]);
+
+impl Comm {
+    pub(super) const fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// A process may call itself anything; bytes that are not UTF-8 are shown as such.
+    pub fn text(&self) -> Cow<'_, str> {
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        String::from_utf8_lossy(&self.0[..end])
+    }
+}
+
+/// As much as fits.
+impl From<&str> for Comm {
+    fn from(name: &str) -> Self {
+        let mut comm = [0; 16];
+        let len = name.len().min(comm.len() - 1);
+        comm[..len].copy_from_slice(&name.as_bytes()[..len]);
+        Self(comm)
+    }
+}
+
+impl fmt::Debug for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.text(), f)
+    }
+}
+
+/// # Errors
+/// When the bytes are no record of a known kind.
+pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
+    match bytes.first().copied() {
+        Some(KIND_TASK) => Ok(Record::Task(task(&read(bytes)?))),
+        Some(KIND_TRANSITION) => {
+            let raw = read(bytes)?;
+            Ok(Record::Socket(SocketRecord::of(&raw, transition(&raw)?)))
+        }
+        Some(KIND_TRANSITION_WITH_TRAFFIC) => {
+            let raw = read(bytes)?;
+            Ok(Record::Socket(SocketRecord::with_traffic(&raw, transition(&raw)?)))
+        }
+        Some(KIND_MINISOCK_END) => Ok(Record::Socket(SocketRecord::of(&read(bytes)?, What::MinisockEnd))),
+        Some(KIND_ACCEPT) => {
+            let raw: SocketEvent = read(bytes)?;
+            let what = What::Accept { state: state(raw.new_state)?, pid: pid(raw.value) };
+            Ok(Record::Socket(SocketRecord::of(&raw, what)))
+        }
+        Some(KIND_CONNECT_FAILED) => {
+            let raw: SocketEvent = read(bytes)?;
+            let (error, process) = upper_eight(raw.value);
+            Ok(Record::Socket(SocketRecord::of(&raw, What::ConnectFailed { pid: pid(process), error })))
+        }
+        Some(KIND_CLOSE) => {
+            let CloseEvent { socket: raw, unread_bytes, .. } = read(bytes)?;
+            let what = What::Close { state: state(raw.new_state)?, pid: pid(raw.value), unread_bytes };
+            Ok(Record::Socket(SocketRecord::of(&raw, what)))
+        }
+        Some(KIND_RETRANSMIT) => {
+            let raw: RetransmitEvent = read(bytes)?;
+            let total = (raw.socket.value != 0).then_some(raw.socket.value);
+            let what = What::Retransmit { state: state(raw.socket.new_state)?, total };
+            Ok(Record::Retransmit(SocketRecord::of(&raw.socket, what), Box::new(retransmits(&raw))))
+        }
+        Some(KIND_IDLE) => {
+            let IdleEvent { cookie, time_ns, sent_ticks, received_ticks, .. } = read(bytes)?;
+            Ok(Record::Idle(IdleRecord { cookie, time_ns, sent_ticks, received_ticks }))
+        }
+        Some(KIND_RESET) => Ok(Record::Reset(Box::new(reset(&read(bytes)?)?))),
+        Some(KIND_TRAFFIC) => {
+            let TrafficEvent { cookie, time_ns, sent_bytes, received_bytes, .. } = read(bytes)?;
+            let traffic = Traffic { sent_bytes, received_bytes };
+            Ok(Record::Traffic(TrafficRecord { cookie, time_ns, traffic }))
+        }
+        Some(kind) => Err(DecodeError::Kind(kind)),
+        None => Err(DecodeError::Length(0)),
+    }
+}
+
+/// # Errors
+/// When the bytes are not an `AskedOptions`.
+pub fn asked_options(bytes: &[u8]) -> Result<AskedOptions, DecodeError> {
+    read(bytes)
+}
+
+fn socket(raw: &SocketEvent) -> Socket {
+    Socket {
+        cookie: raw.cookie,
+        netns: raw.netns,
+        local: endpoint(raw.saddr, raw.sport),
+        remote: endpoint(raw.daddr, raw.dport),
+        flags: raw.flags,
+    }
+}
+
+fn reset(raw: &ResetEvent) -> Result<ResetRecord, DecodeError> {
+    let has = |flag| raw.socket.value & flag != 0;
+    Ok(ResetRecord {
+        socket: socket(&raw.socket),
+        time_ns: raw.socket.time_ns,
+        state: state(raw.socket.new_state)?,
+        received: has(RESET_RECEIVED),
+        answers: has(RESET_ANSWERS),
+        zero_linger: has(RESET_ZERO_LINGER),
+        exiting: has(RESET_EXITING),
+        policy: has(RESET_POLICY),
+        unread_bytes: raw.unread_bytes,
+        unsent: raw.unsent,
+        unacknowledged: raw.unacknowledged,
+    })
+}
+
+#[inline]
+fn transition(raw: &SocketEvent) -> Result<What, DecodeError> {
+    let (from, to) = (state(raw.old_state)?, state(raw.new_state)?);
+    if to != TcpState::Close {
+        return Ok(What::Transition { from, to, value: raw.value });
+    }
+    let (error, total_retrans) = upper_eight(raw.value);
+    Ok(What::End { from, error, total_retrans })
+}
+
+/// A process, if that was known.
+fn pid(value: u32) -> Option<u32> {
+    (value != 0).then_some(value)
+}
+
+/// The number in the upper eight bits, and the one in the lower 24.
+fn upper_eight(value: u32) -> (u8, u32) {
+    ((value >> 24) as u8, value & 0x00ff_ffff)
+}
+
+// Each is made where it stays: moved about, a record takes longer than all else that is done here.
+impl SocketRecord {
+    #[inline]
+    fn of(raw: &SocketEvent, what: What) -> Self {
+        Self { socket: socket(raw), time_ns: raw.time_ns, what, traffic: None }
+    }
+
+    /// The traffic stands in place of the eight zero bytes with which both addresses begin.
+    #[inline]
+    fn with_traffic(raw: &SocketEvent, what: What) -> Self {
+        let [[sent_bytes, local], [received_bytes, remote]]: [[u64; 2]; 2] =
+            [bytemuck::cast(raw.saddr), bytemuck::cast(raw.daddr)];
+        let socket = Socket {
+            local: endpoint(bytemuck::cast([0, local]), raw.sport),
+            remote: endpoint(bytemuck::cast([0, remote]), raw.dport),
+            ..socket(raw)
+        };
+        Self { socket, time_ns: raw.time_ns, what, traffic: Some(Traffic { sent_bytes, received_bytes }) }
+    }
+}
+
+fn retransmits(raw: &RetransmitEvent) -> Retransmits {
+    Retransmits {
+        since_ns: raw.since_ns,
+        segments: raw.segments,
+        bytes_before: raw.bytes_before,
+        bytes: raw.bytes,
+        duplicates: raw.duplicates,
+        failures: raw.failures.map(u64::from),
+        stalls: Recovery::ALL.map(|recovery| Blocked::told(raw, recovery)),
+        stalled: Stalled::told(raw),
+    }
+}
+
+fn task(raw: &TaskEvent) -> TaskRecord {
+    TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: Comm(raw.comm) }
+}
+
+pub(super) fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Result<T, DecodeError> {
+    bytemuck::try_pod_read_unaligned(bytes).map_err(|_| DecodeError::Length(bytes.len()))
+}
+
+pub(super) fn state(number: u8) -> Result<TcpState, DecodeError> {
+    TcpState::from_kernel(number).ok_or(DecodeError::State(number))
+}
+
+pub(super) fn endpoint(addr: [u8; 16], port: u16) -> Endpoint {
+    Endpoint { addr: Ipv6Addr::from(addr), port }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+
+    fn event() -> SocketEvent {
+        SocketEvent { kind: KIND_TRANSITION, old_state: 2, new_state: 1, sport: 80, ..SocketEvent::zeroed() }
+    }
+
+    #[test]
+    fn a_transition_keeps_its_states_and_ports() {
+        let Ok(Record::Socket(record)) = record(bytemuck::bytes_of(&event())) else { panic!() };
+        assert_eq!(record.socket.local.port, 80);
+        let (from, to) = (TcpState::SynSent, TcpState::Established);
+        assert_eq!(record.what, What::Transition { from, to, value: 0 });
+    }
+
+    #[test]
+    fn traffic_takes_the_place_of_what_addresses_of_ipv4_do_not_need() {
+        let mut raw = SocketEvent { kind: KIND_TRANSITION_WITH_TRAFFIC, ..event() };
+        let address = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+        (raw.saddr, raw.daddr) = (address.octets(), address.octets());
+        raw.saddr[..8].copy_from_slice(&5_000_000_000_u64.to_ne_bytes());
+        raw.daddr[..8].copy_from_slice(&7_u64.to_ne_bytes());
+        let Ok(Record::Socket(record)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
+        assert_eq!(record.traffic, Some(Traffic { sent_bytes: 5_000_000_000, received_bytes: 7 }));
+        assert_eq!((record.socket.local.addr, record.socket.remote.addr), (address, address));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_what_is_wrong() {
+        let bad_state = SocketEvent { old_state: 12, ..event() };
+        let good = event();
+        for (bytes, error) in [
+            (&[][..], DecodeError::Length(0)),
+            (&bytemuck::bytes_of(&good)[..63], DecodeError::Length(63)),
+            (&[77; 64], DecodeError::Kind(77)),
+            (bytemuck::bytes_of(&bad_state), DecodeError::State(12)),
+        ] {
+            assert_eq!(record(bytes), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_name_of_sixteen_bytes_without_end_and_of_no_charset_is_kept() {
+        let raw = TaskEvent { kind: KIND_TASK, comm: [0xff; 16], ..TaskEvent::zeroed() };
+        let Ok(Record::Task(task)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
+        assert_eq!(task.comm.text(), "\u{fffd}".repeat(16));
+    }
+}

@@ -1,0 +1,108 @@
+//! What the iterators write: a socket, looked at by a sweep.
+
+use tcpwatch_common::{SeenSocket, SocketOptions, chrono};
+
+use crate::{
+    events::decode::{Comm, DecodeError, Socket, TaskRecord, Traffic, endpoint, read, state},
+    tcp::state::TcpState,
+};
+
+/// A socket that an iterator found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub socket: Socket,
+    pub state: TcpState,
+    /// CLOCK_MONOTONIC: what was told of it until then shows in what was seen.
+    pub time_ns: u64,
+    /// The kernel's tick count when it was looked at.
+    pub jiffies: u64,
+    /// The process and descriptor through which it was found.
+    pub holder: Option<(TaskRecord, u32)>,
+    pub unread_bytes: u32,
+    pub total_retrans: u32,
+    /// Of a listener.
+    pub queue: ListenQueue,
+    /// Ticks, the lower 32 bits, of the last segment received, the last data sent and the last data received.
+    pub received_jiffies: u32,
+    pub sent_jiffies: u32,
+    pub data_received_jiffies: u32,
+    pub data_sent: bool,
+    /// Smoothed round-trip time; `None` before the first measurement.
+    pub rtt_ns: Option<u64>,
+    /// Ticks in which there was something to send or unacknowledged, by `tcpwatch_common::chrono`. This, the next and all
+    /// from `delivery_rate` on are told with a holder only.
+    pub sending_jiffies: [u32; chrono::COUNT],
+    /// Segments received out of order.
+    pub out_of_order: u32,
+    /// Of a minisock: the tick its timer is set to.
+    pub expires_jiffies: u64,
+    /// Of a full socket.
+    pub traffic: Traffic,
+    /// Bytes a second, 0 before the first measurement.
+    pub delivery_rate: u64,
+    /// Of a closed window, that the peer has not answered.
+    pub window_probes: u32,
+    pub options: SocketOptions,
+    /// Bytes that may wait to be sent, and to be read.
+    pub send_buffer: u32,
+    pub receive_buffer: u32,
+    /// `None` before the first measurement.
+    pub min_rtt_ns: Option<u64>,
+    /// Mean deviation of the smoothed round-trip time.
+    pub rtt_variation_ns: u64,
+    /// The congestion control's name, which has the form of a process's.
+    pub congestion: Comm,
+}
+
+/// A listener's connections that wait to be accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListenQueue {
+    pub waiting: u32,
+    pub limit: u32,
+    /// Segments it dropped, mostly for want of room in the queue (`sk_drops`).
+    pub drops: u32,
+}
+
+/// A state is told before the kernel stores it, with the time at which the kernel took up the packet that changes it: an
+/// iterator that looks in between sees the state before.
+const UNDER_WAY_NS: u64 = 20_000;
+
+/// # Errors
+/// When the bytes are not a `SeenSocket`.
+pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
+    let raw: SeenSocket = read(bytes)?;
+    let task = TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: Comm::new(raw.comm) };
+    Ok(Seen {
+        socket: Socket::new(
+            raw.cookie,
+            raw.netns,
+            endpoint(raw.saddr, raw.sport),
+            endpoint(raw.daddr, raw.dport),
+            raw.flags,
+        ),
+        state: state(raw.state)?,
+        time_ns: raw.time_ns.saturating_sub(UNDER_WAY_NS),
+        jiffies: raw.jiffies,
+        holder: (raw.tgid != 0).then_some((task, raw.fd)),
+        unread_bytes: raw.unread_bytes,
+        total_retrans: raw.total_retrans,
+        queue: ListenQueue { waiting: raw.queue, limit: raw.queue_limit, drops: raw.drops },
+        received_jiffies: raw.received_jiffies,
+        sent_jiffies: raw.sent_jiffies,
+        data_received_jiffies: raw.data_received_jiffies,
+        data_sent: raw.data_sent != 0,
+        rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
+        sending_jiffies: raw.sending_jiffies,
+        out_of_order: raw.out_of_order,
+        expires_jiffies: raw.expires_jiffies,
+        traffic: Traffic { sent_bytes: raw.sent_bytes, received_bytes: raw.received_bytes },
+        delivery_rate: raw.delivery_rate,
+        window_probes: raw.window_probes,
+        options: raw.options,
+        send_buffer: raw.send_buffer,
+        receive_buffer: raw.receive_buffer,
+        min_rtt_ns: (raw.min_rtt_us != u32::MAX).then(|| u64::from(raw.min_rtt_us) * 1000),
+        rtt_variation_ns: u64::from(raw.rtt_variation_us) * 1000,
+        congestion: Comm::new(raw.congestion),
+    })
+}

@@ -1,0 +1,410 @@
+//! `/connections/ID`: one connection with its whole life and, while it lives, how its data goes and what options its
+//! socket has.
+
+use axum::{
+    extract::{Path, State},
+    response::Response,
+};
+use serde::Serialize;
+
+use crate::{
+    http::{
+        Api, ApiError, Asked, Render,
+        api::connections::show,
+        render::{
+            text::{bounded_duration, bytes, duration, printable, table},
+            view::{Detail, End, ShownBlocked, ShownReset, ShownStalled, detail, end},
+        },
+        respond,
+    },
+    kernel::{
+        conntrack::{self, Translation},
+        netns,
+        sock_diag::{self, Target, Transfer},
+    },
+    model::{groups::Role, processes::Process, table::Conn},
+    node::Node,
+    tcp::{
+        connect_outcome::Outcome,
+        socket_options::{Keepalive, SocketOptions},
+        ticks::TickRate,
+        time::Clock,
+    },
+};
+
+#[derive(Debug, Serialize)]
+struct Connection {
+    #[serde(flatten)]
+    detail: Detail,
+    /// `null` where the kernel has no full socket of it: of what ended, of minisocks and listeners.
+    transfer: Option<Transfer>,
+    /// Why the kernel could not be asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transfer_error: Option<String>,
+    /// `null` where no address was translated, and of what ended and of listeners.
+    nat: Option<Nat>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nat_error: Option<String>,
+    /// `null` of what has no full socket.
+    options: Option<SocketOptions>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options_error: Option<String>,
+}
+
+/// The addresses on both sides of a translation.
+#[derive(Debug, Serialize)]
+struct Nat {
+    /// Where the client connected from and to, as it knows it.
+    source: End,
+    dialled: End,
+    /// The same as the server knows it.
+    source_seen: End,
+    reached: End,
+}
+
+pub(crate) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked: Asked) -> Response {
+    let answer = match (asked.params.finish(&[]), u64::from_str_radix(&id, 16)) {
+        (Err(error), _) => Err(error),
+        (_, Err(_)) => Err(ApiError::not_found(format!("`{id}` is not the id of a connection"))),
+        (Ok(()), Ok(id)) => one(&api, id).await,
+    };
+    respond(asked.format, answer)
+}
+
+async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
+    let ((detail, kept), tick_rate) = api
+        .ask(true, move |node, clock| Ok((find(node, clock, id)?, node.identity.tick_rate)))
+        .await
+        .flatten()?;
+    let ((transfer, nat), options) = match kept.filter(|_| api.live) {
+        Some(Kept::Socket(target)) => {
+            tokio::join!(ask_kernel(target.clone()), ask_options(api, target, tick_rate))
+        }
+        Some(Kept::Minisock(target)) => ((Ok(None), ask_translation(target).await), Ok(None)),
+        None => ((Ok(None), Ok(None)), Ok(None)),
+    };
+    let (transfer, transfer_error) = or_error(transfer);
+    let (nat, nat_error) = or_error(nat);
+    let nat = nat.map(|Translation { dialled, reached }| Nat {
+        source: end(dialled.0),
+        dialled: end(dialled.1),
+        source_seen: end(reached.0),
+        reached: end(reached.1),
+    });
+    let (options, options_error) = or_error(options);
+    Ok(Connection { detail, transfer, transfer_error, nat, nat_error, options, options_error })
+}
+
+type ReportedFacts<T> = Result<Option<T>, String>;
+
+async fn ask_kernel(target: Target) -> (ReportedFacts<Transfer>, ReportedFacts<Translation>) {
+    let asked = in_namespace(target, |target| (sock_diag::ask(target), conntrack::ask(target)));
+    match asked.await {
+        Ok(told) => told.unwrap_or((Ok(None), Ok(None))),
+        Err(error) => (Err(error.clone()), Err(error)),
+    }
+}
+
+async fn ask_translation(target: Target) -> ReportedFacts<Translation> {
+    in_namespace(target, conntrack::ask).await?.unwrap_or(Ok(None))
+}
+
+/// Nothing where the connection's namespace is gone.
+async fn in_namespace<T: Send + 'static>(
+    target: Target,
+    ask: impl FnOnce(&Target) -> T + Send + 'static,
+) -> ReportedFacts<T> {
+    let asked = netns::on_own_thread(move || {
+        let entered = netns::enter_by_inode(target.netns, target.pid)?;
+        Ok(entered.then(|| ask(&target)))
+    });
+    asked.await.flatten()
+}
+
+async fn ask_options(api: &Api, target: Target, tick_rate: TickRate) -> ReportedFacts<SocketOptions> {
+    let Some(sweeper) = &api.sweeper else { return Ok(None) };
+    let record = sweeper.socket_options(target).await?;
+    Ok(record.map(|record| SocketOptions::new(&record, tick_rate)))
+}
+
+fn or_error<T>(told: ReportedFacts<T>) -> (Option<T>, Option<String>) {
+    told.map_or_else(|error| (None, Some(error)), |told| (told, None))
+}
+
+/// What the kernel has of a connection that lives, and can be asked about.
+#[derive(Debug)]
+enum Kept {
+    Socket(Target),
+    /// Or the request of a handshake under way: the ends are all that can be asked about. Nobody else has them meanwhile.
+    Minisock(Target),
+}
+
+/// The connection, and what to ask the kernel for where it can tell more.
+fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Kept>), ApiError> {
+    let tracker = &node.tracker;
+    let live = if tracker.told.addresses {
+        // Listed under their address only: all are looked at.
+        tracker.table.iter().find(|conn| conn.id() == id)
+    } else {
+        tracker.table.find(id).map(|slot| tracker.table.get(slot))
+    };
+    if let Some(conn) = live {
+        return Ok((detail(node, clock, conn, None), kept(node, conn)));
+    }
+    let ended = tracker.ended.iter().rev().find(|ended| ended.conn.id() == id);
+    ended.map(|ended| (detail(node, clock, &ended.conn, Some(ended)), None)).ok_or_else(|| {
+        ApiError::not_found(format!("no connection {id:x}, neither now nor among the last that ended"))
+    })
+}
+
+fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
+    let target = Target {
+        netns: conn.netns,
+        local: conn.local,
+        remote: conn.remote,
+        cookie: (!node.tracker.told.addresses).then_some(conn.cookie),
+        identity: conn.cookie,
+        pid: conn.process.map(|id| node.tracker.processes.get(id).pid),
+    };
+    match conn.role {
+        Role::Listener => None,
+        _ if conn.is_full() => Some(Kept::Socket(target)),
+        _ => Some(Kept::Minisock(target)),
+    }
+}
+
+impl Render for Connection {
+    fn text(&self) -> String {
+        let detail = &self.detail;
+        let mut text = format!("{} of {}\n", detail.row.role, show(&detail.row.local));
+        let mut line = |label: &str, value: String| text += &format!("  {label:<12}{value}\n");
+        line("remote", show(&detail.row.remote));
+        line("netns", detail.row.netns.to_string());
+        for (label, process) in
+            [("opened by", &detail.opener), ("process", &detail.row.process), ("closed by", &detail.closer)]
+        {
+            if let Some(process) = process {
+                line(label, show_process(process));
+            }
+        }
+        if detail.row.accepted == Some(false) {
+            line("accepted", "not yet".to_owned());
+        }
+        if let Some(connect) = detail.connect {
+            let repeated = match connect.syn_retransmits {
+                None | Some(0) => String::new(),
+                Some(count) => format!(", {count} SYN repeated"),
+            };
+            let after =
+                connect.seconds.map_or(String::new(), |seconds| format!(" after {}", duration(seconds)));
+            let outcome = connect.outcome.map_or("waits", Outcome::name);
+            line("connect", format!("{outcome}{after}{repeated}"));
+        }
+        if let Some(first) = detail.first_close {
+            let after = detail.established_seconds.map_or(String::new(), |seconds| {
+                format!(" after {} ESTABLISHED", bounded_duration(seconds, detail.row.at_least))
+            });
+            line("first close", format!("{}{after}", first.name()));
+        }
+        for (what, count, whose) in [
+            ("received", detail.received_after_close_bytes, "the local side's"),
+            ("sent", detail.sent_after_close_bytes, "the peer's"),
+        ] {
+            if let Some(count) = count.filter(|count| *count > 0) {
+                line("after close", format!("{} {what} after {whose} FIN", bytes(count)));
+            }
+        }
+        if let Some(idle) = detail.idle {
+            let (sending, receiving) = (duration(idle.sending_seconds), duration(idle.receiving_seconds));
+            line("idle before", format!("{sending} since it sent data, {receiving} since it received"));
+        }
+        if let Some(reset) = detail.reset {
+            line("reset", show_reset(&reset));
+        }
+        // Of one that lives, `transfer` says it as of now.
+        if let (Some(sent), Some(received), None) = (detail.sent_bytes, detail.received_bytes, &self.transfer)
+        {
+            line("carried", format!("{} sent, {} received", bytes(sent), bytes(received)));
+        }
+        for (label, value) in losses(detail) {
+            line(label, value);
+        }
+        if detail.unread_bytes > 0 {
+            line("unread", format!("{} bytes", detail.unread_bytes));
+        }
+        if detail.error != 0 {
+            line("error", std::io::Error::from_raw_os_error(detail.error.into()).to_string());
+        }
+        if let Some(transfer) = &self.transfer {
+            for (label, value) in lines(transfer) {
+                line(label, value);
+            }
+        }
+        if let Some(error) = &self.transfer_error {
+            line("transfer", format!("not known: {error}"));
+        }
+        if let Some(nat) = &self.nat {
+            let seen = if nat.source == nat.source_seen {
+                String::new()
+            } else {
+                format!(", from {} seen as {}", show(&nat.source), show(&nat.source_seen))
+            };
+            line("NAT", format!("dialled {}, reached {}{seen}", show(&nat.dialled), show(&nat.reached)));
+        }
+        if let Some(error) = &self.nat_error {
+            line("NAT", format!("not known: {error}"));
+        }
+        if let Some(options) = &self.options {
+            line("keep-alive", show_keepalive(options.keepalive));
+            line("options", show_options(options));
+        }
+        if let Some(error) = &self.options_error {
+            line("options", format!("not known: {error}"));
+        }
+        text.push('\n');
+        let rows: Vec<_> = detail
+            .life
+            .iter()
+            .map(|step| {
+                let cause = step.cause.name().to_owned();
+                vec![step.since.clone(), step.state.to_string(), duration(step.seconds), cause]
+            })
+            .collect();
+        text + &table(&["SINCE", "STATE", "FOR", "CAUSED BY"], &rows)
+    }
+}
+
+fn show_process(process: &Process) -> String {
+    let exe = process.exe.as_deref().unwrap_or("");
+    printable(format!("{} (pid {}) {exe}", process.comm, process.pid).trim_end())
+}
+
+fn show_reset(reset: &ShownReset) -> String {
+    let mut text = format!("{}: {}", reset.direction.name(), reset.reason.name());
+    if reset.process_exited {
+        text += ", the process exited";
+    }
+    for (what, bytes) in reset.discarded.parts() {
+        if bytes > 0 {
+            text += &format!(", {bytes} bytes {what}");
+        }
+    }
+    text
+}
+
+/// What was lost on the way, and what came of it.
+fn losses(detail: &Detail) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let mut line = |label, value| lines.push((label, value));
+    if let Some(retransmits) = detail.retransmits.filter(|retransmits| *retransmits > 0) {
+        line("retransmits", format!("{retransmits} segments, {} bytes", detail.retransmitted_bytes));
+    }
+    if !detail.retransmits_by_kind.is_empty() {
+        let kinds = detail.retransmits_by_kind.iter().map(|(kind, count)| format!("{count} {kind}"));
+        line("because of", kinds.collect::<Vec<_>>().join(", "));
+    }
+    if detail.spurious_retransmits > 0 {
+        line("needlessly", format!("{} segments", detail.spurious_retransmits));
+    }
+    if !detail.retransmits_failed.is_empty() {
+        let each = detail.retransmits_failed.iter().map(|(errno, count)| format!("{count} {errno}"));
+        line("failed", each.collect::<Vec<_>>().join(", "));
+    }
+    for (recovery, blocked) in &detail.blocked {
+        let ShownBlocked { count, seconds, bytes: behind } = *blocked;
+        let (seconds, behind) = (duration(seconds), bytes(behind));
+        line("blocked", format!("{seconds} in {count}, made good by {recovery}; {behind} waited"));
+    }
+    if let Some(stalled) = detail.row.stalled {
+        line("stalled", show_stalled(&stalled));
+    }
+    lines
+}
+
+fn show_stalled(stalled: &ShownStalled) -> String {
+    let (seconds, waiting) = (duration(stalled.seconds), bytes(stalled.bytes.into()));
+    format!("since {seconds}, to be made good by {}; {waiting} wait", stalled.recovery.name())
+}
+
+fn show_keepalive(keepalive: Keepalive) -> String {
+    let Keepalive { on, idle_seconds, interval_seconds, probes } = keepalive;
+    if !on {
+        return "off".to_owned();
+    }
+    let [idle, interval] = [idle_seconds, interval_seconds].map(|seconds| duration(seconds as f64));
+    format!("on: after {idle}, every {interval}, {probes} probes")
+}
+
+fn show_options(options: &SocketOptions) -> String {
+    let switch = |on| if on { "on" } else { "off" };
+    let time = |seconds: Option<f64>| seconds.map_or_else(|| "off".to_owned(), duration);
+    format!(
+        "TCP_NODELAY {}, TCP_CORK {}, SO_LINGER {}, TCP_USER_TIMEOUT {}",
+        switch(options.nodelay),
+        switch(options.cork),
+        time(options.linger_seconds.map(|seconds| seconds as f64)),
+        time(options.user_timeout_seconds)
+    )
+}
+
+/// How the data goes, for people.
+fn lines(transfer: &Transfer) -> Vec<(&'static str, String)> {
+    let Transfer { sending, receiving, rtt, congestion, timer } = transfer;
+    let ago = |last: Option<f64>| last.map_or(String::new(), |last| format!(", last {} ago", duration(last)));
+    let mut lines = vec![
+        (
+            "sent",
+            format!(
+                "{}, {} acknowledged, {} in the queue{}",
+                bytes(sending.bytes),
+                bytes(sending.acknowledged_bytes),
+                bytes(sending.queue_bytes.into()),
+                ago(sending.last_seconds)
+            ),
+        ),
+        (
+            "received",
+            format!(
+                "{}, {} in the queue{}",
+                bytes(receiving.bytes),
+                bytes(receiving.queue_bytes.into()),
+                ago(receiving.last_seconds)
+            ),
+        ),
+    ];
+    if let Some(rtt) = rtt {
+        // In a data centre often less than the millisecond that other durations are told to.
+        let millis = |seconds: f64| format!("{:.3}ms", seconds * 1e3);
+        let least = rtt.min_seconds.map_or(String::new(), |least| format!(", least {}", millis(least)));
+        lines.push((
+            "round trip",
+            format!("{}, varies by {}{least}", millis(rtt.seconds), millis(rtt.variation_seconds)),
+        ));
+    }
+    if sending.busy_seconds > 0.0 {
+        let share = |seconds: f64| 100.0 * seconds / sending.busy_seconds;
+        lines.push((
+            "limited by",
+            format!(
+                "the peer's window {:.0}%, the send buffer {:.0}% of {} busy",
+                share(sending.peer_window_limited_seconds),
+                share(sending.buffer_limited_seconds),
+                duration(sending.busy_seconds)
+            ),
+        ));
+    }
+    if receiving.out_of_order_packets > 0 {
+        lines.push(("out of order", format!("{} packets", receiving.out_of_order_packets)));
+    }
+    let algorithm = congestion.algorithm.as_deref().unwrap_or("-");
+    let window = congestion.window_segments;
+    lines.push((
+        "congestion",
+        printable(&format!("{algorithm}, {}, window {window} segments", congestion.state)),
+    ));
+    if let Some(timer) = timer {
+        let left = timer.seconds.map_or(String::new(), |left| format!(" in {}", duration(left)));
+        lines.push(("timer", format!("{}{left}", timer.kind)));
+    }
+    lines
+}

@@ -1,0 +1,138 @@
+//! `/leaks`: what stands too long, whose it is, and what to do.
+
+use std::fmt::Write as _;
+
+use axum::{extract::State, response::Response};
+use serde::Serialize;
+
+use crate::{
+    findings::{Leak, Severity, leaks},
+    http::{
+        Api, Asked, Render,
+        render::text::{bounded_duration, bytes, endpoint, printable, wrap},
+        respond,
+    },
+    model::groups::Role,
+    tcp::state::TcpState,
+};
+
+#[derive(Debug, Serialize)]
+struct Leaks {
+    node: String,
+    generated_at: String,
+    /// Nothing was lost, refused or is still being looked up.
+    complete: bool,
+    leaks: Vec<Leak>,
+}
+
+pub(crate) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
+    let answer = match asked.params.finish(&[]) {
+        Ok(()) => {
+            api.ask(true, |node, clock| Leaks {
+                node: node.identity.node.clone(),
+                generated_at: clock.rfc3339(),
+                complete: node.is_complete(),
+                leaks: leaks(&node.tracker, &node.linger, &node.history, clock),
+            })
+            .await
+        }
+        Err(error) => Err(error),
+    };
+    respond(asked.format, answer)
+}
+
+/// The text form's width.
+const COLUMNS: usize = 100;
+/// Where the text beside the labels begins.
+const INDENT: usize = 13;
+
+impl Render for Leaks {
+    fn text(&self) -> String {
+        let count = |severity| self.leaks.iter().filter(|leak| leak.severity == severity).count();
+        let mut text = format!("{} at {}: ", self.node, self.generated_at);
+        if self.leaks.is_empty() {
+            text += "no connection stands longer than it should\n";
+        } else {
+            let _ = writeln!(
+                text,
+                "{} critical, {} warning, {} info",
+                count(Severity::Critical),
+                count(Severity::Warning),
+                count(Severity::Info)
+            );
+        }
+        if !self.complete {
+            text += "INCOMPLETE: some connections may be missing here; /status says why\n";
+        }
+        for leak in &self.leaks {
+            text.push('\n');
+            text += &leak_text(leak);
+        }
+        text
+    }
+}
+
+fn leak_text(leak: &Leak) -> String {
+    let severity = match leak.severity {
+        Severity::Critical => "CRITICAL",
+        Severity::Warning => "WARNING",
+        Severity::Info => "INFO",
+    };
+    let mut head = format!(
+        "{severity:<INDENT$}{}: {} in {}, oldest {}",
+        leak.rule,
+        leak.count,
+        leak.state,
+        bounded_duration(leak.oldest_seconds, leak.at_least)
+    );
+    match leak.growth_per_minute {
+        Some(growth) if growth > 0.0 => head += &format!(", +{growth}/min"),
+        Some(growth) if growth < 0.0 => head += &format!(", {growth}/min"),
+        _ => {}
+    }
+    if leak.unread_bytes > 0 {
+        head += &format!(", {} unread", bytes(leak.unread_bytes));
+    }
+    let mut text = head + "\n";
+    let mut line = |label: &str, value: &str| {
+        let _ = writeln!(
+            text,
+            "  {label:<width$}{}",
+            wrap(&printable(value), COLUMNS, INDENT),
+            width = INDENT - 2
+        );
+    };
+    match &leak.process {
+        Some(process) => {
+            let exe = process.exe.as_deref().map(|exe| format!(" {exe}")).unwrap_or_default();
+            line("process", &format!("{} (pid {}){exe}", process.comm, process.pid));
+            if let Some(container) = &process.container {
+                let pod = container.pod_uid.as_ref().map(|uid| format!(", pod {uid}")).unwrap_or_default();
+                let runtime = container.runtime.map(|runtime| format!("{runtime} ")).unwrap_or_default();
+                line("container", &format!("{runtime}{}{pod}", &container.id[..12]));
+            } else if let Some(cgroup) = process.cgroup.as_deref().filter(|cgroup| *cgroup != "/") {
+                line("cgroup", cgroup);
+            }
+        }
+        None => line("process", "unknown"),
+    }
+    let end = |addr: &Option<String>, port| endpoint(addr.as_deref().unwrap_or("*"), port);
+    let (local, peer) = (end(&leak.local.addr, leak.local.port), end(&leak.peer.addr, leak.peer.port));
+    if leak.role == Role::Client {
+        line("client of", &peer);
+    } else if leak.state == TcpState::Close {
+        let fds: Vec<_> = leak.example_fds.iter().map(ToString::to_string).collect();
+        line("fds", &fds.join(", "));
+    } else if leak.role == Role::Unknown {
+        line("ends", &format!("{local} and {peer}"));
+    } else {
+        let from = match leak.peer.distinct_addrs {
+            1 => leak.peer.addr.clone().unwrap_or_default(),
+            several => format!("{several} addresses"),
+        };
+        line("server on", &format!("{local}, peers from {from}"));
+    }
+    line("what", &leak.summary);
+    line("do", &leak.next_step);
+    text
+}

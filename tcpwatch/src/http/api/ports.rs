@@ -1,0 +1,176 @@
+//! `/ports`: the local ports that connections hold, toward each destination from each source address, beside those that
+//! there are.
+//!
+//! A port may serve many destinations at once; toward one and the same, each connection needs a port of its own, and its
+//! TIME_WAIT keeps it for a minute.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
+
+use axum::{extract::State, response::Response};
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use crate::{
+    events::decode::Endpoint,
+    http::{
+        Api, ApiError, Asked, Render,
+        api::connections::{DEFAULT_LIMIT, show},
+        render::{
+            counts::{ConnectionCounts, counted_text, cut, problems},
+            text::{printable, table},
+            view::{self, End},
+        },
+        respond,
+    },
+    kernel::{
+        local_ports::{self, LocalPorts},
+        netns::OfEach,
+    },
+    model::{groups::Role, table::Conn},
+    node::Node,
+};
+
+#[derive(Debug, Serialize)]
+struct Ports {
+    /// How many there are, shown or not.
+    total: usize,
+    /// Whether `limit` cut the list.
+    truncated: bool,
+    /// The fullest first.
+    ports: Vec<Row>,
+    /// Why `available` is not known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    netns: u32,
+    source: IpAddr,
+    destination: End,
+    in_use: usize,
+    /// Those that the kernel chooses from; `null` where that is not known.
+    available: Option<usize>,
+    /// `in_use`, by state.
+    states: BTreeMap<&'static str, usize>,
+    /// The names of the local processes; `null` for one that is not known.
+    processes: BTreeSet<Option<Arc<str>>>,
+}
+
+type Known = OfEach<LocalPorts>;
+
+#[derive(Default)]
+struct Used {
+    now: ConnectionCounts,
+    processes: BTreeSet<Option<Arc<str>>>,
+}
+
+pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
+    let limit = asked.params.take_limit(DEFAULT_LIMIT);
+    let answer = match limit.and_then(|limit| asked.params.finish(&["limit"]).map(|()| limit)) {
+        Ok(limit) => answer(&api, limit).await,
+        Err(error) => Err(error),
+    };
+    respond(asked.format, answer)
+}
+
+async fn answer(api: &Api, limit: usize) -> Result<Ports, ApiError> {
+    let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_a_client)).await?;
+    let (known, problem) = if api.live {
+        match local_ports::ask(namespaces).await {
+            Ok(known) => (known, None),
+            Err(error) => (Known::new(), Some(error)),
+        }
+    } else {
+        (Known::new(), Some("a recording does not say which ports there were".to_owned()))
+    };
+    let mut ports = api.ask(false, move |node, _| list(node, &known, limit)).await?;
+    ports.problems.extend(problem);
+    Ok(ports)
+}
+
+fn may_be_a_client(conn: &Conn) -> bool {
+    matches!(conn.role, Role::Client | Role::Unknown) && conn.local.port != 0
+}
+
+/// Whether it holds a port that the kernel might have chosen for another. Which side of an older TIME_WAIT was the
+/// client only the ports say.
+fn counts(conn: &Conn, ports: Option<&LocalPorts>) -> bool {
+    let known = |ports: &LocalPorts| {
+        ports.contains(conn.local.port) && (conn.role == Role::Client || !ports.contains(conn.remote.port))
+    };
+    may_be_a_client(conn) && ports.map_or(conn.role == Role::Client, known)
+}
+
+fn list(node: &Node, known: &Known, limit: usize) -> Ports {
+    let tracker = &node.tracker;
+    let of = |netns: u32| known.get(&netns).and_then(|ports| ports.as_ref().ok());
+    let mut used: FxHashMap<(u32, Ipv6Addr, Endpoint), Used> = FxHashMap::default();
+    for conn in tracker.table.iter().filter(|conn| counts(conn, of(conn.netns))) {
+        let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
+        one.now.count(conn);
+        one.processes.insert(conn.process.map(|id| Arc::clone(&tracker.processes.get(id).comm)));
+    }
+    let available: HashMap<u32, usize> =
+        known.iter().filter_map(|(netns, ports)| Some((*netns, ports.as_ref().ok()?.count()))).collect();
+    let total = used.len();
+    // In thousandths, which order well.
+    let share = |netns: u32, used: &Used| {
+        available.get(&netns).map(|available| used.now.total() * 1000 / (*available).max(1))
+    };
+    let mut used: Vec<_> = used.into_iter().collect();
+    used.sort_unstable_by_key(|(ends, used)| {
+        (Reverse(share(ends.0, used)), Reverse(used.now.total()), *ends)
+    });
+    used.truncate(limit);
+    let rows: Vec<Row> = used
+        .into_iter()
+        .map(|((netns, source, destination), used)| Row {
+            netns,
+            source: source.to_canonical(),
+            destination: view::end(destination),
+            in_use: used.now.total(),
+            available: available.get(&netns).copied(),
+            states: used.now.shown().states,
+            processes: used.processes,
+        })
+        .collect();
+    let mut problems: Vec<String> =
+        known.values().filter_map(|ports| ports.as_ref().err()).cloned().collect();
+    problems.sort_unstable();
+    Ports { total, truncated: total > rows.len(), ports: rows, problems }
+}
+
+impl Render for Ports {
+    fn text(&self) -> String {
+        let rows: Vec<_> = self
+            .ports
+            .iter()
+            .map(|row| {
+                let share = |available: usize| 100.0 * row.in_use as f64 / available.max(1) as f64;
+                let names =
+                    row.processes.iter().map(|name| name.as_deref().map_or("-".to_owned(), printable));
+                vec![
+                    row.netns.to_string(),
+                    row.source.to_string(),
+                    show(&row.destination),
+                    row.in_use.to_string(),
+                    row.available.map_or("-".to_owned(), |available| available.to_string()),
+                    row.available.map_or("-".to_owned(), |available| format!("{:.1}%", share(available))),
+                    counted_text(row.states.iter().map(|(state, count)| (*state, *count))),
+                    names.collect::<Vec<_>>().join(", "),
+                ]
+            })
+            .collect();
+        let header =
+            ["NETNS", "SOURCE", "DESTINATION", "IN USE", "AVAILABLE", "SHARE", "STATES", "PROCESSES"];
+        table(&header, &rows)
+            + &problems("available is not known", &self.problems)
+            + &cut(self.ports.len(), self.total)
+    }
+}

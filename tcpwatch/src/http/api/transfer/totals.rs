@@ -1,0 +1,132 @@
+//! What the kernel tells of connections, summed by process, role and peer.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+
+use crate::{
+    http::api::transfer::look::FirstLook,
+    kernel::sock_diag::{Carried, Figures},
+    model::{
+        groups::{Peer, Role},
+        live::Times,
+        table::{Conn, Ends},
+    },
+    node::Node,
+    tcp::answer_time::AnswerTime,
+};
+
+/// Over connections that live now, each since it began.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Sum {
+    pub connections: u64,
+    #[serde(flatten)]
+    pub carried: Carried,
+    pub send_queue_bytes: u64,
+    pub receive_queue_bytes: u64,
+    pub delivery_rate: u64,
+    pub busy_seconds: f64,
+    pub peer_window_limited_seconds: f64,
+    pub buffer_limited_seconds: f64,
+    pub window_probes: u64,
+    pub out_of_order_packets: u64,
+    #[serde(skip)]
+    pub rtt: Times,
+    #[serde(skip)]
+    pub answered: Times,
+    #[serde(skip)]
+    pub awaited: Times,
+    /// Of `carried`, since the first look.
+    #[serde(skip)]
+    pub lately: Carried,
+}
+
+/// Connections that wait for an answer.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Waiting {
+    pub connections: u64,
+    pub longest_seconds: f64,
+}
+
+impl Sum {
+    fn add(&mut self, figures: &Figures, role: Role) {
+        self.connections += 1;
+        self.carried += figures.carried;
+        self.send_queue_bytes += u64::from(figures.send_queue_bytes);
+        self.receive_queue_bytes += u64::from(figures.receive_queue_bytes);
+        self.delivery_rate += figures.delivery_rate;
+        self.busy_seconds += figures.busy_seconds;
+        self.peer_window_limited_seconds += figures.peer_window_limited_seconds;
+        self.buffer_limited_seconds += figures.buffer_limited_seconds;
+        self.window_probes += u64::from(figures.window_probes);
+        self.out_of_order_packets += u64::from(figures.out_of_order_packets);
+        if let Some(seconds) = figures.rtt_seconds {
+            self.rtt.add(seconds);
+        }
+        match figures.answer {
+            // A server that sends last has answered.
+            _ if role != Role::Client => {}
+            Some(AnswerTime::Came(seconds)) => self.answered.add(seconds),
+            Some(AnswerTime::Awaited(seconds)) => self.awaited.add(seconds),
+            None => {}
+        }
+    }
+}
+
+impl Waiting {
+    /// `None` when none does.
+    pub(crate) fn of(times: Times) -> Option<Self> {
+        (times.count() > 0).then(|| Self { connections: times.count(), longest_seconds: times.most() })
+    }
+}
+
+pub(crate) type Key = (Option<Arc<str>>, Role, Peer);
+
+#[derive(Default)]
+pub(crate) struct Sums {
+    pub by_key: FxHashMap<Key, Sum>,
+    first: Option<FirstLook>,
+    /// Where connections are not known by the kernel's cookies: by what they are known.
+    by_ends: Option<FxHashMap<Ends, u64>>,
+}
+
+impl Sums {
+    pub(crate) fn since(first: Option<FirstLook>) -> Self {
+        Self { first, ..Self::default() }
+    }
+
+    /// Books a part. What ended meanwhile, or is not known yet, is left out.
+    pub(crate) fn add(&mut self, node: &Node, part: &[Figures]) {
+        for figures in part {
+            if let Some(conn) = self.find(node, figures) {
+                let process = conn.process.map(|id| Arc::clone(&node.tracker.processes.get(id).comm));
+                let sum = self.by_key.entry((process, conn.role, conn.peer())).or_default();
+                sum.add(figures, conn.role);
+                if let Some(before) =
+                    self.first.as_ref().and_then(|first| first.carried(conn, figures.cookie))
+                {
+                    sum.lately += figures.carried.since(before);
+                }
+            }
+        }
+    }
+
+    fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
+        let table = &node.tracker.table;
+        let ends = (figures.netns, figures.local, figures.remote);
+        let cookie = if node.tracker.told.addresses {
+            let by_ends = self.by_ends.get_or_insert_with(|| {
+                table.iter().filter(|conn| is_full(conn)).map(|conn| (conn.ends(), conn.cookie)).collect()
+            });
+            *by_ends.get(&ends)?
+        } else {
+            figures.cookie
+        };
+        table.find(cookie).map(|slot| table.get(slot)).filter(|conn| is_full(conn) && conn.ends() == ends)
+    }
+}
+
+pub(crate) fn is_full(conn: &Conn) -> bool {
+    conn.role != Role::Listener && conn.is_full()
+}

@@ -1,0 +1,5 @@
+//! What several answers show in the same way: a connection, counts of a group, text in columns.
+
+pub(crate) mod counts;
+pub(crate) mod text;
+pub(crate) mod view;

@@ -1,0 +1,219 @@
+//! What network address translation (NAT) made of a connection's addresses: the kernel's connection tracking knows both.
+//!
+//! It tells of the translation next to the socket. Further ones on the way it does not follow.
+
+use std::{collections::BTreeMap, fs, io, net::IpAddr};
+
+use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED, Nla};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem,
+    conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple},
+};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use crate::{
+    events::decode::Endpoint,
+    kernel::{
+        netlink,
+        netns::{self, OfEach},
+        sock_diag::Target,
+    },
+};
+
+/// How many connections are tracked in the reader's namespace; not there where none can be. Asked first, because asking
+/// for one would make the kernel load what it has not needed yet.
+const TRACKED: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+
+/// The addresses of one connection on both sides of a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// Client and server as the client has them.
+    pub dialled: (Endpoint, Endpoint),
+    /// The same as the server has them.
+    pub reached: (Endpoint, Endpoint),
+}
+
+impl Translation {
+    fn changes_something(&self) -> bool {
+        self.dialled != self.reached
+    }
+
+    /// Local and remote end of the sockets on both sides.
+    pub fn ends(&self) -> [(Endpoint, Endpoint); 2] {
+        let (seen, server) = self.reached;
+        [self.dialled, (server, seen)]
+    }
+
+    /// One of its sides has these ends.
+    fn is_of(&self, local: Endpoint, remote: Endpoint) -> bool {
+        self.ends().contains(&(local, remote))
+    }
+}
+
+/// Asks, in the connection's namespace. `None` where nothing was translated.
+///
+/// # Errors
+/// Why the kernel cannot be asked, or its answers contradict each other, for people.
+pub fn ask(target: &Target) -> Result<Option<Translation>, String> {
+    let found = translations(target).map_err(|error| why(&error))?;
+    match found[..] {
+        [] => Ok(None),
+        [translation] => Ok(Some(translation)),
+        // Zones are there to keep connections with the same ends apart, and a socket does not say in which it is tracked.
+        _ => {
+            Err("zones of conntrack translate these ends differently (`conntrack -L` lists them)".to_owned())
+        }
+    }
+}
+
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "CAP_NET_ADMIN is missing to ask the kernel".to_owned(),
+        _ => format!("cannot ask the kernel (conntrack): {error}"),
+    }
+}
+
+fn tracks_any() -> bool {
+    fs::read_to_string(TRACKED).is_ok_and(|count| count.trim() != "0")
+}
+
+/// All of each namespace, or why they are not known. With each a process that may be in it.
+///
+/// # Errors
+/// When nothing can be asked, for people.
+pub async fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> Result<OfEach<Vec<Translation>>, String> {
+    netns::of_each(namespaces, of_namespace).await
+}
+
+fn of_namespace(inode: u32, pid: Option<u32>) -> Result<Vec<Translation>, String> {
+    let mut found = Vec::new();
+    if netns::enter_by_inode(inode, pid)? && tracks_any() {
+        for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
+            let question =
+                NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Get(Vec::new()));
+            netlink::dump(NETLINK_NETFILTER, question, |answer| {
+                found.extend(read(&answer).filter(Translation::changes_something));
+                true
+            })
+            .map_err(|error| format!("of network namespace {inode}: {}", why(&error)))?;
+        }
+    }
+    Ok(found)
+}
+
+/// Those that differ.
+fn translations(target: &Target) -> io::Result<Vec<Translation>> {
+    if !tracks_any() {
+        return Ok(Vec::new());
+    }
+    let tuple = tuple(target.local, target.remote);
+    let question = ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple.clone())]);
+    // It finds a connection by the addresses of either side, in the default zone.
+    let answer = netlink::exchange(NETLINK_NETFILTER, message(target, question))?;
+    let mut found = match answer {
+        Some(answer) => read(&answer).into_iter().collect(),
+        None => in_any_zone(target, &tuple)?,
+    };
+    found.retain(Translation::changes_something);
+    Ok(found)
+}
+
+/// include/uapi/linux/netfilter/nfnetlink_conntrack.h: IPCTNL_MSG_CT_GET, CTA_FILTER.
+const GET: u8 = 1;
+const FILTER: u16 = 25;
+/// The same: CTA_TUPLE_ORIG and CTA_TUPLE_REPLY, which CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS equal. The client's
+/// side is found by the one, the server's by the other: from Linux 5.16 and 5.10.83 on (commit ad81d4daf6a3).
+const DIRECTIONS: [u16; 2] = [1, 2];
+/// net/netfilter/nf_internals.h: CTA_FILTER_F_CTA_PROTO_NUM, _SRC_PORT and _DST_PORT. Not the addresses: of IPv6 the kernel
+/// leaves out those that are equal (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen with 6.18).
+const PROTOCOL_AND_PORTS: u32 = 0b11_1000;
+
+/// Has the kernel go through all that it tracks, for it finds one directly only in a zone that is named.
+fn in_any_zone(target: &Target, tuple: &[Tuple]) -> io::Result<Vec<Translation>> {
+    let mut found = Vec::new();
+    for direction in DIRECTIONS {
+        let flags = DefaultNla::new(direction, PROTOCOL_AND_PORTS.to_ne_bytes().to_vec());
+        // Conntrack::Get would send the filter without NLA_F_NESTED, and the kernel refuse it.
+        let question = NetfilterMessageInner::Other {
+            subsys: NetfilterSubsystem::Conntrack,
+            message_type: GET,
+            attributes: vec![nested(direction, tuple), nested(FILTER, &[flags])],
+        };
+        netlink::dump(NETLINK_NETFILTER, message(target, question), |answer| {
+            let fits = read(&answer).filter(|translation| translation.is_of(target.local, target.remote));
+            found.extend(fits.filter(|translation| !found.contains(translation)));
+            true
+        })?;
+        // A socket is on one side only.
+        if !found.is_empty() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+fn nested<T: Nla>(kind: u16, parts: &[T]) -> DefaultNla {
+    let mut value = vec![0; parts.buffer_len()];
+    parts.emit(&mut value);
+    DefaultNla::new(kind | NLA_F_NESTED, value)
+}
+
+fn message(target: &Target, question: impl Into<NetfilterMessageInner>) -> NetfilterMessage {
+    let family = match target.local.addr.to_canonical() {
+        IpAddr::V4(_) => NetfilterProtoFamily::IPv4,
+        IpAddr::V6(_) => NetfilterProtoFamily::IPv6,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), question)
+}
+
+fn tuple(source: Endpoint, destination: Endpoint) -> Vec<Tuple> {
+    vec![
+        Tuple::Ip(vec![
+            IPTuple::SourceAddress(source.addr.to_canonical()),
+            IPTuple::DestinationAddress(destination.addr.to_canonical()),
+        ]),
+        Tuple::Proto(vec![
+            ProtoTuple::Protocol(Protocol::Tcp),
+            ProtoTuple::SourcePort(source.port),
+            ProtoTuple::DestinationPort(destination.port),
+        ]),
+    ]
+}
+
+fn read(answer: &NetfilterMessage) -> Option<Translation> {
+    let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = &answer.inner else {
+        return None;
+    };
+    let dialled = attributes.iter().find_map(|attribute| match attribute {
+        ConntrackAttribute::CtaTupleOrig(tuple) => ends(tuple),
+        _ => None,
+    })?;
+    // The answers go the other way.
+    let (server, client) = attributes.iter().find_map(|attribute| match attribute {
+        ConntrackAttribute::CtaTupleReply(tuple) => ends(tuple),
+        _ => None,
+    })?;
+    Some(Translation { dialled, reached: (client, server) })
+}
+
+/// Source and destination; `None` of other protocols than TCP.
+fn ends(tuple: &[Tuple]) -> Option<(Endpoint, Endpoint)> {
+    let (mut addresses, mut ports, mut is_tcp) = ((None, None), (None, None), false);
+    for part in tuple {
+        match part {
+            Tuple::Ip(parts) => parts.iter().for_each(|part| match part {
+                IPTuple::SourceAddress(address) => addresses.0 = Some(*address),
+                IPTuple::DestinationAddress(address) => addresses.1 = Some(*address),
+                _ => {}
+            }),
+            Tuple::Proto(parts) => parts.iter().for_each(|part| match part {
+                ProtoTuple::Protocol(protocol) => is_tcp = *protocol == Protocol::Tcp,
+                ProtoTuple::SourcePort(port) => ports.0 = Some(*port),
+                ProtoTuple::DestinationPort(port) => ports.1 = Some(*port),
+                _ => {}
+            }),
+            _ => {}
+        }
+    }
+    is_tcp.then_some((Endpoint::new(addresses.0?, ports.0?), Endpoint::new(addresses.1?, ports.1?)))
+}

@@ -1,0 +1,19 @@
+//! How is the kernel asked? Everything that does I/O toward the kernel: BPF programs and what carries their records,
+//! netlink, /proc, namespaces, clocks.
+//!
+//! In: questions of the pipeline and of HTTP. Out: bytes and plain values for the layers below; nothing here decides
+//! what they mean.
+
+pub mod btf;
+pub mod capabilities;
+pub mod clock;
+pub mod conntrack;
+pub mod local_ports;
+mod netlink;
+pub mod netns;
+pub mod probes;
+pub mod procfs;
+pub mod sock_diag;
+pub mod socket_options;
+pub mod sweeper;
+pub mod transport;

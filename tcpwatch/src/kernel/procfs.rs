@@ -1,0 +1,76 @@
+//! What /proc tells: of other processes, and of this daemon.
+
+use procfs::process::Process;
+
+use crate::events::frame::ProcDetails;
+
+/// USER_HZ, the unit of start times in /proc/PID/stat, as 1/100 s on every architecture Linux has now.
+const NANOS_PER_TICK: u64 = 10_000_000;
+
+/// Executable and cgroup of the process with this pid, if it still is the one that started at `start_ns`.
+pub fn details(pid: u32, start_ns: u64) -> Option<ProcDetails> {
+    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    // A kernel without BTF does not tell the start.
+    if start_ns != 0 && process.stat().ok()?.starttime != start_ns / NANOS_PER_TICK {
+        return None;
+    }
+    Some(ProcDetails {
+        exe: process.exe().ok().map(|path| path.to_string_lossy().into_owned()),
+        cgroup: process.cgroups().ok().and_then(|cgroups| {
+            cgroup_path(cgroups.0.iter().map(|cgroup| (cgroup.hierarchy, cgroup.pathname.as_str())))
+        }),
+    })
+}
+
+/// The path that places the process: the unified hierarchy's (number 0), unless a hybrid host leaves that
+/// empty and keeps its groups in the older ones, where the longest path says most.
+fn cgroup_path<'a>(cgroups: impl Iterator<Item = (u32, &'a str)>) -> Option<String> {
+    cgroups
+        .max_by_key(|(hierarchy, path)| (*path != "/", *hierarchy == 0, path.len()))
+        .map(|(_, path)| path.to_owned())
+}
+
+/// What the daemon itself costs.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct OwnUsage {
+    pub rss_bytes: u64,
+    /// User and system time since its start.
+    pub cpu_seconds: f64,
+}
+
+/// # Errors
+/// When /proc cannot be read.
+pub fn own_usage() -> Result<OwnUsage, procfs::ProcError> {
+    let stat = Process::myself()?.stat()?;
+    Ok(OwnUsage {
+        rss_bytes: stat.rss * rustix::param::page_size() as u64,
+        cpu_seconds: (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_that_says_most_is_taken() {
+        for (cgroups, path) in [
+            (&[(0, "/system.slice/nginx.service")][..], "/system.slice/nginx.service"),
+            (&[(4, "/docker/abc"), (1, "/"), (0, "/")], "/docker/abc"),
+            (&[(4, "/docker/longer-than-unified"), (0, "/unified")], "/unified"),
+            (&[(1, "/"), (0, "/")], "/"),
+        ] {
+            assert_eq!(cgroup_path(cgroups.iter().copied()).as_deref(), Some(path));
+        }
+        assert_eq!(cgroup_path(std::iter::empty()), None);
+    }
+
+    #[test]
+    fn this_process_is_described_and_one_with_its_pid_from_another_time_is_not() {
+        let me = Process::myself().unwrap().stat().unwrap();
+        let (pid, start_ns) = (std::process::id(), me.starttime * NANOS_PER_TICK + 1);
+        let exe = std::env::current_exe().unwrap();
+        assert_eq!(details(pid, start_ns).unwrap().exe.as_deref(), exe.to_str());
+        assert_eq!(details(pid, start_ns + NANOS_PER_TICK), None);
+    }
+}

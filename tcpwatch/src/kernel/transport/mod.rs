@@ -1,0 +1,11 @@
+//! How records travel from the BPF programs to the daemon: the queues of state changes and the ring buffer, merged in the
+//! order of their times, and the counters of what was lost on the way.
+
+pub(crate) mod buffer_sizes;
+pub(crate) mod counted;
+pub mod inbox;
+pub(crate) mod loss;
+pub(crate) mod queue;
+pub(crate) mod ring;
+
+pub use self::{counted::CountedRetransmits, loss::LossCounters, queue::Queues, ring::Ring};

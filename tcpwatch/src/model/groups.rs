@@ -1,0 +1,431 @@
+//! What is counted: connects, opened, closed, retransmitted, and how long each state lasted, by process name, role
+//! and peer.
+//!
+//! The number of label sets is bounded. A connection holds its group while it lives; groups without a
+//! connection are folded into `~other` after ten idle minutes when their place is needed. What finds no
+//! place is counted in `~other`, so sums over all groups are always complete.
+
+use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
+
+use rustc_hash::FxHashMap;
+use serde::{Serialize, Serializer};
+
+use crate::{
+    events::decode::{FAILURES, Traffic},
+    model::{
+        dense_index::DenseIndex,
+        live::Live,
+        socket_retransmits::{RetransmitDelta, Retransmitted},
+    },
+    tcp::{
+        connect_outcome::Outcome,
+        first_close::FirstClose,
+        histogram::Histogram,
+        reset_reason::{Discarded, ObservedReset, ResetReason},
+        stall::Stalls,
+        state::TcpState,
+    },
+};
+
+/// Which side of the connection this socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    Client,
+    Server,
+    Listener,
+    Unknown,
+}
+
+impl Role {
+    pub const ALL: &[Self] = &[Self::Client, Self::Server, Self::Listener, Self::Unknown];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Listener => "listener",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Role {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// Who talks to whom, without anything that grows with the number of connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GroupKey {
+    /// The process's name; `None` when its owner is not known.
+    pub process: Option<Arc<str>>,
+    pub role: Role,
+    pub peer: Peer,
+}
+
+/// The server's side of the connection: for a client whom it dialled, for a server its own port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    Remote(Ipv6Addr, u16),
+    LocalPort(u16),
+    /// Of [`Groups::OTHER`], and where it is not known which side is the server's.
+    Other,
+}
+
+impl Peer {
+    fn port(self) -> u16 {
+        match self {
+            Self::Remote(_, port) | Self::LocalPort(port) => port,
+            Self::Other => 0,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remote(addr, port) => {
+                write!(f, "{}", std::net::SocketAddr::new(addr.to_canonical(), *port))
+            }
+            Self::LocalPort(port) => write!(f, ":{port}"),
+            Self::Other => f.write_str("~other"),
+        }
+    }
+}
+
+/// The counts of one group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub key: GroupKey,
+    pub counts: Counts,
+    /// Connections that hold it, the minisocks among them.
+    held: u32,
+    active_ns: u64,
+}
+
+impl Group {
+    /// How many connections of now are counted here, those in TIME_WAIT among them.
+    pub fn held(&self) -> u32 {
+        self.held
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Connections that reached ESTABLISHED.
+    pub opened: u64,
+    /// Connections that had been ESTABLISHED and reached CLOSE, by who closed first.
+    pub closed: [u64; FirstClose::ALL.len()],
+    /// Attempts to connect, and what became of those that are over.
+    pub attempts: u64,
+    pub connects: [u64; Outcome::ALL.len()],
+    pub traffic: Traffic,
+    /// Of it, received after this side had closed, and sent after the peer had.
+    pub after_close: Traffic,
+    pub retransmitted: Retransmitted,
+    /// Retransmits that failed, by errno.
+    pub failures: [u64; FAILURES.len()],
+    /// Delivery that stood still.
+    pub stalls: Option<Box<Stalls>>,
+    pub resets: [u64; ResetReason::ALL.len()],
+    /// By these.
+    pub discarded: Discarded,
+    /// By state; allocated with the first observation. Of SYN_SENT only those that went on to ESTABLISHED.
+    pub durations: [Option<Box<Histogram>>; TcpState::COUNT],
+    /// Of SYN_SENT the others: of failed connects and simultaneous opens. Apart, so that successes make a histogram of
+    /// their own without being observed twice.
+    pub unaccepted: Option<Box<Histogram>>,
+    /// How long connections had been idle that one side closed, by which: those that were.
+    pub idle: [Option<Box<Histogram>>; Closer::ALL.len()],
+    /// Of clients, as sweeps found them: how long an answer took, and the round trip then.
+    pub answers: Option<Box<Answers>>,
+    pub live: Live,
+}
+
+/// Who closed a connection in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closer {
+    Local,
+    Peer,
+}
+
+impl Closer {
+    pub const ALL: [Self; 2] = [Self::Local, Self::Peer];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    pub seconds: Histogram,
+    pub round_trips: Histogram,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.opened += other.opened;
+        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
+            *mine += theirs;
+        }
+        self.attempts += other.attempts;
+        for (mine, theirs) in self.connects.iter_mut().zip(other.connects) {
+            *mine += theirs;
+        }
+        self.traffic += other.traffic;
+        self.after_close += other.after_close;
+        self.retransmitted.add(&other.retransmitted);
+        self.add_failures(&other.failures);
+        if let Some(stalls) = &other.stalls {
+            self.add_stalls(stalls);
+        }
+        for (mine, theirs) in self.resets.iter_mut().zip(other.resets) {
+            *mine += theirs;
+        }
+        self.discarded += other.discarded;
+        let mine = self.durations.iter_mut().chain([&mut self.unaccepted]).chain(&mut self.idle);
+        let theirs = other.durations.iter().chain([&other.unaccepted]).chain(&other.idle);
+        for (mine, theirs) in mine.zip(theirs) {
+            if let Some(theirs) = theirs {
+                mine.get_or_insert_default().add(theirs);
+            }
+        }
+        if let Some(theirs) = &other.answers {
+            let mine = self.answers.get_or_insert_default();
+            mine.seconds.add(&theirs.seconds);
+            mine.round_trips.add(&theirs.round_trips);
+        }
+        self.live.add(&other.live);
+    }
+
+    pub(crate) fn count_reset(&mut self, told: &ObservedReset) {
+        self.resets[told.reset as usize] += 1;
+        self.discarded += told.discarded;
+    }
+
+    /// But for the segments, which are counted by the socket's own count.
+    pub(crate) fn add_news(&mut self, news: &RetransmitDelta) {
+        self.add_failures(&news.failures);
+        if news.stalls != Stalls::default() {
+            self.add_stalls(&news.stalls);
+        }
+    }
+
+    fn add_failures(&mut self, failures: &[u64; FAILURES.len()]) {
+        for (mine, theirs) in self.failures.iter_mut().zip(failures) {
+            *mine += theirs;
+        }
+    }
+
+    fn add_stalls(&mut self, stalls: &Stalls) {
+        for (mine, theirs) in self.stalls.get_or_insert_default().iter_mut().zip(stalls) {
+            mine.add(theirs);
+        }
+    }
+
+    pub fn closed(&self) -> u64 {
+        self.closed.iter().sum()
+    }
+
+    /// How long the state lasted, whatever came after it.
+    pub fn duration(&self, state: TcpState) -> Option<Cow<'_, Histogram>> {
+        let all = self.durations[state.index()].as_deref();
+        let others = self.unaccepted.as_deref().filter(|_| state == TcpState::SynSent);
+        match (all, others) {
+            (Some(all), Some(others)) => {
+                let mut sum = all.clone();
+                sum.add(others);
+                Some(Cow::Owned(sum))
+            }
+            (one, other) => one.or(other).map(Cow::Borrowed),
+        }
+    }
+}
+
+/// DenseIndex of a group; valid while a connection holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(DenseIndex);
+
+const RECENT: usize = 64;
+
+/// A group that was idle this long may lose its place.
+const IDLE_NS: u64 = 600_000_000_000;
+
+pub struct Groups {
+    groups: Vec<Group>,
+    by_key: FxHashMap<GroupKey, GroupId>,
+    /// Groups held last, by a cheap hash: mostly it is one of these.
+    recent: [GroupId; RECENT],
+    limit: usize,
+    /// Groups folded into `~other`, and connections counted there for want of a place.
+    pub folded: u64,
+    /// Since when a search for a place would be in vain; spares a scan for each new connection.
+    full_until_ns: u64,
+}
+
+impl Groups {
+    pub const OTHER: GroupId = GroupId(DenseIndex::new(0));
+
+    pub fn new(limit: usize) -> Self {
+        let key = GroupKey { process: Some("~other".into()), role: Role::Unknown, peer: Peer::Other };
+        let other = Group { key, counts: Counts::default(), held: 0, active_ns: 0 };
+        Self {
+            groups: vec![other],
+            by_key: FxHashMap::default(),
+            recent: [Self::OTHER; RECENT],
+            limit,
+            folded: 0,
+            full_until_ns: 0,
+        }
+    }
+
+    /// The group of these, held once more. `process`: as in [`GroupKey`].
+    pub fn hold(&mut self, process: Option<&Arc<str>>, role: Role, peer: Peer, now_ns: u64) -> GroupId {
+        // Both ends of a connection within this machine have the same port.
+        let recent = (usize::from(peer.port()) + role as usize * (RECENT / 4)) % RECENT;
+        let mut id = self.recent[recent];
+        let key = &self.groups[id.0.get()].key;
+        if (key.process.as_ref(), key.role, key.peer) != (process, role, peer) {
+            let key = GroupKey { process: process.cloned(), role, peer };
+            id = match self.by_key.get(&key) {
+                Some(id) => *id,
+                None => self.place(key, now_ns),
+            };
+            self.recent[recent] = id;
+        }
+        let group = &mut self.groups[id.0.get()];
+        group.held += 1;
+        group.active_ns = now_ns;
+        id
+    }
+
+    pub fn release(&mut self, id: GroupId, now_ns: u64) {
+        let group = &mut self.groups[id.0.get()];
+        group.held -= 1;
+        group.active_ns = now_ns;
+    }
+
+    pub fn key(&self, id: GroupId) -> &GroupKey {
+        &self.groups[id.0.get()].key
+    }
+
+    pub fn counts(&mut self, id: GroupId) -> &mut Counts {
+        &mut self.groups[id.0.get()].counts
+    }
+
+    /// For one count of what holds no group: those of the group of these.
+    pub fn counts_of(
+        &mut self,
+        process: Option<&Arc<str>>,
+        role: Role,
+        peer: Peer,
+        now_ns: u64,
+    ) -> &mut Counts {
+        let id = self.hold(process, role, peer, now_ns);
+        self.release(id, now_ns);
+        self.counts(id)
+    }
+
+    pub fn observe(&mut self, id: GroupId, state: TcpState, nanos: u64) {
+        self.counts(id).durations[state.index()].get_or_insert_default().observe(nanos);
+    }
+
+    /// How long a socket was in SYN_SENT that went on to another state than ESTABLISHED.
+    pub fn observe_unaccepted(&mut self, id: GroupId, nanos: u64) {
+        self.counts(id).unaccepted.get_or_insert_default().observe(nanos);
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter()
+    }
+
+    pub(crate) fn all_counts(&mut self) -> impl Iterator<Item = (GroupId, &mut Counts)> {
+        let groups = self.groups.iter_mut().enumerate();
+        groups.map(|(index, group)| (GroupId(DenseIndex::new(index)), &mut group.counts))
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = (GroupId, &Group)> {
+        self.groups.iter().enumerate().map(|(index, group)| (GroupId(DenseIndex::new(index)), group))
+    }
+
+    fn place(&mut self, key: GroupKey, now_ns: u64) -> GroupId {
+        let group = Group { key: key.clone(), counts: Counts::default(), held: 0, active_ns: now_ns };
+        if self.groups.len() <= self.limit {
+            let id = GroupId(DenseIndex::new(self.groups.len()));
+            self.groups.push(group);
+            self.by_key.insert(key, id);
+            return id;
+        }
+        let idle = |group: &Group| group.held == 0 && group.active_ns.saturating_add(IDLE_NS) <= now_ns;
+        let found = if now_ns < self.full_until_ns {
+            None
+        } else {
+            (1..self.groups.len())
+                .filter(|index| idle(&self.groups[*index]))
+                .min_by_key(|index| self.groups[*index].active_ns)
+        };
+        self.folded += 1;
+        let Some(index) = found else {
+            self.full_until_ns = self.full_until_ns.max(now_ns.saturating_add(1_000_000_000));
+            return Self::OTHER;
+        };
+        let old = std::mem::replace(&mut self.groups[index], group);
+        self.groups[0].counts.add(&old.counts);
+        self.by_key.remove(&old.key);
+        let id = GroupId(DenseIndex::new(index));
+        self.by_key.insert(key, id);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(port: u16) -> GroupKey {
+        GroupKey { process: Some("p".into()), role: Role::Server, peer: Peer::LocalPort(port) }
+    }
+
+    fn hold(groups: &mut Groups, port: u16, now_ns: u64) -> GroupId {
+        let GroupKey { process, role, peer } = key(port);
+        groups.hold(process.as_ref(), role, peer, now_ns)
+    }
+
+    #[test]
+    fn beyond_the_limit_counts_go_to_other_and_no_count_is_lost() {
+        let mut groups = Groups::new(2);
+        for port in 1..=5 {
+            let id = hold(&mut groups, port, 0);
+            groups.counts(id).opened += 1;
+        }
+        let opened: Vec<_> = groups.iter().map(|group| group.counts.opened).collect();
+        assert_eq!(opened, [3, 1, 1]);
+        assert_eq!(groups.folded, 3);
+    }
+
+    #[test]
+    fn an_idle_group_gives_its_place_but_a_held_one_does_not() {
+        let mut groups = Groups::new(2);
+        let held = hold(&mut groups, 1, 0);
+        let idle = hold(&mut groups, 2, 0);
+        groups.observe(idle, TcpState::Established, 5);
+        groups.release(idle, 0);
+        assert_eq!(hold(&mut groups, 3, IDLE_NS - 1), Groups::OTHER);
+        let placed = hold(&mut groups, 4, IDLE_NS + 1_000_000_000);
+        assert_eq!(groups.key(placed), &key(4));
+        assert_eq!(groups.key(held), &key(1));
+        let other = groups.iter().next().unwrap();
+        assert_eq!(other.counts.durations[TcpState::Established.index()].as_ref().unwrap().count(), 1);
+    }
+}

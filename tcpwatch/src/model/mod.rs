@@ -1,0 +1,14 @@
+//! What is known? The connections, processes and counts of the node, and the rules by which records and sweeps change
+//! them.
+//!
+//! In: decoded records and sightings. Out: tables to read. No I/O, no clock: times come with the records.
+
+pub mod container;
+mod dense_index;
+pub mod groups;
+pub mod live;
+pub mod processes;
+pub mod socket_retransmits;
+pub mod table;
+pub mod tracker;
+pub mod transition;

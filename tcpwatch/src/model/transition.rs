@@ -1,0 +1,100 @@
+//! One transition as it is told to whoever follows live.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    events::decode::{Endpoint, Socket, SocketRecord, What},
+    model::{
+        table::{Conn, ConnFlags},
+        tracker::Tracker,
+    },
+    tcp::{
+        life::cause,
+        state::TcpState,
+        time::{rfc3339, seconds},
+    },
+};
+
+/// A transition, with what is known of the connection after it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Transition {
+    /// RFC 3339.
+    pub time: String,
+    pub id: String,
+    pub netns: u32,
+    pub from: String,
+    pub to: String,
+    /// How long it stood in `from`; `null` where its beginning was not seen.
+    pub seconds: Option<f64>,
+    pub cause: String,
+    pub role: String,
+    pub pid: Option<u32>,
+    pub comm: Option<String>,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+/// What has to be noted before the tracker changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Before {
+    since_ns: Option<u64>,
+}
+
+impl Before {
+    pub fn note(tracker: &Tracker, record: &SocketRecord) -> Self {
+        let conn = tracker.table.find(record.socket.cookie).map(|slot| tracker.table.get(slot));
+        Self { since_ns: conn.filter(|conn| !conn.is(ConnFlags::STATE_OLDER)).map(Conn::since_ns) }
+    }
+}
+
+impl Transition {
+    /// `None` for a record of something else. `wall_offset_ns`: wall clock minus CLOCK_MONOTONIC.
+    pub fn told(
+        before: Before,
+        tracker: &Tracker,
+        record: &SocketRecord,
+        wall_offset_ns: u64,
+    ) -> Option<Self> {
+        let cookie = record.socket.cookie;
+        let (from, told, error) = match record.what {
+            What::Transition { from, to, .. } => (from, to, 0),
+            What::End { from, error, .. } => (from, TcpState::Close, error),
+            What::Retransmit { .. }
+            | What::Accept { .. }
+            | What::ConnectFailed { .. }
+            | What::Close { .. }
+            | What::MinisockEnd => return None,
+        };
+        let Socket { netns, local, remote, .. } = record.socket;
+        // What became a minisock is not found by its address any more.
+        let minisock =
+            || tracker.told.addresses.then(|| tracker.table.find_minisock(netns, local, remote)).flatten();
+        let live = tracker.table.find(cookie).or_else(minisock).map(|slot| tracker.table.get(slot));
+        let ended = || tracker.ended.back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);
+        let conn = live.or_else(ended);
+        // To the kernel a socket that becomes a minisock reaches CLOSE.
+        let to = live.map_or(told, Conn::state);
+        // An orphan in FIN_WAIT2 lives on as one.
+        if to == from {
+            return None;
+        }
+        let process = conn.and_then(|conn| conn.process).map(|id| tracker.processes.get(id));
+        let address = |end: Endpoint| SocketAddr::new(end.addr.to_canonical(), end.port);
+        Some(Self {
+            time: rfc3339(wall_offset_ns + record.time_ns),
+            id: format!("{:x}", conn.map_or(cookie, Conn::id)),
+            netns: record.socket.netns,
+            from: from.name().to_owned(),
+            to: to.name().to_owned(),
+            seconds: before.since_ns.map(|since_ns| seconds(record.time_ns.saturating_sub(since_ns))),
+            cause: cause(from, told, error).name().to_owned(),
+            role: conn.map_or("unknown", |conn| conn.role.name()).to_owned(),
+            pid: process.map(|process| process.pid),
+            comm: process.map(|process| process.comm.to_string()),
+            local: address(record.socket.local),
+            remote: address(record.socket.remote),
+        })
+    }
+}

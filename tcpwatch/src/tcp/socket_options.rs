@@ -1,0 +1,98 @@
+//! The options of a socket, as getsockopt() reports them.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tcpwatch_common::{
+    OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, SocketOptions as Record,
+};
+
+use crate::tcp::ticks::TickRate;
+
+/// As getsockopt() tells them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SocketOptions {
+    pub keepalive: Keepalive,
+    /// TCP_NODELAY
+    pub nodelay: bool,
+    /// TCP_CORK
+    pub cork: bool,
+    /// SO_LINGER: how long close() waits for what was sent to be acknowledged, 0 to reset the connection; `null` when
+    /// it is off.
+    pub linger_seconds: Option<u64>,
+    /// TCP_USER_TIMEOUT; `null` when it is not set.
+    pub user_timeout_seconds: Option<f64>,
+}
+
+/// Its figures are those of the network namespace where the socket has none of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Keepalive {
+    /// SO_KEEPALIVE
+    pub on: bool,
+    /// Without data, until the first probe (TCP_KEEPIDLE).
+    pub idle_seconds: u64,
+    /// Between probes (TCP_KEEPINTVL).
+    pub interval_seconds: u64,
+    /// So many without an answer end the connection (TCP_KEEPCNT).
+    pub probes: u32,
+}
+
+impl SocketOptions {
+    pub fn new(record: &Record, rate: TickRate) -> Self {
+        let has = |option| record.flags & option != 0;
+        Self {
+            keepalive: Keepalive {
+                on: has(OPTION_KEEPALIVE),
+                idle_seconds: rate.seconds(record.keepalive_time_jiffies.into()),
+                interval_seconds: rate.seconds(record.keepalive_intvl_jiffies.into()),
+                probes: record.keepalive_probes.into(),
+            },
+            nodelay: has(OPTION_NODELAY),
+            cork: has(OPTION_CORK),
+            linger_seconds: has(OPTION_LINGER).then(|| rate.seconds(record.linger_jiffies)),
+            user_timeout_seconds: (record.user_timeout_ms > 0)
+                .then(|| Duration::from_millis(record.user_timeout_ms.into()).as_secs_f64()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+    #[test]
+    fn what_is_off_or_not_set_is_null_and_a_linger_time_of_0_is_not() {
+        let rate = TickRate(NonZeroU16::new(250).unwrap());
+        let record = Record {
+            flags: OPTION_LINGER,
+            user_timeout_ms: 0,
+            linger_jiffies: 0,
+            keepalive_time_jiffies: 7200 * 250,
+            keepalive_intvl_jiffies: 75 * 250,
+            keepalive_probes: 9,
+        };
+        let off = SocketOptions {
+            keepalive: Keepalive { on: false, idle_seconds: 7200, interval_seconds: 75, probes: 9 },
+            nodelay: false,
+            cork: false,
+            linger_seconds: Some(0),
+            user_timeout_seconds: None,
+        };
+        assert_eq!(SocketOptions::new(&record, rate), off);
+        let record = Record {
+            flags: OPTION_KEEPALIVE | OPTION_NODELAY | OPTION_CORK,
+            user_timeout_ms: 1500,
+            linger_jiffies: 250,
+            ..record
+        };
+        let on = SocketOptions {
+            keepalive: Keepalive { on: true, ..off.keepalive },
+            nodelay: true,
+            cork: true,
+            linger_seconds: None,
+            user_timeout_seconds: Some(1.5),
+        };
+        assert_eq!(SocketOptions::new(&record, rate), on);
+    }
+}

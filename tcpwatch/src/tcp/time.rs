@@ -1,0 +1,46 @@
+//! A reading of the clocks, passed in wherever a time is needed, and how times and durations are written.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The kernel's monotonic clock, which stamps the records, beside the wall clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// CLOCK_MONOTONIC.
+    pub now_ns: u64,
+    pub wall: SystemTime,
+}
+
+impl Clock {
+    /// The clocks as they stood at a past time of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn at(&self, then_ns: u64) -> Self {
+        let ago = Duration::from_nanos(self.now_ns.saturating_sub(then_ns));
+        Self { now_ns: then_ns, wall: self.wall - ago }
+    }
+
+    /// Seconds from a CLOCK_MONOTONIC time until now; 0 for one that is not yet past.
+    pub fn seconds_since(&self, then_ns: u64) -> f64 {
+        seconds(self.now_ns.saturating_sub(then_ns))
+    }
+
+    /// Wall clock minus CLOCK_MONOTONIC, in nanoseconds.
+    pub fn wall_offset_ns(&self) -> u64 {
+        let wall = self.wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(wall.as_nanos()).unwrap_or(0).saturating_sub(self.now_ns)
+    }
+
+    /// RFC 3339, in UTC, with milliseconds.
+    pub fn rfc3339(&self) -> String {
+        humantime::format_rfc3339_millis(self.wall).to_string()
+    }
+}
+
+/// RFC 3339, in UTC, with microseconds, of nanoseconds since 1970.
+pub fn rfc3339(since_epoch_ns: u64) -> String {
+    humantime::format_rfc3339_micros(UNIX_EPOCH + Duration::from_nanos(since_epoch_ns)).to_string()
+}
+
+/// Nanoseconds as seconds, to the microsecond: finer digits would be noise.
+pub fn seconds(nanos: u64) -> f64 {
+    Duration::from_micros(nanos / 1000).as_secs_f64()
+}
