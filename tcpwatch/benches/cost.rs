@@ -18,7 +18,10 @@ use axum::{
 use bytemuck::{Zeroable as _, bytes_of, cast};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tcpwatch::{
-    events::{decode, frame::Frame},
+    events::{
+        decode,
+        frame::{Frame, ReportedFacts},
+    },
     findings::lingering::LingerLimits,
     http::{Api, router},
     kernel::{
@@ -56,7 +59,8 @@ fn node(limits: Limits) -> Node {
         wall_offset_ns: 0,
         tick_rate: TickRate(NonZeroU16::MIN),
     };
-    let mut node = Node::new(identity, LingerLimits::default(), limits, Hooks::default());
+    let mut node =
+        Node::new(identity, LingerLimits::default(), limits, Hooks::default(), ReportedFacts::default());
     node.waiting_for = None;
     for (tgid, comm) in [(CLIENT, *b"client\0\0\0\0\0\0\0\0\0\0"), (SERVER, *b"server\0\0\0\0\0\0\0\0\0\0")] {
         let task = TaskEvent { kind: KIND_TASK, tgid, start_ns: tgid.into(), comm, ..TaskEvent::zeroed() };

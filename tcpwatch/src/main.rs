@@ -98,8 +98,8 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     })?;
     listener.set_nonblocking(true)?;
     let loaded = Probes::load(&options.load)?;
-    let mut node = Node::new(identity()?, options.linger, options.limits, loaded.hooks.clone());
-    node.tracker.told = loaded.hooks.told();
+    let node =
+        Node::new(identity()?, options.linger, options.limits, loaded.hooks.clone(), loaded.hooks.reported());
     let recorder =
         options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
     // While this is the only thread: capabilities belong to threads.

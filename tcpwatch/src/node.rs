@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use crate::{
     events::{
         decode::{self, Record, SocketRecord},
-        frame::{Coverage, Frame, LostRecords, UnrecordedCounts},
+        frame::{Coverage, Frame, LostRecords, ReportedFacts, UnrecordedCounts},
         recording::Header,
         seen,
     },
@@ -85,9 +85,16 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(identity: NodeIdentity, linger: LingerLimits, limits: Limits, hooks: Hooks) -> Self {
+    /// `reported`: what the records of this run report.
+    pub fn new(
+        identity: NodeIdentity,
+        linger: LingerLimits,
+        limits: Limits,
+        hooks: Hooks,
+        reported: ReportedFacts,
+    ) -> Self {
         Self {
-            tracker: Tracker::new(limits, identity.tick_rate),
+            tracker: Tracker::new(limits, identity.tick_rate, reported),
             identity,
             linger,
             history: LeakHistory::default(),
@@ -112,7 +119,7 @@ impl Node {
             kernel: self.identity.kernel.clone(),
             wall_offset_ns: self.identity.wall_offset_ns,
             ticks_per_second: self.identity.tick_rate,
-            told: self.tracker.told,
+            reported: self.tracker.reported(),
         }
     }
 
@@ -126,7 +133,7 @@ impl Node {
             Frame::Seen(records) => self.seen(records),
             Frame::SweepEnd(coverage) => self.end_sweep(coverage),
             Frame::Process(process) => {
-                self.tracker.processes.describe(process.pid, process.start_ns, &process.details);
+                self.tracker.describe_process(process.pid, process.start_ns, &process.details);
             }
             Frame::Tick(now_ns) => self.tick(*now_ns),
             Frame::Lost(lost) => self.records.lost = *lost,
@@ -137,10 +144,10 @@ impl Node {
     /// The namespaces of those connections, each with a process that may be in it.
     pub fn namespaces_of(&self, wanted: impl Fn(&Conn) -> bool) -> BTreeMap<u32, Option<u32>> {
         let mut found = BTreeMap::new();
-        for conn in self.tracker.table.iter().filter(|conn| wanted(conn)) {
+        for conn in self.tracker.table().iter().filter(|conn| wanted(conn)) {
             let pid = found.entry(conn.netns).or_insert(None);
             if pid.is_none() && !conn.is(ConnFlags::MINISOCK) {
-                *pid = conn.process.map(|id| self.tracker.processes.get(id).pid);
+                *pid = conn.process.map(|id| self.tracker.processes().get(id).pid);
             }
         }
         found
@@ -195,7 +202,7 @@ impl Node {
 
     fn end_sweep(&mut self, coverage: &Coverage) {
         self.tracker.end_sweep(coverage);
-        if coverage.all && !self.tracker.sweep.doubts {
+        if coverage.all && !self.tracker.sweep_left_doubts() {
             self.repaired = self.lost_before_sweep;
         }
         self.waiting_for = None;
@@ -219,7 +226,7 @@ impl Node {
         self.waiting_for.is_none()
             && !self.needs_repair()
             && self.records.malformed == 0
-            && self.tracker.untracked == 0
+            && self.tracker.untracked() == 0
     }
 
     pub fn uptime_seconds(&self, clock: Clock) -> f64 {

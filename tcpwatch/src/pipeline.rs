@@ -201,7 +201,7 @@ impl Pipeline {
             node.record(record);
         });
         self.pace.note(self.drained, self.node.records.received);
-        for (pid, start_ns) in self.node.tracker.processes.take_unread() {
+        for (pid, start_ns) in self.node.tracker.take_unread_processes() {
             if let Some(details) = procfs::details(pid, start_ns) {
                 self.ingest(&Frame::Process(ProcessFrame { pid, start_ns, details }));
             }
@@ -271,7 +271,7 @@ impl Pipeline {
     }
 
     fn expected_sweep_cost(&self) -> Duration {
-        let more = self.node.tracker.table.len().saturating_sub(self.sweep.connections);
+        let more = self.node.tracker.table().len().saturating_sub(self.sweep.connections);
         self.sweep.cost + SWEEP_COST_EACH * u32::try_from(more).unwrap_or(u32::MAX)
     }
 
@@ -303,7 +303,7 @@ impl Pipeline {
         self.sweep = SweepState {
             under_way: false,
             cost: swept.cost,
-            connections: self.node.tracker.table.len(),
+            connections: self.node.tracker.table().len(),
             not_before: now + swept.cost * SWEEP_COST_SHARE,
             finished: now,
         };

@@ -11,7 +11,7 @@ use axum::{
 use serde_json::{Value, json};
 use tcpwatch::{
     cli::{options::DEFAULT_LIMITS, replay::Replayed},
-    events::frame::Frame,
+    events::frame::{Frame, ReportedFacts},
     http::{Api, router},
     kernel::{clock, probes::Hooks},
     node::{Node, NodeIdentity, Question},
@@ -115,7 +115,7 @@ fn empty_node(clock: Clock) -> Node {
         wall_offset_ns: 0,
         tick_rate: TickRate(NonZeroU16::MIN),
     };
-    Node::new(identity, fixture::limits(), DEFAULT_LIMITS, Hooks::default())
+    Node::new(identity, fixture::limits(), DEFAULT_LIMITS, Hooks::default(), ReportedFacts::default())
 }
 
 /// The question fails with `status` in both forms, and both name `parameter`.

@@ -43,8 +43,7 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
     let mut clock = Clock { now_ns: 0, wall: wall(0) };
     let mut hooks = Hooks::default();
     hooks.kernel.release.clone_from(&identity.kernel);
-    let mut node = Node::new(identity, linger, DEFAULT_LIMITS, hooks);
-    node.tracker.told = recording.header.told;
+    let mut node = Node::new(identity, linger, DEFAULT_LIMITS, hooks, recording.header.reported);
     let mut first = true;
     for frame in recording.by_ref() {
         if let Frame::Tick(now_ns) = frame {

@@ -75,16 +75,15 @@ impl LostRecords {
     }
 }
 
-/// What the records of this run tell, by the hooks that write them.
+/// What the records of this run report, which depends on the hooks that write them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportedFacts {
-    /// When minisocks end; else their timers are computed.
+    /// Records report when minisocks end; else the ends of their timers are computed.
     pub minisock_ends: bool,
-    /// Who accepts; else sweeps find out.
+    /// Records report who accepts; else sweeps find out.
     pub accepts: bool,
-    /// The socket's address, not its cookie.
-    pub addresses: bool,
-    /// Not the errno with which a socket ends.
-    #[serde(default)]
-    pub errors_untold: bool,
+    /// Records identify a socket by its address, not by its cookie.
+    pub identity_is_address: bool,
+    /// Records of a socket's end lack its errno.
+    pub errnos_missing: bool,
 }

@@ -34,7 +34,7 @@ pub struct Header {
     pub wall_offset_ns: u64,
     /// The kernel's rate.
     pub ticks_per_second: TickRate,
-    pub told: ReportedFacts,
+    pub reported: ReportedFacts,
 }
 
 const RECORD: u8 = 1;
@@ -178,7 +178,7 @@ mod tests {
             kernel: "k".into(),
             wall_offset_ns: 1,
             ticks_per_second: TickRate(NonZeroU16::MIN),
-            told: ReportedFacts::default(),
+            reported: ReportedFacts::default(),
         }
     }
 

@@ -82,7 +82,7 @@ pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, count
 }
 
 fn key(tracker: &Tracker, conn: &Conn) -> Key {
-    let process = conn.process.map(|id| tracker.processes.get(id));
+    let process = conn.process.map(|id| tracker.processes().get(id));
     let process = process.map(|process| (process.pid, process.start_ns));
     Key { process, role: conn.role, state: conn.state(), peer: conn.peer() }
 }
@@ -104,7 +104,7 @@ fn lingering<'a>(
     limits.iter().flat_map(move |(state, limit)| {
         let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
         let entered_by = now_ns.checked_sub(limit_ns);
-        entered_by.into_iter().flat_map(move |entered_by| tracker.table.lingering(state, entered_by))
+        entered_by.into_iter().flat_map(move |entered_by| tracker.table().lingering(state, entered_by))
     })
 }
 
@@ -145,7 +145,7 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
 }
 
 fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, clock: Clock) -> Leak {
-    let process = group.oldest.process.map(|id| tracker.processes.get(id).clone());
+    let process = group.oldest.process.map(|id| tracker.processes().get(id).clone());
     let only = |addrs: &FxHashSet<std::net::Ipv6Addr>| match addrs.len() {
         1 => addrs.iter().next().map(|addr| addr.to_canonical().to_string()),
         _ => None,

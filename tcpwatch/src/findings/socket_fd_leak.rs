@@ -50,13 +50,14 @@ fn lingering<'a>(
     let limit = limits.get(TcpState::Close).map(|limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
     let seen_by = limit.and_then(|limit| now_ns.checked_sub(limit));
     tracker
-        .unconnected
+        .unconnected()
         .values()
         .filter(move |socket| seen_by.is_some_and(|seen_by| socket.since_ns <= seen_by))
 }
 
 fn key(tracker: &Tracker, process: Option<ProcessId>) -> Key {
-    let process = process.map(|id| tracker.processes.get(id)).map(|process| (process.pid, process.start_ns));
+    let process =
+        process.map(|id| tracker.processes().get(id)).map(|process| (process.pid, process.start_ns));
     Key { process, role: Role::Unknown, state: TcpState::Close, peer: Peer::Other }
 }
 
@@ -72,7 +73,7 @@ fn leak(
     let mut example_fds: Vec<_> = sockets.iter().map(|socket| socket.fd).collect();
     example_fds.sort_unstable();
     example_fds.truncate(EXAMPLES);
-    let process = process.map(|id| tracker.processes.get(id).clone());
+    let process = process.map(|id| tracker.processes().get(id).clone());
     let name = process.as_ref().map_or("an unknown process", |process| &*process.comm);
     let over = sockets.iter().filter(|socket| socket.connected).count();
     let bound = sockets.iter().filter(|socket| socket.bound && !socket.connected).count();

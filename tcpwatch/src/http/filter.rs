@@ -60,7 +60,7 @@ impl Filter {
     }
 
     pub(crate) fn matches(&self, node: &Node, conn: &Conn) -> bool {
-        let process = conn.process.map(|id| node.tracker.processes.get(id));
+        let process = conn.process.map(|id| node.tracker.processes().get(id));
         self.state.is_none_or(|state| conn.state() == state)
             && self.role.is_none_or(|role| conn.role == role)
             && self.matches_ports(conn.local.port, conn.remote.port)

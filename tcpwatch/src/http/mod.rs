@@ -26,6 +26,7 @@ pub(crate) mod metrics;
 pub(crate) mod render;
 pub(crate) mod request;
 mod server;
+pub(crate) mod translations;
 
 pub(crate) use self::server::{Asked, Render, json_response, respond, text_response};
 pub use self::{

@@ -5,6 +5,9 @@ use std::{collections::VecDeque, fmt::Display, str::FromStr};
 use axum::{http::StatusCode, response::Response};
 use serde::Serialize;
 
+/// Rows of a list unless `limit` says otherwise.
+pub(crate) const DEFAULT_LIMIT: usize = 100;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Text,

@@ -13,11 +13,7 @@ use tcpwatch_common::{
 
 use crate::{
     events::{decode::Comm, seen::Seen},
-    model::{
-        groups::{GroupId, Groups},
-        table::{ConnFlags, ConnKey},
-        tracker::Tracker,
-    },
+    model::groups::{GroupId, Groups},
     tcp::{socket_options::SocketOptions, ticks::TickRate, time},
 };
 
@@ -68,7 +64,7 @@ pub struct Live {
 }
 
 impl Live {
-    fn add_seen(&mut self, seen: &Seen, tick_rate: TickRate) {
+    pub(crate) fn add_seen(&mut self, seen: &Seen, tick_rate: TickRate) {
         self.connections += 1;
         for (count, (option, _)) in self.with_option.iter_mut().zip(OPTIONS) {
             *count += u64::from(seen.options.flags & option != 0);
@@ -222,19 +218,6 @@ impl Times {
 
 /// What the sweep under way has found so far.
 pub(crate) type Found = FxHashMap<GroupId, Live>;
-
-impl Tracker {
-    /// By the first process that the sweep finds to hold it; who that is was noted before.
-    pub(crate) fn measure(&mut self, slot: ConnKey, seen: &Seen) {
-        let marks = &mut self.table.get_mut(slot).marks;
-        if seen.holder.is_none() || marks.replace(ConnFlags::MEASURED, true) {
-            return;
-        }
-        if let Some(group) = self.group(slot, seen.time_ns) {
-            self.sweep.live.entry(group).or_default().add_seen(seen, self.tick_rate);
-        }
-    }
-}
 
 impl Groups {
     /// At the end of a sweep.

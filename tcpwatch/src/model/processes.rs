@@ -141,6 +141,11 @@ impl ProcessTable {
         self.entries.len()
     }
 
+    /// How many of them a connection names.
+    pub fn named(&self) -> usize {
+        self.entries.iter().filter(|(_, entry)| entry.users > 0).count()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

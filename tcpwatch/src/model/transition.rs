@@ -44,7 +44,7 @@ pub struct Before {
 
 impl Before {
     pub fn note(tracker: &Tracker, record: &SocketRecord) -> Self {
-        let conn = tracker.table.find(record.socket.cookie).map(|slot| tracker.table.get(slot));
+        let conn = tracker.table().find(record.socket.cookie).map(|slot| tracker.table().get(slot));
         Self { since_ns: conn.filter(|conn| !conn.is(ConnFlags::STATE_OLDER)).map(Conn::since_ns) }
     }
 }
@@ -69,10 +69,15 @@ impl Transition {
         };
         let Socket { netns, local, remote, .. } = record.socket;
         // What became a minisock is not found by its address any more.
-        let minisock =
-            || tracker.told.addresses.then(|| tracker.table.find_minisock(netns, local, remote)).flatten();
-        let live = tracker.table.find(cookie).or_else(minisock).map(|slot| tracker.table.get(slot));
-        let ended = || tracker.ended.back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);
+        let minisock = || {
+            tracker
+                .reported()
+                .identity_is_address
+                .then(|| tracker.table().find_minisock(netns, local, remote))
+                .flatten()
+        };
+        let live = tracker.table().find(cookie).or_else(minisock).map(|slot| tracker.table().get(slot));
+        let ended = || tracker.ended().back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);
         let conn = live.or_else(ended);
         // To the kernel a socket that becomes a minisock reaches CLOSE.
         let to = live.map_or(told, Conn::state);
@@ -80,7 +85,7 @@ impl Transition {
         if to == from {
             return None;
         }
-        let process = conn.and_then(|conn| conn.process).map(|id| tracker.processes.get(id));
+        let process = conn.and_then(|conn| conn.process).map(|id| tracker.processes().get(id));
         let address = |end: Endpoint| SocketAddr::new(end.addr.to_canonical(), end.port);
         Some(Self {
             time: rfc3339(wall_offset_ns + record.time_ns),

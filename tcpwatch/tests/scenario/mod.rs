@@ -8,7 +8,7 @@ use tcpwatch::model::processes::ProcessId;
 pub(crate) use tcpwatch::{
     events::{
         decode::{Endpoint, Record, ResetRecord, Socket, SocketRecord, TaskRecord, Traffic, What},
-        frame::Coverage,
+        frame::{Coverage, ReportedFacts},
         seen::{ListenQueue, Seen},
     },
     model::{
@@ -174,11 +174,20 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        Self::with_limits(LIMITS)
+        Self::with(LIMITS, ReportedFacts::default())
     }
 
     pub(crate) fn with_limits(limits: Limits) -> Self {
-        let mut world = Self { tracker: Tracker::new(limits, TICK_RATE) };
+        Self::with(limits, ReportedFacts::default())
+    }
+
+    /// With records that report more, or less, than usual.
+    pub(crate) fn reported_by(reported: ReportedFacts) -> Self {
+        Self::with(LIMITS, reported)
+    }
+
+    fn with(limits: Limits, reported: ReportedFacts) -> Self {
+        let mut world = Self { tracker: Tracker::new(limits, TICK_RATE, reported) };
         for (pid, comm) in [(CURL, "curl"), (NGINX, "nginx"), (WORKER, "worker")] {
             world.learn(process(pid, comm));
         }
@@ -246,7 +255,7 @@ impl World {
     }
 
     pub(crate) fn find(&self, cookie: u64) -> Option<&Conn> {
-        self.tracker.table.find(cookie).map(|slot| self.tracker.table.get(slot))
+        self.tracker.table().find(cookie).map(|slot| self.tracker.table().get(slot))
     }
 
     pub(crate) fn row(&self, cookie: u64) -> &Conn {
@@ -259,7 +268,7 @@ impl World {
 
     /// The connection that ended last.
     pub(crate) fn last_ended(&self) -> &Ended {
-        self.tracker.ended.back().expect("one has ended")
+        self.tracker.ended().back().expect("one has ended")
     }
 
     /// By name.
@@ -268,7 +277,7 @@ impl World {
     }
 
     pub(crate) fn name(&self, process: Option<ProcessId>) -> Option<&str> {
-        process.map(|id| &*self.tracker.processes.get(id).comm)
+        process.map(|id| &*self.tracker.processes().get(id).comm)
     }
 
     /// Who opened it, whose it is, who closed it.
@@ -279,7 +288,7 @@ impl World {
     /// Opened, closed and retransmitted, over all groups.
     pub(crate) fn counts(&self) -> [u64; 3] {
         let mut sums = [0; 3];
-        for group in self.tracker.groups.iter() {
+        for group in self.tracker.groups().iter() {
             let counts = &group.counts;
             for (sum, count) in
                 sums.iter_mut().zip([counts.opened, counts.closed(), counts.retransmitted.total()])
@@ -292,7 +301,7 @@ impl World {
 
     /// The same of the groups with this process name.
     pub(crate) fn counts_of(&self, name: &str) -> [u64; 3] {
-        let of = self.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some(name));
+        let of = self.tracker.groups().iter().filter(|group| group.key.process.as_deref() == Some(name));
         of.fold([0; 3], |[opened, closed, retransmits], group| {
             let counts = &group.counts;
             [opened + counts.opened, closed + counts.closed(), retransmits + counts.retransmitted.total()]
@@ -301,7 +310,7 @@ impl World {
 
     /// How many times the state was seen to last how many seconds.
     pub(crate) fn observed(&self, state: TcpState) -> (u64, f64) {
-        let histograms = self.tracker.groups.iter().filter_map(|group| group.counts.duration(state));
+        let histograms = self.tracker.groups().iter().filter_map(|group| group.counts.duration(state));
         histograms.fold((0, 0.0), |(count, sum), histogram| {
             (count + histogram.count(), sum + histogram.sum_seconds())
         })
@@ -310,7 +319,7 @@ impl World {
     /// Connects over all groups, by what became of them.
     pub(crate) fn connects(&self) -> Vec<(Outcome, u64)> {
         let sum = |outcome: Outcome| {
-            let counts = self.tracker.groups.iter().map(|group| group.counts.connects[outcome as usize]);
+            let counts = self.tracker.groups().iter().map(|group| group.counts.connects[outcome as usize]);
             counts.sum::<u64>()
         };
         let all = Outcome::ALL.into_iter().map(|outcome| (outcome, sum(outcome)));
@@ -318,14 +327,14 @@ impl World {
     }
 
     pub(crate) fn attempts(&self) -> u64 {
-        self.tracker.groups.iter().map(|group| group.counts.attempts).sum()
+        self.tracker.groups().iter().map(|group| group.counts.attempts).sum()
     }
 
     /// Over all groups, as counted by the tick at `now_ns`.
     pub(crate) fn resets(&mut self, now_ns: u64) -> Vec<(ResetReason, u64)> {
         self.tracker.expire(now_ns);
         let sum = |reset: ResetReason| {
-            self.tracker.groups.iter().map(|group| group.counts.resets[reset as usize]).sum::<u64>()
+            self.tracker.groups().iter().map(|group| group.counts.resets[reset as usize]).sum::<u64>()
         };
         let all = ResetReason::ALL.into_iter().map(|reset| (reset, sum(reset)));
         all.filter(|(_, count)| *count > 0).collect()
@@ -334,7 +343,7 @@ impl World {
     /// What resets threw away, over all groups.
     pub(crate) fn discarded(&self) -> Discarded {
         let mut sum = Discarded::default();
-        for group in self.tracker.groups.iter() {
+        for group in self.tracker.groups().iter() {
             sum += group.counts.discarded;
         }
         sum
@@ -343,7 +352,7 @@ impl World {
     /// Who closed first, over all groups.
     pub(crate) fn first_closes(&self) -> Vec<(FirstClose, u64)> {
         let sum = |first: FirstClose| {
-            self.tracker.groups.iter().map(|group| group.counts.closed[first as usize]).sum::<u64>()
+            self.tracker.groups().iter().map(|group| group.counts.closed[first as usize]).sum::<u64>()
         };
         let all = FirstClose::ALL.into_iter().map(|first| (first, sum(first)));
         all.filter(|(_, count)| *count > 0).collect()
@@ -351,10 +360,10 @@ impl World {
 
     /// What must hold after whatever was told.
     pub(crate) fn assert_consistent(&self) {
-        let waiting = self.tracker.table.iter().filter(|conn| conn.is(ConnFlags::CONNECTING)).count();
+        let waiting = self.tracker.table().iter().filter(|conn| conn.is(ConnFlags::CONNECTING)).count();
         let over: u64 = self.connects().iter().map(|(_, count)| count).sum();
         assert_eq!(self.attempts(), over + waiting as u64, "{:?}", self.connects());
-        let table = &self.tracker.table;
+        let table = &self.tracker.table();
         let mut sum = 0;
         for state in TcpState::ALL {
             let listed: Vec<_> = table.in_state(*state).collect();

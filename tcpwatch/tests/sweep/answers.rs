@@ -19,7 +19,7 @@ fn seen(now_ns: u64, socket: Socket, sent_ns: u64, received_ns: u64) -> Seen {
 
 /// How many, and seconds together; the same of round trips.
 fn sampled(world: &World) -> (u64, f64, u64) {
-    let answers = world.tracker.groups.iter().filter_map(|group| group.counts.answers.as_deref());
+    let answers = world.tracker.groups().iter().filter_map(|group| group.counts.answers.as_deref());
     answers.fold((0, 0.0, 0), |sum, one| {
         (sum.0 + one.seconds.count(), sum.1 + one.seconds.sum_seconds(), sum.2 + one.round_trips.count())
     })

@@ -36,7 +36,7 @@ fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
 
 fn live(world: &World, comm: &str) -> Live {
     let mut sum = Live::default();
-    for group in world.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some(comm)) {
+    for group in world.tracker.groups().iter().filter(|group| group.key.process.as_deref() == Some(comm)) {
         sum.add(&group.counts.live);
     }
     sum

@@ -18,8 +18,8 @@ fn a_minisock_is_known_again_by_its_ends_and_keeps_its_owner() {
     world.sweep(THEN + SECOND, &[look_minisock(THEN + SECOND, again, TimeWait, THEN + MINUTE)]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), world.names(row)), (TimeWait, THEN, [Some("curl"); 3]));
-    assert_eq!(world.tracker.table.len(), 1);
-    assert_eq!(world.tracker.repairs.appeared, 0);
+    assert_eq!(world.tracker.table().len(), 1);
+    assert_eq!(world.tracker.repairs().appeared, 0);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn corrected_timers_end_minisocks_in_the_order_of_the_kernel() {
     world.sweep(THEN, &seen);
     // The wheel's step more than the earlier of them.
     world.tracker.expire(expires(5) + 5 * SECOND);
-    let mut left: Vec<_> = world.tracker.table.iter().map(|conn| conn.cookie).collect();
+    let mut left: Vec<_> = world.tracker.table().iter().map(|conn| conn.cookie).collect();
     left.sort_unstable();
     assert_eq!(left, [1, 2, 3, 4]);
 }
@@ -109,7 +109,7 @@ fn a_fin_wait2_whose_peer_closed_became_a_time_wait() {
         (TimeWait, THEN + 20 * SECOND, [Some("curl"); 3])
     );
     assert!(row.expires_ns >= now_ns + 50 * SECOND);
-    assert_eq!((world.tracker.table.count(FinWait2), world.tracker.table.count(TimeWait)), (0, 1));
+    assert_eq!((world.tracker.table().count(FinWait2), world.tracker.table().count(TimeWait)), (0, 1));
     assert_eq!(world.counts(), [1, 1, 0]);
     world.assert_consistent();
 }
@@ -119,7 +119,7 @@ fn a_minisock_that_is_gone_is_removed_and_was_counted_before() {
     let mut world = time_wait();
     world.sweep(THEN + SECOND, &[]);
     assert_eq!((world.state(1), world.counts()), (None, [1, 1, 0]));
-    assert_eq!(world.tracker.repairs.vanished, 0);
+    assert_eq!(world.tracker.repairs().vanished, 0);
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn a_connection_whose_end_was_lost_becomes_the_time_wait_with_its_ends() {
         (TimeWait, THEN - 10 * SECOND, true)
     );
     assert_eq!(world.names(row), [Some("curl"); 3]);
-    assert_eq!((world.tracker.table.len(), world.counts()), (1, [1, 1, 0]));
+    assert_eq!((world.tracker.table().len(), world.counts()), (1, [1, 1, 0]));
     world.assert_consistent();
     world.tracker.expire(THEN + MINUTE);
     assert_eq!((world.state(1), world.counts()), (None, [1, 1, 0]));
@@ -174,7 +174,7 @@ fn a_connection_whose_end_was_lost_while_the_sweep_ran_is_not_doubled() {
         world.assert_consistent();
         let row = world.row(1);
         assert_eq!((row.state(), world.names(row)), (TimeWait, [Some("curl"); 3]), "{coverage:?}");
-        assert_eq!((world.tracker.table.len(), world.counts()), (1, [1, 1, 0]), "{coverage:?}");
+        assert_eq!((world.tracker.table().len(), world.counts()), (1, [1, 1, 0]), "{coverage:?}");
     }
 }
 
@@ -188,8 +188,8 @@ fn a_minisock_that_ended_since_the_look_stays_ended() {
         world.tell(THEN + 3 * SECOND, socket, what);
         world.finish_sweep(&[look_minisock(THEN + 2 * SECOND, client(0), TimeWait, THEN + MINUTE)]);
         assert_eq!(world.state(1), None, "{what:?}");
-        assert_eq!(world.tracker.table.count(TimeWait), 0, "{what:?}");
-        assert_eq!(world.tracker.repairs.appeared, 0, "{what:?}");
+        assert_eq!(world.tracker.table().count(TimeWait), 0, "{what:?}");
+        assert_eq!(world.tracker.repairs().appeared, 0, "{what:?}");
     }
 }
 
@@ -200,7 +200,7 @@ fn a_minisock_never_heard_of_that_ended_since_the_look_does_not_appear() {
     let minisock = Socket::new(0, NETNS, client(0).local, client(0).remote, MINISOCK);
     world.tell(THEN + 3 * SECOND, minisock, What::MinisockEnd);
     world.finish_sweep(&[look_minisock(THEN + 2 * SECOND, client(0), TimeWait, THEN + MINUTE)]);
-    assert!(world.tracker.table.is_empty());
+    assert!(world.tracker.table().is_empty());
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_socket_seen_full_and_then_as_a_minisock_is_the_minisock() {
         look(THEN + 1, client(ORPHAN), FinWait2),
         look_minisock(THEN + 3, client(0), TimeWait, THEN + MINUTE),
     ]);
-    assert_eq!((world.state(1), world.tracker.table.len()), (Some(TimeWait), 1));
+    assert_eq!((world.state(1), world.tracker.table().len()), (Some(TimeWait), 1));
     world.assert_consistent();
 }
 
@@ -228,7 +228,7 @@ fn a_full_socket_found_where_the_table_has_its_minisock_is_a_new_life() {
     assert_eq!((world.state(1), world.row(1).is(ConnFlags::MINISOCK)), (Some(Established), false));
     world.tell(THEN + MINUTE, again, ended(Established, ECONNRESET));
     world.assert_consistent();
-    assert!(world.tracker.table.is_empty());
+    assert!(world.tracker.table().is_empty());
 }
 
 #[test]
@@ -250,6 +250,6 @@ fn a_minisock_that_outlives_its_estimate_keeps_its_owner_and_its_life() {
     );
     let states: Vec<_> = row.life().steps().map(|step| step.state).collect();
     assert_eq!(states, [SynSent, Established, FinWait1, FinWait2, TimeWait]);
-    assert_eq!((row.role.name(), world.tracker.repairs.appeared), ("client", 0));
-    assert_eq!(world.tracker.ended.len(), 0, "it is not over");
+    assert_eq!((row.role.name(), world.tracker.repairs().appeared), ("client", 0));
+    assert_eq!(world.tracker.ended().len(), 0, "it is not over");
 }

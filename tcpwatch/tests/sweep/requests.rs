@@ -39,8 +39,8 @@ fn a_request_that_comes_to_nothing_leaves_no_trace() {
     let mut world = requested();
     world.sweep(20, &[listening(21)]);
     assert_eq!(world.state(2), None);
-    assert!(world.tracker.ended.is_empty());
-    assert_eq!((world.counts(), world.tracker.repairs.vanished), ([0, 0, 0], 0));
+    assert!(world.tracker.ended().is_empty());
+    assert_eq!((world.counts(), world.tracker.repairs().vanished), ([0, 0, 0], 0));
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_request_that_is_established_is_a_connection_like_any_other() {
     world.tell(16, server(HELD), to(Established, CloseWait, 0));
     assert_eq!(world.row(2).accepted(), Some(true));
     world.tell_all(server(HELD), [(17, to(CloseWait, LastAck, WORKER)), (18, ended(LastAck, 0))]);
-    assert_eq!((world.counts(), world.tracker.ended.len()), ([1, 1, 0], 1));
+    assert_eq!((world.counts(), world.tracker.ended().len()), ([1, 1, 0], 1));
 }
 
 #[test]
@@ -67,5 +67,5 @@ fn a_request_that_a_sweep_finds_accepted_is_one_no_more() {
     assert_eq!((row.state(), row.accepted(), world.owner(2)), (Established, Some(true), Some("worker")));
     assert!(!row.is(ConnFlags::REQUEST));
     world.sweep(2 * SECOND, &[listening(2 * SECOND + 1)]);
-    assert_eq!((world.tracker.repairs.vanished, world.tracker.ended.len()), (1, 1));
+    assert_eq!((world.tracker.repairs().vanished, world.tracker.ended().len()), (1, 1));
 }

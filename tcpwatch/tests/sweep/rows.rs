@@ -12,7 +12,7 @@ fn the_first_sweep_finds_what_is_older_and_repairs_nothing() {
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.at_least()), (Established, 11, true));
     assert_eq!((row.role.name(), world.owner(1)), ("client", Some("curl")));
-    assert_eq!(world.tracker.repairs, NONE);
+    assert_eq!(world.tracker.repairs(), NONE);
     world.tell(20, client(HELD), ended(Established, ECONNRESET));
     assert_eq!(world.counts(), [0, 1, 0]);
     assert_eq!(world.observed(Established).0, 0, "its beginning was not seen");
@@ -24,7 +24,7 @@ fn what_appears_in_a_later_sweep_is_a_repair() {
     world.sweep(10, &[]);
     world.sweep(20, &[look_held(21, client(HELD), CloseWait, CURL)]);
     assert_eq!(world.state(1), Some(CloseWait));
-    assert_eq!(world.tracker.repairs, Repairs { appeared: 1, ..NONE });
+    assert_eq!(world.tracker.repairs(), Repairs { appeared: 1, ..NONE });
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn what_both_tell_alike_is_no_repair() {
             ],
         );
     }
-    assert_eq!((world.tracker.repairs, world.tracker.table.len()), (NONE, 3));
+    assert_eq!((world.tracker.repairs(), world.tracker.table().len()), (NONE, 3));
     assert!(!world.row(1).at_least() && !world.row(2).at_least());
     assert_eq!(world.counts(), [2, 0, 0]);
 }
@@ -58,7 +58,7 @@ fn a_state_that_no_record_told_of_is_entered_at_the_look() {
     assert!(row.is(ConnFlags::STATE_OLDER) && !row.is(ConnFlags::OLDER) && row.at_least());
     let steps: Vec<_> = row.life().steps().map(|step| (step.state, step.cause)).collect();
     assert_eq!(steps.last(), Some(&(CloseWait, Cause::Unknown)));
-    assert_eq!(world.tracker.repairs, Repairs { changed: 1, ..NONE });
+    assert_eq!(world.tracker.repairs(), Repairs { changed: 1, ..NONE });
     world.tell(2 * SECOND, client(HELD), ended(CloseWait, ECONNRESET));
     assert_eq!((world.observed(Established).0, world.observed(CloseWait).0), (0, 0));
     assert_eq!(world.counts(), [1, 1, 0]);
@@ -84,7 +84,7 @@ fn a_record_that_is_newer_than_the_look_wins() {
     world.finish_sweep(&[look_held(12, old, Established, CURL)]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, 15, 3));
-    assert_eq!((row.local, world.tracker.repairs), (client(0).local, NONE));
+    assert_eq!((row.local, world.tracker.repairs()), (client(0).local, NONE));
 }
 
 /// A change is told, and whoever makes it loses the processor before it has.
@@ -101,7 +101,7 @@ fn what_a_look_finds_soon_after_a_record_is_no_sign_of_a_lost_one() {
             world.tell(time_ns, client(HELD), *step);
         }
         world.finish_sweep(&[look_held(soon, client(HELD), before, CURL)]);
-        assert_eq!((world.state(1), world.tracker.repairs), (now, NONE), "{before}");
+        assert_eq!((world.state(1), world.tracker.repairs()), (now, NONE), "{before}");
         world.assert_consistent();
     }
     // Later it is one.
@@ -110,7 +110,7 @@ fn what_a_look_finds_soon_after_a_record_is_no_sign_of_a_lost_one() {
     world.sweep(10, &[look_held(soon, client(HELD), Close, CURL)]);
     assert_eq!(world.state(1), Some(SynSent));
     world.sweep(SECOND, &[look_held(SECOND + 1, client(HELD), Close, CURL)]);
-    assert_eq!((world.state(1), world.tracker.repairs), (None, Repairs { vanished: 1, ..NONE }));
+    assert_eq!((world.state(1), world.tracker.repairs()), (None, Repairs { vanished: 1, ..NONE }));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn what_the_sweep_does_not_find_is_over() {
     world.serve();
     world.sweep(10, &[look_held(11, listener(9, "0.0.0.0"), Listen, NGINX)]);
     assert_eq!((world.state(1), world.state(2), world.state(9)), (None, None, Some(Listen)));
-    assert_eq!(world.tracker.repairs, Repairs { vanished: 2, ..NONE });
+    assert_eq!(world.tracker.repairs(), Repairs { vanished: 2, ..NONE });
     assert_eq!((world.last_ended().cause, world.last_ended().ended_ns), (Cause::Unknown, 10));
     assert_eq!(world.counts(), [2, 2, 0]);
     assert_eq!(world.observed(Established).0, 0, "nobody knows when it ended");
@@ -183,8 +183,8 @@ fn what_ended_since_the_look_stays_ended() {
     world.tracker.begin_sweep(10);
     world.tell(15, client(HELD), ended(Established, ECONNRESET));
     world.finish_sweep(&[look_held(12, client(HELD), Established, CURL)]);
-    assert!(world.tracker.table.is_empty());
-    assert_eq!((world.tracker.repairs, world.counts()), (NONE, [1, 1, 0]));
+    assert!(world.tracker.table().is_empty());
+    assert_eq!((world.tracker.repairs(), world.counts()), (NONE, [1, 1, 0]));
 }
 
 #[test]
@@ -222,9 +222,9 @@ fn a_listeners_queue_is_told_until_it_is_gone() {
     let mut world = World::new();
     let queue = ListenQueue { waiting: 3, limit: 128, drops: 7 };
     world.sweep(10, &[Seen { queue, ..look_held(11, listener(9, "0.0.0.0"), Listen, NGINX) }]);
-    assert_eq!((world.tracker.queues.get(&9), world.row(9).role.name()), (Some(&queue), "listener"));
+    assert_eq!((world.tracker.queue(9), world.row(9).role.name()), (Some(&queue), "listener"));
     world.sweep(20, &[]);
-    assert!(world.tracker.queues.is_empty() && world.state(9).is_none());
+    assert!(world.tracker.queue(9).is_none() && world.state(9).is_none());
     assert_eq!(world.counts(), [0, 0, 0]);
 }
 

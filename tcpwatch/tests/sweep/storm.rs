@@ -15,8 +15,7 @@ struct Storm {
 
 impl Storm {
     fn new(seed: u64, loss: u64) -> Self {
-        let mut world = World::new();
-        world.tracker.told.minisock_ends = true;
+        let mut world = World::reported_by(ReportedFacts { minisock_ends: true, ..ReportedFacts::default() });
         world.tell(1, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
         Self { kernel: Kernel::new(seed), world, loss }
     }
@@ -62,10 +61,10 @@ impl Storm {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let conns = self.world.tracker.table.iter().filter(|conn| conn.state() != Listen);
+        let conns = self.world.tracker.table().iter().filter(|conn| conn.state() != Listen);
         let mut rows: Vec<Row> = conns
             .map(|conn| {
-                let pid = conn.process.map(|id| self.world.tracker.processes.get(id).pid);
+                let pid = conn.process.map(|id| self.world.tracker.processes().get(id).pid);
                 let full = (!conn.is(ConnFlags::MINISOCK)).then_some((conn.cookie, pid));
                 (conn.local, conn.remote, conn.state(), full)
             })
@@ -111,7 +110,7 @@ fn with_nothing_lost_a_sweep_under_load_adds_and_takes_nothing() {
             storm.rage(30);
             storm.sweep(busy);
             assert_eq!(told(storm.rows()), told(storm.kernel.rows()), "seed {seed}, round {round}");
-            let repairs = storm.world.tracker.repairs;
+            let repairs = storm.world.tracker.repairs();
             assert_eq!((repairs.appeared, repairs.changed, repairs.vanished), (0, 0, 0), "seed {seed}");
         }
     }
@@ -138,9 +137,9 @@ fn after_a_calm_sweep_another_one_changes_nothing() {
         let mut storm = Storm::new(seed, 3);
         storm.rage(100);
         storm.quiet_sweep();
-        let (rows, counts, repairs) = (storm.rows(), storm.world.counts(), storm.world.tracker.repairs);
+        let (rows, counts, repairs) = (storm.rows(), storm.world.counts(), storm.world.tracker.repairs());
         storm.sweep(|_| ());
         assert_eq!((storm.rows(), storm.world.counts()), (rows, counts), "seed {seed}");
-        assert_eq!(storm.world.tracker.repairs, repairs, "seed {seed}");
+        assert_eq!(storm.world.tracker.repairs(), repairs, "seed {seed}");
     }
 }

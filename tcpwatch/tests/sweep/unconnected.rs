@@ -12,14 +12,14 @@ fn a_socket_that_is_held_in_close_ages_over_sweeps_and_is_no_connection() {
     for began_ns in [10, 20, 30] {
         world.sweep(began_ns, &[look_held(began_ns + 1, bare(5), Close, CURL)]);
     }
-    let socket = world.tracker.unconnected[&5];
+    let socket = world.tracker.unconnected()[&5];
     assert_eq!((socket.since_ns, socket.fd, socket.bound, socket.connected), (11, 3, false, false));
     assert_eq!(world.name(socket.process), Some("curl"));
-    assert!(world.tracker.table.is_empty());
+    assert!(world.tracker.table().is_empty());
     world.sweep(40, &[]);
-    assert!(world.tracker.unconnected.is_empty());
+    assert!(world.tracker.unconnected().is_empty());
     world.sweep(50, &[look_held(51, bare(5), Close, CURL)]);
-    assert_eq!(world.tracker.unconnected[&5].since_ns, 51, "a new one, or closed in between");
+    assert_eq!(world.tracker.unconnected()[&5].since_ns, 51, "a new one, or closed in between");
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn it_says_how_far_the_socket_came() {
     ] {
         let mut world = World::new();
         world.sweep(10, &[look_held(11, socket, Close, CURL)]);
-        let socket = world.tracker.unconnected[&5];
+        let socket = world.tracker.unconnected()[&5];
         assert_eq!((socket.bound, socket.connected), (bound, connected));
     }
 }
@@ -43,17 +43,17 @@ fn it_says_how_far_the_socket_came() {
 fn one_that_nobody_holds_is_nothing() {
     let mut world = World::new();
     world.sweep(10, &[look(11, bare(5), Close)]);
-    assert!(world.tracker.unconnected.is_empty());
+    assert!(world.tracker.unconnected().is_empty());
 }
 
 #[test]
 fn one_that_two_processes_hold_is_one() {
     let mut world = World::new();
     world.sweep(10, &[look_held(11, bare(5), Close, CURL), look_held(12, bare(5), Close, WORKER)]);
-    assert_eq!(world.tracker.unconnected.len(), 1);
+    assert_eq!(world.tracker.unconnected().len(), 1);
     // The first gave it up.
     world.sweep(20, &[look_held(21, bare(5), Close, WORKER)]);
-    let socket = world.tracker.unconnected[&5];
+    let socket = world.tracker.unconnected()[&5];
     assert_eq!((socket.since_ns, world.name(socket.process)), (11, Some("worker")));
 }
 
@@ -63,8 +63,8 @@ fn a_connection_that_ended_and_is_still_held_is_one_and_over() {
     world.connect();
     world.tell(3, client(HELD), ended(Established, ECONNRESET));
     world.sweep(10, &[look_held(11, client(HELD), Close, CURL)]);
-    assert!(world.tracker.table.is_empty());
-    assert!(world.tracker.unconnected[&1].connected);
+    assert!(world.tracker.table().is_empty());
+    assert!(world.tracker.unconnected()[&1].connected);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn the_socket_of_a_time_wait_may_still_be_held() {
     world.tell(5, client(HELD | FIN), ended(FinWait2, 0));
     let minisock = look_minisock(11, client(0), TimeWait, MINUTE);
     world.sweep(10, &[minisock, look_held(11, client(HELD), Close, CURL)]);
-    assert_eq!((world.state(1), world.tracker.unconnected.len()), (Some(TimeWait), 1));
+    assert_eq!((world.state(1), world.tracker.unconnected().len()), (Some(TimeWait), 1));
 }
 
 #[test]
@@ -96,6 +96,6 @@ fn one_that_was_in_use_between_two_sweeps_did_not_age() {
     world.sweep(10, &[look_held(11, client(HELD), Close, CURL)]);
     world.tell_all(client(HELD), [(12, to(Close, SynSent, CURL)), (13, ended(SynSent, ECONNREFUSED))]);
     world.sweep(20, &[look_held(21, client(HELD), Close, CURL)]);
-    let since_ns = world.tracker.unconnected[&1].since_ns;
+    let since_ns = world.tracker.unconnected()[&1].since_ns;
     assert!(since_ns >= 13, "it left CLOSE and came back at 13, not {since_ns}");
 }

@@ -5,9 +5,7 @@ use tcpwatch::model::transition::{Before, Transition};
 use crate::scenario::*;
 
 fn world() -> World {
-    let mut world = World::new();
-    world.tracker.told.addresses = true;
-    world
+    World::reported_by(ReportedFacts { identity_is_address: true, ..ReportedFacts::default() })
 }
 
 /// The next connection of the socket at the client's address.
@@ -20,12 +18,12 @@ fn a_time_wait_stays_when_its_sockets_address_is_used_again() {
     let mut world = world();
     world.time_wait(5);
     world.tell_all(next(HELD), [(6, to(Close, SynSent, CURL)), (7, to(SynSent, Established, 0))]);
-    assert_eq!((world.tracker.table.count(TimeWait), world.tracker.table.count(Established)), (1, 1));
-    let ids: Vec<u64> = world.tracker.table.iter().map(Conn::id).collect();
+    assert_eq!((world.tracker.table().count(TimeWait), world.tracker.table().count(Established)), (1, 1));
+    let ids: Vec<u64> = world.tracker.table().iter().map(Conn::id).collect();
     assert_ne!(ids[0], ids[1]);
     // The end of the second leaves the first alone.
     world.tell(8, next(HELD), ended(Established, ECONNRESET));
-    assert_eq!((world.tracker.table.len(), world.tracker.table.count(TimeWait)), (1, 1));
+    assert_eq!((world.tracker.table().len(), world.tracker.table().count(TimeWait)), (1, 1));
 }
 
 #[test]
@@ -38,14 +36,14 @@ fn a_socket_with_another_peer_is_another_though_the_end_of_the_first_was_lost() 
         let mut world = world();
         world.connect();
         world.tell(9, next(0), what);
-        assert_eq!(world.tracker.table.len(), 1, "{what:?}");
+        assert_eq!(world.tracker.table().len(), 1, "{what:?}");
         assert_eq!((world.row(1).remote, world.row(1).opened_ns()), (next(0).remote, 9), "{what:?}");
         assert_eq!(world.last_ended().conn.remote, client(0).remote, "{what:?}");
     }
     let mut world = world();
     world.connect();
     world.tell(9, next(HELD), ended(Established, 0));
-    assert_eq!((world.tracker.table.len(), world.tracker.ended.len()), (0, 2));
+    assert_eq!((world.tracker.table().len(), world.tracker.ended().len()), (0, 2));
 }
 
 #[test]
@@ -54,7 +52,7 @@ fn a_sweep_that_sees_another_peer_sees_another_connection() {
     world.connect();
     world.sweep(10, &[look_held(SECOND, next(HELD), Established, WORKER)]);
     assert_eq!((world.row(1).remote, world.owner(1)), (next(0).remote, Some("worker")));
-    assert_eq!(world.tracker.repairs.vanished, 1);
+    assert_eq!(world.tracker.repairs().vanished, 1);
 }
 
 #[test]

@@ -12,12 +12,12 @@ fn a_full_table_takes_no_more_and_counts_them() {
     for cookie in 1..=4 {
         open(&mut world, 1, cookie);
     }
-    assert_eq!((world.tracker.table.len(), world.tracker.untracked), (2, 2));
+    assert_eq!((world.tracker.table().len(), world.tracker.untracked()), (2, 2));
     assert_eq!((world.state(2), world.state(3)), (Some(SynSent), None));
     // BufferSizes again.
     world.tell(2, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
     open(&mut world, 3, 5);
-    assert_eq!((world.state(5), world.tracker.untracked), (Some(SynSent), 2));
+    assert_eq!((world.state(5), world.tracker.untracked()), (Some(SynSent), 2));
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn in_a_full_table_the_oldest_time_wait_gives_way() {
         [1, 2, 3, 4].map(|cookie| world.state(cookie)),
         [None, Some(TimeWait), Some(SynSent), Some(SynSent)]
     );
-    assert_eq!(world.tracker.untracked, 1);
+    assert_eq!(world.tracker.untracked(), 1);
     assert_eq!(world.last_ended().conn.cookie, 1);
     world.assert_consistent();
 }
@@ -59,7 +59,7 @@ fn an_untracked_connection_harms_nobody() {
             (6, ended(SynSent, ETIMEDOUT)),
         ],
     );
-    assert_eq!(world.tracker.table.len(), 1);
+    assert_eq!(world.tracker.table().len(), 1);
     world.assert_consistent();
 }
 
@@ -69,7 +69,7 @@ fn what_only_ends_takes_nobodys_place() {
     world.tell(10, numbered(1, ORPHAN | FIN), ended(FinWait2, 0));
     // Not in the table, and not to be.
     world.tell(20, numbered(2, HELD), ended(Established, ECONNRESET));
-    assert_eq!((world.state(1), world.tracker.untracked), (Some(TimeWait), 0));
+    assert_eq!((world.state(1), world.tracker.untracked()), (Some(TimeWait), 0));
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn of_those_that_ended_the_latest_are_kept() {
         open(&mut world, 1, cookie);
         world.tell(u64::from(cookie) + 1, numbered(cookie, HELD), ended(SynSent, ECONNREFUSED));
     }
-    let kept: Vec<_> = world.tracker.ended.iter().map(|ended| ended.conn.cookie).collect();
+    let kept: Vec<_> = world.tracker.ended().iter().map(|ended| ended.conn.cookie).collect();
     assert_eq!(kept, [3, 4]);
 }
 
@@ -88,5 +88,5 @@ fn no_history_is_a_choice() {
     let mut world = World::with_limits(Limits { ended: 0, ..LIMITS });
     open(&mut world, 1, 1);
     world.tell(2, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
-    assert!(world.tracker.ended.is_empty());
+    assert!(world.tracker.ended().is_empty());
 }

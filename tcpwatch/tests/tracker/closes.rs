@@ -51,8 +51,7 @@ fn a_close_that_was_not_told_is_unknown_unless_its_state_says() {
         world.sweep(9, &[]);
         assert_eq!(world.first_closes(), [(first, 1)], "{told:?}");
     }
-    let mut world = World::new();
-    world.tracker.told.errors_untold = true;
+    let mut world = World::reported_by(ReportedFacts { errnos_missing: true, ..ReportedFacts::default() });
     world.connect();
     world.tell(3, client(HELD), ended(Established, 0));
     assert_eq!(world.first_closes(), [(FirstClose::Unknown, 1)]);

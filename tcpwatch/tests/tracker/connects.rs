@@ -42,8 +42,8 @@ fn a_connect_that_fails_is_told_by_its_errno_and_by_whether_a_syn_was_sent() {
 #[test]
 fn where_no_errno_is_told_only_what_needs_none_is_known() {
     for (port, outcome) in [(40_000, Outcome::Unknown), (0, Outcome::NoPort)] {
-        let mut world = World::new();
-        world.tracker.told.errors_untold = true;
+        let mut world =
+            World::reported_by(ReportedFacts { errnos_missing: true, ..ReportedFacts::default() });
         let socket = Socket::new(1, NETNS, end("10.0.0.1", port), end("10.0.0.2", 80), HELD);
         world.tell_all(socket, [(1, to(Close, SynSent, CURL)), (2, ended(SynSent, 0))]);
         assert_eq!(world.connects(), [(outcome, 1)]);
@@ -132,7 +132,7 @@ fn refusals_are_booked_to_whoever_dialled() {
     world.tell(3, numbered(2, HELD), ended(SynSent, ETIMEDOUT));
     world.tell(4, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
     let of = |name: &str| {
-        let group = world.tracker.groups.iter().find(|group| group.key.process.as_deref() == Some(name));
+        let group = world.tracker.groups().iter().find(|group| group.key.process.as_deref() == Some(name));
         let counts = &group.expect("a group").counts;
         [counts.connects[Outcome::Refused as usize], counts.connects[Outcome::TimedOut as usize]]
     };
@@ -189,7 +189,7 @@ fn durations_of_successes_stand_apart_and_all_together() {
         [(0, to(Close, SynSent, CURL)), (3 * SECOND, ended(SynSent, ECONNREFUSED))],
     );
     assert_eq!(world.observed(SynSent), (2, 4.0));
-    let group = world.tracker.groups.iter().find(|group| group.counts.attempts == 2).expect("one group");
+    let group = world.tracker.groups().iter().find(|group| group.counts.attempts == 2).expect("one group");
     let successes = group.counts.durations[SynSent.index()].as_ref().expect("a histogram");
     assert_eq!((successes.count(), successes.sum_seconds()), (1, 1.0));
 }
@@ -234,7 +234,7 @@ fn a_connect_that_fails_before_syn_sent_is_an_attempt_and_has_ended() {
         world.tell(5, client(HELD), failed(error));
         world.assert_consistent();
         assert_eq!((world.attempts(), world.connects()), (1, vec![(outcome, 1)]), "errno {error}");
-        assert_eq!((world.counts_of("curl"), world.tracker.table.len()), ([0, 0, 0], 0));
+        assert_eq!((world.counts_of("curl"), world.tracker.table().len()), ([0, 0, 0], 0));
         assert_eq!(world.observed(SynSent), (0, 0.0));
         let Ended { conn, ended_ns, cause } = world.last_ended();
         assert_eq!((conn.error, conn.connect, *cause), (error, Some(outcome), Cause::Application));
@@ -259,7 +259,7 @@ fn a_socket_may_fail_before_and_after_syn_sent_and_succeed_at_last() {
     world.assert_consistent();
     let expected = [(Outcome::Established, 1), (Outcome::Unreachable, 4), (Outcome::NoPort, 3)];
     assert_eq!((world.connects(), world.attempts()), (expected.to_vec(), 8));
-    assert_eq!((world.state(1), world.tracker.ended.len()), (Some(Established), 7));
+    assert_eq!((world.state(1), world.tracker.ended().len()), (Some(Established), 7));
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn one_that_fails_at_once_ends_what_was_thought_to_live() {
     world.tell(9, client(HELD), failed(ENETUNREACH));
     world.assert_consistent();
     assert_eq!(world.connects(), [(Outcome::Established, 1), (Outcome::Unreachable, 1)]);
-    assert_eq!((world.attempts(), world.find(1).is_none(), world.tracker.ended.len()), (2, true, 2));
+    assert_eq!((world.attempts(), world.find(1).is_none(), world.tracker.ended().len()), (2, true, 2));
 }
 
 #[test]
@@ -281,8 +281,8 @@ fn one_that_fails_at_once_is_counted_where_there_is_no_room_and_by_nobody() {
     let socket = numbered(2, HELD | PASSIVE);
     world.tell(9, socket, What::ConnectFailed { pid: None, error: ENETUNREACH });
     world.assert_consistent();
-    assert_eq!((world.attempts(), world.state(1), world.tracker.untracked), (2, Some(Established), 0));
-    let nobody = world.tracker.groups.iter().find(|group| group.key.process.is_none()).unwrap();
+    assert_eq!((world.attempts(), world.state(1), world.tracker.untracked()), (2, Some(Established), 0));
+    let nobody = world.tracker.groups().iter().find(|group| group.key.process.is_none()).unwrap();
     assert_eq!(nobody.counts.connects[Outcome::Unreachable as usize], 1);
     assert_eq!(nobody.key.role.name(), "client");
 }

@@ -103,7 +103,7 @@ fn opening_and_closing_are_counted_once_each() {
     }
     assert_eq!(world.counts(), [5, 5, 0]);
     world.tracker.expire(2 * MINUTE);
-    assert_eq!((world.counts(), world.tracker.table.len()), ([5, 5, 0], 0));
+    assert_eq!((world.counts(), world.tracker.table().len()), ([5, 5, 0], 0));
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_group_is_free_again_once_its_last_connection_is_gone() {
     world.tell(3, client(HELD), ended(Established, ECONNRESET));
     let later = 20 * MINUTE;
     world.tell(later, server(0), to(SynRecv, Established, 0));
-    let roles: Vec<_> = world.tracker.groups.iter().map(|group| group.key.role.name()).collect();
+    let roles: Vec<_> = world.tracker.groups().iter().map(|group| group.key.role.name()).collect();
     assert_eq!(roles, ["unknown", "server"], "the client's place was taken");
     assert_eq!(world.counts(), [2, 1, 0], "and no count lost");
 }
@@ -146,7 +146,7 @@ fn a_group_with_a_connection_keeps_its_place() {
     let mut world = World::with_limits(Limits { label_sets: 1, ..LIMITS });
     world.connect();
     world.tell(20 * MINUTE, server(0), to(SynRecv, Established, 0));
-    let roles: Vec<_> = world.tracker.groups.iter().map(|group| group.key.role.name()).collect();
+    let roles: Vec<_> = world.tracker.groups().iter().map(|group| group.key.role.name()).collect();
     assert_eq!(roles, ["unknown", "client"]);
     assert_eq!(world.counts(), [2, 0, 0]);
 }
@@ -154,7 +154,7 @@ fn a_group_with_a_connection_keeps_its_place() {
 /// Segments of each kind in the groups of a process, `""` for an unknown one.
 fn kinds(world: &World, process: &str) -> Vec<(&'static str, u64)> {
     let of =
-        world.tracker.groups.iter().filter(|group| group.key.process.as_deref().unwrap_or("") == process);
+        world.tracker.groups().iter().filter(|group| group.key.process.as_deref().unwrap_or("") == process);
     let mut sum = Retransmitted::default();
     of.for_each(|group| sum.add(&group.counts.retransmitted));
     let kinds = Kind::ALL.iter().map(|kind| kind.name()).zip(sum.segments);
@@ -227,7 +227,8 @@ fn syn_acks_are_the_listeners_and_its_connection_does_not_count_them_again() {
         assert_eq!(world.row(2).total_retrans, Some(3));
         world.tell(13, server(HELD), What::End { from: Established, error: ECONNRESET, total_retrans: 4 });
         assert_eq!(kinds(&world, "nginx"), [("syn_ack", 3), ("unknown", 1)], "looked: {looked}");
-        let group = world.tracker.groups.iter().find(|group| group.counts.retransmitted.total() > 0).unwrap();
+        let group =
+            world.tracker.groups().iter().find(|group| group.counts.retransmitted.total() > 0).unwrap();
         assert_eq!((group.key.role.name(), group.key.peer.to_string()), ("server", ":80".to_owned()));
     }
 }

@@ -49,7 +49,7 @@ fn a_socket_first_heard_of_at_its_end_leaves_nothing_in_the_table() {
     for state in [&LIVE[..], &[Listen]].concat() {
         let mut world = World::new();
         world.tell(7, client(HELD), ended(state, ECONNRESET));
-        assert!(world.tracker.table.is_empty(), "{state}");
+        assert!(world.tracker.table().is_empty(), "{state}");
         assert_eq!(world.counts(), [0, u64::from(state.follows_established()), 0], "{state}");
         assert_eq!(world.observed(state).0, 0, "{state}");
     }
@@ -76,7 +76,7 @@ fn one_socket_that_connects_again_lives_twice() {
             (4, to(SynSent, Established, 0)),
         ],
     );
-    assert_eq!((world.row(1).opened_ns(), world.tracker.ended.len()), (3, 1));
+    assert_eq!((world.row(1).opened_ns(), world.tracker.ended().len()), (3, 1));
     assert_eq!(world.counts(), [1, 0, 0]);
 }
 
@@ -89,7 +89,7 @@ fn a_new_life_does_not_go_on_with_the_old_one_whose_end_was_lost() {
     let row = world.row(1);
     assert_eq!((row.opened_ns(), world.names(row)), (8, [Some("worker"), Some("worker"), None]));
     assert_eq!(world.counts(), [2, 1, 0]);
-    assert_eq!(world.tracker.ended.len(), 1);
+    assert_eq!(world.tracker.ended().len(), 1);
 }
 
 /// connect(AF_UNSPEC) and connect() on a socket that was shut down and is in TIME_WAIT: the kernel keeps both

@@ -15,7 +15,7 @@ fn tell_idle(world: &mut World, time_ns: u64) {
 /// By who closed.
 fn counted(world: &World) -> [(u64, f64); Closer::ALL.len()] {
     let mut counted = [(0, 0.0); Closer::ALL.len()];
-    for group in world.tracker.groups.iter() {
+    for group in world.tracker.groups().iter() {
         for (sum, idle) in counted.iter_mut().zip(&group.counts.idle) {
             let idle = idle.as_deref().map_or((0, 0.0), |idle| (idle.count(), idle.sum_seconds()));
             *sum = (sum.0 + idle.0, sum.1 + idle.1);

@@ -51,7 +51,7 @@ fn a_close_after_a_shutdown_is_no_state_of_its_own() {
         world.tell(9, client(ORPHAN), to(last, last, pid));
         let row = world.row(1);
         assert_eq!((row.state(), row.since_ns(), lived(row).len()), (last, steps, steps as usize));
-        assert_eq!(row.closer, world.tracker.processes.by_pid(closer), "{last}");
+        assert_eq!(row.closer, world.tracker.processes().by_pid(closer), "{last}");
         world.assert_consistent();
     }
 }
@@ -131,7 +131,7 @@ fn a_reset_ends_every_state_and_leaves_no_minisock() {
             from = *state;
         }
         world.tell(9, client(ORPHAN | FIN), ended(from, ECONNRESET));
-        assert!(world.tracker.table.is_empty(), "{from}");
+        assert!(world.tracker.table().is_empty(), "{from}");
         let ended = world.last_ended();
         assert_eq!((ended.cause, ended.conn.error), (Cause::Peer, ECONNRESET), "{from}");
         assert_eq!(world.observed(from).0, 1, "{from}");
@@ -160,7 +160,7 @@ fn a_listener_ends_by_its_application_and_is_not_counted() {
     assert_eq!(world.names(world.row(9)), [Some("nginx"), Some("nginx"), None]);
     world.tell(2, socket, ended(Listen, 0));
     assert_eq!(world.last_ended().cause, Cause::Application);
-    assert!(world.tracker.table.is_empty());
+    assert!(world.tracker.table().is_empty());
     assert_eq!(world.counts(), [0, 0, 0]);
 }
 
@@ -182,7 +182,7 @@ fn fin_wait2_that_its_holder_disconnects_is_over() {
         client(HELD),
         [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0)), (5, ended(FinWait2, 0))],
     );
-    assert!(world.tracker.table.is_empty());
+    assert!(world.tracker.table().is_empty());
 }
 
 #[test]

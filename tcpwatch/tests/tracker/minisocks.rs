@@ -62,7 +62,7 @@ fn each_minisock_expires_in_its_own_time() {
         world.tell(time_ns + 5, numbered(cookie + 100, ORPHAN), ended(FinWait2, 0));
     }
     world.tracker.expire(MINUTE + 20);
-    let left: Vec<_> = world.tracker.table.iter().map(|conn| conn.cookie).collect();
+    let left: Vec<_> = world.tracker.table().iter().map(|conn| conn.cookie).collect();
     assert_eq!(left.len(), 3, "{left:?}");
     assert!([3, 102, 103].iter().all(|cookie| left.contains(cookie)), "{left:?}");
 }
@@ -83,8 +83,7 @@ fn a_told_end_is_exact_and_says_whether_it_was_the_timer() {
 
 #[test]
 fn where_ends_are_told_the_timer_gives_them_time_to_be() {
-    let mut world = World::new();
-    world.tracker.told.minisock_ends = true;
+    let mut world = World::reported_by(ReportedFacts { minisock_ends: true, ..ReportedFacts::default() });
     world.time_wait(10);
     world.tracker.expire(64 * SECOND);
     assert_eq!(world.state(1), Some(TimeWait));
@@ -100,7 +99,7 @@ fn a_told_end_of_what_is_not_there_or_not_a_minisock_changes_nothing() {
         let minisock = Socket::new(0, NETNS, socket.local, socket.remote, MINISOCK);
         world.tell(9, minisock, What::MinisockEnd);
     }
-    assert_eq!((world.state(1), world.tracker.ended.len()), (Some(Established), 0));
+    assert_eq!((world.state(1), world.tracker.ended().len()), (Some(Established), 0));
 }
 
 #[test]
@@ -153,6 +152,6 @@ fn a_time_wait_that_follows_a_time_wait_with_the_same_ends_is_one_row() {
     let again = Socket::new(77, NETNS, client(0).local, client(0).remote, ORPHAN | FIN);
     world.tell(20, again, ended(FinWait2, 0));
     assert_eq!((world.state(1), world.state(77)), (None, Some(TimeWait)));
-    assert_eq!(world.tracker.table.count(TimeWait), 1);
+    assert_eq!(world.tracker.table().count(TimeWait), 1);
     world.assert_consistent();
 }

@@ -4,7 +4,6 @@ use std::time::SystemTime;
 
 use tcpwatch::{
     findings::{LeakHistory, leaks, lingering::LingerLimits},
-    model::groups::{Groups, Peer, Role},
     tcp::time::Clock,
 };
 
@@ -110,8 +109,8 @@ fn random_records_and_sweeps_keep_the_tables_consistent() {
         for _ in 0..300 {
             chaos.happen(&mut world);
             world.assert_consistent();
-            assert!(world.tracker.table.len() <= SMALL.connections);
-            assert!(world.tracker.ended.len() <= SMALL.ended);
+            assert!(world.tracker.table().len() <= SMALL.connections);
+            assert!(world.tracker.ended().len() <= SMALL.ended);
         }
     }
 }
@@ -124,7 +123,7 @@ fn after_expiry_no_minisock_is_overdue() {
         for _ in 0..200 {
             chaos.happen(&mut world);
             world.tracker.expire(chaos.now_ns);
-            let minisocks = world.tracker.table.iter().filter(|conn| conn.is(ConnFlags::MINISOCK));
+            let minisocks = world.tracker.table().iter().filter(|conn| conn.is(ConnFlags::MINISOCK));
             for conn in minisocks {
                 assert!(conn.expires_ns > chaos.now_ns, "seed {seed} at {}: {conn:?}", chaos.now_ns);
             }
@@ -146,7 +145,7 @@ fn whatever_the_tables_hold_findings_are_made_of_it() {
                 let clock = Clock { now_ns: chaos.now_ns, wall: SystemTime::UNIX_EPOCH };
                 let lingering: usize =
                     leaks(&world.tracker, &limits, &history, clock).iter().map(|leak| leak.count).sum();
-                assert!(lingering <= world.tracker.table.len() + world.tracker.unconnected.len());
+                assert!(lingering <= world.tracker.table().len() + world.tracker.unconnected().len());
             }
         }
     }
@@ -160,31 +159,17 @@ fn once_everything_is_gone_no_process_and_no_group_is_held() {
         for _ in 0..1000 {
             chaos.happen(&mut world);
         }
-        let rows: Vec<_> = world.tracker.table.iter().map(|conn| (conn.cookie, conn.ends())).collect();
+        let rows: Vec<_> = world.tracker.table().iter().map(|conn| (conn.cookie, conn.ends())).collect();
         for (cookie, (netns, local, remote)) in rows {
             let socket = Socket::new(cookie, netns, local, remote, 0);
             world.tell(chaos.now_ns, socket, ended(Established, ECONNRESET));
             world.tell(chaos.now_ns, socket, What::MinisockEnd);
         }
         world.sweep(chaos.now_ns, &[]);
-        assert!(world.tracker.table.is_empty() && world.tracker.unconnected.is_empty(), "seed {seed}");
+        assert!(world.tracker.table().is_empty() && world.tracker.unconnected().is_empty(), "seed {seed}");
 
-        // Groups without a connection give their places once they are idle for ten minutes.
-        for port in 0..SMALL.label_sets as u16 {
-            let peer = Peer::LocalPort(1000 + port);
-            let placed = world.tracker.groups.hold(None, Role::Client, peer, u64::MAX);
-            assert_ne!(placed, Groups::OTHER, "seed {seed}: a group is held by nobody");
-        }
-        // A full table forgets the processes that nothing names: all but the newest.
-        let processes = &mut world.tracker.processes;
-        let mut before = processes.len();
-        for pid in 1000.. {
-            processes.learn(&process(pid, "newcomer"));
-            if processes.len() <= before {
-                break;
-            }
-            before = processes.len();
-        }
-        assert_eq!(processes.len(), 1, "seed {seed}: a process is named by nobody");
+        let held = world.tracker.groups().iter().filter(|group| group.held() > 0).count();
+        assert_eq!(held, 0, "seed {seed}: groups are held by no connection");
+        assert_eq!(world.tracker.processes().named(), 0, "seed {seed}: processes are named by no connection");
     }
 }

@@ -23,7 +23,7 @@ fn blocked(count: u64, bytes: u64) -> Blocked {
 
 /// Stalls, seconds and bytes of curl's group.
 fn counted(world: &World, recovery: Recovery) -> (u64, f64, u64) {
-    let of = world.tracker.groups.iter().filter(|group| group.key.process.as_deref() == Some("curl"));
+    let of = world.tracker.groups().iter().filter(|group| group.key.process.as_deref() == Some("curl"));
     let stalls = of.filter_map(|group| group.counts.stalls.as_deref());
     stalls.map(|stalls| &stalls[recovery as usize]).fold((0, 0.0, 0), |(count, seconds, bytes), one| {
         (count + one.durations.count(), seconds + one.durations.sum_seconds(), bytes + one.bytes)
@@ -52,7 +52,7 @@ fn what_is_told_again_and_again_counts_once() {
     assert_eq!(counted(&world, Recovery::Fast), (4, 0.2, 4500));
     assert_eq!(counted(&world, Recovery::Timeout), (1, 0.05, 0));
     assert_eq!(counted(&world, Recovery::Probe), (0, 0.0, 0));
-    let failures: u64 = world.tracker.groups.iter().map(|group| group.counts.failures[0]).sum();
+    let failures: u64 = world.tracker.groups().iter().map(|group| group.counts.failures[0]).sum();
     assert_eq!(failures, 3);
     let tally = world.row(1).retransmits.as_deref().unwrap();
     assert_eq!((tally.stalls[0].durations.count(), tally.failures[0]), (4, 3));

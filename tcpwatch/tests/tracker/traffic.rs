@@ -8,7 +8,7 @@ use tcpwatch::{
 
 /// Sent and received, over all groups.
 fn sum(world: &World, of: fn(&Counts) -> Traffic) -> (u64, u64) {
-    let all = world.tracker.groups.iter().map(|group| of(&group.counts));
+    let all = world.tracker.groups().iter().map(|group| of(&group.counts));
     all.fold((0, 0), |(sent, received), one| (sent + one.sent_bytes, received + one.received_bytes))
 }
 

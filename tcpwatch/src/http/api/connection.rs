@@ -142,16 +142,16 @@ enum Kept {
 /// The connection, and what to ask the kernel for where it can tell more.
 fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Kept>), ApiError> {
     let tracker = &node.tracker;
-    let live = if tracker.told.addresses {
+    let live = if tracker.reported().identity_is_address {
         // Listed under their address only: all are looked at.
-        tracker.table.iter().find(|conn| conn.id() == id)
+        tracker.table().iter().find(|conn| conn.id() == id)
     } else {
-        tracker.table.find(id).map(|slot| tracker.table.get(slot))
+        tracker.table().find(id).map(|slot| tracker.table().get(slot))
     };
     if let Some(conn) = live {
         return Ok((detail(node, clock, conn, None), kept(node, conn)));
     }
-    let ended = tracker.ended.iter().rev().find(|ended| ended.conn.id() == id);
+    let ended = tracker.ended().iter().rev().find(|ended| ended.conn.id() == id);
     ended.map(|ended| (detail(node, clock, &ended.conn, Some(ended)), None)).ok_or_else(|| {
         ApiError::not_found(format!("no connection {id:x}, neither now nor among the last that ended"))
     })
@@ -162,9 +162,9 @@ fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
         netns: conn.netns,
         local: conn.local,
         remote: conn.remote,
-        cookie: (!node.tracker.told.addresses).then_some(conn.cookie),
+        cookie: (!node.tracker.reported().identity_is_address).then_some(conn.cookie),
         identity: conn.cookie,
-        pid: conn.process.map(|id| node.tracker.processes.get(id).pid),
+        pid: conn.process.map(|id| node.tracker.processes().get(id).pid),
     };
     match conn.role {
         Role::Listener => None,

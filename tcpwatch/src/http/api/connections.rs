@@ -11,7 +11,7 @@ use crate::{
             text::{bounded_duration, duration, endpoint, printable, table},
             view::{End, Row, row},
         },
-        request::Params,
+        request::{DEFAULT_LIMIT, Params},
         respond,
     },
     model::table::Conn,
@@ -27,8 +27,6 @@ struct Connections {
     truncated: bool,
     connections: Vec<Row>,
 }
-
-pub(crate) const DEFAULT_LIMIT: usize = 100;
 
 enum Sort {
     Age,
@@ -65,7 +63,7 @@ fn parse(params: &mut Params) -> Result<(Filter, Sort, usize), ApiError> {
 }
 
 fn list(node: &Node, clock: Clock, filter: &Filter, sort: &Sort, limit: usize) -> Connections {
-    let table = &node.tracker.table;
+    let table = &node.tracker.table();
     let matches = |conn: &&Conn| filter.matches(node, conn);
     let mut found: Vec<&Conn> = match filter.state {
         Some(state) => table.in_state(state).filter(matches).collect(),

@@ -9,14 +9,14 @@ use serde::Serialize;
 use crate::{
     http::{
         Api, ApiError, Asked, Render,
-        api::connections::{DEFAULT_LIMIT, show},
+        api::connections::show,
         filter::address_or_cidr,
         render::{
             counts::cut,
             text::{bytes, duration, printable, table},
             view::{Detail, detail},
         },
-        request::Params,
+        request::{DEFAULT_LIMIT, Params},
         respond,
     },
     model::tracker::Ended,
@@ -87,14 +87,14 @@ fn list(node: &Node, clock: Clock, wanted: &Wanted) -> History {
         wanted.peer.is_none_or(|peer| peer.contains(&conn.remote.addr.to_canonical()))
             && wanted.process.as_ref().is_none_or(|name| {
                 conn.process
-                    .map(|id| node.tracker.processes.get(id))
+                    .map(|id| node.tracker.processes().get(id))
                     .is_some_and(|process| *process.comm == **name || name.parse() == Ok(process.pid))
             })
     };
     // Ends are noted in about the order in which they happened: not a reason to stop at the first earlier.
     let mut found: Vec<_> = node
         .tracker
-        .ended
+        .ended()
         .iter()
         .rev()
         .filter(|ended| ended.ended_ns >= earliest_ns)

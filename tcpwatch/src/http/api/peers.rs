@@ -12,7 +12,6 @@ use serde::Serialize;
 use crate::{
     http::{
         Api, ApiError, Asked, Render,
-        api::nat::Translations,
         filter::Chosen,
         render::{
             counts::{COLUMNS, ConnectionCounts, CountsView, Now, Wanted, cells, cut, problems},
@@ -20,6 +19,7 @@ use crate::{
         },
         request::Params,
         respond,
+        translations::Translations,
     },
     model::groups::{Counts, Peer, Role},
     node::Node,
@@ -71,15 +71,17 @@ fn parse(params: &mut Params) -> Result<(Chosen, Wanted), ApiError> {
 fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations) -> Peers {
     let tracker = &node.tracker;
     let mut by_group: FxHashMap<_, ConnectionCounts> = FxHashMap::default();
-    for conn in tracker.table.iter() {
+    for conn in tracker.table().iter() {
         // One without a group was found by a sweep under way, at whose end it gets one.
         if let Some(group) = conn.group.filter(|_| conn.role != Role::Listener) {
             by_group.entry(group).or_default().count_with(conn, &translations);
         }
     }
     let mut by_peer: FxHashMap<(Role, Peer), (ConnectionCounts, Counts, BTreeSet<_>)> = FxHashMap::default();
-    for (id, group) in
-        tracker.groups.ids().filter(|(_, group)| chosen.matches(group.key.process.as_deref(), group.key.role))
+    for (id, group) in tracker
+        .groups()
+        .ids()
+        .filter(|(_, group)| chosen.matches(group.key.process.as_deref(), group.key.role))
     {
         let key = (group.key.role, group.key.peer);
         let (tally, counts, processes) = by_peer.entry(key).or_default();

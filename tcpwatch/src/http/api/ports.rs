@@ -19,12 +19,13 @@ use crate::{
     events::decode::Endpoint,
     http::{
         Api, ApiError, Asked, Render,
-        api::connections::{DEFAULT_LIMIT, show},
+        api::connections::show,
         render::{
             counts::{ConnectionCounts, counted_text, cut, problems},
             text::{printable, table},
             view::{self, End},
         },
+        request::DEFAULT_LIMIT,
         respond,
     },
     kernel::{
@@ -111,10 +112,10 @@ fn list(node: &Node, known: &Known, limit: usize) -> Ports {
     let tracker = &node.tracker;
     let of = |netns: u32| known.get(&netns).and_then(|ports| ports.as_ref().ok());
     let mut used: FxHashMap<(u32, Ipv6Addr, Endpoint), Used> = FxHashMap::default();
-    for conn in tracker.table.iter().filter(|conn| counts(conn, of(conn.netns))) {
+    for conn in tracker.table().iter().filter(|conn| counts(conn, of(conn.netns))) {
         let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
         one.now.count(conn);
-        one.processes.insert(conn.process.map(|id| Arc::clone(&tracker.processes.get(id).comm)));
+        one.processes.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
     }
     let available: HashMap<u32, usize> =
         known.iter().filter_map(|(netns, ports)| Some((*netns, ports.as_ref().ok()?.count()))).collect();

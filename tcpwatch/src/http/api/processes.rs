@@ -12,13 +12,13 @@ use serde::Serialize;
 use crate::{
     http::{
         Api, ApiError, Asked, Render,
-        api::nat::Translations,
         render::{
             counts::{COLUMNS, ConnectionCounts, CountsView, Now, Wanted, cells, cut, problems},
             text::{printable, table},
         },
         request::Params,
         respond,
+        translations::Translations,
     },
     model::{
         groups::Counts,
@@ -82,18 +82,18 @@ fn parse(params: &mut Params) -> Result<(Option<String>, Wanted), ApiError> {
 fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: Translations) -> Processes {
     let tracker = &node.tracker;
     let mut by_process: FxHashMap<Option<ProcessId>, ConnectionCounts> = FxHashMap::default();
-    for conn in tracker.table.iter() {
+    for conn in tracker.table().iter() {
         by_process.entry(conn.process).or_default().count_with(conn, &translations);
     }
     let mut by_name: FxHashMap<Option<Arc<str>>, (ConnectionCounts, Counts, Vec<_>)> = FxHashMap::default();
     for (id, tally) in by_process {
-        let process = id.map(|id| tracker.processes.get(id));
+        let process = id.map(|id| tracker.processes().get(id));
         let (sum, _, instances) =
             by_name.entry(process.map(|process| Arc::clone(&process.comm))).or_default();
         sum.add(&tally);
         instances.extend(process.map(|process| (process, tally)));
     }
-    for group in tracker.groups.iter() {
+    for group in tracker.groups().iter() {
         by_name.entry(group.key.process.clone()).or_default().1.add(&group.counts);
     }
     let mut rows: Vec<_> = by_name

@@ -89,18 +89,18 @@ fn status(node: &Node, clock: Clock) -> Status {
             lost_by_cause: records.lost,
             malformed: records.malformed,
             held_back: records.unrecorded.held_back,
-            repairs: tracker.repairs,
+            repairs: tracker.repairs(),
         },
         connections: Connections {
             states: TcpState::ALL
                 .iter()
                 .filter(|state| **state != TcpState::Close)
-                .map(|state| (state.name(), tracker.table.count(*state)))
+                .map(|state| (state.name(), tracker.table().count(*state)))
                 .collect(),
-            total: tracker.table.len(),
-            untracked: tracker.untracked,
+            total: tracker.table().len(),
+            untracked: tracker.untracked(),
         },
-        processes: Processes { known: tracker.processes.len(), refused: tracker.processes.refused },
+        processes: Processes { known: tracker.processes().len(), refused: tracker.processes().refused },
         sweep_problems: node.sweep_problems.clone(),
         usage: procfs::own_usage().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot read own usage");

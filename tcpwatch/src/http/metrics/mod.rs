@@ -24,8 +24,8 @@ use crate::{
     findings::lingering,
     http::{
         Api, ApiError, Asked,
-        api::nat::{self, Translations},
         request::Params,
+        translations::{self, Translations},
     },
     kernel::{local_ports::LocalPorts, procfs},
     model::groups::{Closer, Group, GroupId, GroupKey, Role},
@@ -59,13 +59,13 @@ pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
 }
 
 fn parse(params: &mut Params) -> Result<bool, ApiError> {
-    let nat = nat::take(params)?;
+    let nat = translations::take(params)?;
     params.finish(&["nat"])?;
     Ok(nat)
 }
 
 async fn answer(api: &Api, nat: bool) -> Result<(String, RecordCounts, String), ApiError> {
-    let translations = nat::ask(api, nat).await?;
+    let translations = translations::ask(api, nat).await?;
     if !translations.problems.is_empty() {
         tracing::debug!(problems = ?translations.problems, "what is translated is not in the metrics, or not all of it");
     }
@@ -78,7 +78,7 @@ fn encode(node: &Node, clock: Clock, translations: &Translations) -> (String, Re
 
     family(&mut text, "tcpwatch_connections", "gauge", "Connections now, by TCP state.");
     for state in TcpState::ALL.iter().filter(|state| **state != TcpState::Close) {
-        let _ = writeln!(text, "tcpwatch_connections{{state=\"{state}\"}} {}", tracker.table.count(*state));
+        let _ = writeln!(text, "tcpwatch_connections{{state=\"{state}\"}} {}", tracker.table().count(*state));
     }
 
     family(
@@ -88,12 +88,12 @@ fn encode(node: &Node, clock: Clock, translations: &Translations) -> (String, Re
         "Connections that stand longer than their limit in a state that should be short.",
     );
     for ((state, group), count) in lingering::counts(tracker, &node.linger, clock.now_ns) {
-        let labels = labels(tracker.groups.key(group));
+        let labels = labels(tracker.groups().key(group));
         let _ = writeln!(text, "tcpwatch_lingering_connections{{{labels},state=\"{state}\"}} {count}");
     }
 
     let groups: Vec<(String, &Group)> =
-        tracker.groups.iter().map(|group| (labels(&group.key), group)).collect();
+        tracker.groups().iter().map(|group| (labels(&group.key), group)).collect();
     counter(
         &mut text,
         &groups,
@@ -166,7 +166,7 @@ fn encode(node: &Node, clock: Clock, translations: &Translations) -> (String, Re
         "counter",
         "Sets of process, role and peer that found no place of their own and are summed in ~other.",
     );
-    let _ = writeln!(text, "tcpwatch_label_sets_folded_total {}", tracker.groups.folded);
+    let _ = writeln!(text, "tcpwatch_label_sets_folded_total {}", tracker.groups().folded);
 
     if !translations.is_empty() {
         write_translated(&mut text, node, translations);
@@ -178,7 +178,7 @@ fn encode(node: &Node, clock: Clock, translations: &Translations) -> (String, Re
 fn write_translated(text: &mut String, node: &Node, translations: &Translations) {
     let tracker = &node.tracker;
     let mut counts: BTreeMap<GroupId, usize> = BTreeMap::new();
-    for conn in tracker.table.iter() {
+    for conn in tracker.table().iter() {
         if let (Some(group), Some(is_translated)) = (conn.group, translations.has(conn)) {
             *counts.entry(group).or_default() += usize::from(is_translated);
         }
@@ -187,7 +187,7 @@ fn write_translated(text: &mut String, node: &Node, translations: &Translations)
         text,
         "tcpwatch_translated_connections",
         "Connections now whose addresses are translated on the way (NAT).",
-        counts.into_iter().map(|(group, count)| (labels(tracker.groups.key(group)), count)),
+        counts.into_iter().map(|(group, count)| (labels(tracker.groups().key(group)), count)),
     );
 }
 
@@ -198,7 +198,7 @@ fn write_sweeps(text: &mut String, node: &Node) {
         "counter",
         "Entries that a sweep of all sockets put right because no record told of the change.",
     );
-    let repairs = node.tracker.repairs;
+    let repairs = node.tracker.repairs();
     for (kind, count) in
         [("appeared", repairs.appeared), ("changed", repairs.changed), ("vanished", repairs.vanished)]
     {

@@ -9,15 +9,12 @@ use crate::{
     events::decode::FAILURES,
     http::{
         Api, ApiError,
-        api::{
-            connections::DEFAULT_LIMIT,
-            nat::{self, Translations},
-        },
         render::{
             text::{bytes, duration, limits, printable, round_trip},
             view::{ShownBlocked, blocked, kinds},
         },
-        request::Params,
+        request::{DEFAULT_LIMIT, Params},
+        translations::{self, Translations},
     },
     model::{
         groups::{Closer, Counts, Role},
@@ -457,12 +454,12 @@ impl Wanted {
                 return Err(ApiError::bad("sort", format!("`{other}` is not one of {known}")));
             }
         };
-        Ok(Self { sort, limit: params.take_limit(DEFAULT_LIMIT)?, nat: nat::take(params)? })
+        Ok(Self { sort, limit: params.take_limit(DEFAULT_LIMIT)?, nat: translations::take(params)? })
     }
 
     /// What is translated now, if that is wanted.
     pub(crate) async fn translations(&self, api: &Api) -> Result<Translations, ApiError> {
-        nat::ask(api, self.nat).await
+        translations::ask(api, self.nat).await
     }
 
     /// Sorts and cuts; how many there were. Equal ones stand by name, and what has nothing to tell is left out.

@@ -188,7 +188,7 @@ pub(crate) struct LifeStep {
 
 pub(crate) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
     let tracker = &node.tracker;
-    let queue = tracker.queues.get(&conn.cookie).filter(|_| conn.role == Role::Listener);
+    let queue = tracker.queue(conn.cookie).filter(|_| conn.role == Role::Listener);
     Row {
         id: format!("{:x}", conn.id()),
         netns: conn.netns,
@@ -301,7 +301,7 @@ fn first_close(node: &Node, conn: &Conn, ended: Option<&Ended>) -> Option<FirstC
     let first = FirstClose::of_state(conn.state());
     first.or_else(|| {
         let ended = ended.filter(|_| conn.state() == TcpState::Established)?;
-        let told = ended.cause != Cause::Unknown && !node.tracker.told.errors_untold;
+        let told = ended.cause != Cause::Unknown && !node.tracker.reported().errnos_missing;
         Some(FirstClose::of(conn.state(), told.then_some(conn.error)))
     })
 }
@@ -311,7 +311,7 @@ pub(crate) fn end(end: Endpoint) -> End {
 }
 
 pub(crate) fn process(node: &Node, id: Option<ProcessId>) -> Option<Process> {
-    id.map(|id| node.tracker.processes.get(id).clone())
+    id.map(|id| node.tracker.processes().get(id).clone())
 }
 
 /// RFC 3339, in UTC, with milliseconds.

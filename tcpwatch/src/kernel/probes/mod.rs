@@ -97,13 +97,13 @@ impl Hooks {
 
 impl Hooks {
     /// What the records tell.
-    pub fn told(&self) -> ReportedFacts {
+    pub fn reported(&self) -> ReportedFacts {
         let attached = |signal: &str| self.programs.iter().any(|one| serves(one.program, signal));
         ReportedFacts {
             minisock_ends: attached("minisock"),
             accepts: attached("accept"),
-            addresses: self.identity == BY_ADDRESS,
-            errors_untold: self.programs.iter().any(|one| one.program == "state_tracepoint"),
+            identity_is_address: self.identity == BY_ADDRESS,
+            errnos_missing: self.programs.iter().any(|one| one.program == "state_tracepoint"),
         }
     }
 }
@@ -207,7 +207,8 @@ impl Probes {
             offsets: offsets.unwrap_or_default(),
             formats: tracefs::resolve(),
         };
-        let room = BufferSizes::new(options.record_bytes)?;
+        let room = BufferSizes::new(options.record_bytes)
+            .map_err(|(path, error)| ProbeError::Processors(path, error))?;
         let (mut probes, identity, state) = Self::see_states(options, room, &known)?;
         let mut signals = vec![state];
         for spec in &OTHERS {

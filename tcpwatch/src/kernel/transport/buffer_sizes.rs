@@ -1,8 +1,8 @@
 //! How the memory for records is shared out.
 
-use tcpwatch_common::QueueSlot;
+use std::io;
 
-use crate::kernel::probes::ProbeError;
+use tcpwatch_common::QueueSlot;
 
 /// Of the memory for records, the ring's share (one quarter); the queues of state changes have the rest, as far as
 /// powers of two allow.
@@ -24,8 +24,10 @@ pub(crate) struct BufferSizes {
 }
 
 impl BufferSizes {
-    pub(crate) fn new(record_bytes: Option<u32>) -> Result<Self, ProbeError> {
-        let processors = aya::util::nr_cpus().map_err(|(path, error)| ProbeError::Processors(path, error))?;
+    /// # Errors
+    /// With the file that does not say how many processors there are.
+    pub(crate) fn new(record_bytes: Option<u32>) -> Result<Self, (&'static str, io::Error)> {
+        let processors = aya::util::nr_cpus()?;
         let processors = u32::try_from(processors).unwrap_or(u32::MAX);
         let record_bytes = record_bytes.unwrap_or_else(|| {
             RECORD_BYTES.max(processors.saturating_mul(RECORD_BYTES_EACH).next_power_of_two())

@@ -72,7 +72,7 @@ impl Tracker {
             self.supersede(slot, now_ns);
         }
         let life = Life::new(TcpState::Close, Cause::Application, now_ns);
-        let marks = ConnFlags::default().with(ConnFlags::BY_ADDRESS, self.told.addresses);
+        let marks = ConnFlags::default().with(ConnFlags::BY_ADDRESS, self.reported.identity_is_address);
         // Also in a full table, which it leaves at once.
         let slot = self.table.insert(socket, life, Role::Client, now_ns, marks);
         let process = pid.and_then(|pid| self.processes.by_pid(pid));

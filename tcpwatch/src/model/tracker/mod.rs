@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     events::{
         decode::{IdleRecord, Record, Retransmits, Socket, SocketRecord, What},
-        frame::ReportedFacts,
+        frame::{ProcDetails, ReportedFacts},
         seen::ListenQueue,
     },
     model::{
@@ -66,26 +66,26 @@ pub struct Repairs {
 }
 
 pub struct Tracker {
-    pub table: Table,
-    pub processes: ProcessTable,
-    pub groups: Groups,
+    table: Table,
+    processes: ProcessTable,
+    groups: Groups,
     /// Connections that ended, oldest first.
-    pub ended: VecDeque<Ended>,
-    pub queues: FxHashMap<u64, ListenQueue>,
+    ended: VecDeque<Ended>,
+    queues: FxHashMap<u64, ListenQueue>,
     /// Sockets in CLOSE that a process holds, by cookie.
-    pub unconnected: FxHashMap<u64, Unconnected>,
+    unconnected: FxHashMap<u64, Unconnected>,
     /// Connections that found no room in the table.
-    pub untracked: u64,
-    pub repairs: Repairs,
-    pub told: ReportedFacts,
-    pub(crate) unlisted: Unlisted,
+    untracked: u64,
+    repairs: Repairs,
+    reported: ReportedFacts,
+    unlisted: Unlisted,
     /// By the cookie of the socket.
-    pub(crate) pending_resets: FxHashMap<u64, Pending>,
-    pub(crate) tick_rate: TickRate,
+    pending_resets: FxHashMap<u64, Pending>,
+    tick_rate: TickRate,
     /// From the first look of a sweep on.
-    pub(crate) ticks: Option<Ticks>,
-    pub(crate) sweep: Progress,
-    pub(crate) listeners: FxHashMap<(u32, u16), Vec<ConnKey>>,
+    ticks: Option<Ticks>,
+    sweep: Progress,
+    listeners: FxHashMap<(u32, u16), Vec<ConnKey>>,
     limits: Limits,
 }
 
@@ -99,7 +99,8 @@ pub struct Ended {
 }
 
 impl Tracker {
-    pub fn new(limits: Limits, tick_rate: TickRate) -> Self {
+    /// `reported`: what the records of this run report.
+    pub fn new(limits: Limits, tick_rate: TickRate, reported: ReportedFacts) -> Self {
         // At once and exactly: then one that ends takes the place of the oldest, which was looked at just before. If that is
         // more than there is room for, it grows as far as it can.
         let mut ended = VecDeque::new();
@@ -113,7 +114,7 @@ impl Tracker {
             unconnected: FxHashMap::default(),
             untracked: 0,
             repairs: Repairs::default(),
-            told: ReportedFacts::default(),
+            reported,
             unlisted: Unlisted::default(),
             pending_resets: FxHashMap::default(),
             tick_rate,
@@ -122,6 +123,65 @@ impl Tracker {
             listeners: FxHashMap::default(),
             limits,
         }
+    }
+
+    /// The connections of now.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The processes that connections name.
+    pub fn processes(&self) -> &ProcessTable {
+        &self.processes
+    }
+
+    /// What is counted by process name, role and peer.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// Connections that ended, oldest first.
+    pub fn ended(&self) -> &VecDeque<Ended> {
+        &self.ended
+    }
+
+    /// The accept queue of the listener with this cookie, as the latest sweep saw it.
+    pub fn queue(&self, cookie: u64) -> Option<&ListenQueue> {
+        self.queues.get(&cookie)
+    }
+
+    /// Sockets in CLOSE that a process holds, by cookie.
+    pub fn unconnected(&self) -> &FxHashMap<u64, Unconnected> {
+        &self.unconnected
+    }
+
+    /// Connections that found no room in the table.
+    pub fn untracked(&self) -> u64 {
+        self.untracked
+    }
+
+    /// Whether the latest sweep saw something that was about to change: only the next sweep will know.
+    pub fn sweep_left_doubts(&self) -> bool {
+        self.sweep.doubts
+    }
+
+    pub fn repairs(&self) -> Repairs {
+        self.repairs
+    }
+
+    /// What the records of this run report.
+    pub fn reported(&self) -> ReportedFacts {
+        self.reported
+    }
+
+    /// Pid and start time of processes whose /proc was not read yet; each is returned once.
+    pub fn take_unread_processes(&mut self) -> Vec<(u32, u64)> {
+        self.processes.take_unread()
+    }
+
+    /// What /proc says of a process.
+    pub fn describe_process(&mut self, pid: u32, start_ns: u64, details: &ProcDetails) {
+        self.processes.describe(pid, start_ns, details);
     }
 
     pub fn apply(&mut self, record: &Record) {
@@ -310,7 +370,7 @@ impl Tracker {
         if let Some(traffic) = record.traffic {
             self.carry(slot, traffic, now_ns);
         }
-        let told = (!self.told.errors_untold).then_some(error);
+        let told = (!self.reported.errnos_missing).then_some(error);
         self.count_closed(slot, from, told, now_ns);
         self.table.get_mut(slot).error = error;
         if matches!(from, TcpState::SynSent | TcpState::SynRecv) {
@@ -338,7 +398,7 @@ impl Tracker {
 
     /// Whether the connection cannot be that of this socket: another had its address before.
     pub(crate) fn is_another(&self, slot: ConnKey, socket: &Socket) -> bool {
-        if !self.told.addresses {
+        if !self.reported.identity_is_address {
             return false;
         }
         let remote = self.table.get(slot).remote;
@@ -388,7 +448,7 @@ impl Tracker {
     /// Minisocks whose time is up at `now_ns` are gone. Where records tell, only what no record told of.
     pub fn expire(&mut self, now_ns: u64) {
         self.settle_pending_resets(now_ns);
-        let now_ns = if self.told.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
+        let now_ns = if self.reported.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
             while let Some((slot, conn)) = self.table.oldest_minisock(state) {
                 let (expires_ns, ends) = (conn.expires_ns, conn.ends());
@@ -462,8 +522,8 @@ impl Tracker {
         let marks = marks
             .with(ConnFlags::UNACCEPTED, unaccepted)
             .with(ConnFlags::REQUEST, socket.is_request())
-            .with(ConnFlags::ACCEPT_IS_TOLD, self.told.accepts && !marks.contains(ConnFlags::OLDER))
-            .with(ConnFlags::BY_ADDRESS, self.told.addresses);
+            .with(ConnFlags::ACCEPT_IS_TOLD, self.reported.accepts && !marks.contains(ConnFlags::OLDER))
+            .with(ConnFlags::BY_ADDRESS, self.reported.identity_is_address);
         let slot = self.table.insert(socket, life, role, now_ns, marks);
         match role {
             Role::Listener => {

@@ -274,6 +274,17 @@ impl Tracker {
         self.doubt_listener(slot, seen.time_ns);
     }
 
+    /// By the first process that the sweep finds to hold it; who that is was noted before.
+    pub(crate) fn measure(&mut self, slot: ConnKey, seen: &Seen) {
+        let marks = &mut self.table.get_mut(slot).marks;
+        if seen.holder.is_none() || marks.replace(ConnFlags::MEASURED, true) {
+            return;
+        }
+        if let Some(group) = self.group(slot, seen.time_ns) {
+            self.sweep.live.entry(group).or_default().add_seen(seen, self.tick_rate);
+        }
+    }
+
     /// How long the answer took that a client received last, if that was since the sweep before: each counts once. From the
     /// last data sent to the last received, so it is an upper bound of when the answer began. Where both times are the
     /// same tick it may also have asked again, so what takes less is not told.

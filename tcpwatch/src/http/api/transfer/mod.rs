@@ -14,19 +14,16 @@ use serde::Serialize;
 use crate::{
     http::{
         Api, ApiError, Asked, Render,
-        api::{
-            connections::DEFAULT_LIMIT,
-            transfer::{
-                look::{FirstLook, Look},
-                totals::{Sum, Sums, Waiting},
-            },
+        api::transfer::{
+            look::{FirstLook, Look},
+            totals::{Sum, Sums, Waiting},
         },
         filter::Chosen,
         render::{
             counts::{cut, problems},
             text::{bytes, duration, limits, printable, round_trip, spread, table},
         },
-        request::Params,
+        request::{DEFAULT_LIMIT, Params},
         respond,
     },
     kernel::sock_diag::Carried,

@@ -100,7 +100,7 @@ impl Sums {
     pub(crate) fn add(&mut self, node: &Node, part: &[Figures]) {
         for figures in part {
             if let Some(conn) = self.find(node, figures) {
-                let process = conn.process.map(|id| Arc::clone(&node.tracker.processes.get(id).comm));
+                let process = conn.process.map(|id| Arc::clone(&node.tracker.processes().get(id).comm));
                 let sum = self.by_key.entry((process, conn.role, conn.peer())).or_default();
                 sum.add(figures, conn.role);
                 if let Some(before) =
@@ -113,9 +113,9 @@ impl Sums {
     }
 
     fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
-        let table = &node.tracker.table;
+        let table = &node.tracker.table();
         let ends = (figures.netns, figures.local, figures.remote);
-        let cookie = if node.tracker.told.addresses {
+        let cookie = if node.tracker.reported().identity_is_address {
             let by_ends = self.by_ends.get_or_insert_with(|| {
                 table.iter().filter(|conn| is_full(conn)).map(|conn| (conn.ends(), conn.cookie)).collect()
             });
