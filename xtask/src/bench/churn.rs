@@ -1,10 +1,10 @@
-//! What a tool takes of a machine that makes as many connections as it can.
+//! What a tool costs a machine that makes as many connections as it can.
 //!
 //! In: the tool. Out: throughput beside none, in pairs; the tool's processor time and the kernel's BPF time for each
-//! connection, and how much of what it should have told it told.
+//! connection, and the share of what it should have reported that it reported.
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Bench, Pairs,
@@ -14,9 +14,9 @@ use super::{
 };
 use crate::load::Report;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Churn {
-    pub(crate) tool: &'static str,
+    pub(crate) tool: String,
     /// Throughput with the tool over that without, pair by pair.
     pub(crate) kept: Option<Spread>,
     pub(crate) without_per_second: Option<Spread>,
@@ -26,7 +26,7 @@ pub(crate) struct Churn {
     pub(crate) bpf_us: Option<Spread>,
     /// By program, slowest first; of the last run.
     pub(crate) programs: Vec<ProgramCost>,
-    /// Share of what it should have told.
+    /// Share of what it should have reported.
     pub(crate) lost: Option<Spread>,
     pub(crate) rss_mib: Option<Spread>,
     /// Pairs thrown away because somebody else used the processors.
@@ -35,7 +35,7 @@ pub(crate) struct Churn {
     pub(crate) error: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct ProgramCost {
     pub(crate) runs_per_connection: f64,
     pub(crate) ns_per_run: f64,
@@ -53,7 +53,7 @@ struct With {
 
 pub(crate) fn churn(bench: &Bench, tool: Tool) -> Churn {
     let mut churn = Churn {
-        tool: tool.name(),
+        tool: tool.name().to_owned(),
         kept: None,
         without_per_second: None,
         p99_ratio: None,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Bench, Pairs,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{command, debian};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Http {
     /// Requests with tcpwatch over those without, pair by pair.
     pub(crate) kept: Option<Spread>,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Bench,
@@ -12,7 +12,7 @@ use super::{
     tool::{Running, Tool},
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Labels {
     pub(crate) sets: usize,
     pub(crate) kib: f64,

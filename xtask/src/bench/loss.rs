@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Bench,
@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{command, load::unit};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Loss {
     pub(crate) what: String,
-    /// Connections a second that were asked for; `null` for as many as can be.
+    /// Connections a second that were asked for; `null` for as many as possible.
     pub(crate) rate: Option<u32>,
     pub(crate) per_second: f64,
     pub(crate) records: f64,
@@ -50,7 +50,7 @@ const REPAIR_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) fn loss(bench: &Bench) -> Result<Vec<Loss>> {
     let mut runs: Vec<(String, Option<u32>, Starved)> =
         RATES.iter().map(|rate| (format!("{rate} a second"), Some(*rate), Starved::No)).collect();
-    runs.push(("as many as can be".to_owned(), None, Starved::No));
+    runs.push(("as many as possible".to_owned(), None, Starved::No));
     runs.push(("the same, tcpwatch at nice 19 on one processor".to_owned(), None, Starved::Nice));
     for milliseconds in [500, 2000] {
         let stopped = Starved::Stopped(Duration::from_millis(milliseconds));

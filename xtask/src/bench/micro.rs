@@ -3,11 +3,11 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::command;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Micro {
     pub(crate) name: String,
     pub(crate) median_ns: f64,

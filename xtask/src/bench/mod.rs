@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::{
     machine::{Machine, Namespace},
@@ -118,7 +118,7 @@ struct Pairs<T> {
 }
 
 /// All figures, as the JSON has them; what was not asked for, or failed, is `null`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Results {
     machine: Machine,
     churn: Option<Vec<churn::Churn>>,

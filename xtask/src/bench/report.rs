@@ -1,4 +1,4 @@
-//! The figures as a document: the budget first, then the tables that it is taken from.
+//! The measured values as a document: the budget first, then the tables that it is taken from.
 
 use std::fmt::Write as _;
 
@@ -23,15 +23,15 @@ struct Line {
 const NOTES: [(&str, &str); 4] = [
     (
         "throughput kept, both processors saturated",
-        "it is what the two lines below cost together; on this load one microsecond a connection is two hundredths. Tried without a gain that can be told from noise: offsets as constants of the programs, records put together as words, fewer or smaller queues that stay in the processors' caches, queues read every 15 or 20 ms, records fetched ahead, decoding and applying in one function, the table's links inlined. On Intel processors of 2.3 GHz, where the connection itself costs 33 µs in place of 52, it is 0.88, and was 0.87 before retransmits, stalls and resets were told (3cbe890, in turns; BPF 2.28 and 2.01 µs, daemon 2.54 and 1.83). What is left to try: several transitions of one socket in one slot, for as long as nobody has read it.",
+        "the cost of the two lines below together; with this load one microsecond a connection is two hundredths. Tried, without a gain beyond noise: offsets as constants of the programs, records put together as words, fewer or smaller queues that stay in the processors' caches, queues read every 15 or 20 ms, records fetched ahead, decoding and applying in one function, the table's links inlined. On Intel processors of 2.3 GHz, where the connection itself costs 33 µs instead of 52, it is 0.88, and was 0.87 before retransmits, stalls and resets were reported (3cbe890, in turns; BPF 2.28 and 2.01 µs, daemon 2.54 and 1.83). Not tried yet: several transitions of one socket in one slot of a queue, as long as it has not been read.",
     ),
     (
         "BPF time for each connection, µs",
-        "queues in place of the ring, no program for what is not told and a cookie read in place of asked for brought it from 4.5 to 1.7; a namespace's number remembered, and members read from the argument that the verifier trusts, took away some 4 % each. The time that the kernel took of a packet, in place of the clock read once more, and records written where they go, brought it from 1.80 to 1.63 (in turns).",
+        "queues instead of the ring, no program for what is not reported, and reading a socket's cookie instead of calling for it brought it from 4.5 to 1.7; remembering a namespace's number, and reading members from the argument that the verifier trusts, saved some 4 % each. The time stamp that the kernel took of a packet, instead of one more reading of the clock, and records written where they go, brought it from 1.80 to 1.63 (in turns).",
     ),
     (
         "processor time of the daemon for each connection, µs",
-        "fewer cache misses brought it from 2.6 to 1.5, and by another 7 % where what is told of together lies together in the indexes (1.64 and 1.53 in turns); records decoded where they stay brought it from 1.90 to 1.59. A row of 192 bytes in place of 256, and ended connections that take the place of the oldest, brought it from 1.78 to 1.71 and from 1.59 to 1.40 (each in turns, medians of nine). Room for all rows reserved, so that a growing table is not copied, brought it from 1.12 to 1.07, and 8 MiB for records in place of 4, so that the timer comes before a queue is half full, from 1.15 to 1.08 (in turns); that is 4 MiB more of RSS. A seventh of what remains are page faults of a table that fills during the run; huge pages make it worse, and reading the queues more often gains nothing.",
+        "fewer cache misses brought it from 2.6 to 1.5; keeping together in the indexes what is reported together saved another 7 % (1.64 and 1.53 in turns); decoding records where they stay brought it from 1.90 to 1.59. A row of 192 bytes instead of 256, and ended connections that take the place of the oldest, brought it from 1.78 to 1.71 and from 1.59 to 1.40 (each in turns, medians of nine). Reserving memory for all rows, so that a growing table is not copied, brought it from 1.12 to 1.07, and 8 MiB for records instead of 4, so that the timer comes before a queue is half full, from 1.15 to 1.08 (in turns); that is 4 MiB more of RSS. A seventh of what remains is page faults of a table that fills during the run; huge pages make it worse, and reading the queues more often gains nothing.",
     ),
     (
         "idle with 100,000 sockets, percent of a processor",
@@ -51,15 +51,19 @@ pub(super) fn document(results: &Results) -> String {
         machine.memory_gib,
         machine.kernel
     );
-    text += "The unit of the load is one loopback connection: connect, 64 bytes each way, close. That is two sockets and \
-             ten calls of `inet_sock_set_state`. Each worker of the load drives both ends of its connections and waits \
-             for nobody, which makes the most connections for the processors' time, and so the most of a tracer's cost. \
-             Runs with and without a tool alternate, each in a network namespace of its own with the kernel's defaults; \
-             a pair during which somebody else used the processors is thrown away and made again. tcpwatch also follows the \
-             connections in TIME_WAIT that a run leaves, up to the kernel's limit for them; their end, a minute later, is \
-             not in the figures. The machine is \
-             shared and virtual: ratios within one run are claims, times are not. Figures are medians, with the least \
-             and the most in parentheses.\n";
+    text += "The unit of the load is one loopback connection: connect, 64 bytes each way, close. That is two \
+             sockets and \
+             ten calls of `inet_sock_set_state`. Each worker of the load drives both ends of its connections and \
+             waits for nobody. So the processors' time makes as many connections as it can, and a tracer's cost \
+             shows most. \
+             Runs with and without a tool alternate, each in a network namespace of its own with the kernel's \
+             defaults; \
+             a pair during which somebody else used the processors is discarded and repeated. tcpwatch also \
+             follows the \
+             connections in TIME_WAIT that a run leaves, up to the kernel's limit for them; their end, a minute \
+             later, is not in the values. The machine is \
+             shared and virtual: ratios within one run are claims, times are not. Values are medians, with the \
+             lowest and the highest in parentheses.\n";
     budget(&mut text, results);
     if let Some(churn) = &results.churn {
         tools(&mut text, churn);
@@ -74,7 +78,8 @@ pub(super) fn document(results: &Results) -> String {
         let _ = write!(
             text,
             "\n## A storm of retransmits\n\nBulk transfers over a link that drops one segment of fifty each way, {} \
-             retransmits a second: throughput kept {}, {} of the kernel's own count were counted, {} records lost, {} ns \
+             retransmits a second: throughput kept {}, {} of the retransmits that the kernel counted were \
+             counted, {} records lost, {} ns \
              of BPF time for each retransmit.\n",
             three_digits(storm.retransmits_per_second),
             spread(storm.kept),
@@ -86,8 +91,8 @@ pub(super) fn document(results: &Results) -> String {
     if let Some(http) = &results.http {
         let _ = write!(
             text,
-            "\n## Connections that are kept alive\n\nwrk with 32 connections to nginx: {} requests a second without; with \
-             tcpwatch {} of them, and {} of the 99th percentile of their times.\n",
+            "\n## Connections that are kept alive\n\nwrk with 32 connections to nginx: {} requests a second \
+             without tcpwatch; with it {} of that rate, and {} of the 99th percentile of the response times.\n",
             spread(http.without_per_second),
             spread(http.kept),
             spread(http.p99_ratio)
@@ -96,14 +101,15 @@ pub(super) fn document(results: &Results) -> String {
     if let Some(labels) = &results.labels {
         let _ = write!(
             text,
-            "\n## All label sets taken\n\n`/metrics` with {} label sets, {:.0} KiB: {} ms.\n",
+            "\n## All label sets in use\n\n`/metrics` with {} label sets, {:.0} KiB: {} ms.\n",
             labels.sets,
             labels.kib,
             spread(labels.metrics_ms)
         );
     }
     if let Some(micro) = &results.micro {
-        text += "\n## Without a kernel\n\n`cargo bench -p tcpwatch`, medians. A connection is nine records.\n\n| bench | time |\n|---|---|\n";
+        text += "\n## Without a kernel\n\n`cargo bench -p tcpwatch`, medians. A connection is nine records.\n\n| \
+             bench | time |\n|---|---|\n";
         for bench in micro {
             let _ = writeln!(text, "| {} | {} |", bench.name, time(bench.median_ns));
         }
@@ -162,7 +168,7 @@ fn lines(results: &Results) -> Vec<Line> {
             measured: at_most(of(|churn| churn.cpu_us), 1.5, 0.6),
         },
         Line {
-            measure: "records lost with as many connections as can be",
+            measure: "records lost with as many connections as possible",
             must: "0",
             aim: "0, also after 2 s stopped",
             measured: results.loss.as_deref().and_then(|loss| {
@@ -175,7 +181,7 @@ fn lines(results: &Results) -> Vec<Line> {
             measure: "requests kept, connections kept alive",
             must: "≥ 0.99",
             aim: "no difference measurable",
-            // None that could be told from the spread of the pairs.
+            // None beyond the spread of the pairs.
             measured: results.http.as_ref().and_then(|http| http.kept).map(|kept| {
                 (kept.show(three_digits), kept.median >= 0.99, kept.median >= 0.99 && kept.most >= 1.0)
             }),
@@ -208,7 +214,7 @@ fn lines(results: &Results) -> Vec<Line> {
             measured: at_most(million.and_then(|scale| scale.leaks_ms), 50.0, 5.0),
         },
         Line {
-            measure: "`/metrics` with all label sets taken, ms",
+            measure: "`/metrics` with all label sets in use, ms",
             must: "≤ 20",
             aim: "≤ 5",
             measured: at_most(results.labels.as_ref().and_then(|labels| labels.metrics_ms), 20.0, 5.0),
@@ -225,8 +231,10 @@ fn lines(results: &Results) -> Vec<Line> {
 
 fn tools(text: &mut String, churn: &[Churn]) {
     text.push_str(
-        "\n## Beside other tools\n\nAs many connections as two processors can make. Lost: records of tcpwatch, printed \
-         lines of the others; `ss` sees only what lasts.\n\n| tool | throughput kept | p99 | processor time for each \
+        "\n## Beside other tools\n\nAs many connections as two processors can make. Lost: records of tcpwatch, \
+         printed \
+         lines of the others; `ss` sees only connections that exist when it runs.\n\n| tool | throughput kept | \
+         p99 | processor time for each \
          connection, µs | BPF time, µs | lost, % | RSS, MiB |\n|---|---|---|---|---|---|---|\n",
     );
     for tool in churn {
@@ -264,21 +272,22 @@ fn tools(text: &mut String, churn: &[Churn]) {
         }
         let _ = writeln!(
             text,
-            " an empty program reads some 33 ns, which is mostly the statistics' own clock. \
-             The kernel counts from a program's beginning to its end, so a reader that a program wakes, and that runs \
-             before it on the same processor, is counted too: of those that wake one for each record, much of it. Without a tool the machine \
+            " an empty program measures some 33 ns, mostly the statistics' own clock. \
+             The kernel counts from a program's beginning to its end. A reader that a program wakes, and that \
+             runs on the same processor before the program ends, is counted too: for tools that wake a reader for \
+             each record, that is much of their time. Without a tool the machine \
              made {} connections a second.",
             spread(tcpwatch.without_per_second)
         );
         let disturbed: usize = churn.iter().map(|tool| tool.disturbed).sum();
-        let _ = writeln!(text, "{disturbed} pairs were thrown away.");
+        let _ = writeln!(text, "{disturbed} pairs were discarded.");
     }
 }
 
 fn losses(text: &mut String, losses: &[Loss]) {
     text.push_str(
-        "\n## Loss\n\nComplete: from the end of the load until answers said that nothing was missing. Equal: until there \
-         were as many connections in the table as `ss` lists, nearly all of them in TIME_WAIT; looked at for 30 s.\n\n| load | \
+        "\n## Loss\n\nComplete: from the end of the load until answers were complete. Equal: until the table had \
+         as many connections as `ss` lists, nearly all of them in TIME_WAIT; checked for 30 s.\n\n| load | \
          connections a second | records | lost | complete after, s | equal after, s | connections, `ss` |\n\
          |---|---|---|---|---|---|---|\n",
     );
@@ -300,11 +309,12 @@ fn losses(text: &mut String, losses: &[Loss]) {
 
 fn scales(text: &mut String, scales: &[Scale]) {
     text.push_str(
-        "\n## Scale\n\nSockets that stand; one pair of fifty is half closed, its server in CLOSE_WAIT. Idle: with no \
-         connection in TIME_WAIT and nobody asking, from one sweep to the next, but for 120 s at most; with how many \
-         sweeps fell in it. Ready: from the start of the process until all are \
-         known with their owners. `ss -tanp` looks through all processes for each socket, so it was not tried with more \
-         than 100,000.\n\n| sockets | RSS (at most), MiB | ready after (processor time), s | `/leaks`, ms | \
+        "\n## Scale\n\nOpen sockets; one pair of fifty is half closed, with its server in CLOSE_WAIT. Idle: with \
+         no connection in TIME_WAIT and no questions, from one sweep to the next, for 120 s at most; in \
+         parentheses the number of sweeps in that time. Ready: from the start of the process until all sockets \
+         are known with their owners. `ss -tanp` goes through all processes for each socket, so it was not tried \
+         with more than 100,000.\n\n| sockets | RSS (at most), MiB | ready after (processor time), s | `/leaks`, \
+         ms | \
          `/connections`, ms | `/metrics`, ms | idle (sweeps), % | `ss -tanp`, s | `/proc/net/tcp`, s |\n\
          |---|---|---|---|---|---|---|---|---|\n",
     );
@@ -340,5 +350,26 @@ fn time(nanoseconds: f64) -> String {
         ns if ns < 1e3 => format!("{} ns", three_digits(ns)),
         ns if ns < 1e6 => format!("{} µs", three_digits(ns / 1e3)),
         ns => format!("{} ms", three_digits(ns / 1e6)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::document;
+    use crate::{
+        bench::{DOCUMENT, FIGURES},
+        command,
+    };
+
+    #[test]
+    fn the_document_is_what_its_values_make() {
+        let committed = |file| fs::read_to_string(command::repository().join(file)).unwrap();
+        let results = serde_json::from_str(&committed(FIGURES)).unwrap();
+        assert!(
+            document(&results) == committed(DOCUMENT),
+            "{DOCUMENT} is not what {FIGURES} makes: change the text in report.rs, and the document with it"
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Bench,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::command;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Scale {
     pub(crate) sockets: u64,
     pub(crate) lingering: u64,

@@ -1,9 +1,9 @@
-//! Figures of several runs, and what may be said of them.
+//! Measured values of several runs, and what may be concluded from them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The middle of several runs, with how far they spread.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) least: f64,
@@ -35,7 +35,7 @@ impl Spread {
     }
 }
 
-/// As many digits as tell something.
+/// Three significant digits, without an exponent.
 pub(crate) fn three_digits(figure: f64) -> String {
     match figure.abs() {
         0.0 => "0".to_owned(),
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_keep_what_can_be_told() {
+    fn values_keep_three_digits() {
         let shown = [0.0, 0.0123, 0.987, 1.5, 12.34, 41_234.5].map(three_digits);
         assert_eq!(shown, ["0", "0.012", "0.99", "1.50", "12.3", "41234"]);
         assert_eq!(Spread::of([2.0]).unwrap().show(three_digits), "2.00");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Bench, Pairs,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{command, load::Report};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Storm {
     /// Throughput with tcpwatch over that without, pair by pair.
     pub(crate) kept: Option<Spread>,

@@ -28,7 +28,7 @@ use super::unit;
 
 /// What a process has open besides its connections, with room to spare.
 const SPARE_DESCRIPTORS: u64 = 100;
-/// How often a share tells how far it is, in connections.
+/// How often a share reports its progress, in connections.
 const STEP: u64 = 1000;
 /// How often to look whether to stop.
 const LOOK: Duration = Duration::from_millis(200);
@@ -58,7 +58,7 @@ pub(crate) fn hold(pairs: u64, half_closed: u64, bytes: usize, stop: &AtomicBool
     }
     drop(sender);
 
-    let (mut made, mut ready, mut told) = (0, 0, 0);
+    let (mut made, mut ready, mut shown) = (0, 0, 0);
     while ready < shares.len() {
         match said.recv_timeout(LOOK) {
             Ok(line) if line == "ready" => ready += 1,
@@ -74,8 +74,8 @@ pub(crate) fn hold(pairs: u64, half_closed: u64, bytes: usize, stop: &AtomicBool
         if stop.load(Ordering::Relaxed) {
             return end(children);
         }
-        if made >= told + pairs / 10 {
-            told = made;
+        if made >= shown + pairs / 10 {
+            shown = made;
             eprintln!("{made} of {pairs}");
         }
     }

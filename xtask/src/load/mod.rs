@@ -74,7 +74,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", requires = "hold", default_value_t = 0)]
     half_closed: u64,
 
-    /// One process of --hold: makes its share and tells how far it is
+    /// One process of --hold: makes its share and reports its progress
     #[arg(long, hide = true, requires = "hold")]
     share: bool,
 }

@@ -43,7 +43,7 @@ pub(crate) struct Tried {
 pub(crate) struct Program {
     pub(crate) program: String,
     pub(crate) hook: String,
-    /// Those the verifier went through; kernels before 5.16 do not tell.
+    /// Instructions that the verifier went through; `None` on kernels before 5.16, which do not report it.
     pub(crate) verified_instructions: Option<u64>,
 }
 
@@ -90,7 +90,7 @@ impl Check {
             // A signal that this kernel does not give it gives in no other way either.
             let expected = series.way(key).map(|own| asked.map_or(own, |(_, way)| *way));
             let Some(signal) = self.signals.iter().find(|signal| signal.key == key) else {
-                faults.push(format!("the signal {key} is not told of"));
+                faults.push(format!("the signal {key} is missing"));
                 continue;
             };
             if signal.way() != expected {

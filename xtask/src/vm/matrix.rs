@@ -1,5 +1,5 @@
-//! The matrix: what tcpwatch sees on each kernel, by which hook, at what cost to the verifier, and which test
-//! proves it. Markdown that is also readable as it is, for the terminal and for docs/kernel-support.md.
+//! The matrix: what tcpwatch sees on each kernel, by which hook, at what cost to the verifier, and which test proves it.
+//! Markdown, aligned so that it can be read in a terminal too; it is printed, and written to docs/kernel-support.md.
 
 use std::collections::BTreeMap;
 
@@ -44,18 +44,18 @@ impl Table {
 pub(crate) fn matrix(runs: &[Run]) -> String {
     let mut text = format!("## Kernels\n\n{}", kernels(runs));
     text += &format!(
-        "\n## Signals and the hooks that give them\n\nBy tcpwatch's own choice.\n\n{}",
+        "\n## Signals and the hooks that give them\n\nAs tcpwatch chooses by itself. Where no hook gives a signal, the cell says what is missing.\n\n{}",
         signals(runs)
     );
     text += &format!(
-        "\n## Programs and the instructions that the verifier went through\n\nOf all ways below. Kernels before \
-         5.16 do not tell.\n\n{}",
+        "\n## Programs and the instructions that the verifier went through\n\nOf all ways that the tests below use. Kernels before \
+         5.16 do not report it.\n\n{}",
         programs(runs)
     );
-    text += "\n## Tests\n\nEvery test with the ways that tcpwatch chooses";
+    text += "\n## Tests\n\nEvery test runs with the ways that tcpwatch chooses. Some run again with other ways forced";
     for forced in &FORCED {
         let hooks: Vec<_> = forced.hooks.iter().map(|(signal, way)| format!("`{signal}={way}`")).collect();
-        text += &format!("; some with those of [{}] forced: {}", forced.name, hooks.join(" "));
+        text += &format!("; [{}]: {}", forced.name, hooks.join(" "));
     }
     text += &format!(".\n\n{}", tests(runs));
     text += "\nNot run:\n\n";

@@ -119,7 +119,7 @@ impl Common {
             said += line;
             said.push('\n');
             match heard.line(line) {
-                Ok(true) => tell(series, &steps, &heard, began.elapsed()),
+                Ok(true) => report_progress(series, &steps, &heard, began.elapsed()),
                 Ok(false) => {}
                 Err(error) => misheard = Some(error),
             }
@@ -191,7 +191,7 @@ impl Common {
 }
 
 /// How the last step went, for whoever waits.
-fn tell(series: &Series, steps: &[Step], heard: &Heard, elapsed: Duration) {
+fn report_progress(series: &Series, steps: &[Step], heard: &Heard, elapsed: Duration) {
     let count = heard.outcomes.len();
     let (Some(step), Some(outcome)) = (steps.get(count - 1), heard.outcomes.last()) else { return };
     let ended = match (&step.what, outcome.fault()) {

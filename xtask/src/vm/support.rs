@@ -1,5 +1,5 @@
-//! What is expected of each kernel: where it comes from, how tcpwatch sees each signal on it, which tests it
-//! cannot pass and why. Whatever is not named here must work everywhere; a run that finds it otherwise fails.
+//! What is expected of each kernel: where it comes from, which way serves each signal on it, which tests it cannot pass and
+//! why. Everything not named here must work on every kernel; otherwise the run fails.
 
 use super::check::Verdict;
 
@@ -20,7 +20,7 @@ pub(crate) enum Archive {
     Security,
 }
 
-/// Before Linux 6.18 the tracepoint does not tell of failures.
+/// Before Linux 6.18 the tracepoint does not report failures.
 const FAILURES_BY_FEXIT: (&str, Option<&str>) = ("retransmit_failed", Some("fexit"));
 
 pub(crate) const SERIES: [Series; 6] = [
@@ -57,7 +57,7 @@ pub(crate) const SERIES: [Series; 6] = [
     },
 ];
 
-/// How tcpwatch sees each signal when nothing forces it: the best way it knows.
+/// The way that serves each signal when none is forced: the best.
 pub(crate) const WAYS: [(&str, &str); 16] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
@@ -77,13 +77,13 @@ pub(crate) const WAYS: [(&str, &str); 16] = [
     ("options", "iter"),
 ];
 
-/// Ways forced one after the other, so that each is proved on each kernel and not only the best.
+/// Ways forced one after the other, so that each way is tested on each kernel and not only the best.
 #[derive(Debug)]
 pub(crate) struct Forced {
     pub(crate) name: &'static str,
     /// Signals and ways, as `--hook` takes them.
     pub(crate) hooks: &'static [(&'static str, &'static str)],
-    /// The tests that are run with them: those whose answers these ways give as the best do.
+    /// The tests that run with them: those whose answers do not depend on the better ways.
     pub(crate) tests: &'static [&'static str],
 }
 
@@ -114,7 +114,7 @@ pub(crate) const FORCED: [Forced; 4] = [
             ("receive_reset", "raw_tp"),
             ("congestion", "raw_tp"),
         ],
-        tests: &WHAT_TRACEPOINTS_TELL,
+        tests: &TRACEPOINTS,
     },
     Forced {
         name: "tracepoint",
@@ -126,7 +126,7 @@ pub(crate) const FORCED: [Forced; 4] = [
 ];
 
 const RETRANSMITS: &str = "counts::retransmits_equal_the_kernels_own_count";
-/// Between them they need every signal, but not when a listener began: fentry and kprobe do not tell.
+/// Together they need every signal, but not when a listener began: fentry and kprobe do not report it.
 const LIVES: [&str; 4] = [
     RETRANSMITS,
     "leaks::a_half_closed_client_is_named_even_when_it_is_gone",
@@ -134,8 +134,8 @@ const LIVES: [&str; 4] = [
     "owners::a_prefork_servers_connection_is_the_accepting_workers",
 ];
 
-/// And the resets and stalls, of which only tracepoints tell; and connects, of which each failure is to be told once.
-const WHAT_TRACEPOINTS_TELL: [&str; 7] = [LIVES[0], LIVES[1], LIVES[2], LIVES[3], RESETS, STALLS, CONNECTS];
+/// [`LIVES`], the resets and stalls, which only tracepoints report, and connects, whose failures are reported once each.
+const TRACEPOINTS: [&str; 7] = [LIVES[0], LIVES[1], LIVES[2], LIVES[3], RESETS, STALLS, CONNECTS];
 const RESETS: &str = "resets::each_reset_has_its_reason_and_none_is_missing";
 const CONNECTS: &str = "connects::what_fails_before_syn_sent_is_told_once_where_it_can_be_told";
 const STALLS: &str = "stalls::delivery_stands_still_as_long_as_the_receiver_measures";
@@ -153,7 +153,7 @@ pub(crate) const SKIPS: [Skip; 8] = [
     Skip {
         test: "counts::promtool_has_nothing_to_say_about_the_metrics",
         series: &[],
-        reason: "about the text of /metrics, which no kernel changes; `cargo xtask test` runs it",
+        reason: "it checks the text of /metrics, which does not depend on the kernel; `cargo xtask test` runs it",
     },
     Skip { test: STALLS, series: &["5.10"], reason: NO_STALLS },
     Skip {
@@ -175,12 +175,12 @@ pub(crate) const SKIPS: [Skip; 8] = [
     Skip {
         test: "resets::a_segment_that_finds_no_socket_is_told_as_such",
         series: &["5.10", "6.1"],
-        reason: "before Linux 6.10 tcp_send_reset tells of full sockets only",
+        reason: "before Linux 6.10 tcp_send_reset reports full sockets only",
     },
     Skip {
         test: "resets::data_for_an_orphan_in_fin_wait2_is_refused_and_its_owner_named",
         series: &["5.10", "6.1"],
-        reason: "before Linux 6.10 tcp_send_reset tells of full sockets only",
+        reason: "before Linux 6.10 tcp_send_reset reports full sockets only",
     },
 ];
 
@@ -198,7 +198,7 @@ impl Series {
         SERIES.iter().find(|series| series.name == name)
     }
 
-    /// The way that is to serve a signal here, `None` where none can.
+    /// The way expected to serve a signal here, `None` where none can.
     pub(crate) fn way(&self, signal: &str) -> Option<&'static str> {
         let other = self.other_ways.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way);
         other.unwrap_or_else(|| WAYS.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way))
