@@ -8,6 +8,7 @@ mod bpf;
 mod btf;
 mod command;
 mod debian;
+mod docs;
 mod load;
 mod run;
 mod rustc_wrapper;
@@ -32,6 +33,7 @@ struct Cli {
 enum Chore {
     Bench(bench::Args),
     Bpf(bpf::Args),
+    Docs(docs::Args),
     Load(load::Args),
     Run(run::Args),
     Test(test::Args),
@@ -56,6 +58,7 @@ fn chore(chore: &Chore) -> Result<()> {
     match chore {
         Chore::Bench(args) => bench::bench(args),
         Chore::Bpf(args) => bpf::bpf(args),
+        Chore::Docs(args) => docs::docs(args),
         Chore::Load(args) => load::load(args),
         Chore::Run(args) => run::run(args),
         Chore::Test(args) => test::test(args),
