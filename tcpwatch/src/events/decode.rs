@@ -64,6 +64,10 @@ impl Socket {
         Self { cookie, netns, local, remote, flags }
     }
 
+    pub fn ends(&self) -> Ends {
+        Ends { netns: self.netns, local: self.local, remote: self.remote }
+    }
+
     pub fn fin_received(&self) -> bool {
         self.flags & FLAG_FIN_RECEIVED != 0
     }
@@ -126,6 +130,15 @@ impl Endpoint {
     pub fn is_wildcard(&self) -> bool {
         self.addr.to_canonical().is_unspecified()
     }
+}
+
+/// The network namespace and both ends of a socket. At any time at most one minisock has the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ends {
+    /// Inode of the network namespace.
+    pub netns: u32,
+    pub local: Endpoint,
+    pub remote: Endpoint,
 }
 
 /// What happened to a socket.

@@ -63,10 +63,6 @@ pub struct ListenQueue {
     pub drops: u32,
 }
 
-/// A state is told before the kernel stores it, with the time at which the kernel took up the packet that changes it: an
-/// iterator that looks in between sees the state before.
-const UNDER_WAY_NS: u64 = 20_000;
-
 /// # Errors
 /// When the bytes are not a `SeenSocket`.
 pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
@@ -81,7 +77,7 @@ pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
             raw.flags,
         ),
         state: state(raw.state)?,
-        time_ns: raw.time_ns.saturating_sub(UNDER_WAY_NS),
+        time_ns: raw.time_ns,
         jiffies: raw.jiffies,
         holder: (raw.tgid != 0).then_some((task, raw.fd)),
         unread_bytes: raw.unread_bytes,

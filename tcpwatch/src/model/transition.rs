@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    events::decode::{Endpoint, Socket, SocketRecord, What},
+    events::decode::{Endpoint, SocketRecord, What},
     model::{
         table::{Conn, ConnFlags},
         tracker::Tracker,
@@ -67,13 +67,12 @@ impl Transition {
             | What::Close { .. }
             | What::MinisockEnd => return None,
         };
-        let Socket { netns, local, remote, .. } = record.socket;
         // What became a minisock is not found by its address any more.
         let minisock = || {
             tracker
                 .reported()
                 .identity_is_address
-                .then(|| tracker.table().find_minisock(netns, local, remote))
+                .then(|| tracker.table().find_minisock(record.socket.ends()))
                 .flatten()
         };
         let live = tracker.table().find(cookie).or_else(minisock).map(|slot| tracker.table().get(slot));

@@ -173,7 +173,7 @@ impl AddAssign for Discarded {
 /// A connection's reset, with what was thrown away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObservedReset {
-    pub reset: ResetReason,
+    pub reason: ResetReason,
     /// Sent because the process exited.
     pub exiting: bool,
     pub discarded: Discarded,

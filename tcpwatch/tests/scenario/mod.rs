@@ -372,11 +372,10 @@ impl World {
             sum += listed.len();
         }
         assert_eq!((table.iter().count(), table.len()), (sum, sum));
-        for (slot, conn) in table.slots() {
+        for (slot, conn) in table.keys() {
             assert_eq!(table.find(conn.cookie), Some(slot), "two rows of one socket: {conn:?}");
             if conn.is(ConnFlags::MINISOCK) {
-                let (netns, local, remote) = conn.ends();
-                assert_eq!(table.find_minisock(netns, local, remote), Some(slot), "{conn:?}");
+                assert_eq!(table.find_minisock(conn.ends()), Some(slot), "{conn:?}");
             }
         }
     }

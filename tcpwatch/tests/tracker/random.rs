@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use tcpwatch::{
+    events::decode::Ends,
     findings::{LeakHistory, leaks, lingering::LingerLimits},
     tcp::time::Clock,
 };
@@ -160,7 +161,7 @@ fn once_everything_is_gone_no_process_and_no_group_is_held() {
             chaos.happen(&mut world);
         }
         let rows: Vec<_> = world.tracker.table().iter().map(|conn| (conn.cookie, conn.ends())).collect();
-        for (cookie, (netns, local, remote)) in rows {
+        for (cookie, Ends { netns, local, remote }) in rows {
             let socket = Socket::new(cookie, netns, local, remote, 0);
             world.tell(chaos.now_ns, socket, ended(Established, ECONNRESET));
             world.tell(chaos.now_ns, socket, What::MinisockEnd);

@@ -23,7 +23,7 @@ fn an_abortive_close_is_told_after_the_end_and_still_belongs_to_it() {
         world.tell_reset(told);
         assert_eq!(world.resets(4), [(reason, 1)]);
         let kept = world.last_ended().conn.reset().unwrap();
-        assert_eq!((kept.reset, kept.discarded.unread_bytes), (reason, told.unread_bytes.into()));
+        assert_eq!((kept.reason, kept.discarded.unread_bytes), (reason, told.unread_bytes.into()));
         assert_eq!(world.discarded(), kept.discarded);
         assert_eq!(world.counts()[1], 1);
         world.assert_consistent();
@@ -83,7 +83,7 @@ fn what_the_kernel_calls_received_and_answers_at_once_was_data_after_close() {
         let reason = if answered { ResetReason::DataAfterClose } else { ResetReason::LocalClosed };
         assert_eq!(world.resets(SECOND), [(reason, 1)]);
         assert_eq!(world.resets(2 * SECOND), [(reason, 1)], "once");
-        assert_eq!(world.last_ended().conn.reset().unwrap().reset, reason);
+        assert_eq!(world.last_ended().conn.reset().unwrap().reason, reason);
     }
 }
 

@@ -6,12 +6,13 @@ use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::{
+    events::decode::Ends,
     http::api::transfer::look::FirstLook,
     kernel::sock_diag::{Carried, Figures},
     model::{
         groups::{Peer, Role},
         live::Times,
-        table::{Conn, Ends},
+        table::Conn,
     },
     node::Node,
     tcp::answer_time::AnswerTime,
@@ -114,7 +115,7 @@ impl Sums {
 
     fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
         let table = &node.tracker.table();
-        let ends = (figures.netns, figures.local, figures.remote);
+        let ends = Ends { netns: figures.netns, local: figures.local, remote: figures.remote };
         let cookie = if node.tracker.reported().identity_is_address {
             let by_ends = self.by_ends.get_or_insert_with(|| {
                 table.iter().filter(|conn| is_full(conn)).map(|conn| (conn.ends(), conn.cookie)).collect()
