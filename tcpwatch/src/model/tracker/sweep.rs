@@ -446,11 +446,8 @@ impl Tracker {
 
     fn apply_minisock(&mut self, seen: &Seen) {
         let ends = seen.socket.ends();
-        if self.sweep.has_minisock_ended(&ends, seen) {
-            return;
-        }
         let Some(key) = self.table.find_minisock(ends) else {
-            if self.shrink_full(seen) {
+            if !self.sweep.has_minisock_ended(&ends, seen) && self.shrink_full(seen) {
                 self.sweep.new_minisocks.insert(ends, seen.clone());
             }
             return;
