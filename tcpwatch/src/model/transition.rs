@@ -1,4 +1,4 @@
-//! One transition as it is told to whoever follows live.
+//! A transition as the followers of `/events` receive it.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// A transition, with what is known of the connection after it.
+/// A transition, and the connection's properties after it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Transition {
     /// RFC 3339.
@@ -26,7 +26,7 @@ pub struct Transition {
     pub netns: u32,
     pub from: String,
     pub to: String,
-    /// How long it stood in `from`; `null` where its beginning was not seen.
+    /// How long the connection was in `from`; `null` where it was not seen to enter it.
     pub seconds: Option<f64>,
     pub cause: String,
     pub role: String,
@@ -36,7 +36,7 @@ pub struct Transition {
     pub remote: SocketAddr,
 }
 
-/// What has to be noted before the tracker changes.
+/// What a [`Transition`] needs from the time before the record is applied.
 #[derive(Clone, Copy, Debug)]
 pub struct Before {
     since_ns: Option<u64>,
@@ -50,15 +50,11 @@ impl Before {
 }
 
 impl Transition {
-    /// `None` for a record of something else. `wall_offset_ns`: wall clock minus CLOCK_MONOTONIC.
-    pub fn told(
-        before: Before,
-        tracker: &Tracker,
-        record: &SocketRecord,
-        wall_offset_ns: u64,
-    ) -> Option<Self> {
+    /// The transition of a record that was just applied, `None` for another kind of record. `wall_offset_ns`: wall
+    /// clock minus CLOCK_MONOTONIC.
+    pub fn of(before: Before, tracker: &Tracker, record: &SocketRecord, wall_offset_ns: u64) -> Option<Self> {
         let cookie = record.socket.cookie;
-        let (from, told, error) = match record.what {
+        let (from, reported, error) = match record.what {
             What::Transition { from, to, .. } => (from, to, 0),
             What::End { from, error, .. } => (from, TcpState::Close, error),
             What::Retransmit { .. }
@@ -67,7 +63,7 @@ impl Transition {
             | What::Close { .. }
             | What::MinisockEnd => return None,
         };
-        // What became a minisock is not found by its address any more.
+        // A connection that became a minisock is not found by the socket's address any more.
         let minisock = || {
             tracker
                 .reported()
@@ -78,9 +74,9 @@ impl Transition {
         let live = tracker.table().find(cookie).or_else(minisock).map(|slot| tracker.table().get(slot));
         let ended = || tracker.ended().back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);
         let conn = live.or_else(ended);
-        // To the kernel a socket that becomes a minisock reaches CLOSE.
-        let to = live.map_or(told, Conn::state);
-        // An orphan in FIN_WAIT2 lives on as one.
+        // The kernel reports CLOSE for a socket that becomes a minisock.
+        let to = live.map_or(reported, Conn::state);
+        // An orphan in FIN_WAIT2 becomes a minisock in FIN_WAIT2.
         if to == from {
             return None;
         }
@@ -93,7 +89,7 @@ impl Transition {
             from: from.name().to_owned(),
             to: to.name().to_owned(),
             seconds: before.since_ns.map(|since_ns| seconds(record.time_ns.saturating_sub(since_ns))),
-            cause: cause(from, told, error).name().to_owned(),
+            cause: cause(from, reported, error).name().to_owned(),
             role: conn.map_or("unknown", |conn| conn.role.name()).to_owned(),
             pid: process.map(|process| process.pid),
             comm: process.map(|process| process.comm.to_string()),

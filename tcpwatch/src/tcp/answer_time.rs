@@ -1,7 +1,10 @@
-//! Whether a client waits for its peer's answer, and how long the last one took: from the times that the kernel keeps
-//! of each connection. What the bytes say is not looked at: an answer is whatever the peer sends after the client.
+//! Whether a client waits for its peer's answer, and how long the last answer took.
+//!
+//! In: the times that the kernel keeps of each connection. Out: [`AnswerTime`]. The bytes themselves are not read: an
+//! answer is whatever the peer sends after the client has sent.
 
-/// As the members of `struct tcp_info` say; milliseconds, to a jiffy, since then.
+/// Members of `struct tcp_info` (include/uapi/linux/tcp.h). Each `*_ms` is the milliseconds that have passed since the
+/// event, exact to one jiffy.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
     /// Neither side has closed.
@@ -12,24 +15,24 @@ pub struct Exchange {
     pub unacknowledged: u32,
     pub sent_ms: u32,
     pub received_ms: u32,
-    /// Since the peer last acknowledged anything, with data or without.
+    /// Since the peer's last acknowledgement, with data or without.
     pub acknowledged_ms: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AnswerTime {
-    /// Not come yet; seconds since data was last sent.
+    /// No answer yet; seconds since data was last sent.
     Awaited(f64),
-    /// Come; seconds from when data was last sent to when data was last received.
+    /// Answered; seconds from the last sending of data to the last receipt of data.
     Came(f64),
 }
 
-/// An acknowledgement without data comes no later: half a second is the longest that a receiver may put it off (RFC
-/// 9293, section 3.8.6.3), the rest is for the way. One that comes later answers a keep-alive probe.
+/// The longest delay, in milliseconds, of an acknowledgement without data: a receiver may put it off by half a second
+/// (RFC 9293, section 3.8.6.3), the rest is for the round trip. A later one answers a keep-alive probe.
 const ACKNOWLEDGED_WITHIN_MS: u32 = 1000;
 
 impl Exchange {
-    /// `None` where nothing was sent, or the times do not tell.
+    /// The answer to what was sent last; `None` where nothing was sent, or where the times do not decide.
     pub fn answer(&self) -> Option<AnswerTime> {
         let Self { sent_ms: sent, received_ms: received, acknowledged_ms: acknowledged, .. } = *self;
         if self.sent_bytes == 0 {
@@ -72,7 +75,7 @@ mod tests {
     };
 
     #[test]
-    fn answers_are_told_by_what_came_after_what() {
+    fn the_later_of_sent_and_received_decides_whether_an_answer_is_awaited() {
         let (awaited, came) =
             (|seconds| Some(AnswerTime::Awaited(seconds)), |seconds| Some(AnswerTime::Came(seconds)));
         for (what, exchange, answer) in [

@@ -68,7 +68,7 @@ fn the_transition_to_time_wait_is_told_with_its_process() {
     };
     let before = Before::note(&world.tracker, &record);
     world.tracker.apply(&Record::Socket(record));
-    let told = Transition::told(before, &world.tracker, &record, 0).unwrap();
-    assert_eq!((told.from.as_str(), told.to.as_str()), ("FIN_WAIT2", "TIME_WAIT"));
-    assert_eq!((told.comm.as_deref(), told.seconds), (Some("curl"), Some(1.0)));
+    let transition = Transition::of(before, &world.tracker, &record, 0).unwrap();
+    assert_eq!((transition.from.as_str(), transition.to.as_str()), ("FIN_WAIT2", "TIME_WAIT"));
+    assert_eq!((transition.comm.as_deref(), transition.seconds), (Some("curl"), Some(1.0)));
 }
