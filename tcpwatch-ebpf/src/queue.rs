@@ -8,7 +8,7 @@
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_get_smp_processor_id, macros::map, maps::Array};
-use tcpwatch_common::{Queue, Slot};
+use tcpwatch_common::{Queue, QueueSlot};
 
 use crate::{field, ring};
 
@@ -17,7 +17,7 @@ use crate::{field, ring};
 static QUEUES: Array<Queue> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static SLOTS: Array<QueueSlot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Slots of each queue, a power of two; set by the loader.
 #[unsafe(no_mangle)]
@@ -36,7 +36,7 @@ pub fn push<T: Copy>(record: &T, lost: u32) -> bool {
 
 #[inline(always)]
 fn try_push<T: Copy>(record: &T) -> Option<()> {
-    const { assert!(size_of::<T>() <= size_of::<Slot>()) };
+    const { assert!(size_of::<T>() <= size_of::<QueueSlot>()) };
     // SAFETY: no arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let slots = field::value(&QUEUE_SLOTS) as u64;

@@ -31,7 +31,7 @@ use tcpwatch::{
 };
 use tcpwatch_common::{
     FLAG_FIN_RECEIVED as FIN, FLAG_HELD as HELD, FLAG_ORPHAN as ORPHAN, FLAG_PASSIVE as PASSIVE, KIND_TASK,
-    KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, Slot, SocketEvent, TaskEvent,
+    KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, QueueSlot, SocketEvent, TaskEvent,
     state::{CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, LISTEN, SYN_RECV, SYN_SENT},
 };
 use tokio::sync::mpsc;
@@ -205,7 +205,7 @@ fn connections(criterion: &mut Criterion) {
 
 /// The queues of two processors, one of which runs the client's side and one the server's.
 struct Two {
-    slots: [Vec<Slot>; 2],
+    slots: [Vec<QueueSlot>; 2],
     next: [usize; 2],
 }
 
@@ -226,7 +226,7 @@ impl Queued for Two {
         self.slots[queue].get(self.next[queue]).map(|slot| slot[1])
     }
 
-    fn take(&mut self, queue: usize, each: impl FnOnce(&Slot)) {
+    fn take(&mut self, queue: usize, each: impl FnOnce(&QueueSlot)) {
         each(&self.slots[queue][self.next[queue]]);
         self.next[queue] += 1;
     }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use tcpwatch_common::{IdleEvent, KIND_IDLE, KIND_TASK, KIND_TRAFFIC, Slot, TaskEvent, TrafficEvent};
+use tcpwatch_common::{IdleEvent, KIND_IDLE, KIND_TASK, KIND_TRAFFIC, QueueSlot, TaskEvent, TrafficEvent};
 
 /// Queues of state changes, each in the order of its times.
 pub trait Queued {
@@ -16,7 +16,7 @@ pub trait Queued {
     fn next_time(&self, queue: usize) -> Option<u64>;
 
     /// Shows that record where it lies, and takes it. Called only where there is one.
-    fn take(&mut self, queue: usize, each: impl FnOnce(&Slot));
+    fn take(&mut self, queue: usize, each: impl FnOnce(&QueueSlot));
 }
 
 /// Where a record lies among the bytes of all.
@@ -144,7 +144,7 @@ mod tests {
             self[queue].front().map(|event| event.time_ns)
         }
 
-        fn take(&mut self, queue: usize, each: impl FnOnce(&Slot)) {
+        fn take(&mut self, queue: usize, each: impl FnOnce(&QueueSlot)) {
             each(&bytemuck::cast(self[queue].pop_front().unwrap()));
         }
     }

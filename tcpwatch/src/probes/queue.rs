@@ -9,14 +9,14 @@ use std::{
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use tcpwatch_common::{Queue, Slot};
+use tcpwatch_common::{Queue, QueueSlot};
 
 use crate::inbox::Queued;
 
 /// All queues, as they were when last looked at.
 pub struct Queues {
     queues: Mapping<Queue>,
-    slots: Mapping<Slot>,
+    slots: Mapping<QueueSlot>,
     /// Slots of each queue.
     size: u32,
     /// Of each queue, the records taken and those that were there.
@@ -52,7 +52,7 @@ impl Queues {
         tail.store(taken, Ordering::Release);
     }
 
-    fn slot(&self, queue: usize, number: u64) -> *mut Slot {
+    fn slot(&self, queue: usize, number: u64) -> *mut QueueSlot {
         let slot = number & u64::from(self.size - 1);
         self.slots.at(queue * self.size as usize + slot as usize).as_ptr()
     }
@@ -70,7 +70,7 @@ impl Queued for Queues {
         (taken < there).then(|| unsafe { (&raw const (*self.slot(queue, taken))[1]).read_volatile() })
     }
 
-    fn take(&mut self, queue: usize, each: impl FnOnce(&Slot)) {
+    fn take(&mut self, queue: usize, each: impl FnOnce(&QueueSlot)) {
         let (taken, there) = self.seen[queue];
         // SAFETY: as in `next_time`; it is given back below.
         each(unsafe { &*self.slot(queue, taken) });

@@ -1,6 +1,6 @@
 //! How the memory for records is shared out.
 
-use tcpwatch_common::Slot;
+use tcpwatch_common::QueueSlot;
 
 use super::ProbeError;
 
@@ -31,7 +31,7 @@ impl Room {
             RECORD_BYTES.max(processors.saturating_mul(RECORD_BYTES_EACH).next_power_of_two())
         });
         let ring_bytes = (record_bytes / RING_SHARE).max(SMALLEST_RING_BYTES);
-        let slots = (record_bytes - record_bytes / RING_SHARE) / (size_of::<Slot>() as u32 * processors);
+        let slots = (record_bytes - record_bytes / RING_SHARE) / (size_of::<QueueSlot>() as u32 * processors);
         // The greatest power of two that is no more, and at least one.
         Ok(Self { ring_bytes, processors, slots: 1 << slots.max(1).ilog2() })
     }
