@@ -2,23 +2,7 @@
 //! connect() returned at once.
 
 use serde::{Serialize, Serializer};
-
-/// include/uapi/asm-generic/errno-base.h and errno.h; a few old architectures have other numbers.
-pub mod errno {
-    pub const EACCES: u8 = 13;
-    pub const ENONET: u8 = 64;
-    pub const EPROTO: u8 = 71;
-    pub const ENOPROTOOPT: u8 = 92;
-    pub const EOPNOTSUPP: u8 = 95;
-    pub const ENETUNREACH: u8 = 101;
-    pub const ECONNABORTED: u8 = 103;
-    pub const ECONNRESET: u8 = 104;
-    pub const ETIMEDOUT: u8 = 110;
-    pub const ECONNREFUSED: u8 = 111;
-    pub const EHOSTDOWN: u8 = 112;
-    pub const EHOSTUNREACH: u8 = 113;
-}
-use errno::{
+use tcpwatch_common::errno::{
     EACCES, ECONNREFUSED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP,
     EPROTO, ETIMEDOUT,
 };

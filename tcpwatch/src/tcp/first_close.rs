@@ -1,14 +1,9 @@
 //! Who was the first to end a connection that had been ESTABLISHED: from the state it ended from, and the errno.
 
 use serde::{Serialize, Serializer};
+use tcpwatch_common::errno::{ECONNRESET, ETIMEDOUT};
 
-use crate::tcp::{
-    connect_outcome::{
-        errno::{ECONNRESET, ETIMEDOUT},
-        is_unreachable,
-    },
-    state::TcpState,
-};
+use crate::tcp::{connect_outcome::is_unreachable, state::TcpState};
 
 /// Who ended it first, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,11 +1,9 @@
 //! The life of a connection: which states it went through, when, and who caused each.
 
 use serde::Serialize;
+use tcpwatch_common::errno::ETIMEDOUT;
 
-use crate::tcp::{
-    connect_outcome::{errno::ETIMEDOUT, is_unreachable},
-    state::TcpState,
-};
+use crate::tcp::{connect_outcome::is_unreachable, state::TcpState};
 
 /// Who made a connection enter a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -3,11 +3,9 @@
 use std::ops::AddAssign;
 
 use serde::{Serialize, Serializer};
+use tcpwatch_common::errno::{ECONNABORTED, ETIMEDOUT};
 
-use crate::tcp::connect_outcome::{
-    errno::{ECONNABORTED, ETIMEDOUT},
-    is_unreachable,
-};
+use crate::tcp::connect_outcome::is_unreachable;
 
 /// A reset of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -16,10 +16,7 @@ pub(crate) use tcpwatch::{
         tracker::{Ended, Limits, Tracker},
     },
     tcp::{
-        connect_outcome::{
-            Outcome,
-            errno::{EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT},
-        },
+        connect_outcome::Outcome,
         first_close::FirstClose,
         life::Cause,
         reset_reason::{Discarded, ResetReason},
@@ -29,6 +26,9 @@ pub(crate) use tcpwatch::{
         },
         ticks::TickRate,
     },
+};
+pub(crate) use tcpwatch_common::errno::{
+    EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT,
 };
 pub(crate) use tcpwatch_common::{
     FLAG_FIN_RECEIVED as FIN, FLAG_HELD as HELD, FLAG_MINISOCK as MINISOCK, FLAG_ORPHAN as ORPHAN,
