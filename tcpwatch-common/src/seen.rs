@@ -85,7 +85,8 @@ pub struct SeenSocket {
     pub saddr: [u8; 16],
     /// Remote address; all 0 for a listener.
     pub daddr: [u8; 16],
-    pub zero: u32,
+    /// Segments sent and not acknowledged (`packets_out`).
+    pub unacknowledged: u32,
 }
 
 /// Indices into `SeenSocket::sending_jiffies`: what held back the sender (enum tcp_chrono in include/linux/tcp.h,

@@ -11,8 +11,8 @@ use crate::read::{
     offsets::{
         self, OFF_CA_OPS_NAME, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT,
         OFF_ICSK_CA_OPS, OFF_ICSK_PROBES_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_MDEV_US, OFF_MSS_CACHE,
-        OFF_RATE_DELIVERED, OFF_RATE_INTERVAL_US, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP, OFF_RTT_MIN,
-        OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_RCVBUF, OFF_SK_SNDBUF,
+        OFF_PACKETS_OUT, OFF_RATE_DELIVERED, OFF_RATE_INTERVAL_US, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP,
+        OFF_RTT_MIN, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_RCVBUF, OFF_SK_SNDBUF,
         OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
     },
     pointer::{KernelPtr, bytes},
@@ -40,6 +40,7 @@ pub fn fill_full_socket(seen: &mut SeenSocket, sk: impl KernelPtr) {
     seen.received_jiffies = sk.read(&OFF_RCV_TSTAMP);
     seen.sent_jiffies = sk.read(&OFF_LSNDTIME);
     seen.data_received_jiffies = sk.read(&OFF_LRCVTIME);
+    seen.unacknowledged = sk.read(&OFF_PACKETS_OUT);
     seen.srtt = sk.read(&OFF_SRTT_US);
     seen.sport = sport;
     seen.dport = dport;

@@ -27,6 +27,8 @@ pub struct Seen {
     pub sent_jiffies: u32,
     pub data_received_jiffies: u32,
     pub data_sent: bool,
+    /// Segments sent and not acknowledged.
+    pub unacknowledged: u32,
     /// Smoothed round-trip time; `None` before the first measurement.
     pub rtt_ns: Option<u64>,
     /// Ticks in which data was unsent or unacknowledged, by `tcpwatch_common::chrono`. This field, the next one and all
@@ -89,6 +91,7 @@ pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
         sent_jiffies: raw.sent_jiffies,
         data_received_jiffies: raw.data_received_jiffies,
         data_sent: raw.data_sent != 0,
+        unacknowledged: raw.unacknowledged,
         rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
         sending_jiffies: raw.sending_jiffies,
         out_of_order: raw.out_of_order,

@@ -301,12 +301,12 @@ fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
 fn exchange(info: &TcpInfo) -> Exchange {
     Exchange {
         established: info.state == TcpState::Established as u8,
-        sent_bytes: info.bytes_sent,
-        received_bytes: info.bytes_received,
+        has_sent: info.bytes_sent > 0,
+        has_received: info.bytes_received > 0,
         unacknowledged: info.unacked,
-        sent_ms: info.last_data_sent,
-        received_ms: info.last_data_recv,
-        acknowledged_ms: info.last_ack_recv,
+        sent: Duration::from_millis(info.last_data_sent.into()),
+        received: Duration::from_millis(info.last_data_recv.into()),
+        acknowledged: Duration::from_millis(info.last_ack_recv.into()),
     }
 }
 

@@ -117,6 +117,7 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         sent_jiffies: 0,
         data_received_jiffies: 0,
         data_sent: false,
+        unacknowledged: 0,
         rtt_ns: None,
         sending_jiffies: [0; 3],
         out_of_order: 0,

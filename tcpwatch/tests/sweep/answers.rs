@@ -11,7 +11,9 @@ fn seen(now_ns: u64, socket: Socket, sent_ns: u64, received_ns: u64) -> Seen {
         jiffies: jiffies(now_ns),
         sent_jiffies: jiffies(sent_ns) as u32,
         data_received_jiffies: jiffies(received_ns) as u32,
+        received_jiffies: jiffies(received_ns) as u32,
         data_sent: true,
+        traffic: Traffic { sent_bytes: 100, received_bytes: 100 },
         rtt_ns: Some(100_000),
         ..look_held(now_ns, socket, Established, if socket == server(HELD) { NGINX } else { CURL })
     }
@@ -50,7 +52,17 @@ fn who_waits_or_sent_nothing_or_serves_is_not_sampled() {
     let (before, after, now) = (NOW + SECOND, NOW + SECOND + 300 * MS, NOW + 2 * SECOND);
     for (why, looked) in [
         ("it waits", seen(now, client(HELD), after, before)),
-        ("it may have asked again", seen(now, client(HELD), after, after)),
+        (
+            "it has asked again within the tick",
+            Seen {
+                received_jiffies: jiffies(after + 40 * MS) as u32,
+                ..seen(now, client(HELD), after, after)
+            },
+        ),
+        (
+            "it has asked again and waits",
+            Seen { unacknowledged: 1, ..seen(now, client(HELD), before, after) },
+        ),
         ("it sent nothing", Seen { data_sent: false, ..seen(now, client(HELD), before, after) }),
         ("it serves", seen(now, server(HELD), before, after)),
     ] {
@@ -58,4 +70,12 @@ fn who_waits_or_sent_nothing_or_serves_is_not_sampled() {
         world.sweep(now, &[looked]);
         assert_eq!(sampled(&world), (0, 0.0, 0), "{why}");
     }
+}
+
+#[test]
+fn an_answer_within_one_tick_counts_as_zero_seconds() {
+    let mut world = world();
+    let (answered, now) = (NOW + SECOND, NOW + 2 * SECOND);
+    world.sweep(now, &[seen(now, client(HELD), answered, answered)]);
+    assert_eq!(sampled(&world), (1, 0.0, 1));
 }

@@ -78,6 +78,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("OFF_RCV_TSTAMP", "tcp_sock", "rcv_tstamp"),
     ("OFF_LSNDTIME", "tcp_sock", "lsndtime"),
     ("OFF_LRCVTIME", "inet_connection_sock", "icsk_ack.lrcvtime"),
+    ("OFF_PACKETS_OUT", "tcp_sock", "packets_out"),
     ("OFF_SRTT_US", "tcp_sock", "srtt_us"),
     ("OFF_CHRONO_TYPE", "tcp_sock", "chrono_type:2"),
     ("OFF_CHRONO_START", "tcp_sock", "chrono_start"),

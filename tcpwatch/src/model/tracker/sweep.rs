@@ -5,6 +5,8 @@
 //! namespaces without a sighting are gone. A record that is newer than a sighting wins, and so does one that is up to
 //! [`UNSETTLED_NS`] older and contradicts it.
 
+use std::time::Duration;
+
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
@@ -21,9 +23,10 @@ use crate::{
         tracker::{Ended, MINISOCK_NS, Tracker},
     },
     tcp::{
+        answer_time::{AnswerTime, Exchange},
         life::{Cause, Life},
         state::TcpState,
-        ticks::Ticks,
+        ticks::{TickRate, Ticks},
     },
 };
 
@@ -292,22 +295,18 @@ impl Tracker {
     }
 
     /// Samples how long the latest answer to a client took, if it came since the sweep before, so that each is sampled at
-    /// most once: from the latest data sent to the latest received, so an upper bound of the time to its first byte. Within
-    /// one tick the client may also have asked again, so shorter answers are not sampled.
+    /// most once.
     fn sample_answer(&mut self, key: ConnKey, seen: &Seen) {
         let Some(ticks) = self.ticks.filter(|_| self.sweep.number > 1) else { return };
         let is_client = self.table.get(key).role == Role::Client && seen.state == TcpState::Established;
         let answered_ns = ticks.time_of_past(seen.data_received_jiffies);
-        if !is_client || !seen.data_sent || answered_ns < self.sweep.began_before_ns {
+        if !is_client || answered_ns < self.sweep.began_before_ns {
             return;
         }
-        let waited = seen.data_received_jiffies.wrapping_sub(seen.sent_jiffies);
-        if waited == 0 || waited > i32::MAX as u32 {
-            return;
-        }
+        let Some(AnswerTime::Came(took)) = exchange(seen, self.tick_rate).answer() else { return };
         let Some(group) = self.group(key, seen.time_ns) else { return };
         let answers = self.groups.counts(group).answers.get_or_insert_default();
-        answers.seconds.observe(self.tick_rate.nanos(waited));
+        answers.seconds.observe(took.as_nanos() as u64);
         if let Some(rtt_ns) = seen.rtt_ns {
             answers.round_trips.observe(rtt_ns);
         }
@@ -586,3 +585,20 @@ fn is_unsettled(record_ns: u64, seen: &Seen) -> bool {
 
 /// How far two readings of one timer may differ.
 const TIMER_NOISE_NS: u64 = 50_000_000;
+
+fn exchange(seen: &Seen, tick_rate: TickRate) -> Exchange {
+    // Another processor may have counted a tick more when it wrote the socket's.
+    let ago = |jiffies: u32| {
+        let ticks = (seen.jiffies as u32).wrapping_sub(jiffies).cast_signed().max(0).cast_unsigned();
+        Duration::from_nanos(tick_rate.nanos(ticks))
+    };
+    Exchange {
+        established: seen.state == TcpState::Established,
+        has_sent: seen.data_sent,
+        has_received: seen.traffic.received_bytes > 0,
+        unacknowledged: seen.unacknowledged,
+        sent: ago(seen.sent_jiffies),
+        received: ago(seen.data_received_jiffies),
+        acknowledged: ago(seen.received_jiffies),
+    }
+}

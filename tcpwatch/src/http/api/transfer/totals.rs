@@ -68,8 +68,8 @@ impl Sum {
         match figures.answer {
             // A server that sends last has answered.
             _ if role != Role::Client => {}
-            Some(AnswerTime::Came(seconds)) => self.answered.add(seconds),
-            Some(AnswerTime::Awaited(seconds)) => self.awaited.add(seconds),
+            Some(AnswerTime::Came(took)) => self.answered.add(took.as_secs_f64()),
+            Some(AnswerTime::Awaited(since)) => self.awaited.add(since.as_secs_f64()),
             None => {}
         }
     }
