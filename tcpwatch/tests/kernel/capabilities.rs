@@ -1,4 +1,4 @@
-//! Capabilities: which are missed, by name, and which are kept after the start.
+//! Capabilities: missing ones are named, and the daemon keeps only those that it needs after the start.
 
 use serde_json::Value;
 
@@ -42,7 +42,7 @@ fn after_the_start_no_thread_has_more_capabilities_than_it_needs() {
             );
             names.push(field("Name:").to_owned());
         }
-        // The first one, HTTP's and the one that enters namespaces.
+        // The main thread, HTTP's and the one that enters namespaces.
         assert!(names.len() >= 3 && names.iter().any(|name| name == "sweeper"), "{names:?}");
     }
 }
@@ -60,8 +60,8 @@ fn check_names_the_capability_that_is_missing() {
         ] {
             let (code, printed, said) = run(copy.with(user, capabilities).args(["check", "--json"]));
             let checked: Value = serde_json::from_str(&printed).unwrap();
-            let told = checked["kernel"]["capabilities"].as_array().unwrap();
-            let held = told.iter().filter(|one| one["held"] == true).map(|one| one["name"].as_str().unwrap());
+            let all = checked["kernel"]["capabilities"].as_array().unwrap();
+            let held = all.iter().filter(|one| one["held"] == true).map(|one| one["name"].as_str().unwrap());
             let mut held: Vec<_> = held.map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
             held.sort();
             let mut given = capabilities.to_vec();

@@ -1,4 +1,4 @@
-//! `tcpwatch check` says what a daemon would do here, and `--hook` makes it do otherwise.
+//! `tcpwatch check` reports what a daemon would do on this machine, and `--hook` changes it.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ fn check(options: &[&str]) -> (i32, Value) {
 }
 
 #[test]
-fn what_check_says_a_daemon_does() {
+fn a_daemon_does_what_check_reports() {
     let (code, checked) = check(&[]);
     let status = Daemon::start(&[]).json("/status");
     for field in ["kernel", "identity", "signals", "programs"] {
@@ -39,7 +39,7 @@ fn what_check_says_a_daemon_does() {
     }
 }
 
-/// What follows `there are: ` in what it says of a choice that there is not.
+/// The list after `there are: ` in the error for an invalid choice.
 fn there_are(choice: &str) -> Vec<String> {
     let mut said = Vec::new();
     for command in ["check", "run"] {
@@ -58,7 +58,7 @@ fn there_are(choice: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_choice_that_there_is_not_is_refused_with_those_that_there_are() {
+fn an_unknown_hook_is_refused_with_the_list_of_valid_ones() {
     let signals = there_are("open=kprobe");
     assert_eq!(
         signals,
@@ -87,10 +87,10 @@ fn a_choice_that_there_is_not_is_refused_with_those_that_there_are() {
     assert!(said.contains("SIGNAL=WAY"), "{said}");
 }
 
-/// Whether this machine offers what a way needs; `None` where only trying can tell.
+/// Whether this machine has what a way needs; `None` where only trying it shows.
 fn offered(signal: &str, way: &str) -> Option<bool> {
     match way {
-        // Tracepoints that older kernels do not have, or not with what is to be told.
+        // Tracepoints that older kernels lack, or have without the needed arguments.
         "tp_btf" | "raw_tp" if ["retransmit_failed", "congestion"].contains(&signal) => None,
         "inferred" | "iter" | "raw_tp" | "tp_btf" => Some(true),
         "kprobe" | "kretprobe" => Some(Path::new("/sys/bus/event_source/devices/kprobe").exists()),
@@ -104,34 +104,37 @@ fn offered(signal: &str, way: &str) -> Option<bool> {
 }
 
 #[test]
-fn each_way_serves_when_it_is_asked_for_or_check_says_why_not() {
+fn each_way_serves_when_chosen_or_check_says_why_not() {
     for signal in there_are("open=kprobe") {
         for way in there_are(&format!("{signal}=none")) {
             let choice = format!("{signal}={way}");
             let (code, checked) = check(&["--hook", &choice]);
             let Some(signals) = checked["signals"].as_array().filter(|signals| !signals.is_empty()) else {
-                // Without state changes there is nothing to say of the others.
+                // Without state changes the other signals are not reported.
                 assert_eq!((signal.as_str(), code), ("state", 2), "{choice}: {checked}");
                 assert_ne!(offered(&signal, &way), Some(true), "{choice}: {checked}");
                 let error = checked["error"].as_str().unwrap();
                 assert!(error.contains(&format!("{way} ")), "{choice}: {error}");
                 continue;
             };
-            let told = signals.iter().find(|told| told["key"] == signal.as_str()).unwrap();
-            if told["hook"].is_string() {
-                assert_ne!(offered(&signal, &way), Some(false), "{choice}: {told}");
-                let hook = told["hook"].as_str().unwrap();
-                assert!(way == "inferred" || hook.starts_with(&format!("{way} ")), "{choice}: {told}");
+            let status = signals.iter().find(|one| one["key"] == signal.as_str()).unwrap();
+            if status["hook"].is_string() {
+                assert_ne!(offered(&signal, &way), Some(false), "{choice}: {status}");
+                let hook = status["hook"].as_str().unwrap();
+                assert!(way == "inferred" || hook.starts_with(&format!("{way} ")), "{choice}: {status}");
                 let by_address = ["raw_tp", "kprobe", "tracepoint"].contains(&way.as_str());
                 if signal == "state" && by_address {
                     assert_eq!(checked["identity"], "socket address", "{choice}");
                 }
             } else {
-                assert_ne!(offered(&signal, &way), Some(true), "{choice}: {told}");
-                assert!(told["lost"].is_string(), "{choice}: {told}");
-                let hook = told["tried"][0]["hook"].as_str().unwrap();
-                assert!(hook.starts_with(&format!("{way} ")), "{choice}: {told}");
-                assert!(told["tried"][0]["error"].as_str().is_some_and(|error| !error.is_empty()), "{told}");
+                assert_ne!(offered(&signal, &way), Some(true), "{choice}: {status}");
+                assert!(status["lost"].is_string(), "{choice}: {status}");
+                let hook = status["tried"][0]["hook"].as_str().unwrap();
+                assert!(hook.starts_with(&format!("{way} ")), "{choice}: {status}");
+                assert!(
+                    status["tried"][0]["error"].as_str().is_some_and(|error| !error.is_empty()),
+                    "{status}"
+                );
                 assert_eq!(code, 1, "{choice}");
             }
         }

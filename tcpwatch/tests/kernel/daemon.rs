@@ -1,4 +1,4 @@
-//! A running tcpwatch and questions to it.
+//! A running tcpwatch, and requests to it.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -17,7 +17,7 @@ use crate::{eventually::eventually, metrics::Metrics, netns::Namespace};
 pub(crate) const TCPWATCH: &str = env!("CARGO_BIN_EXE_tcpwatch");
 const HOOKS: &str = "TCPWATCH_HOOK";
 
-/// The program, without what the environment of the tests would tell it.
+/// The program, without the options that it would take from the environment of the tests.
 pub(crate) fn tcpwatch(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -28,7 +28,7 @@ pub(crate) fn tcpwatch(program: &str) -> Command {
     command
 }
 
-/// Stopped when dropped; it must then end well.
+/// A running daemon. Stopped when dropped; it must then exit with 0.
 pub(crate) struct Daemon {
     child: Child,
     ended: bool,
@@ -38,16 +38,16 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Ready, on a port of its own.
+    /// Starts a daemon on a free port and waits until it is ready.
     pub(crate) fn start(options: &[&str]) -> Self {
         Self::start_by(tcpwatch(TCPWATCH), options)
     }
 
-    /// The same by a command that becomes the program.
+    /// The same with a command that becomes the program.
     pub(crate) fn start_by(mut command: Command, options: &[&str]) -> Self {
         let mut child = command
             .args(["run", "--listen", "127.0.0.1:0"])
-            // Ways that are forced: the same tests prove each of them.
+            // Forced hooks: the same tests prove each of them.
             .envs(std::env::var(HOOKS).map(|hooks| (HOOKS, hooks)))
             .args(options)
             .stdin(Stdio::null())
@@ -95,25 +95,25 @@ impl Daemon {
         serde_json::from_str(&body).unwrap()
     }
 
-    /// All of the connection that a row of `/connections` is of.
+    /// `/connections/ID` of a row of `/connections`.
     pub(crate) fn detail(&self, row: &Value) -> Value {
         self.json(&format!("/connections/{}", row["id"].as_str().unwrap()))
     }
 
-    /// What serves a signal, as `/status` says.
+    /// The hook that serves a signal, from `/status`.
     pub(crate) fn hook(&self, signal: &str) -> String {
         self.signal_status(signal)["hook"].as_str().unwrap().to_owned()
     }
 
-    /// Whether anything does.
+    /// Whether a hook serves the signal.
     pub(crate) fn serves(&self, signal: &str) -> bool {
         self.signal_status(signal)["hook"].is_string()
     }
 
-    /// What `/status` says of it.
+    /// The signal's entry in `/status`.
     pub(crate) fn signal_status(&self, signal: &str) -> Value {
         let status = self.json("/status");
-        let found = status["signals"].as_array().unwrap().iter().find(|told| told["key"] == signal);
+        let found = status["signals"].as_array().unwrap().iter().find(|one| one["key"] == signal);
         found.unwrap().clone()
     }
 
@@ -127,19 +127,19 @@ impl Daemon {
         Metrics::parse(&body)
     }
 
-    /// What `/leaks` says of a process.
+    /// The leaks of a process, from `/leaks`.
     pub(crate) fn leaks_of(&self, pid: u32) -> Vec<Value> {
         let answer = self.json("/leaks");
         let leaks = answer["leaks"].as_array().unwrap().iter();
         leaks.filter(|leak| leak["process"]["pid"] == pid).cloned().collect()
     }
 
-    /// All rows of `/connections` in a namespace.
+    /// All rows of `/connections` in a network namespace.
     pub(crate) fn connections_in(&self, namespace: &Namespace) -> Vec<Value> {
         self.connections_of(namespace.inode)
     }
 
-    /// The same of a namespace without a name.
+    /// The same for a namespace given by its inode.
     pub(crate) fn connections_of(&self, netns: u64) -> Vec<Value> {
         let answer = self.json("/connections?limit=0");
         let rows = answer["connections"].as_array().unwrap().iter();
@@ -163,7 +163,7 @@ impl Daemon {
         self.signal(signal);
         let status = eventually("the daemon ends", || self.child.try_wait().unwrap().ok_or("it runs on"));
         self.ended = true;
-        // Ends with the pipe.
+        // The reader ends when the pipe is closed.
         self.log_reader.take().unwrap().join().unwrap();
         status
     }

@@ -1,4 +1,4 @@
-//! What the capabilities that are not always needed are for: what a daemon finds that has some of them only.
+//! The optional capabilities: what a daemon finds that has only some of them.
 
 use std::process::Command;
 
@@ -16,7 +16,7 @@ use crate::{
     workload::{Workload, python_args},
 };
 
-/// Sockets that a process holds and such that none does; then a connection goes, and one changes hands.
+/// Sockets with and without a holder; on order one connection ends, and one is passed to another process.
 const SOCKETS: &str = r"
 listener = listen(args[0])
 def pair():
@@ -46,8 +46,8 @@ say(pid)
 order()
 ";
 
-/// Where it listens: in the machine's own namespace an earlier test's daemon may have had the same port at 127.0.0.1, and its
-/// connections be in TIME_WAIT.
+/// The address of the listener. At 127.0.0.1 of the machine's own namespace an earlier test's daemon may have had the
+/// same port, with connections in TIME_WAIT.
 const ADDR: &str = "127.0.0.9";
 
 /// Both ends of `half` but the orphan, of `kept`, and the client's end of `waiting`.
@@ -55,7 +55,7 @@ const HELD: [&str; 5] = ["CLOSE_WAIT", "ESTABLISHED", "ESTABLISHED", "ESTABLISHE
 /// The server's end of `waiting`, which nobody accepted, the orphan of `half`, and `over`.
 const UNHELD: [&str; 3] = ["ESTABLISHED", "FIN_WAIT2", "TIME_WAIT"];
 
-/// A process that is older than the daemon, in some network namespace.
+/// A process that is older than the daemon, in a network namespace.
 struct Place {
     workload: Workload,
     port: u16,
@@ -63,12 +63,12 @@ struct Place {
 }
 
 impl Place {
-    /// `enter`: a command that becomes the one that its arguments say, in the namespace.
+    /// `enter`: a command that enters the namespace and becomes the command in its arguments.
     fn new(enter: &[&str]) -> Self {
         Self::of(&as_user(SOMEBODY_ELSE), enter)
     }
 
-    /// The same of the user that a command makes it.
+    /// The same as another user, whom the command `user` sets.
     fn of(user: &[String], enter: &[&str]) -> Self {
         let words: Vec<String> =
             enter.iter().map(|&word| word.to_owned()).chain(user.iter().cloned()).collect();
@@ -90,7 +90,7 @@ impl Place {
         rows
     }
 
-    /// What the daemon knows of the sockets that are older than it.
+    /// Asserts what the daemon found of the sockets that are older than it.
     fn assert_found(&self, daemon: &Daemon, unheld: bool, exe: bool) {
         let rows = self.rows(daemon);
         let states: Vec<_> = rows.iter().map(|row| row["state"].as_str().unwrap()).collect();
@@ -114,7 +114,7 @@ impl Place {
         }
     }
 
-    /// What happens from now on is known in any case, and no later sweep forgets it.
+    /// Asserts that the daemon follows what happens from now on, and that no later sweep drops it.
     fn assert_followed(&mut self, daemon: &Daemon) {
         let child: u64 = self.workload.ask().parse().unwrap();
         let id = eventually("a sweep finds the new holder, and what was closed is listed", || {
@@ -135,7 +135,7 @@ impl Place {
 const OWN: &[&str] = &["env"];
 const NAMELESS: &[&str] = &["unshare", "--net", "sh", "-ec", "ip link set lo up\nexec \"$@\"", "sh"];
 
-/// What a daemon with these capabilities and the two that it always needs knows of sockets older than it.
+/// Asserts what a daemon finds of sockets older than it, with these capabilities and the two that it always needs.
 fn finds(user: User, capabilities: &[&str], unheld_in_named: bool, unheld_in_nameless: bool, exe: bool) {
     let namespace = Namespace::new();
     let enter_named = format!("--net={}", namespace.path());
@@ -164,7 +164,7 @@ fn finds(user: User, capabilities: &[&str], unheld_in_named: bool, unheld_in_nam
 }
 
 #[test]
-fn with_the_least_capabilities_held_sockets_are_found_everywhere_and_all_in_the_own_namespace() {
+fn with_the_least_capabilities_other_namespaces_show_held_sockets_only() {
     for user in [Root, Nobody] {
         finds(user, &[], false, false, false);
     }
@@ -192,7 +192,7 @@ fn sys_admin_and_sys_ptrace_find_everything() {
 }
 
 #[test]
-fn without_sys_ptrace_executables_are_known_of_the_own_user_if_they_may_no_more() {
+fn without_sys_ptrace_executables_of_the_own_user_are_known() {
     let copy = Copy::new();
     for (user, owner, exe) in
         [(Root, &as_user(0)[..], true), (Root, &[], false), (Nobody, &as_user(NOBODY), true)]
@@ -203,7 +203,7 @@ fn without_sys_ptrace_executables_are_known_of_the_own_user_if_they_may_no_more(
     }
 }
 
-/// Moves a namespace's only name to where Docker keeps its names, which only root may look into.
+/// Moves a namespace's only name to Docker's folder of names, which only root may read.
 fn named_by_docker(namespace: &Namespace) -> String {
     format!(
         "exec 9< {}\nmount -t tmpfs -o mode=755 tcpwatch-test /run\nmkdir -p /run/docker/netns\n\
@@ -214,13 +214,13 @@ fn named_by_docker(namespace: &Namespace) -> String {
 }
 
 #[test]
-fn dac_read_search_matters_to_others_than_root_for_namespaces_named_by_docker() {
+fn only_other_users_than_root_need_dac_read_search_for_dockers_namespaces() {
     const MOST: [&str; 4] = ["bpf", "perfmon", "sys_admin", "sys_ptrace"];
     let copy = Copy::new();
     for (user, capabilities, found) in [(Root, &MOST[..], true), (Nobody, &MOST, false), (Nobody, &ALL, true)]
     {
         let namespace = Namespace::new();
-        // No process is left in it.
+        // No process is left in the namespace.
         drop(Place::new(&["nsenter", &format!("--net={}", namespace.path())]));
         let daemon = Daemon::start_by(copy.behind(&named_by_docker(&namespace), user, capabilities), &[]);
         let rows = daemon.connections_in(&namespace);

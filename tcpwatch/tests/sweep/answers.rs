@@ -5,7 +5,7 @@ use crate::scenario::*;
 const NOW: u64 = 1000 * SECOND;
 const MS: u64 = 1_000_000;
 
-/// Seen at `now_ns`: data last sent, and received.
+/// A sighting at `now_ns`; data was last sent and last received at these times.
 fn seen(now_ns: u64, socket: Socket, sent_ns: u64, received_ns: u64) -> Seen {
     Seen {
         jiffies: jiffies(now_ns),
@@ -15,11 +15,11 @@ fn seen(now_ns: u64, socket: Socket, sent_ns: u64, received_ns: u64) -> Seen {
         data_sent: true,
         traffic: Traffic { sent_bytes: 100, received_bytes: 100 },
         rtt_ns: Some(100_000),
-        ..look_held(now_ns, socket, Established, if socket == server(HELD) { NGINX } else { CURL })
+        ..held_sighting(now_ns, socket, Established, if socket == server(HELD) { NGINX } else { CURL })
     }
 }
 
-/// How many, and seconds together; the same of round trips.
+/// Number and total seconds of the sampled answers, and the number of sampled round trips.
 fn sampled(world: &World) -> (u64, f64, u64) {
     let answers = world.tracker.groups().iter().filter_map(|group| group.counts.answers.as_deref());
     answers.fold((0, 0.0, 0), |sum, one| {
@@ -32,14 +32,14 @@ fn world() -> World {
     world.connect();
     world.serve();
     world.sweep(NOW, &[seen(NOW, client(HELD), NOW - 9 * SECOND, NOW - 8 * SECOND)]);
-    assert_eq!(sampled(&world), (0, 0.0, 0), "what was before the first sweep may be of any age");
+    assert_eq!(sampled(&world), (0, 0.0, 0), "an answer before the first sweep may be of any age");
     world
 }
 
 #[test]
 fn each_answer_counts_once() {
     let mut world = world();
-    // Asked before the sweep before.
+    // Asked before the previous sweep, answered after it.
     let (asked, answered) = (NOW - 200 * MS, NOW + 100 * MS);
     for now_ns in [NOW + 2 * SECOND, NOW + 3 * SECOND] {
         world.sweep(now_ns, &[seen(now_ns, client(HELD), asked, answered)]);
@@ -48,9 +48,9 @@ fn each_answer_counts_once() {
 }
 
 #[test]
-fn who_waits_or_sent_nothing_or_serves_is_not_sampled() {
+fn clients_that_wait_or_sent_nothing_and_servers_are_not_sampled() {
     let (before, after, now) = (NOW + SECOND, NOW + SECOND + 300 * MS, NOW + 2 * SECOND);
-    for (why, looked) in [
+    for (why, seen) in [
         ("it waits", seen(now, client(HELD), after, before)),
         (
             "it has asked again within the tick",
@@ -67,7 +67,7 @@ fn who_waits_or_sent_nothing_or_serves_is_not_sampled() {
         ("it serves", seen(now, server(HELD), before, after)),
     ] {
         let mut world = world();
-        world.sweep(now, &[looked]);
+        world.sweep(now, &[seen]);
         assert_eq!(sampled(&world), (0, 0.0, 0), "{why}");
     }
 }

@@ -1,4 +1,4 @@
-//! What sweeps sum of the connections that live, by group. 1000 ticks a second.
+//! Sums over live connections, by group. 1000 ticks a second.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::scenario::*;
 
 const NOW: u64 = 1000 * SECOND;
 
-/// Looked at through a descriptor of this process; 30 ms busy, 20 of them limited by the peer's window.
+/// A sighting through a descriptor of this process; 30 ms busy, 20 ms of them limited by the peer's window.
 fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
     Seen {
         jiffies: jiffies(now_ns),
@@ -30,7 +30,7 @@ fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
         receive_buffer: 131_072,
         min_rtt_ns: Some(3_000_000),
         rtt_variation_ns: 2_000_000,
-        ..look_held(now_ns, socket, Established, pid)
+        ..held_sighting(now_ns, socket, Established, pid)
     }
 }
 
@@ -73,14 +73,14 @@ fn a_connection_with_several_holders_counts_once_in_each_sweep() {
         let seconds = [live.busy_seconds(), live.limited_seconds(1), live.limited_seconds(2)];
         let times = [live.round_trips, live.least_round_trips, live.variations];
         let times = times.map(|times| times.spread().unwrap().mean_seconds);
-        let told = seconds.iter().chain(&times).map(|seconds| (seconds * 1e3).round() as u32);
-        assert_eq!(told.collect::<Vec<_>>(), [30, 20, 0, 4, 3, 2]);
+        let milliseconds = seconds.iter().chain(&times).map(|seconds| (seconds * 1e3).round() as u32);
+        assert_eq!(milliseconds.collect::<Vec<_>>(), [30, 20, 0, 4, 3, 2]);
     }
     assert_eq!(live(&world, "worker"), Live::default());
 }
 
 #[test]
-fn what_a_sweep_does_not_find_any_more_takes_its_share_away() {
+fn a_connection_that_a_sweep_misses_leaves_the_sums() {
     let mut world = world();
     world.sweep(NOW, &[seen(NOW, client(HELD), CURL), seen(NOW, server(HELD), NGINX)]);
     assert_eq!(["curl", "nginx"].map(|comm| live(&world, comm).connections), [1, 1]);

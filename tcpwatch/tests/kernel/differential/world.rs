@@ -1,5 +1,5 @@
-//! A small world of processes that do at random whatever processes do with TCP sockets, and the ledger of who
-//! holds and who held which: what the kernel itself does not tell once a socket has no descriptor.
+//! A small world of processes that use TCP sockets at random, and the ledger of who holds or held each socket, which
+//! the kernel itself does not report once a socket has no descriptor.
 //!
 //! Each step is acknowledged before the next is chosen, so between steps nothing moves but the kernel's timers.
 
@@ -30,7 +30,7 @@ use crate::{
 const ACTOR: &str = include_str!("actor.py");
 
 pub(crate) struct World {
-    // In the order in which they are to end.
+    // Fields are dropped in this order.
     actors: Vec<Actor>,
     sleepers: Vec<Sleeper>,
     namespaces: Vec<Namespace>,
@@ -50,10 +50,10 @@ struct Actor {
     pid: u32,
     home: usize,
     control: BufReader<UnixStream>,
-    /// Of one that the test started; the others are its descendants.
+    /// Of an actor that the test started; the others are descendants.
     process: Option<Workload>,
     handles: BTreeMap<u64, usize>,
-    /// Sent to it and not taken yet, in order.
+    /// Sockets sent to it and not taken yet, in order.
     mail: Vec<usize>,
 }
 
@@ -63,19 +63,19 @@ struct Sleeper {
     sockets: Vec<usize>,
 }
 
-/// What the ledger has of a socket.
+/// A socket in the ledger.
 struct Socket {
     listens: Option<Listens>,
     deaf: bool,
-    /// Of its descriptors: one entry each.
+    /// The pids that hold it, one entry for each descriptor.
     holders: Vec<u32>,
-    /// All that held it at some time.
+    /// The pids that held it at some time.
     ever: BTreeSet<u32>,
-    /// Somebody shut down its sending side: it may have become a minisock while held.
+    /// Its sending side was shut down: it may have become a minisock while held.
     shut: bool,
     /// When the order to open it was given.
     opened: Instant,
-    /// Who had the last descriptor, and when the order was given that ended it.
+    /// The last holder, and when the order was given that closed its last descriptor.
     released: Option<(u32, Instant)>,
 }
 
@@ -85,11 +85,11 @@ struct Listens {
     addr: String,
     only_v6: bool,
     port: u16,
-    /// Every connection to it succeeds at once.
+    /// Each connection to it succeeds at once.
     plain: bool,
 }
 
-/// Who may be named as the process of a socket.
+/// The processes that `/connections` may name as the owner of a socket.
 #[derive(Debug)]
 pub(crate) struct Owner {
     pub(crate) among: BTreeSet<u32>,
@@ -108,7 +108,7 @@ impl World {
         let names: Vec<&str> = paths.iter().map(|path| path.rsplit('/').next().unwrap()).collect();
         ip(&["-n", names[0], "link", "add", "veth0", "type", "veth", "peer", "veth0", "netns", names[1]]);
         for (name, addrs) in names.iter().zip(VETH) {
-            // The interface's own address would have to be found free first.
+            // An automatic link-local address would first have to pass duplicate detection.
             ip(&["-n", name, "link", "set", "veth0", "addrgenmode", "none", "up"]);
             for addr in addrs {
                 let (addr, length) =
@@ -147,7 +147,7 @@ impl World {
         self.namespaces.iter().flat_map(ss::sockets).collect()
     }
 
-    /// Every process there ever was.
+    /// All processes that ever existed.
     pub(crate) fn pids(&self) -> &BTreeSet<u32> {
         &self.pids
     }
@@ -156,7 +156,7 @@ impl World {
         self.namespaces.iter().any(|namespace| namespace.inode == netns)
     }
 
-    /// What was done to sockets with this port.
+    /// The log of the orders to sockets with these ports.
     pub(crate) fn story_of(&self, ports: [u16; 2]) -> String {
         let ports = ports.map(|port| port.to_string());
         let about = |line: &&String| {
@@ -170,8 +170,8 @@ impl World {
         &self.log
     }
 
-    /// Who may be named for a connection without holders that was accepted or connected, of which `since` is
-    /// known for sure; `None` when the ledger does not know it either.
+    /// The possible owners of a connection without holders that was accepted or connected. What happened after `since`
+    /// is known for sure. `None` when the ledger does not have the connection.
     pub(crate) fn last_owner(&self, row: &SsRow, since: Instant) -> Option<Owner> {
         let key = (row.key.netns, row.key.local, row.key.remote);
         let socket = &self.sockets[*self.by_ends.get(&key)?];
@@ -194,7 +194,7 @@ impl World {
         }
     }
 
-    /// Does one thing.
+    /// Takes one random step.
     pub(crate) fn step(&mut self) {
         match self.random.below(100) {
             _ if self.actors.len() < 5 => {
@@ -271,7 +271,7 @@ impl World {
         answer
     }
 
-    /// Orders and waits for the answer; `None` when the kernel refused.
+    /// Gives an order and waits for the answer; `None` when the kernel refused.
     fn order(&mut self, actor: usize, name: &str, words: &[Value]) -> (Instant, Option<Value>) {
         let in_thread = name != "fork" && self.random.percent(10);
         let issued = self.send_order(actor, name, words, in_thread);
@@ -283,7 +283,7 @@ impl World {
         self.random.below(self.actors.len())
     }
 
-    /// Some descriptor of some actor.
+    /// A random descriptor of a random actor.
     fn some_handle(&mut self, fits: impl Fn(&Socket) -> bool) -> Option<(usize, u64)> {
         let all: Vec<(usize, u64)> = self
             .actors
@@ -348,7 +348,7 @@ impl World {
         addrs.extend(VETH.get(home).into_iter().flatten());
         let addr = *self.random.pick(&addrs);
         let only_v6 = addr == "::" && self.random.percent(30);
-        // A few ports come and go; the others are new.
+        // A few ports are used repeatedly; the others are new.
         let port = if self.random.percent(50) { 7000 + self.random.below(6) } else { 0 };
         let backlog = *self.random.pick(&[128, 128, 128, 3, 0]);
         let defer = if self.random.percent(15) { 60 } else { 0 };
@@ -374,7 +374,7 @@ impl World {
         });
     }
 
-    /// Some listener, and addresses by which an actor that lives there reaches it.
+    /// A random listener, and the addresses by which an actor in its namespace or the joined one reaches it.
     fn some_target(&mut self, plain: bool) -> Option<(Listens, usize, Vec<String>)> {
         let fits = |socket: &Socket| {
             socket.listens.as_ref().is_some_and(|listens| !plain || (listens.plain && !socket.deaf))
@@ -398,7 +398,7 @@ impl World {
             let Some((listens, home, targets)) = self.some_target(false) else { return };
             let Some(actor) = self.some_actor_in(home) else { return };
             let target = self.random.pick(&targets).clone();
-            // Some own port again and again: the connection before is in TIME_WAIT on this side or the other.
+            // The same local port again: the previous connection is in TIME_WAIT on one of the sides.
             let source = if self.random.percent(30) {
                 let any = if target.contains(':') { "::" } else { "0.0.0.0" };
                 json!([any, 20_000 + self.random.below(8)])
@@ -442,7 +442,7 @@ impl World {
             let (issued, answer) = self.order(actor, "accept", &[json!(listener), json!(handle)]);
             let Some(answer) = answer else { return };
             let socket = self.enter(actor, handle, None, issued);
-            // In the listener's namespace, wherever the actor is.
+            // The connection is in the listener's namespace, wherever the actor is.
             let listens = &self.sockets[self.actors[actor].handles[&listener]].listens;
             let netns = self.namespaces[listens.as_ref().unwrap().home].inode;
             let (local, remote) = ends(&answer["local"], &answer["remote"]);
@@ -512,7 +512,7 @@ impl World {
         if answer.is_some() {
             let socket = self.actors[actor].handles[&handle];
             self.actors[to].mail.push(socket);
-            // Whoever it is sent to will release it if it never takes it.
+            // The receiver releases it even if it never takes it.
             self.also_held_by(pid, socket);
         }
         if self.random.percent(50) {
@@ -567,7 +567,7 @@ impl World {
         }
     }
 
-    /// An actor ends, by its own will or not.
+    /// Ends an actor, by an order or by a signal.
     fn kill(&mut self) {
         let index = self.some_actor();
         let issued = if self.random.percent(50) {
@@ -587,7 +587,7 @@ impl World {
         }
     }
 
-    /// Many short connections; both sides end theirs as chance has it.
+    /// Makes many short connections, whose sides end at random.
     fn burst(&mut self) {
         let Some((listens, home, targets)) = self.some_target(true) else { return };
         let Some(client) = self.some_actor_in(home) else { return };
@@ -638,17 +638,17 @@ impl Drop for World {
         for sleeper in &self.sleepers {
             kill(sleeper.pid);
         }
-        // Those that the test did not start end when they see that nobody orders any more.
+        // Actors that the test did not start end when their control connection closes.
         self.actors.clear();
         let _ = fs::remove_dir_all(self.control_path.parent().unwrap());
     }
 }
 
-/// By which addresses somebody in the namespace `from` reaches it.
+/// The addresses by which an actor in the namespace `from` reaches a listener.
 fn targets(listens: &Listens, from: usize) -> Vec<String> {
     let here = from == listens.home;
     let [v4, v6, link_local] = match VETH.get(listens.home) {
-        // As seen from the other side, the scope is the other side's; both interfaces have one name.
+        // From the other side the scope is the other side's interface, which has the same name.
         Some(addrs) => addrs.map(Some),
         None => [None; 3],
     };
@@ -679,7 +679,7 @@ fn kill(pid: u32) {
     wait_for_end(pid);
 }
 
-/// Until it holds nothing any more: a zombie has let go of everything.
+/// Waits until a process holds nothing any more: a zombie has released everything.
 fn wait_for_end(pid: u32) {
     eventually("the process ends", || match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Err(_) => Ok(()),
