@@ -3,10 +3,14 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -35,12 +39,24 @@ pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     log: Arc<Mutex<String>>,
     log_reader: Option<JoinHandle<()>>,
+    /// What it recorded, kept where a test fails.
+    recording: Option<PathBuf>,
 }
 
 impl Daemon {
-    /// Starts a daemon on a free port and waits until it is ready.
+    /// Starts a daemon on a free port, which records what comes in, and waits until it is ready.
     pub(crate) fn start(options: &[&str]) -> Self {
-        Self::start_by(tcpwatch(TCPWATCH), options)
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if options.contains(&"--record") {
+            return Self::start_by(tcpwatch(TCPWATCH), options);
+        }
+        let name =
+            format!("tcpwatch-test-{}-{}.rec", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let recording = std::env::temp_dir().join(name);
+        let record = ["--record", recording.to_str().unwrap()];
+        let mut daemon = Self::start_by(tcpwatch(TCPWATCH), &[options, &record].concat());
+        daemon.recording = Some(recording);
+        daemon
     }
 
     /// The same with a command that becomes the program.
@@ -63,7 +79,8 @@ impl Daemon {
             }
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut daemon = Self { child, ended: false, address, log, log_reader: Some(log_reader) };
+        let log_reader = Some(log_reader);
+        let mut daemon = Self { child, ended: false, address, log, log_reader, recording: None };
         daemon.address = eventually("the daemon says its address", || {
             let log = daemon.log();
             let found = log.split_once("curl http://").and_then(|(_, rest)| rest.split_once("/leaks"));
@@ -172,10 +189,24 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if thread::panicking() {
+            // Asked to end it writes what it has recorded; it may hang or be stopped.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(20));
+            }
             let _ = self.child.kill();
             let _ = self.child.wait();
             eprintln!("the daemon's log:\n{}", self.log());
-        } else if !self.ended {
+            if let Some(recording) = &self.recording {
+                eprintln!("its recording, for `tcpwatch replay`: {}", recording.display());
+            }
+            return;
+        }
+        if let Some(recording) = &self.recording {
+            let _ = std::fs::remove_file(recording);
+        }
+        if !self.ended {
             let status = self.end(Signal::TERM);
             assert!(status.success(), "{status}:\n{}", self.log());
             assert!(!self.log().contains("panicked"), "{}", self.log());

@@ -35,4 +35,5 @@ mod transfer;
 mod unentered;
 mod waits;
 mod ways;
+mod witness;
 mod workload;

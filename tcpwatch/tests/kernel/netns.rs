@@ -1,6 +1,7 @@
 //! A network namespace for one test.
 
 use std::{
+    cell::RefCell,
     os::unix::fs::MetadataExt as _,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -13,6 +14,11 @@ use tcpwatch::kernel::netns;
 pub(crate) fn needs(program: &str, package: &str) {
     let found = Command::new(program).arg("--version").output();
     assert!(found.is_ok(), "this test needs `{program}`: install the Debian package {package}");
+}
+
+thread_local! {
+    /// The inodes of the namespaces that this thread made.
+    pub(crate) static MADE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A network namespace; removed when dropped, also by a failing test.
@@ -32,6 +38,7 @@ impl Namespace {
         let mut namespace = Self { name, inode: 0 };
         ip(&["-n", &namespace.name, "link", "set", "lo", "up"]);
         namespace.inode = std::fs::metadata(namespace.path()).unwrap().ino();
+        MADE.with_borrow_mut(|made| made.push(namespace.inode));
         namespace
     }
 

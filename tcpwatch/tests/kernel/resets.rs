@@ -7,6 +7,7 @@ use crate::{
     eventually::eventually,
     netns::{Namespace, needs},
     retransmits::{ADDRESS, joined},
+    witness::witnessed,
     workload::Workload,
 };
 
@@ -219,39 +220,55 @@ fn what_was_discarded_is_summed(daemon: &Daemon, comm: &str) {
 
 #[test]
 fn each_reset_has_its_reason_and_none_is_missing() {
-    let daemon = Daemon::start(&[]);
-    let closes_are_told = !daemon.hook("close").starts_with("inferred");
-    for (case, addr) in CASES.iter().flat_map(|case| ["127.0.0.1", "::1"].map(|addr| (case, addr))) {
-        let namespace = Namespace::new();
-        let comm = format!("r.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });
-        let comm = comm.as_str();
-        let program = format!("{ENDS}\n{}\norder()\n", case.program);
-        let mut ends = Workload::start(&namespace, comm, &program, &[addr]);
-        assert_eq!(ends.hear(), case.errno.to_string(), "{comm}: the application's errno");
-        for (role, expected) in [("client", (case.client)()), ("server", (case.server)())] {
-            if expected.is_null() {
-                continue;
-            }
-            let told = eventually("the connection ends with its reset", || {
-                let ended = daemon.json(&format!("/history?process={comm}"));
-                let told = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
-                let told = told.filter(|told| says(&told["reset"], &expected)).cloned();
-                told.ok_or_else(|| format!("{comm}, {role}: not {expected} in {ended}"))
-            });
-            let reason = expected["reason"].as_str().unwrap();
-            let labels = [("process", comm), ("role", role), ("reason", reason)];
-            eventually("the reset is counted", || match daemon.metrics().sum(RESETS, &labels) {
-                Some(1) => Ok(()),
-                other => Err(format!("{labels:?}: {other:?}")),
-            });
-            if closes_are_told && ["unread_data", "zero_linger"].contains(&reason) {
-                assert_eq!(told["closer"]["comm"], comm, "{told}");
+    witnessed(|witness| {
+        let daemon = witness.start(&[]);
+        for case in CASES {
+            for addr in ["127.0.0.1", "::1"] {
+                has_its_reason(&daemon, case, addr);
             }
         }
-        let sent = [("process", comm), ("direction", "sent")];
-        assert_eq!(daemon.metrics().sum(RESETS, &sent), ends.kernel_count("OutRsts"), "{comm}");
-        what_was_discarded_is_summed(&daemon, comm);
+    });
+}
+
+fn has_its_reason(daemon: &Daemon, case: &Case, addr: &str) {
+    let closes_are_told = !daemon.hook("close").starts_with("inferred");
+    let namespace = Namespace::new();
+    let comm = format!("r.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });
+    let comm = comm.as_str();
+    let program = format!("{ENDS}\n{}\norder()\n", case.program);
+    let mut ends = Workload::start(&namespace, comm, &program, &[addr]);
+    assert_eq!(ends.hear(), case.errno.to_string(), "{comm}: the application's errno");
+    for (role, expected) in [("client", (case.client)()), ("server", (case.server)())] {
+        if expected.is_null() {
+            continue;
+        }
+        let told = eventually(&format!("{comm}: the {role}'s connection ends with {expected}"), || {
+            let ended = daemon.json(&format!("/history?process={comm}"));
+            let told = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
+            let told = told.filter(|told| says(&told["reset"], &expected)).cloned();
+            told.ok_or_else(|| format!("{}; {ended}", kernel_resets(&ends)))
+        });
+        let reason = expected["reason"].as_str().unwrap();
+        let labels = [("process", comm), ("role", role), ("reason", reason)];
+        eventually(&format!("{comm}: the {role}'s reset is counted"), || {
+            match daemon.metrics().sum(RESETS, &labels) {
+                Some(1) => Ok(()),
+                other => Err(format!("{labels:?}: {other:?}; {}", kernel_resets(&ends))),
+            }
+        });
+        if closes_are_told && ["unread_data", "zero_linger"].contains(&reason) {
+            assert_eq!(told["closer"]["comm"], comm, "{told}");
+        }
     }
+    let sent = [("process", comm), ("direction", "sent")];
+    assert_eq!(daemon.metrics().sum(RESETS, &sent), ends.kernel_count("OutRsts"), "{comm}");
+    what_was_discarded_is_summed(daemon, comm);
+}
+
+/// What the kernel counts of them, in a test's namespace.
+fn kernel_resets(ends: &Workload) -> String {
+    let counts = ["OutRsts", "EstabResets", "TCPAbortOnTimeout", "TCPAbortOnClose", "TCPAbortOnData"];
+    format!("kernel: {:?}", counts.map(|name| (name, ends.kernel_count(name).unwrap_or(0))))
 }
 
 /// The server's reset is lost, so its client goes on. The client's next segment finds a listener, or no socket.

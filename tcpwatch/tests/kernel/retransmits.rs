@@ -12,6 +12,7 @@ use crate::{
     eventually::eventually,
     metrics::Metrics,
     netns::{Namespace, needs},
+    witness::{Witness, witnessed},
     workload::Workload,
 };
 
@@ -19,6 +20,7 @@ pub(crate) const ADDRESS: &str = "10.98.0.2";
 const RETRANSMITS: &str = "tcpwatch_retransmits_total";
 const BY_KIND: &str = "tcpwatch_retransmits_by_kind_total";
 const BYTES: &str = "tcpwatch_retransmitted_bytes_total";
+const KINDS: [&str; 7] = ["syn", "syn_ack", "fast", "slow_start", "timeout", "probe", "unknown"];
 const HELD_BACK: &str = "tcpwatch_records_held_back_total";
 
 /// Drops packets that arrive at veth0 and match `rule`, in the language of nftables.
@@ -116,10 +118,9 @@ fn agree(daemon: &Daemon, sides: &[&Workload], processes: &[&str], handshakes: b
         let metrics = daemon.metrics();
         let of = |kinds: &[&str]| of_kinds(&metrics, processes, kinds);
         let unknown = of(&["unknown"]);
-        let known = of(&["syn", "syn_ack", "fast", "slow_start", "timeout", "probe"]);
         let totals = [
             ("TcpRetransSegs", before, counted(&metrics, RETRANSMITS, processes)),
-            ("all kinds", before, known + unknown),
+            ("all kinds", before, of(&KINDS)),
         ];
         let mut kinds = vec![
             ("TCPSynRetrans", kernel(sides, "TCPSynRetrans"), of(&["syn", "syn_ack"])),
@@ -383,6 +384,10 @@ order()
 
 #[test]
 fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
+    witnessed(a_tail_loss_probe);
+}
+
+fn a_tail_loss_probe(witness: &Witness) {
     let (there, here) = joined();
     let mut server = Workload::start(&here, "probed-server", SERVER, &[ADDRESS, "1"]);
     let port = server.hear();
@@ -403,7 +408,7 @@ fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
     let (old, old_probes) = (client.retransmitted(), client.kernel_count("TCPLossProbes").unwrap());
     assert!(old_probes > 0, "the kernel's first answer to a lost tail is a probe");
 
-    let daemon = Daemon::start(&[]);
+    let daemon = witness.start(&[]);
     lose_until_retransmitted(&mut client);
     assert_eq!(client.hear(), "answered");
     let new = client.retransmitted() - old;
@@ -414,7 +419,12 @@ fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
             counted(&metrics, RETRANSMITS, &["probing-client"]),
             of_kinds(&metrics, &["probing-client"], &["probe"]),
         );
-        if ours == (new, probes) { Ok(()) } else { Err(format!("{ours:?}, kernel: {new}, {probes}")) }
+        if ours == (new, probes) {
+            return Ok(());
+        }
+        let kinds = KINDS.map(|kind| (kind, of_kinds(&metrics, &["probing-client"], &[kind])));
+        let ss = told_by_ss(&there);
+        Err(format!("{ours:?}, kernel: {new}, {probes}; {kinds:?}; ss: {ss:?}"))
     });
     let rows = daemon.connections_in(&there);
     let detail: Value = daemon.detail(&rows[0]);
