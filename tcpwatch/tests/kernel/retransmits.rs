@@ -423,7 +423,7 @@ fn a_tail_loss_probe(witness: &Witness) {
             return Ok(());
         }
         let kinds = KINDS.map(|kind| (kind, of_kinds(&metrics, &["probing-client"], &[kind])));
-        let ss = told_by_ss(&there);
+        let ss = shown_by_ss(&there);
         Err(format!("{ours:?}, kernel: {new}, {probes}; {kinds:?}; ss: {ss:?}"))
     });
     let rows = daemon.connections_in(&there);

@@ -28,9 +28,9 @@ fn a_sighting_soon_after_the_record_of_its_end_does_not_bring_a_minisock_back() 
     for (after_ns, state) in [(50_000_000, None), (SECOND, Some(TimeWait))] {
         let mut world = time_wait();
         world.tracker.begin_sweep(THEN + 1);
-        world.tell(THEN + 2, client(0), What::MinisockEnd);
+        world.report(THEN + 2, client(0), What::MinisockEnd);
         let seen_ns = THEN + 2 + after_ns;
-        world.finish_sweep(&[look_minisock(seen_ns, client(0), TimeWait, seen_ns + MINUTE)]);
+        world.finish_sweep(&[minisock_sighting(seen_ns, client(0), TimeWait, seen_ns + MINUTE)]);
         assert_eq!(world.state(1), state, "{after_ns} ns after it");
     }
 }
@@ -41,12 +41,12 @@ fn a_sighting_soon_after_a_record_does_not_turn_a_socket_into_a_minisock() {
     for (after_ns, vanished, minisock) in [(50_000_000, 0, false), (SECOND, 1, true)] {
         let mut world = World::new();
         world.connect();
-        world.tell_all(
+        world.report_all(
             client(HELD),
             [(THEN, to(Established, FinWait1, CURL)), (THEN, to(FinWait1, FinWait2, 0))],
         );
         let seen_ns = THEN + after_ns;
-        world.sweep(THEN + 1, &[look_minisock(seen_ns, client(0), TimeWait, seen_ns + MINUTE)]);
+        world.sweep(THEN + 1, &[minisock_sighting(seen_ns, client(0), TimeWait, seen_ns + MINUTE)]);
         assert_eq!(world.tracker.repairs().vanished, vanished, "{after_ns} ns after it");
         assert_eq!(world.row(1).is(ConnFlags::MINISOCK), minisock, "{after_ns} ns after it");
         assert_eq!(world.tracker.sweep_left_doubts(), !minisock);
