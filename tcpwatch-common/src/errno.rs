@@ -3,22 +3,53 @@
 //! In: nothing. Out: the numbers of include/uapi/asm-generic/errno-base.h and errno.h, positive, as `sk_err` holds
 //! them; a few old architectures (alpha, mips, parisc, sparc) have others. All fit the 8 bits in which a record
 //! carries an errno. Deliberately absent: what an errno means for a connection, which the daemon decides, and every
-//! errno that no code here distinguishes.
+//! errno that TCP and what sits on it (TLS, cgroup programs, packet filters, memory limits) do not leave on a socket.
 
-pub const EPERM: u8 = 1;
-pub const EAGAIN: u8 = 11;
-pub const ENOMEM: u8 = 12;
-pub const EACCES: u8 = 13;
-pub const EBUSY: u8 = 16;
-pub const ENONET: u8 = 64;
-pub const EPROTO: u8 = 71;
-pub const ENOPROTOOPT: u8 = 92;
-pub const EOPNOTSUPP: u8 = 95;
-pub const ENETUNREACH: u8 = 101;
-pub const ECONNABORTED: u8 = 103;
-pub const ECONNRESET: u8 = 104;
-pub const ENOBUFS: u8 = 105;
-pub const ETIMEDOUT: u8 = 110;
-pub const ECONNREFUSED: u8 = 111;
-pub const EHOSTDOWN: u8 = 112;
-pub const EHOSTUNREACH: u8 = 113;
+macro_rules! errnos {
+    ($($name:ident = $number:literal)*) => {
+        $(pub const $name: u8 = $number;)*
+
+        /// Every number of this module with its name, in the order of the numbers.
+        pub const NAMES: &[(u8, &str)] = &[$(($number, stringify!($name))),*];
+    };
+}
+
+errnos! {
+    EPERM = 1
+    EINTR = 4
+    EIO = 5
+    EAGAIN = 11
+    ENOMEM = 12
+    EACCES = 13
+    EFAULT = 14
+    EBUSY = 16
+    ENODEV = 19
+    EINVAL = 22
+    EPIPE = 32
+    ENONET = 64
+    EPROTO = 71
+    EBADMSG = 74
+    ENOTSOCK = 88
+    EDESTADDRREQ = 89
+    EMSGSIZE = 90
+    ENOPROTOOPT = 92
+    EPROTONOSUPPORT = 93
+    EOPNOTSUPP = 95
+    EAFNOSUPPORT = 97
+    EADDRINUSE = 98
+    EADDRNOTAVAIL = 99
+    ENETDOWN = 100
+    ENETUNREACH = 101
+    ENETRESET = 102
+    ECONNABORTED = 103
+    ECONNRESET = 104
+    ENOBUFS = 105
+    EISCONN = 106
+    ENOTCONN = 107
+    ETIMEDOUT = 110
+    ECONNREFUSED = 111
+    EHOSTDOWN = 112
+    EHOSTUNREACH = 113
+    EALREADY = 114
+    EINPROGRESS = 115
+}

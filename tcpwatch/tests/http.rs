@@ -413,7 +413,7 @@ async fn a_recording_has_no_transfer_values() {
     fails(&server, Method::GET, "/transfer?role=boss", 400, Some("role")).await;
     // Nothing is waited for.
     let rates = server.json("/transfer?seconds=60&sort=rate").await;
-    assert_eq!((&rates["seconds"], &rates["problems"]), (&Value::Null, &answer["problems"]));
+    assert_eq!((&rates["period_seconds"], &rates["problems"]), (&Value::Null, &answer["problems"]));
 }
 
 #[tokio::test]
@@ -425,9 +425,9 @@ async fn rates_are_measured_over_at_most_a_minute() {
     fails(&server, Method::GET, "/transfer?seconds=1&seconds=1", 400, Some("seconds")).await;
     fails(&server, Method::GET, "/transfer?sort=rate", 400, Some("sort")).await;
     let answer = server.json("/transfer?seconds=0.01&sort=rate").await;
-    assert!(answer["seconds"].as_f64() >= Some(0.01), "{answer}");
+    assert!(answer["period_seconds"].as_f64() >= Some(0.01), "{answer}");
     assert!(server.get("/transfer?seconds=0.01").await.body.contains("SENT/S"));
-    assert_eq!(server.json("/transfer").await["seconds"], Value::Null);
+    assert_eq!(server.json("/transfer").await["period_seconds"], Value::Null);
     assert!(!server.get("/transfer").await.body.contains("SENT/S"));
 }
 

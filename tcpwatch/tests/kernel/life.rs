@@ -52,7 +52,12 @@ impl Trace {
         lines
             .map(|line| {
                 let transition: Value = serde_json::from_str(&line.unwrap()).unwrap();
-                json!([transition["from"], transition["to"], transition["cause"], transition["pid"]])
+                json!([
+                    transition["from"],
+                    transition["to"],
+                    transition["cause"],
+                    transition["process"]["pid"]
+                ])
             })
             .collect()
     }
@@ -68,7 +73,7 @@ impl Drop for Trace {
 /// The states and causes of a life, whose durations must add up to the connection's age.
 fn life(detail: &Value) -> Vec<Value> {
     let steps = detail["life"].as_array().unwrap();
-    let sum: f64 = steps.iter().map(|step| step["seconds"].as_f64().unwrap()).sum();
+    let sum: f64 = steps.iter().map(|step| step["duration_seconds"].as_f64().unwrap()).sum();
     let age = detail["age_seconds"].as_f64().unwrap();
     assert!((sum - age).abs() < 0.001, "{sum} s in states, {age} s old");
     steps.iter().map(|step| json!([step["state"], step["cause"]])).collect()
@@ -143,11 +148,11 @@ fn states_and_causes_are_shown_live_and_afterwards() {
         ]
     );
     for (query, total) in [
-        ("process=life-server&since=1m", 1),
-        (&format!("process={}&peer=127.0.0.0/8", server.pid()), 1),
-        ("process=life-server&peer=10.0.0.0/8", 0),
-        ("process=life-server&since=2100-01-01T00:00:00Z", 0),
-        ("process=life-client", 0),
+        ("comm=life-server&since=1m", 1),
+        (&format!("pid={}&remote=127.0.0.0/8", server.pid()), 1),
+        ("comm=life-server&remote=10.0.0.0/8", 0),
+        ("comm=life-server&since=2100-01-01T00:00:00Z", 0),
+        ("comm=life-client", 0),
     ] {
         let history = daemon.json(&format!("/history?{query}"));
         // A process begins as a fork, and may be the last holder of a socket of its parent in another namespace.

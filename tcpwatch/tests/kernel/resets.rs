@@ -205,7 +205,7 @@ fn says(shown: &Value, expected: &Value) -> bool {
 
 /// Asserts that the process's sums are those of its connections.
 fn what_was_discarded_is_summed(daemon: &Daemon, comm: &str) {
-    let ended = daemon.json(&format!("/history?process={comm}"));
+    let ended = daemon.json(&format!("/history?comm={comm}"));
     let resets = || ended["connections"].as_array().unwrap().iter().map(|row| &row["reset"]);
     let answer = daemon.json(&format!("/processes?comm={comm}"));
     let metrics = daemon.metrics();
@@ -243,7 +243,7 @@ fn has_its_reason(daemon: &Daemon, case: &Case, addr: &str) {
             continue;
         }
         let told = eventually(&format!("{comm}: the {role}'s connection ends with {expected}"), || {
-            let ended = daemon.json(&format!("/history?process={comm}"));
+            let ended = daemon.json(&format!("/history?comm={comm}"));
             let told = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
             let told = told.filter(|told| says(&told["reset"], &expected)).cloned();
             told.ok_or_else(|| format!("{}; {ended}", kernel_resets(&ends)))
@@ -344,7 +344,7 @@ fn a_reset_by_an_orphan_in_fin_wait2_names_its_owner() {
     assert_eq!(ends.ask(), "32");
     let labels = [("process", "late"), ("role", "server"), ("reason", "data_after_close")];
     assert_eq!(daemon.metrics().sum(RESETS, &labels), Some(1));
-    let ended = daemon.json("/history?process=late");
+    let ended = daemon.json("/history?comm=late");
     let ended = ended["connections"].as_array().unwrap();
     let server = ended.iter().find(|row| row["role"] == "server").unwrap();
     assert_eq!(server["reset"]["reason"], "data_after_close", "{server}");

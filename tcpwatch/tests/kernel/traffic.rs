@@ -86,7 +86,7 @@ fn sent_and_received_bytes_are_exact() {
             let live = daemon.json(&format!("/connections?limit=0&pid={}", ends.pid()));
             let client =
                 live["connections"].as_array().unwrap().iter().find(|row| row["state"] == "TIME_WAIT");
-            let ended = daemon.json(&format!("/history?limit=0&process={}", ends.pid()));
+            let ended = daemon.json(&format!("/history?limit=0&pid={}", ends.pid()));
             let server = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == "server");
             match (client, server) {
                 (Some(client), Some(server)) => Ok([daemon.detail(client), server.clone()]),

@@ -70,6 +70,9 @@ fn the_transition_to_time_wait_names_its_process() {
     let before = Before::note(&world.tracker, &record);
     world.tracker.apply(&Record::Socket(record));
     let transition = Transition::of(before, &world.tracker, &record, 0).unwrap();
-    assert_eq!((transition.from.as_str(), transition.to.as_str()), ("FIN_WAIT2", "TIME_WAIT"));
-    assert_eq!((transition.comm.as_deref(), transition.seconds), (Some("curl"), Some(1.0)));
+    assert_eq!((transition.from, transition.to), (FinWait2, TimeWait));
+    assert_eq!(
+        (transition.process.as_ref().map(|process| &*process.comm), transition.from_seconds),
+        (Some("curl"), Some(1.0))
+    );
 }
