@@ -211,5 +211,5 @@ fn processes_and_peers_have_the_sums_of_connections_and_metrics() {
         assert_eq!((&row["comms"], &row["opened"]), (&json!(["sums"]), &json!(1)), "{row}");
         assert_eq!(row["connections"]["states"], json!({"ESTABLISHED": 1}), "{row}");
     }
-    assert_eq!(answer["total"], 3, "and whoever refused: {answer}");
+    assert_eq!(answer["total"], 3, "and the one of the refused connect: {answer}");
 }

@@ -150,7 +150,7 @@ fn number_from(variable: &str) -> Option<u64> {
 
 /// A row of `/connections`.
 #[derive(Debug)]
-#[expect(dead_code, reason = "the role is for whoever reads of a difference")]
+#[expect(dead_code, reason = "the role is printed with a difference")]
 struct Row {
     role: String,
     accepted: Option<bool>,

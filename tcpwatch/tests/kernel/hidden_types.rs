@@ -86,7 +86,7 @@ fn follows(daemon: &Daemon, port: u16) {
     assert_eq!(lives[1], ["ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "CLOSE"]);
 
     let swept = hook_of(&daemon.json("/status"), "unheld") != &Value::Null;
-    eventually("every TIME_WAIT of the kernel is listed, with whoever closed", || {
+    eventually("every TIME_WAIT of the kernel is listed, with the process that closed", || {
         let listed = rows(&format!("state=time-wait&remote_port={port}"));
         let listed = listed.as_array().unwrap();
         let owned = listed.iter().filter(|row| row["process"]["pid"] == client.pid()).count();

@@ -175,7 +175,7 @@ fn a_prefork_servers_connection_belongs_to_the_accepting_worker() {
         assert_eq!(workers.len(), 2);
         assert!(!workers.contains(&server.pid()));
         let listener = rows.iter().find(|row| row["role"] == "listener").unwrap();
-        assert_eq!(listener["process"]["pid"], server.pid(), "whoever called listen()");
+        assert_eq!(listener["process"]["pid"], server.pid(), "the process that called listen()");
         assert_eq!(server.ask(), "workers ended");
     }
 }

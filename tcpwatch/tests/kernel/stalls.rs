@@ -227,7 +227,7 @@ fn received_data_waits_as_long_as_the_receiver_measures() {
         }
         Err(format!("{reported:?}, for {count} of {seconds} s"))
     });
-    println!("{seconds} s measured, {:?} told", blocked(&metrics, "late-receiver", &["peer"]));
+    println!("{seconds} s measured, {:?} reported", blocked(&metrics, "late-receiver", &["peer"]));
     let bytes = metrics.sum(BLOCKED_BYTES, &[("process", "late-receiver"), ("recovery", "peer")]);
     assert_eq!(bytes.unwrap_or(0), 500 * count);
     assert_eq!(blocked(&metrics, "holed-sender", &["peer"]).0, 0, "it received nothing");

@@ -61,12 +61,12 @@ fn a_connection_with_several_holders_counts_once_in_each_sweep() {
         assert_eq!((live.connections, live.out_of_order_packets), (1, 7));
         let on: Vec<_> = live.options().filter(|(_, count)| *count > 0).collect();
         assert_eq!(on, [("keepalive", 1), ("nodelay", 1), ("user_timeout", 1)]);
-        let figures: Vec<_> =
+        let values: Vec<_> =
             live.option_values().map(|(name, range)| (name, range.least, range.most)).collect();
         let keepalive = [("idle_seconds", 60.0), ("interval_seconds", 5.0), ("probes", 9.0)];
-        let names = keepalive.map(|(name, figure)| (format!("keepalive_{name}"), figure, figure));
+        let names = keepalive.map(|(name, value)| (format!("keepalive_{name}"), value, value));
         let expected = names.iter().map(|(name, least, most)| (name.as_str(), *least, *most));
-        assert_eq!(figures, expected.chain([("user_timeout_seconds", 1.5, 1.5)]).collect::<Vec<_>>());
+        assert_eq!(values, expected.chain([("user_timeout_seconds", 1.5, 1.5)]).collect::<Vec<_>>());
         assert_eq!((live.send_buffer_bytes, live.receive_buffer_bytes), (87_040, 131_072));
         assert_eq!(live.by_congestion, BTreeMap::from([("cubic".into(), 1)]));
         assert_eq!((live.delivery_rate, live.window_probes), (5_000, 2));

@@ -7,10 +7,10 @@ use super::check::Verdict;
 #[derive(Debug)]
 pub(crate) struct Series {
     pub(crate) name: &'static str,
-    /// Where Debian has it, security updates included.
+    /// Debian's suites that have it, security updates included.
     pub(crate) suites: &'static [(Archive, &'static str)],
     pub(crate) verdict: Verdict,
-    /// Ways that differ from [`WAYS`]; `None` for a signal that this kernel does not give.
+    /// Ways that differ from [`WAYS`]; `None` for a signal that this kernel lacks.
     pub(crate) other_ways: &'static [(&'static str, Option<&'static str>)],
 }
 
@@ -126,7 +126,7 @@ pub(crate) const FORCED: [Forced; 4] = [
 ];
 
 const RETRANSMITS: &str = "counts::retransmits_equal_the_kernels_own_count";
-/// Together they need every signal, but not when a listener began: fentry and kprobe do not report it.
+/// Tests that together need every signal, except the time when a listener began, which fentry and kprobe do not report.
 const LIVES: [&str; 4] = [
     RETRANSMITS,
     "leaks::a_half_closed_client_is_named_even_when_it_is_gone",
@@ -141,11 +141,11 @@ const RESETS: &str = "resets::each_reset_has_its_reason_and_none_is_missing";
 const CONNECTS: &str = "connects::a_connect_that_fails_before_syn_sent_is_reported_once";
 const STALLS: &str = "stalls::delivery_stands_still_as_long_as_the_receiver_measures";
 
-/// A test that is not run.
+/// A test that is not run on some kernels.
 #[derive(Debug)]
 pub(crate) struct Skip {
     pub(crate) test: &'static str,
-    /// Empty for all.
+    /// Kernel series on which it is not run; empty for all.
     pub(crate) series: &'static [&'static str],
     pub(crate) reason: &'static str,
 }
@@ -187,7 +187,7 @@ pub(crate) const SKIPS: [Skip; 8] = [
 
 const NO_STALLS: &str = "before Linux 5.19 there is no tracepoint tcp_cong_state_set";
 
-/// Why this test is not run on that kernel.
+/// The reason why this test is not run on that kernel, if it is not.
 pub(crate) fn skipped(test: &str, series: &Series) -> Option<&'static str> {
     let applies =
         |skip: &&Skip| skip.test == test && (skip.series.is_empty() || skip.series.contains(&series.name));
