@@ -1,5 +1,5 @@
-//! What is expected of each kernel: where it comes from, which way serves each signal on it, which tests it cannot pass and
-//! why. Everything not named here must work on every kernel; otherwise the run fails.
+//! What is expected of each kernel: where it comes from, which way gives each signal, and which tests it cannot pass,
+//! with the reason. Everything not named here must work on every kernel; otherwise the run fails.
 
 use super::check::Verdict;
 
@@ -57,7 +57,7 @@ pub(crate) const SERIES: [Series; 6] = [
     },
 ];
 
-/// The way that serves each signal when none is forced: the best.
+/// The way that gives each signal when none is forced: the best.
 pub(crate) const WAYS: [(&str, &str); 16] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
@@ -134,7 +134,8 @@ const LIVES: [&str; 4] = [
     "owners::a_prefork_servers_connection_is_the_accepting_workers",
 ];
 
-/// [`LIVES`], the resets and stalls, which only tracepoints report, and connects, whose failures are reported once each.
+/// [`LIVES`], the resets and stalls, which only tracepoints report, and connects, whose failures are reported once
+/// each.
 const TRACEPOINTS: [&str; 7] = [LIVES[0], LIVES[1], LIVES[2], LIVES[3], RESETS, STALLS, CONNECTS];
 const RESETS: &str = "resets::each_reset_has_its_reason_and_none_is_missing";
 const CONNECTS: &str = "connects::what_fails_before_syn_sent_is_told_once_where_it_can_be_told";
@@ -198,7 +199,7 @@ impl Series {
         SERIES.iter().find(|series| series.name == name)
     }
 
-    /// The way expected to serve a signal here, `None` where none can.
+    /// The way expected to give a signal on this kernel, `None` where none can.
     pub(crate) fn way(&self, signal: &str) -> Option<&'static str> {
         let other = self.other_ways.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way);
         other.unwrap_or_else(|| WAYS.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way))
