@@ -24,8 +24,8 @@ struct Use {
     kept: bool,
 }
 
-/// docs/requirements.md#privileges has the same table; the kernel tests `capabilities`, `privilege` and `unentered` take
-/// each capability away.
+/// docs/requirements.md#privileges has the same table; the kernel tests `capabilities`, `privilege` and `unentered`
+/// take each capability away.
 const USES: [Use; 6] = [
     Use {
         capability: CapabilitySet::BPF,
@@ -48,8 +48,8 @@ const USES: [Use; 6] = [
     Use {
         capability: CapabilitySet::SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
-        without: "executables are known only for processes of the same user that have no more capabilities, and network \
-                  namespaces without a name are not swept",
+        without: "executables are known only for processes of the same user that have no more capabilities, and \
+                  network namespaces without a name are not swept",
         kept: true,
     },
     Use {
@@ -61,9 +61,9 @@ const USES: [Use; 6] = [
     Use {
         capability: CapabilitySet::SYS_ADMIN,
         name: "CAP_SYS_ADMIN",
-        without: "other network namespaces are not swept: TIME_WAIT, orphaned and un-accepted connections from before the \
-                  start are unknown, losses are repaired for held sockets only, and an orphan whose peer has closed stays \
-                  in FIN_WAIT2, so /leaks may name it",
+        without: "other network namespaces are not swept: TIME_WAIT, orphaned and un-accepted connections from before \
+                  the start are unknown, losses are repaired for held sockets only, and an orphan whose peer has \
+                  closed stays in FIN_WAIT2, so /leaks may name it",
         kept: true,
     },
 ];

@@ -1,4 +1,4 @@
-//! The answer of `tcpwatch check --json` in a guest, and whether it is the expected one.
+//! The report of `tcpwatch check --json`, compared with what is expected of the kernel.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -73,7 +73,7 @@ impl Check {
         serde_json::from_str(json).with_context(|| format!("reading what `tcpwatch check` printed: {json}"))
     }
 
-    /// The differences from the table; `forced` are the forced ways.
+    /// The differences from the table; `forced` are the ways that were asked for.
     pub(crate) fn faults(&self, exit_code: i32, series: &Series, forced: Option<&Forced>) -> Vec<String> {
         let mut faults = Vec::new();
         if exit_code != self.verdict.exit_code() {
@@ -87,7 +87,7 @@ impl Check {
         }
         for (key, _) in WAYS {
             let asked = forced.and_then(|forced| forced.hooks.iter().find(|(of, _)| *of == key));
-            // A signal that this kernel lacks, it lacks with every way.
+            // Where the best way is missing, the others are missing too.
             let expected = series.way(key).map(|own| asked.map_or(own, |(_, way)| *way));
             let Some(signal) = self.signals.iter().find(|signal| signal.key == key) else {
                 faults.push(format!("the signal {key} is missing"));

@@ -1,5 +1,5 @@
-//! What is expected of each kernel: where it comes from, which way serves each signal on it, which tests it cannot pass
-//! and why. Everything not named here must work on every kernel; otherwise the run fails.
+//! What is expected of each kernel: where it comes from, which way gives each signal, and which tests it cannot pass,
+//! with the reason. Everything not named here must work on every kernel; otherwise the run fails.
 
 use super::check::Verdict;
 
@@ -57,7 +57,7 @@ pub(crate) const SERIES: [Series; 6] = [
     },
 ];
 
-/// The way that serves each signal when none is forced: the best.
+/// The way that gives each signal when none is forced: the best.
 pub(crate) const WAYS: [(&str, &str); 16] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
@@ -199,7 +199,7 @@ impl Series {
         SERIES.iter().find(|series| series.name == name)
     }
 
-    /// The way expected to serve a signal here, `None` where none can.
+    /// The way expected to give a signal on this kernel, `None` where none can.
     pub(crate) fn way(&self, signal: &str) -> Option<&'static str> {
         let other = self.other_ways.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way);
         other.unwrap_or_else(|| WAYS.iter().find(|(of, _)| *of == signal).map(|(_, way)| *way))

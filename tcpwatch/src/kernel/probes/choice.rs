@@ -22,14 +22,12 @@ impl std::str::FromStr for Choice {
             format!("`{key}` is not a signal; the signals are: {keys}")
         })?;
         let ways = signal.spec().ways;
-        match ways.iter().map(Way::kind).find(|kind| kind.name() == name) {
-            Some(way) => Ok(Self { signal, way }),
-            None => {
-                let mut names: Vec<_> = ways.iter().map(|way| way.kind().name()).collect();
-                names.dedup();
-                Err(format!("`{name}` is not a way to get {key}; the ways are: {}", names.join(", ")))
-            }
-        }
+        let way = ways.iter().map(Way::kind).find(|kind| kind.name() == name).ok_or_else(|| {
+            let mut names: Vec<_> = ways.iter().map(|way| way.kind().name()).collect();
+            names.dedup();
+            format!("`{name}` is not a way to get {key}; the ways are: {}", names.join(", "))
+        })?;
+        Ok(Self { signal, way })
     }
 }
 

@@ -213,8 +213,8 @@ fn take_map<T: TryFrom<Map, Error = aya::maps::MapError>>(
     T::try_from(found).map_err(|error| ProbeError::Map { map, error })
 }
 
-/// Returns free memory to the kernel. Its types took some 40 MiB for a moment; the C library would keep half of that for
-/// later, and nothing needs it later.
+/// Returns free memory to the kernel. Its types took some 40 MiB for a moment; the C library would keep half of that
+/// for later, and nothing needs it later.
 #[allow(unsafe_code, reason = "a call that has no other name in Rust")]
 fn release_heap() {
     // SAFETY: takes no pointer and may be called at any time.

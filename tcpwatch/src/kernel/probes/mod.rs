@@ -1,8 +1,8 @@
 //! The border to the kernel: loads the BPF object, attaches its programs, and reports which hook gives which signal.
 //!
-//! In: the object built into this binary, the running kernel's types. Out: the ring, the queues, the counters, iterators
-//! over all sockets, and a [`SignalReport`] for each [`Signal`]. It decodes nothing. What a kernel offers is found out by
-//! trying, never by its version.
+//! In: the object built into this binary, the running kernel's types. Out: the ring, the queues, the counters,
+//! iterators over all sockets, and a [`SignalReport`] for each [`Signal`]. It decodes nothing. What a kernel offers is
+//! found out by trying, never by its version.
 
 mod attach;
 mod choice;
@@ -53,8 +53,8 @@ pub struct Loaded {
 const LOG_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Probes {
-    /// Passes what the programs log to this process's log. Only for `--debug`, so a failure is only logged. Needs a tokio
-    /// runtime.
+    /// Passes what the programs log to this process's log. Only for `--debug`, so a failure is only logged. Needs a
+    /// tokio runtime.
     pub fn follow_log(&mut self) {
         let mut logger = match aya_log::EbpfLogger::init(&mut self.ebpf) {
             Ok(logger) => logger,

@@ -43,6 +43,6 @@ pub(super) const SPEC: Spec = Spec {
         Way::by(&[Program::new("held_iter_probing", Attach::Iter("task_file"), Arguments::Unchecked)]),
     ],
     members: &[MEMBERS, LIVE_MEMBERS],
-    lost: "connections opened before the start are unknown until they change, and a descriptor passed to another process is \
-           noticed only when that process closes it",
+    lost: "connections opened before the start are unknown until they change, and a descriptor passed to another \
+           process is noticed only when that process closes it",
 };

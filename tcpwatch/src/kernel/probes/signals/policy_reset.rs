@@ -6,8 +6,9 @@ use crate::kernel::{
     probes::way::{Arguments, Attach, Program, Way},
 };
 
-const LOST: &str = "resets that a packet filter of this machine sends appear as sent by the peer, and those it sends to \
-                    peers are not reported; its functions may be absent until the first rule that rejects is loaded";
+const LOST: &str = "resets that a packet filter of this machine sends appear as sent by the peer, and those it sends \
+                    to peers are not reported; its functions may be absent until the first rule that rejects is \
+                    loaded";
 
 pub(super) const SPEC: Spec = Spec {
     key: "policy_reset",

@@ -20,7 +20,8 @@ pub(super) const SPEC: Spec = Spec {
             Arguments::Exactly(3),
         )])
         .losing(
-            "missed: failures of tail loss probes, and failures in fast recovery where the compiler inlined the function",
+            "missed: failures of tail loss probes, and failures in fast recovery where the compiler inlined the \
+             function",
         ),
     ],
     members: &[],

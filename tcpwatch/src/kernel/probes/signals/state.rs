@@ -55,7 +55,7 @@ pub(super) const SPEC: Spec = Spec {
         ),
         Way::by(&[Program::new("state_tracepoint", Attach::Tracepoint(&TRACEPOINT), Arguments::Unchecked)])
             .losing(
-                "unknown for want of the kernel's types: network namespaces, executables and cgroups of processes, unread \
+                "unknown without the kernel's types: network namespaces, executables and cgroups of processes, unread \
                  bytes, retransmits before the start, why connects fail, resets, which process holds a socket",
             ),
     ],
