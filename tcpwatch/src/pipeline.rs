@@ -5,7 +5,7 @@
 
 use std::{
     pin::pin,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tcpwatch_common::KIND_WAKE;
@@ -66,6 +66,14 @@ pub struct Pipeline {
     waiting: Vec<Question>,
 }
 
+/// What ends the owner's wait.
+enum Work {
+    Readable(std::io::Result<()>),
+    Report(Report),
+    Question(Question),
+    Time,
+}
+
 /// Whether many records come. Measured over a while: drains follow each other closely when somebody asks.
 struct Pace {
     since: Instant,
@@ -87,6 +95,8 @@ impl Pace {
 /// What is known from the last sweep.
 struct SweepState {
     under_way: bool,
+    /// When the one under way, or else the latest, began.
+    began: Instant,
     cost: Duration,
     /// Connections that there were then.
     connections: usize,
@@ -112,6 +122,7 @@ impl Pipeline {
             reports,
             sweep: SweepState {
                 under_way: false,
+                began: now,
                 cost: Duration::ZERO,
                 connections: 0,
                 not_before: now,
@@ -143,22 +154,27 @@ impl Pipeline {
         self.start_sweep();
         loop {
             let next = next_tick.min(self.drained + self.drain_interval());
-            tokio::select! {
+            let work = tokio::select! {
                 () = &mut stop => break,
-                ready = self.ring.readable() => {
+                ready = self.ring.readable() => Work::Readable(ready),
+                Some(report) = self.reports.recv() => Work::Report(report),
+                Some(question) = questions.recv() => Work::Question(question),
+                () = tokio::time::sleep_until(next.into()) => Work::Time,
+            };
+            let began = Instant::now();
+            match work {
+                Work::Readable(ready) => {
                     ready?;
                     self.drain();
                 }
-                Some(report) = self.reports.recv() => match report {
-                    Report::Seen(records) => {
-                        // What happened before these looks comes first.
-                        self.drain();
-                        self.ingest(&Frame::Seen(records));
-                    }
-                    Report::Done(swept) => self.finish_sweep(swept),
-                },
-                Some(question) = questions.recv() => self.answer(question),
-                () = tokio::time::sleep_until(next.into()) => {
+                Work::Report(Report::Seen(records)) => {
+                    // What happened before these looks comes first.
+                    self.drain();
+                    self.ingest(&Frame::Seen(records));
+                }
+                Work::Report(Report::Done(swept)) => self.finish_sweep(swept),
+                Work::Question(question) => self.answer(question),
+                Work::Time => {
                     self.drain();
                     if Instant::now() >= next_tick {
                         next_tick = Instant::now() + TICK_INTERVAL;
@@ -166,6 +182,7 @@ impl Pipeline {
                     }
                 }
             }
+            self.node.owner.busy += began.elapsed();
         }
         self.drain();
         self.tick();
@@ -267,7 +284,9 @@ impl Pipeline {
     fn say(&mut self, question: Question) {
         let clock = clock::read();
         self.ingest(&Frame::Tick(clock.now_ns));
+        let began = Instant::now();
         (question.ask)(&self.node, clock);
+        self.node.owner.questions.observe(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
 
     fn expected_sweep_cost(&self) -> Duration {
@@ -284,6 +303,7 @@ impl Pipeline {
         self.note_lost();
         self.ingest(&Frame::SweepBegin(clock::read().now_ns));
         self.sweep.under_way = true;
+        self.sweep.began = Instant::now();
         self.sweeper.sweep();
     }
 
@@ -291,6 +311,8 @@ impl Pipeline {
         let now = Instant::now();
         self.node.sweeps.done += 1;
         self.node.sweeps.cost += swept.cost;
+        self.node.sweeps.took = now - self.sweep.began;
+        self.node.sweeps.ended = Some(SystemTime::now());
         if swept.problems != self.node.sweep_problems {
             for problem in &swept.problems {
                 tracing::warn!(problem, "a sweep could not see everything");
@@ -302,6 +324,7 @@ impl Pipeline {
         // With the minisocks that enter the table only now.
         self.sweep = SweepState {
             under_way: false,
+            began: self.sweep.began,
             cost: swept.cost,
             connections: self.node.tracker.table().len(),
             not_before: now + swept.cost * SWEEP_COST_SHARE,

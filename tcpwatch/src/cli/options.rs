@@ -131,7 +131,7 @@ pub struct RunArgs {
     /// Ended connections kept for /history and /connections/ID; the oldest go first [default: 10000]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_ENDED")]
     pub max_ended: Option<usize>,
-    /// Sets of process, role and peer kept apart in /metrics; more are summed as ~other [default: 1000]
+    /// Sets of process, role and peer kept apart in /metrics; more are summed as ~other [default: 200]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_LABEL_SETS")]
     pub max_label_sets: Option<usize>,
     /// Write every record to FILE, for `tcpwatch replay`
@@ -241,7 +241,7 @@ pub enum OptionsError {
 
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 18279);
 
-pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
+pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 200 };
 
 impl RunArgs {
     /// Fills what was not given from the configuration file and the defaults.

@@ -4,7 +4,7 @@
 use serde::{Serialize, Serializer};
 use tcpwatch_common::{RetransmitEvent, stall};
 
-use crate::tcp::histogram::{Histogram, grown};
+use crate::tcp::histogram::{Histogram, Stalling, grown};
 
 /// What made the lost segment good, or was about to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Stalled {
 /// Stalls that are over, made good in one way.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Blocked {
-    pub durations: Histogram,
+    pub durations: Histogram<Stalling>,
     /// Waited behind the lost segments.
     pub bytes: u64,
 }

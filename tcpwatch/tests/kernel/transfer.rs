@@ -254,30 +254,25 @@ fn a_sweep_tells_what_the_kernel_does(daemon: &Daemon, row: &Value) {
         let metric = |name: &str, label: &[(&str, &str)]| {
             metrics.exact(name, &[&[("process", comm), ("role", role), ("peer", peer)], label].concat())
         };
-        let sending = |limit| metric("tcpwatch_sending_seconds", &[("limit", limit)]);
-        let [window, buffer] = ["peer_window", "send_buffer"].map(sending);
-        let out_of_order = metric("tcpwatch_out_of_order_packets", &[]);
-        let held = metric("tcpwatch_held_connections", &[]);
-        let by_metrics = [held, sending("other") + window + buffer, window, buffer, out_of_order];
-        for told in [figures(&peers), by_metrics] {
-            for (index, figure) in FIGURES.iter().enumerate() {
-                let (least, most) = (earliest[index] - 1e-6, latest[index] + 1e-6);
-                if !(least..=most).contains(&told[index]) {
-                    return Err(format!("{figure} is {}, not in {least}..{most}", told[index]));
-                }
+        let told = figures(&peers);
+        for (index, figure) in FIGURES.iter().enumerate() {
+            let (least, most) = (earliest[index] - 1e-6, latest[index] + 1e-6);
+            if !(least..=most).contains(&told[index]) {
+                return Err(format!("{figure} is {}, not in {least}..{most}", told[index]));
             }
         }
-        for (name, metric) in [
-            ("delivery_rate", metric("tcpwatch_delivery_rate_bytes_per_second", &[])),
-            ("window_probes", metric("tcpwatch_window_probes", &[])),
-        ] {
-            let told = [figure(&peers, name), metric].map(|told| told as u64);
-            if told != [figure(&now, name) as u64; 2] {
+        assert_eq!(metric("tcpwatch_held_connections", &[]), figure(&peers, "connections"));
+        for (name, in_transfer) in
+            [("delivery_rate_bytes_per_second", "delivery_rate"), ("window_probes", "window_probes")]
+        {
+            let told =
+                [figure(&peers, name), metric(&format!("tcpwatch_{name}"), &[])].map(|told| told as u64);
+            if told != [figure(&now, in_transfer) as u64; 2] {
                 return Err(format!("{name} is {told:?}: {now}"));
             }
         }
         let [least, mean, most] =
-            ["least", "mean", "most"].map(|value| metric("tcpwatch_round_trip_seconds", &[("value", value)]));
+            ["min", "mean", "max"].map(|value| metric(&format!("tcpwatch_round_trip_{value}_seconds"), &[]));
         assert!(0.0 < least && least <= mean && mean <= most, "{least} {mean} {most}");
         Ok(())
     });

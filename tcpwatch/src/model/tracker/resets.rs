@@ -135,7 +135,7 @@ impl Tracker {
     fn count_reset(&mut self, slot: Option<ConnKey>, told: &ObservedReset, now_ns: u64) {
         let counts = match slot.and_then(|slot| self.group(slot, now_ns)) {
             Some(group) => self.groups.counts(group),
-            None => self.groups.counts_of(None, Role::Unknown, Peer::Other, now_ns),
+            None => self.groups.counts_of(None, Role::Unknown, Peer::Unknown, now_ns),
         };
         counts.count_reset(told);
     }

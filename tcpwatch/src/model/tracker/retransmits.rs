@@ -95,7 +95,7 @@ impl Tracker {
         let tally = self.unlisted.entry(cookie).or_default();
         let news = tally.news(told);
         let new = tally.count(told, news.segments, news.segments.iter().sum(), true);
-        let counts = self.groups.counts_of(None, Role::Unknown, Peer::Other, record.time_ns);
+        let counts = self.groups.counts_of(None, Role::Unknown, Peer::Unknown, record.time_ns);
         counts.retransmitted.add(&new);
         counts.add_news(&news);
     }
