@@ -170,7 +170,7 @@ fn assert_finds(
 }
 
 #[test]
-fn with_the_fewest_capabilities_held_sockets_are_found_everywhere_and_all_in_the_own_namespace() {
+fn with_the_least_capabilities_held_sockets_are_found_everywhere_and_all_in_the_own_namespace() {
     for user in [Root, Nobody] {
         assert_finds(user, &[], false, false, false);
     }
