@@ -1,4 +1,4 @@
-//! A recorded run of the kernel through everything behind the ring: no root, no kernel.
+//! A recorded run, played through the whole daemon without root and without a kernel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{
@@ -49,19 +49,19 @@ async fn leaks_are_named_worst_first() {
     for leak in leaks {
         let oldest = leak["oldest_seconds"].as_f64().unwrap();
         assert!((1.0..10.0).contains(&oldest), "{leak}");
-        assert_eq!(leak["at_least"], false, "{leak}");
+        assert_eq!(leak["oldest_is_lower_bound"], false, "{leak}");
         assert!(leak["process"]["exe"].is_string() && leak["process"]["cgroup"].is_string(), "{leak}");
-        let peer = &leak["peer"];
+        let remote = &leak["remote"];
         let words = ["rule", "severity", "state", "role"].map(|key| leak[key].as_str().unwrap());
         named.push(format!(
-            "{} {} {} x{} {} unread, peer {}:{}",
+            "{} {} {} x{} {} unread, remote {}:{}",
             words.join(" "),
             leak["process"]["comm"].as_str().unwrap(),
             leak["local"]["port"],
             leak["count"],
             leak["unread_bytes"],
-            peer["addr"].as_str().unwrap(),
-            peer["port"],
+            remote["addr"].as_str().unwrap(),
+            remote["port"],
         ));
     }
     let severities: Vec<_> = leaks.iter().map(|leak| leak["severity"].as_str().unwrap()).collect();
@@ -73,14 +73,14 @@ async fn leaks_are_named_worst_first() {
     assert_eq!(
         named,
         [
-            "close_wait_leak warning CLOSE_WAIT server holds-on 7300 x3 0 unread, peer 127.0.0.1:null",
-            "close_wait_leak warning CLOSE_WAIT server leaky-4 7004 x3 15 unread, peer 127.0.0.1:null",
-            "close_wait_leak warning CLOSE_WAIT server leaky-6 7006 x2 10 unread, peer ::1:null",
-            "fin_wait2_pileup info FIN_WAIT2 client client-4 null x3 0 unread, peer 127.0.0.1:7004",
-            "fin_wait2_pileup info FIN_WAIT2 client client-6 null x2 0 unread, peer ::1:7006",
-            "fin_wait2_pileup info FIN_WAIT2 client half-closed null x3 0 unread, peer 127.0.0.1:7300",
+            "close_wait_leak warning CLOSE_WAIT server holds-on 7300 x3 0 unread, remote 127.0.0.1:null",
+            "close_wait_leak warning CLOSE_WAIT server leaky-4 7004 x3 15 unread, remote 127.0.0.1:null",
+            "close_wait_leak warning CLOSE_WAIT server leaky-6 7006 x2 10 unread, remote ::1:null",
+            "fin_wait2_pileup info FIN_WAIT2 client client-4 null x3 0 unread, remote 127.0.0.1:7004",
+            "fin_wait2_pileup info FIN_WAIT2 client client-6 null x2 0 unread, remote ::1:7006",
+            "fin_wait2_pileup info FIN_WAIT2 client half-closed null x3 0 unread, remote 127.0.0.1:7300",
             &format!(
-                "lingering_syn_sent info SYN_SENT client hopeful {own_port} x1 0 unread, peer 127.0.0.1:7400"
+                "lingering_syn_sent info SYN_SENT client hopeful {own_port} x1 0 unread, remote 127.0.0.1:7400"
             ),
         ]
     );
@@ -111,7 +111,7 @@ async fn connections_have_owner_role_and_state() {
     let mut counts = BTreeMap::<String, usize>::new();
     for row in answer["connections"].as_array().unwrap() {
         let words = [&row["process"]["comm"], &row["role"], &row["state"]].map(|word| word.as_str().unwrap());
-        let older = if row["at_least"] == true { " at least" } else { "" };
+        let older = if row["state_is_lower_bound"] == true { " for at least" } else { "" };
         *counts.entry(words.join(" ") + older).or_default() += 1;
         assert!(row["state_seconds"].as_f64() <= row["age_seconds"].as_f64(), "{row}");
     }
@@ -131,9 +131,9 @@ async fn connections_have_owner_role_and_state() {
         ("leaky-6 listener LISTEN", 1),
         ("leaky-6 server CLOSE_WAIT", 2),
         ("mute-server listener LISTEN", 1),
-        ("old-client client ESTABLISHED at least", 2),
-        ("old-server listener LISTEN at least", 1),
-        ("old-server server ESTABLISHED at least", 2),
+        ("old-client client ESTABLISHED for at least", 2),
+        ("old-server listener LISTEN for at least", 1),
+        ("old-server server ESTABLISHED for at least", 2),
         ("slow-dial client ESTABLISHED", 1),
     ];
     assert_eq!(counts, expected.map(|(row, count)| (row.to_owned(), count)).into());
@@ -196,14 +196,14 @@ impl TempFile {
         Self(std::env::temp_dir().join(format!("tcpwatch-{name}-{}", std::process::id())))
     }
 
-    /// Plays these bytes, if they are a recording; how many of them are no whole frame.
+    /// Plays these bytes if they are a recording, and returns how many of them were left unread.
     fn play(&self, bytes: &[u8]) -> Option<usize> {
         std::fs::write(&self.0, bytes).unwrap();
         let recording = recorder::open(&self.0).ok()?;
         Some(play(recording, fixture::limits()).unread_bytes)
     }
 
-    /// Plays these bytes, if they are a recording, and asks for everything.
+    /// Plays these bytes if they are a recording, and requests every page.
     async fn play_and_ask(&self, bytes: &[u8]) {
         for path in ["/leaks", "/connections?limit=0", "/metrics", "/status", "/readyz"] {
             std::fs::write(&self.0, bytes).unwrap();
@@ -220,7 +220,7 @@ impl Drop for TempFile {
     }
 }
 
-/// Where each frame begins, and the end: after the header's line, then length (u32), kind (u8), payload.
+/// The offset of each frame, and of the end. Frames follow the header's line: length (u32), kind (u8), payload.
 fn frame_boundaries(bytes: &[u8]) -> Vec<usize> {
     let mut boundaries = vec![bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1];
     while let Some(length) = bytes.get(boundaries[boundaries.len() - 1]..).and_then(|rest| rest.first_chunk())
@@ -267,7 +267,7 @@ impl Random {
 }
 
 #[tokio::test]
-async fn flipped_bits_are_no_reason_to_panic() {
+async fn flipped_bits_cause_no_panic() {
     let file = TempFile::new("flipped");
     let bytes = std::fs::read(fixture::path()).unwrap();
     let mut random = Random(0x7463_7077_6174_6368);
@@ -278,7 +278,7 @@ async fn flipped_bits_are_no_reason_to_panic() {
         }
         file.play_and_ask(&flipped).await;
     }
-    // And each bit of what is in all recordings, the header, and of the first frames.
+    // And each single bit of the header and of the first frames.
     for bit in 0..8 * 200 {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
@@ -286,11 +286,11 @@ async fn flipped_bits_are_no_reason_to_panic() {
     }
 }
 
-/// The kind of a frame that is a time.
+/// The kind of the frames that carry a clock reading.
 const TICK: u8 = 5;
 
 #[tokio::test]
-async fn any_time_is_a_time() {
+async fn any_clock_reading_is_accepted() {
     let file = TempFile::new("time");
     let bytes = std::fs::read(fixture::path()).unwrap();
     let boundaries = frame_boundaries(&bytes);
@@ -317,7 +317,7 @@ fn tcpwatch_replay(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_program_replays_and_says_what_it_cannot() {
+fn replay_answers_or_exits_with_the_right_code() {
     let fixture = fixture::path();
     let fixture = fixture.to_str().unwrap();
     let (code, out, _) = tcpwatch_replay(&[fixture, "/leaks?format=json", "--linger", "close-wait=1s"]);

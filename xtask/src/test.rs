@@ -12,8 +12,8 @@ use crate::{command, debian};
 
 /// Run all tests: the workspace's as you, then the kernel tests as root
 ///
-/// Installs what the tests use and this machine lacks (iproute2, util-linux, python3, runc and nftables with apt-get; promtool is
-/// only unpacked into target/tools), saying so. The kernel tests load the BPF programs into the running
+/// Installs what the tests use and this machine lacks (iproute2, util-linux, python3, runc and nftables with apt-get;
+/// promtool is only unpacked into target/tools), saying so. The kernel tests load the BPF programs into the running
 /// kernel; they run directly when you are root, through `sudo -E` when not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -23,7 +23,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn test(args: &Args) -> Result<()> {
-    // First, lest a long build end in "no sudo".
+    // First, so that a long build does not end in "no sudo".
     command::as_root("the kernel test executable")?;
     debian::install_missing(&TOOLS, "the tests")?;
     let promtool = promtool()?;
@@ -51,7 +51,7 @@ pub(crate) fn test(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel tests run, and the Debian packages that have it.
+/// Programs that the kernel tests run, and their Debian packages.
 pub(crate) const TOOLS: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),

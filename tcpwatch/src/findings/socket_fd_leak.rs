@@ -1,11 +1,13 @@
-//! Rule `socket_fd_leak`: TCP sockets that a process holds open and that are no connection: never connected
-//! nor listening, or over and never closed. `lsof` calls them "can't identify protocol".
+//! Rule `socket_fd_leak`: TCP sockets that a process holds open and that are not connections. They were never connected
+//! and do not listen, or their connection is over and they were not closed. `lsof` shows them as "can't identify
+//! protocol".
 
 use rustc_hash::FxHashMap;
 
 use crate::{
-    findings::{Counts, GroupEnd, GroupPeer, Key, Leak, LeakHistory, Severity, lingering::LingerLimits},
+    findings::{Counts, Key, Leak, LeakHistory, Severity, lingering::LingerLimits},
     model::{
+        address::GroupAddress,
         groups::{Peer, Role},
         processes::ProcessId,
         tracker::{Tracker, sweep::Unconnected},
@@ -13,7 +15,7 @@ use crate::{
     tcp::{state::TcpState, time::Clock},
 };
 
-/// Descriptors shown of each process.
+/// Number of descriptors shown for each process.
 const EXAMPLES: usize = 5;
 
 pub(super) fn leaks(
@@ -91,11 +93,12 @@ fn leak(
         },
         state: TcpState::Close,
         role: Role::Unknown,
-        local: GroupEnd { addr: None, port: None },
-        peer: GroupPeer { addr: None, port: None, distinct_addrs: 0 },
+        local: GroupAddress::default(),
+        remote: GroupAddress::default(),
+        distinct_remote_addrs: 0,
         count,
         oldest_seconds: clock.seconds_since(oldest_ns),
-        at_least: true,
+        oldest_is_lower_bound: true,
         growth_per_minute: growth,
         unread_bytes: 0,
         example_fds,

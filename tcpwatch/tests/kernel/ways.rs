@@ -89,8 +89,9 @@ fn comparable(life: &Value) -> Value {
     let pid = |place: &str| life[place]["pid"].clone();
     json!({
         "local": life["local"], "remote": life["remote"], "role": life["role"], "accepted": life["accepted"],
-        "pids": [pid("opener"), pid("process"), pid("closer")], "at_least": life["at_least"],
-        "error": life["error"], "retransmits": life["retransmits"],
+        "pids": [pid("opener"), pid("process"), pid("closer")],
+        "older": [life["age_is_lower_bound"], life["state_is_lower_bound"], life["established_is_lower_bound"]],
+        "errno": life["errno"], "retransmits": life["retransmits"],
         "life": states, "over": life["ended_at"].is_string(),
     })
 }
@@ -98,7 +99,7 @@ fn comparable(life: &Value) -> Value {
 fn durations(life: &Value) -> Vec<f64> {
     let steps = life["life"].as_array().unwrap();
     // The last step lasts until the request.
-    steps.iter().rev().skip(1).map(|step| step["seconds"].as_f64().unwrap()).collect()
+    steps.iter().rev().skip(1).map(|step| step["duration_seconds"].as_f64().unwrap()).collect()
 }
 
 /// Asks both daemons until they agree, because each sweeps in its own time.
@@ -187,7 +188,7 @@ fn compare([chosen, forced]: &[Daemon; 2], namespaces: &[Namespace; 2], ways: &s
         assert_eq!(client.ask(), "done");
         let lives = agree(chosen, forced, namespace);
         assert_eq!(lives.len(), 12, "{lives:#?}");
-        // The one that its server reset by closing.
+        // The connection that its server reset by closing it.
         let unread = |life: &&Value| life["state"] == "ESTABLISHED" && life["unread_bytes"] == 5;
         if ways != RAW {
             let by_force = self::lives(forced, namespace);
@@ -211,7 +212,7 @@ fn compare([chosen, forced]: &[Daemon; 2], namespaces: &[Namespace; 2], ways: &s
             steps
                 .iter()
                 .find(|step| step["state"] == "TIME_WAIT")
-                .map(|step| step["seconds"].as_f64().unwrap())
+                .map(|step| step["duration_seconds"].as_f64().unwrap())
         };
         let waited: Vec<f64> = lives.iter().filter_map(waited).collect();
         assert_eq!(waited.len(), 2, "{lives:#?}");

@@ -66,7 +66,7 @@ impl Verdict {
 }
 
 impl Check {
-    /// From all that the program printed, its log included.
+    /// Reads the answer from the program's output, which includes its log.
     pub(crate) fn parse(printed: &str) -> Result<Self> {
         let json = printed.lines().find(|line| line.starts_with('{'));
         let json = json.with_context(|| format!("no JSON in what `tcpwatch check` printed: {printed}"))?;

@@ -8,8 +8,8 @@ use crate::{
         Api, ApiError, Asked, Render,
         filter::Filter,
         render::{
-            text::{bounded_duration, duration, endpoint, printable, table},
-            view::{End, Row, row},
+            text::{bounded_duration, duration, printable, table},
+            view::{Row, row},
         },
         request::{DEFAULT_LIMIT, Params},
         respond,
@@ -101,13 +101,13 @@ impl Render for Connections {
                 vec![
                     row.id.clone(),
                     row.state.to_string(),
-                    bounded_duration(row.state_seconds, row.at_least),
+                    bounded_duration(row.state_seconds, row.state_is_lower_bound),
                     role,
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),
-                    show(&row.local),
-                    show(&row.remote),
-                    row.stalled.map_or(String::new(), |stalled| duration(stalled.seconds)),
+                    row.local.to_string(),
+                    row.remote.to_string(),
+                    row.stalled.map_or(String::new(), |stalled| duration(stalled.duration_seconds)),
                 ]
             })
             .collect();
@@ -122,8 +122,4 @@ impl Render for Connections {
         }
         text
     }
-}
-
-pub(crate) fn show(end: &End) -> String {
-    endpoint(&end.addr.to_string(), Some(end.port))
 }

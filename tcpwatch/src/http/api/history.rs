@@ -9,11 +9,10 @@ use serde::Serialize;
 use crate::{
     http::{
         Api, ApiError, Asked, Render,
-        api::connections::show,
         filter::address_or_cidr,
         render::{
             counts::cut,
-            text::{bytes, duration, printable, table},
+            text::{bounded_duration, bytes, printable, table},
             view::{Detail, detail},
         },
         request::{DEFAULT_LIMIT, Params},
@@ -34,9 +33,9 @@ struct History {
 }
 
 struct Wanted {
-    /// A pid or a name.
-    process: Option<String>,
-    peer: Option<IpNet>,
+    comm: Option<String>,
+    pid: Option<u32>,
+    remote: Option<IpNet>,
     since: Option<Since>,
     limit: usize,
 }
@@ -56,12 +55,13 @@ pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response
 
 fn parse(params: &mut Params) -> Result<Wanted, ApiError> {
     let wanted = Wanted {
-        process: params.take("process")?,
-        peer: params.take("peer")?.map(|text| address_or_cidr("peer", &text)).transpose()?,
+        comm: params.take("comm")?,
+        pid: params.take_as("pid")?,
+        remote: params.take("remote")?.map(|text| address_or_cidr("remote", &text)).transpose()?,
         since: params.take("since")?.map(|text| since(&text)).transpose()?,
         limit: params.take_limit(DEFAULT_LIMIT)?,
     };
-    params.finish(&["process", "peer", "since", "limit"])?;
+    params.finish(&["comm", "pid", "remote", "since", "limit"])?;
     Ok(wanted)
 }
 
@@ -84,12 +84,10 @@ fn list(node: &Node, clock: Clock, wanted: &Wanted) -> History {
     });
     let is_wanted = |ended: &&Ended| {
         let conn = &ended.conn;
-        wanted.peer.is_none_or(|peer| peer.contains(&conn.remote.addr.to_canonical()))
-            && wanted.process.as_ref().is_none_or(|name| {
-                conn.process
-                    .map(|id| node.tracker.processes().get(id))
-                    .is_some_and(|process| *process.comm == **name || name.parse() == Ok(process.pid))
-            })
+        let process = conn.process.map(|id| node.tracker.processes().get(id));
+        wanted.remote.is_none_or(|remote| remote.contains(&conn.remote.addr.to_canonical()))
+            && wanted.pid.is_none_or(|pid| process.is_some_and(|process| process.pid == pid))
+            && wanted.comm.as_ref().is_none_or(|comm| process.is_some_and(|process| *process.comm == **comm))
     };
     // Ends are noted in about the order in which they happened: not a reason to stop at the first earlier.
     let mut found: Vec<_> = node
@@ -120,12 +118,12 @@ impl Render for History {
                 vec![
                     ended.row.id.clone(),
                     ended.ended_at.clone().unwrap_or_default(),
-                    duration(ended.row.age_seconds),
+                    bounded_duration(ended.row.age_seconds, ended.row.age_is_lower_bound),
                     ended.row.role.to_string(),
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),
-                    show(&ended.row.local),
-                    show(&ended.row.remote),
+                    ended.row.local.to_string(),
+                    ended.row.remote.to_string(),
                     carried(ended.sent_bytes),
                     carried(ended.received_bytes),
                 ]

@@ -30,7 +30,7 @@ const PATHS: &[Path] = &[
         path: "/connections/ID",
         answers: "one connection, now or ended: every state, how long, caused by whom",
     },
-    Path { path: "/history", answers: "the connections that ended last; ?process= peer= since= limit=" },
+    Path { path: "/history", answers: "the connections that ended last; ?comm= pid= remote= since= limit=" },
     Path {
         path: "/processes",
         answers: "who has how many connections, and counts since the start; ?comm= sort= limit= nat=",

@@ -95,6 +95,7 @@ pub const COMMON: &[Member] = &[
     Member::new("OFF_RCV_TSTAMP", "tcp_sock", "rcv_tstamp"),
     Member::new("OFF_LSNDTIME", "tcp_sock", "lsndtime"),
     Member::new("OFF_LRCVTIME", "inet_connection_sock", "icsk_ack.lrcvtime"),
+    Member::new("OFF_PACKETS_OUT", "tcp_sock", "packets_out"),
     Member::new("OFF_SRTT_US", "tcp_sock", "srtt_us"),
     Member::new("OFF_TW_SUBSTATE", "inet_timewait_sock", "tw_substate"),
     Member::new("OFF_TW_SPORT", "inet_timewait_sock", "tw_sport"),

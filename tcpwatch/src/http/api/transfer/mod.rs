@@ -27,7 +27,7 @@ use crate::{
         respond,
     },
     kernel::sock_diag::Carried,
-    model::{groups::Role, live::Spread},
+    model::{address::GroupAddress, groups::Role, live::Spread},
     node::Node,
     tcp::time,
 };
@@ -38,9 +38,9 @@ struct Transfers {
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
-    /// What the rates are over; absent when nobody asked for them.
+    /// Seconds that `rates` were measured over; absent unless `seconds` was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    seconds: Option<f64>,
+    period_seconds: Option<f64>,
     transfers: Vec<Row>,
     /// What could not be asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -49,25 +49,33 @@ struct Transfers {
 
 #[derive(Debug, Serialize)]
 struct Row {
-    /// The name of the local process; `null` for one that is not known.
-    process: Option<Arc<str>>,
+    /// Name of the local process; `null` where it is not known.
+    comm: Option<Arc<str>>,
+    /// Which side of the connections the local sockets are.
     role: Role,
-    peer: String,
+    /// The server's side of the connections: of clients the address and port that they connected to, of servers their own
+    /// port; both `null` where it is not known which side is the server's.
+    peer: GroupAddress,
     #[serde(flatten)]
     sum: Sum,
-    /// Of the connections' smoothed round-trip times; `null` before the first measurement of any.
+    /// The connections' smoothed round-trip times; `null` before the first measurement of any.
     rtt: Option<Spread>,
-    /// How long the last answer took of each client's connection that has it; `null` when none has.
+    /// How long the last answer took, over clients' connections that have it; `null` when none has.
     answer_time: Option<Spread>,
+    /// Clients' connections that wait for an answer; `null` when none does.
     waiting: Option<Waiting>,
+    /// Data that flowed in `period_seconds`; absent unless `seconds` was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     rates: Option<Rates>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Rates {
+    /// Bytes of data sent a second, each once.
     sent_bytes_per_second: u64,
+    /// Bytes of data received a second, each once.
     received_bytes_per_second: u64,
+    /// Bytes of data sent again a second.
     retransmitted_bytes_per_second: u64,
 }
 
@@ -87,7 +95,7 @@ enum Sort {
     Bytes,
     Rate,
     Connections,
-    Retransmitted,
+    Retransmits,
     Name,
 }
 
@@ -127,10 +135,10 @@ fn parse(params: &mut Params) -> Result<Wanted, ApiError> {
         }
         Some("rate") => Sort::Rate,
         Some("connections") => Sort::Connections,
-        Some("retransmitted") => Sort::Retransmitted,
+        Some("retransmits") => Sort::Retransmits,
         Some("name") => Sort::Name,
         Some(other) => {
-            let known = "bytes, rate, connections, retransmitted, name";
+            let known = "bytes, rate, connections, retransmits, name";
             return Err(ApiError::bad("sort", format!("`{other}` is not one of {known}")));
         }
     };
@@ -150,10 +158,10 @@ async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
         .by_key
         .into_iter()
         .filter(|((process, role, _), _)| wanted.chosen.matches(process.as_deref(), *role))
-        .map(|((process, role, peer), sum)| Row {
-            process,
+        .map(|((comm, role, peer), sum)| Row {
+            comm,
             role,
-            peer: peer.to_string(),
+            peer: peer.into(),
             rtt: sum.rtt.spread(),
             answer_time: sum.answered.spread(),
             waiting: Waiting::of(sum.awaited),
@@ -162,18 +170,18 @@ async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
         })
         .collect();
     let total = rows.len();
-    rows.sort_by(|a, b| (&a.process, &a.peer, a.role).cmp(&(&b.process, &b.peer, b.role)));
+    rows.sort_by(|a, b| (&a.comm, a.peer, a.role).cmp(&(&b.comm, b.peer, b.role)));
     rows.sort_by_key(|Row { sum, .. }| {
         Reverse(match wanted.sort {
             Sort::Bytes => sum.carried.sent_bytes + sum.carried.received_bytes,
             Sort::Rate => sum.lately.sent_bytes + sum.lately.received_bytes,
             Sort::Connections => sum.connections,
-            Sort::Retransmitted => sum.carried.retransmitted_bytes,
+            Sort::Retransmits => sum.carried.retransmitted_bytes,
             Sort::Name => 0,
         })
     });
     rows.truncate(wanted.limit);
-    Ok(Transfers { total, truncated: total > rows.len(), seconds, transfers: rows, problems })
+    Ok(Transfers { total, truncated: total > rows.len(), period_seconds: seconds, transfers: rows, problems })
 }
 
 /// The sums of now, over how many seconds their rates are, and what could not be asked.
@@ -209,7 +217,7 @@ const MORE_COLUMNS: [&str; 6] =
 
 impl Render for Transfers {
     fn text(&self) -> String {
-        let rates: &[_] = if self.seconds.is_some() { &RATES } else { &[] };
+        let rates: &[_] = if self.period_seconds.is_some() { &RATES } else { &[] };
         let header = [&COLUMNS, rates, &MORE_COLUMNS].concat();
         let rows: Vec<_> = self.transfers.iter().map(Row::cells).collect();
         table(&header, &rows)
@@ -222,9 +230,9 @@ impl Row {
     fn cells(&self) -> Vec<String> {
         let sum = &self.sum;
         let mut cells = vec![
-            self.process.as_deref().map_or("-".to_owned(), printable),
+            self.comm.as_deref().map_or("-".to_owned(), printable),
             self.role.to_string(),
-            self.peer.clone(),
+            self.peer.to_string(),
             sum.connections.to_string(),
             bytes(sum.carried.sent_bytes),
             bytes(sum.carried.received_bytes),

@@ -6,30 +6,40 @@ use rustc_hash::FxHashMap;
 use serde::Serialize;
 
 use crate::{
+    events::decode::Ends,
     http::api::transfer::look::FirstLook,
     kernel::sock_diag::{Carried, Figures},
     model::{
         groups::{Peer, Role},
         live::Times,
-        table::{Conn, Ends},
+        table::Conn,
     },
     node::Node,
     tcp::answer_time::AnswerTime,
 };
 
-/// Over connections that live now, each since it began.
+/// Sums over connections that live now, each since it began.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Sum {
+    /// Number of connections.
     pub connections: u64,
     #[serde(flatten)]
     pub carried: Carried,
+    /// Bytes written by the applications and not yet acknowledged.
     pub send_queue_bytes: u64,
+    /// Bytes received and not read by the applications.
     pub receive_queue_bytes: u64,
-    pub delivery_rate: u64,
+    /// Bytes a second that reached the peers, as last measured of each connection.
+    pub delivery_bytes_per_second: u64,
+    /// Seconds in which there was something to send or unacknowledged.
     pub busy_seconds: f64,
+    /// Seconds of `busy_seconds` in which the peers had no room.
     pub peer_window_limited_seconds: f64,
+    /// Seconds of `busy_seconds` in which this side's send buffers were too small.
     pub buffer_limited_seconds: f64,
+    /// Probes of closed windows that the peers have not answered.
     pub window_probes: u64,
+    /// Packets that came before an earlier part of the data.
     pub out_of_order_packets: u64,
     #[serde(skip)]
     pub rtt: Times,
@@ -45,7 +55,9 @@ pub(crate) struct Sum {
 /// Connections that wait for an answer.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Waiting {
+    /// Number of connections that wait.
     pub connections: u64,
+    /// Seconds that the longest one has waited.
     pub longest_seconds: f64,
 }
 
@@ -55,7 +67,7 @@ impl Sum {
         self.carried += figures.carried;
         self.send_queue_bytes += u64::from(figures.send_queue_bytes);
         self.receive_queue_bytes += u64::from(figures.receive_queue_bytes);
-        self.delivery_rate += figures.delivery_rate;
+        self.delivery_bytes_per_second += figures.delivery_rate;
         self.busy_seconds += figures.busy_seconds;
         self.peer_window_limited_seconds += figures.peer_window_limited_seconds;
         self.buffer_limited_seconds += figures.buffer_limited_seconds;
@@ -67,8 +79,8 @@ impl Sum {
         match figures.answer {
             // A server that sends last has answered.
             _ if role != Role::Client => {}
-            Some(AnswerTime::Came(seconds)) => self.answered.add(seconds),
-            Some(AnswerTime::Awaited(seconds)) => self.awaited.add(seconds),
+            Some(AnswerTime::Came(took)) => self.answered.add(took.as_secs_f64()),
+            Some(AnswerTime::Awaited(since)) => self.awaited.add(since.as_secs_f64()),
             None => {}
         }
     }
@@ -114,7 +126,7 @@ impl Sums {
 
     fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
         let table = &node.tracker.table();
-        let ends = (figures.netns, figures.local, figures.remote);
+        let ends = Ends { netns: figures.netns, local: figures.local, remote: figures.remote };
         let cookie = if node.tracker.reported().identity_is_address {
             let by_ends = self.by_ends.get_or_insert_with(|| {
                 table.iter().filter(|conn| is_full(conn)).map(|conn| (conn.ends(), conn.cookie)).collect()
