@@ -74,6 +74,13 @@ impl Progress {
         }
     }
 
+    /// A record says that the socket lives again, or an identity was given anew: looks from now on are at that life.
+    pub(crate) fn began(&mut self, cookie: u64) {
+        if let Some(ended) = &mut self.ended {
+            ended.remove(&cookie);
+        }
+    }
+
     pub(crate) fn ended_minisock(&mut self, ends: Ends, now_ns: u64) {
         if self.ended.is_some() {
             self.ended_minisocks.insert(ends, now_ns);

@@ -437,6 +437,7 @@ impl Tracker {
             .with(Marks::ACCEPT_IS_TOLD, self.told.accepts && !marks.contains(Marks::OLDER))
             .with(Marks::BY_ADDRESS, self.told.addresses);
         let slot = self.table.insert(socket, life, role, now_ns, marks);
+        self.sweep.began(socket.cookie);
         match role {
             Role::Listener => {
                 self.listeners.entry((socket.netns, socket.local.port)).or_default().push(slot);
