@@ -524,6 +524,7 @@ impl Tracker {
             .with(ConnFlags::ACCEPT_IS_REPORTED, self.reported.accepts && !flags.contains(ConnFlags::OLDER))
             .with(ConnFlags::BY_ADDRESS, self.reported.identity_is_address);
         let key = self.table.insert(socket, life, role, now_ns, flags);
+        self.sweep.began(socket.cookie);
         match role {
             Role::Listener => {
                 self.listeners.entry((socket.netns, socket.local.port)).or_default().push(key);
