@@ -22,7 +22,7 @@
 
 pub(crate) mod api;
 pub(crate) mod filter;
-pub(crate) mod metrics;
+pub mod metrics;
 pub(crate) mod render;
 pub(crate) mod request;
 mod server;

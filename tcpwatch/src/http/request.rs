@@ -51,6 +51,14 @@ impl Params {
         Ok(found)
     }
 
+    /// All values of a parameter that may be repeated, in their order.
+    pub fn take_all(&mut self, name: &str) -> Vec<String> {
+        let (taken, left) = std::mem::take(&mut self.0).into_iter().partition(|(key, _)| key == name);
+        self.0 = left;
+        let taken: VecDeque<(String, String)> = taken;
+        taken.into_iter().map(|(_, value)| value).collect()
+    }
+
     /// # Errors
     /// When the value does not parse.
     pub fn take_as<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<Option<T>, ApiError> {

@@ -6,14 +6,17 @@ use axum::{
     Router,
     extract::{FromRequestParts, State},
     http::{StatusCode, header},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::get,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tower_http::compression::CompressionLayer;
 
 use crate::{
     http::{
-        api, metrics,
+        api,
+        metrics::{self, OwnMetrics},
         request::{ApiError, Format, Params},
     },
     kernel::sweeper::Sweeper,
@@ -31,6 +34,8 @@ pub struct Api {
     pub(crate) sweeper: Option<Sweeper>,
     /// Of [`FIRST_LOOKS`], those that are free.
     pub(crate) first_looks: Arc<Semaphore>,
+    /// What is measured here, not by the owner of the state.
+    pub(crate) own: Arc<OwnMetrics>,
 }
 
 /// What all connections had carried when they were first looked at is kept for so many questions at once, however many
@@ -39,7 +44,13 @@ const FIRST_LOOKS: usize = 4;
 
 impl Api {
     pub fn new(questions: mpsc::Sender<Question>) -> Self {
-        Self { questions, live: true, sweeper: None, first_looks: Arc::new(Semaphore::new(FIRST_LOOKS)) }
+        Self {
+            questions,
+            live: true,
+            sweeper: None,
+            first_looks: Arc::new(Semaphore::new(FIRST_LOOKS)),
+            own: Arc::default(),
+        }
     }
 
     pub fn of_recording(questions: mpsc::Sender<Question>) -> Self {
@@ -86,11 +97,12 @@ pub fn router(api: Api) -> Router {
         .route("/transfer", get(api::transfer::handle))
         .route("/events", get(api::events::handle))
         .route("/status", get(api::status::handle))
-        .route("/metrics", get(metrics::handle))
+        .route("/metrics", get(metrics::handle).layer(CompressionLayer::new()))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(unknown_path)
         .method_not_allowed_fallback(only_get)
+        .layer(from_fn_with_state(Arc::clone(&api.own), metrics::time_request))
         .with_state(api)
 }
 

@@ -4,7 +4,7 @@
 use serde::{Serialize, Serializer};
 use tcpwatch_common::{RetransmitEvent, stall};
 
-use crate::tcp::histogram::{Histogram, grown};
+use crate::tcp::histogram::{Histogram, Stalling, grown};
 
 /// How the lost segment is recovered, or was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Stalled {
 /// Ended stalls that were recovered in one way.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Blocked {
-    pub durations: Histogram,
+    pub durations: Histogram<Stalling>,
     /// Bytes that waited behind the lost segments.
     pub bytes: u64,
 }

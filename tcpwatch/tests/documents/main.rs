@@ -3,6 +3,7 @@
 //! `cargo xtask docs` writes them anew: it runs these tests with `TCPWATCH_WRITE_DOCUMENTS=1`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod metrics;
 mod options;
 mod signals;
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
 
-const CLOSED: &str = "tcpwatch_connections_closed_total";
+const CLOSED: &str = "tcpwatch_connections_closed_by_first_total";
 
 /// Both ends of one connection, in one process.
 const ENDS: &str = r"

@@ -16,7 +16,11 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{eventually::eventually, metrics::Metrics, netns::Namespace};
+use crate::{
+    eventually::eventually,
+    metrics::{Metrics, all_collectors},
+    netns::Namespace,
+};
 
 pub(crate) const TCPWATCH: &str = env!("CARGO_BIN_EXE_tcpwatch");
 const HOOKS: &str = "TCPWATCH_HOOK";
@@ -134,8 +138,9 @@ impl Daemon {
         found.unwrap().clone()
     }
 
+    /// All families but those of connection tracking.
     pub(crate) fn metrics(&self) -> Metrics {
-        self.metrics_at("/metrics")
+        self.metrics_at(&all_collectors())
     }
 
     pub(crate) fn metrics_at(&self, path: &str) -> Metrics {

@@ -11,7 +11,7 @@ use crate::{
     workload::Workload,
 };
 
-const RESETS: &str = "tcpwatch_resets_total";
+const RESETS: &str = "tcpwatch_resets_by_reason_total";
 const DISCARDED: &str = "tcpwatch_reset_discarded_bytes_total";
 const WITHOUT_CONNECTION: &str = "tcpwatch_resets_without_connection_total";
 

@@ -89,7 +89,7 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations
     for (id, group) in tracker
         .groups()
         .ids()
-        .filter(|(_, group)| chosen.matches(group.key.process.as_deref(), group.key.role))
+        .filter(|(_, group)| chosen.matches(group.key.shown_process().as_deref(), group.key.role))
     {
         let key = (group.key.role, group.key.peer);
         let (tally, counts, processes) = by_peer.entry(key).or_default();
@@ -97,7 +97,7 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations
             tally.add(now);
         }
         counts.add(&group.counts);
-        processes.insert(group.key.process.clone());
+        processes.insert(group.key.shown_process());
     }
     let mut rows: Vec<_> = by_peer
         .into_iter()
@@ -116,7 +116,7 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations
                 peer,
                 comms: processes,
                 connections: tally.shown(),
-                counted: CountsView::of(&counts),
+                counted: CountsView::of(counts),
             })
             .collect(),
         problems: translations.problems,

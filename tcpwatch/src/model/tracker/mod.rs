@@ -621,11 +621,7 @@ impl Tracker {
         let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.is(ConnFlags::STATE_OLDER));
         if exact && let Some(group) = self.group(key, now_ns) {
             let nanos = now_ns.saturating_sub(since_ns);
-            match (from, to) {
-                (TcpState::SynSent, TcpState::Established) => self.groups.observe(group, from, nanos),
-                (TcpState::SynSent, _) => self.groups.observe_unaccepted(group, nanos),
-                _ => self.groups.observe(group, from, nanos),
-            }
+            self.groups.observe(group, from, to, nanos);
         }
     }
 
