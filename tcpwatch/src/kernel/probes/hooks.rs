@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::{
     events::frame::ReportedFacts,
@@ -55,11 +55,13 @@ pub struct LoadedProgram {
 }
 
 /// What identifies a socket in the records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum SocketIdentity {
     /// The kernel's socket cookie, which no other socket ever has.
+    #[serde(rename = "socket cookie")]
     Cookie,
     /// The socket's address, which another socket may have after it.
+    #[serde(rename = "socket address")]
     Address,
 }
 
@@ -75,12 +77,6 @@ impl SocketIdentity {
 impl fmt::Display for SocketIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl Serialize for SocketIdentity {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
     }
 }
 
@@ -129,6 +125,13 @@ mod tests {
             SignalReport::given(*signal, way, Vec::new())
         };
         Hooks { identity: Some(identity), signals: ways.iter().map(given).collect(), ..Hooks::default() }
+    }
+
+    #[test]
+    fn an_identity_has_one_name_in_text_and_in_json() {
+        for identity in [SocketIdentity::Cookie, SocketIdentity::Address] {
+            assert_eq!(serde_json::to_value(identity).unwrap(), identity.name());
+        }
     }
 
     #[test]

@@ -23,12 +23,13 @@ mod unheld;
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::kernel::{btf::offsets::Member, probes::way::Way};
 
 /// One thing that tcpwatch can know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Signal {
     /// The only one that tcpwatch cannot run without.
     State,
@@ -102,12 +103,6 @@ impl fmt::Display for Signal {
     }
 }
 
-impl Serialize for Signal {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.key())
-    }
-}
-
 /// What one signal needs and gives.
 #[derive(Debug)]
 pub struct Spec {
@@ -144,6 +139,7 @@ mod tests {
             assert_eq!(signal as usize, index, "{signal}");
             let same = Signal::ALL.into_iter().filter(|other| other.key() == signal.key()).count();
             assert_eq!(same, 1, "{signal}");
+            assert_eq!(serde_json::to_value(signal).unwrap(), signal.key());
         }
     }
 
