@@ -225,7 +225,7 @@ fn state_counts_agree_everywhere() {
 
 /// Renames the process to the bytes that its last argument spells, before it dials.
 const RENAMED: &str = r#"
-open("/proc/self/comm", "wb").write(bytes.fromhex(args[1]))
+open("/proc/self/comm", "wb").write(bytes(map(int, args[1].split())))
 "#;
 
 #[test]
@@ -245,8 +245,8 @@ fn hostile_process_names_make_valid_and_distinct_series() {
     ];
     let program = format!("{RENAMED}{IS_REFUSED}");
     let _clients = names.map(|(name, _)| {
-        let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut client = Workload::start(&namespace, "renamed", &program, &["127.0.0.1", &hex]);
+        let bytes: Vec<_> = name.iter().map(u8::to_string).collect();
+        let mut client = Workload::start(&namespace, "renamed", &program, &["127.0.0.1", &bytes.join(" ")]);
         assert_eq!(client.hear(), "refused");
         client
     });
