@@ -77,12 +77,12 @@ fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str,
         assert_eq!((sum(OPENED), sum(DURATIONS)), (established, timed), "{comm}");
 
         // The same of each, with whoever made it.
-        let mut rows = daemon.json(&format!("/history?limit=0&process={}", client.pid()))["connections"]
+        let mut rows = daemon.json(&format!("/history?limit=10000&pid={}", client.pid()))["connections"]
             .as_array()
             .unwrap()
             .clone();
         for row in
-            daemon.json(&format!("/connections?limit=0&role=client&pid={}", client.pid()))["connections"]
+            daemon.json(&format!("/connections?limit=10000&role=client&pid={}", client.pid()))["connections"]
                 .as_array()
                 .unwrap()
         {
@@ -119,7 +119,7 @@ fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str,
     // Over everything that the machine did meanwhile.
     eventually("all attempts are over or under way", || {
         let metrics = daemon.metrics();
-        let waiting = daemon.json("/connections?limit=0&state=SYN_SENT")["total"].as_u64().unwrap();
+        let waiting = daemon.json("/connections?limit=10000&state=SYN_SENT")["total"].as_u64().unwrap();
         let over: u64 = outcomes_of(&metrics, &[]).values().sum();
         let attempts = metrics.sum(ATTEMPTS, &[]).unwrap_or(0);
         if attempts == over + waiting { Ok(()) } else { Err(format!("{attempts} = {over} + {waiting}")) }
@@ -195,7 +195,7 @@ fn processes_and_peers_sum_up_what_connections_and_metrics_say() {
     assert_eq!(row["connect_durations"], json!({"count": 1, "mean_seconds": took}), "{row}");
     assert_eq!(row["instances"][0]["pid"], waits.pid(), "only this one has connections: {row}");
 
-    let answer = daemon.json("/peers?comm=sums&sort=name&limit=0");
+    let answer = daemon.json("/peers?comm=sums&sort=name&limit=10000");
     let peer = |role: &str, peer: &str| {
         let mut rows = answer["peers"].as_array().unwrap().iter();
         rows.find(|row| row["role"] == role && row["peer"] == peer).unwrap_or_else(|| panic!("{answer}"))

@@ -141,7 +141,7 @@ impl Daemon {
 
     /// The same of a namespace without a name.
     pub(crate) fn connections_of(&self, netns: u64) -> Vec<Value> {
-        let answer = self.json("/connections?limit=0");
+        let answer = self.json("/connections?limit=10000");
         let rows = answer["connections"].as_array().unwrap().iter();
         rows.filter(|row| row["netns"] == netns).cloned().collect()
     }

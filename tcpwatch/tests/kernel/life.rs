@@ -143,11 +143,11 @@ fn a_life_is_told_while_it_is_lived_and_afterwards() {
         ]
     );
     for (query, total) in [
-        ("process=life-server&since=1m", 1),
-        (&format!("process={}&peer=127.0.0.0/8", server.pid()), 1),
-        ("process=life-server&peer=10.0.0.0/8", 0),
-        ("process=life-server&since=2100-01-01T00:00:00Z", 0),
-        ("process=life-client", 0),
+        ("comm=life-server&since=1m", 1),
+        (&format!("pid={}&remote=127.0.0.0/8", server.pid()), 1),
+        ("comm=life-server&remote=10.0.0.0/8", 0),
+        ("comm=life-server&since=2100-01-01T00:00:00Z", 0),
+        ("comm=life-client", 0),
     ] {
         let told = daemon.json(&format!("/history?{query}"));
         // A process begins as another that is forked, and may be the last to hold what the other has open.

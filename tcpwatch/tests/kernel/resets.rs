@@ -204,7 +204,7 @@ fn says(told: &Value, expected: &Value) -> bool {
 
 /// The process's sums are those of its connections.
 fn what_was_discarded_is_summed(daemon: &Daemon, comm: &str) {
-    let ended = daemon.json(&format!("/history?process={comm}"));
+    let ended = daemon.json(&format!("/history?comm={comm}"));
     let resets = || ended["connections"].as_array().unwrap().iter().map(|row| &row["reset"]);
     let answer = daemon.json(&format!("/processes?comm={comm}"));
     let metrics = daemon.metrics();
@@ -233,7 +233,7 @@ fn each_reset_has_its_reason_and_none_is_missing() {
                 continue;
             }
             let told = eventually("the connection ends with its reset", || {
-                let ended = daemon.json(&format!("/history?process={comm}"));
+                let ended = daemon.json(&format!("/history?comm={comm}"));
                 let told = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
                 let told = told.filter(|told| says(&told["reset"], &expected)).cloned();
                 told.ok_or_else(|| format!("{comm}, {role}: not {expected} in {ended}"))
@@ -327,7 +327,7 @@ fn data_for_an_orphan_in_fin_wait2_is_refused_and_its_owner_named() {
     assert_eq!(ends.ask(), "32");
     let labels = [("process", "late"), ("role", "server"), ("reason", "data_after_close")];
     assert_eq!(daemon.metrics().sum(RESETS, &labels), Some(1));
-    let ended = daemon.json("/history?process=late");
+    let ended = daemon.json("/history?comm=late");
     let ended = ended["connections"].as_array().unwrap();
     let server = ended.iter().find(|row| row["role"] == "server").unwrap();
     assert_eq!(server["reset"]["reason"], "data_after_close", "{server}");

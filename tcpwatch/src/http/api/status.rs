@@ -2,15 +2,13 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use axum::{extract::State, response::Response};
 use serde::Serialize;
 
 use crate::{
     events::frame::LostRecords,
     http::{
-        Api, Asked, Render,
+        Api, ApiError, Render,
         render::text::{bytes, duration, table},
-        respond,
     },
     kernel::{
         probes::{Hooks, Signal},
@@ -22,7 +20,7 @@ use crate::{
 };
 
 #[derive(Debug, Serialize)]
-struct Status {
+pub(crate) struct Status {
     version: &'static str,
     node: String,
     started_at: String,
@@ -66,12 +64,8 @@ struct Processes {
     refused: u64,
 }
 
-pub(crate) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
-    let answer = match asked.params.finish(&[]) {
-        Ok(()) => api.ask(false, status).await,
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
+pub(crate) async fn answer(api: Api, (): ()) -> Result<Status, ApiError> {
+    api.ask(false, status).await
 }
 
 fn status(node: &Node, clock: Clock) -> Status {

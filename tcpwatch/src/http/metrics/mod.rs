@@ -11,7 +11,6 @@ use std::{
 };
 
 use axum::{
-    extract::State,
     http::header,
     response::{IntoResponse, Response},
 };
@@ -23,9 +22,8 @@ use crate::{
     events::decode::{FAILURES, Kind, Traffic},
     findings::lingering,
     http::{
-        Api, ApiError, Asked,
-        request::Params,
-        translations::{self, Translations},
+        Api, ApiError,
+        translations::{self, Nat, Translations},
     },
     kernel::{local_ports::LocalPorts, procfs},
     model::groups::{Closer, Group, GroupId, GroupKey, Role},
@@ -41,30 +39,15 @@ use crate::{
     },
 };
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let answer = match parse(&mut asked.params) {
-        Ok(nat) => answer(&api, nat).await,
-        Err(error) => Err(error),
-    };
-    let own = answer.and_then(|(text, records, kernel)| match own_metrics(records, &kernel, api.live) {
-        Ok(own) => Ok(text + &own),
-        Err(error) => Err(ApiError::internal(&error)),
-    });
-    match own {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-        }
-        Err(error) => error.respond(asked.format),
-    }
+pub(crate) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(crate) async fn answer(api: Api, asked: Nat) -> Result<Response, ApiError> {
+    let (text, records, kernel) = encoded(&api, asked.nat).await?;
+    let own = own_metrics(records, &kernel, api.live).map_err(|error| ApiError::internal(&error))?;
+    Ok(([(header::CONTENT_TYPE, MEDIA_TYPE)], text + &own).into_response())
 }
 
-fn parse(params: &mut Params) -> Result<bool, ApiError> {
-    let nat = translations::take(params)?;
-    params.finish(&["nat"])?;
-    Ok(nat)
-}
-
-async fn answer(api: &Api, nat: bool) -> Result<(String, RecordCounts, String), ApiError> {
+async fn encoded(api: &Api, nat: bool) -> Result<(String, RecordCounts, String), ApiError> {
     let translations = translations::ask(api, nat).await?;
     if !translations.problems.is_empty() {
         tracing::debug!(problems = ?translations.problems, "what is translated is not in the metrics, or not all of it");
