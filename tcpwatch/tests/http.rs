@@ -558,7 +558,7 @@ async fn how_data_went_is_not_in_a_recording() {
     fails(&server, Method::GET, "/transfer?role=boss", 400, Some("role")).await;
     // Nothing is waited for.
     let rates = server.json("/transfer?seconds=60&sort=rate").await;
-    assert_eq!((&rates["seconds"], &rates["problems"]), (&Value::Null, &told["problems"]));
+    assert_eq!((&rates["period_seconds"], &rates["problems"]), (&Value::Null, &told["problems"]));
 }
 
 #[tokio::test]
@@ -570,9 +570,9 @@ async fn rates_are_over_a_minute_at_most() {
     fails(&server, Method::GET, "/transfer?seconds=1&seconds=1", 400, Some("seconds")).await;
     fails(&server, Method::GET, "/transfer?sort=rate", 400, Some("sort")).await;
     let told = server.json("/transfer?seconds=0.01&sort=rate").await;
-    assert!(told["seconds"].as_f64() >= Some(0.01), "{told}");
+    assert!(told["period_seconds"].as_f64() >= Some(0.01), "{told}");
     assert!(server.get("/transfer?seconds=0.01").await.body.contains("SENT/S"));
-    assert_eq!(server.json("/transfer").await["seconds"], Value::Null);
+    assert_eq!(server.json("/transfer").await["period_seconds"], Value::Null);
     assert!(!server.get("/transfer").await.body.contains("SENT/S"));
 }
 

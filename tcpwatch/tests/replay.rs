@@ -49,19 +49,19 @@ async fn leaks_are_named_worst_first() {
     for leak in leaks {
         let oldest = leak["oldest_seconds"].as_f64().unwrap();
         assert!((1.0..10.0).contains(&oldest), "{leak}");
-        assert_eq!(leak["at_least"], false, "{leak}");
+        assert_eq!(leak["oldest_is_lower_bound"], false, "{leak}");
         assert!(leak["process"]["exe"].is_string() && leak["process"]["cgroup"].is_string(), "{leak}");
-        let peer = &leak["peer"];
+        let remote = &leak["remote"];
         let words = ["rule", "severity", "state", "role"].map(|key| leak[key].as_str().unwrap());
         named.push(format!(
-            "{} {} {} x{} {} unread, peer {}:{}",
+            "{} {} {} x{} {} unread, remote {}:{}",
             words.join(" "),
             leak["process"]["comm"].as_str().unwrap(),
             leak["local"]["port"],
             leak["count"],
             leak["unread_bytes"],
-            peer["addr"].as_str().unwrap(),
-            peer["port"],
+            remote["addr"].as_str().unwrap(),
+            remote["port"],
         ));
     }
     let severities: Vec<_> = leaks.iter().map(|leak| leak["severity"].as_str().unwrap()).collect();
@@ -73,14 +73,14 @@ async fn leaks_are_named_worst_first() {
     assert_eq!(
         named,
         [
-            "close_wait_leak warning CLOSE_WAIT server holds-on 7300 x3 0 unread, peer 127.0.0.1:null",
-            "close_wait_leak warning CLOSE_WAIT server leaky-4 7004 x3 15 unread, peer 127.0.0.1:null",
-            "close_wait_leak warning CLOSE_WAIT server leaky-6 7006 x2 10 unread, peer ::1:null",
-            "fin_wait2_pileup info FIN_WAIT2 client client-4 null x3 0 unread, peer 127.0.0.1:7004",
-            "fin_wait2_pileup info FIN_WAIT2 client client-6 null x2 0 unread, peer ::1:7006",
-            "fin_wait2_pileup info FIN_WAIT2 client half-closed null x3 0 unread, peer 127.0.0.1:7300",
+            "close_wait_leak warning CLOSE_WAIT server holds-on 7300 x3 0 unread, remote 127.0.0.1:null",
+            "close_wait_leak warning CLOSE_WAIT server leaky-4 7004 x3 15 unread, remote 127.0.0.1:null",
+            "close_wait_leak warning CLOSE_WAIT server leaky-6 7006 x2 10 unread, remote ::1:null",
+            "fin_wait2_pileup info FIN_WAIT2 client client-4 null x3 0 unread, remote 127.0.0.1:7004",
+            "fin_wait2_pileup info FIN_WAIT2 client client-6 null x2 0 unread, remote ::1:7006",
+            "fin_wait2_pileup info FIN_WAIT2 client half-closed null x3 0 unread, remote 127.0.0.1:7300",
             &format!(
-                "lingering_syn_sent info SYN_SENT client hopeful {own_port} x1 0 unread, peer 127.0.0.1:7400"
+                "lingering_syn_sent info SYN_SENT client hopeful {own_port} x1 0 unread, remote 127.0.0.1:7400"
             ),
         ]
     );
@@ -111,7 +111,7 @@ async fn connections_have_owner_role_and_state() {
     let mut counts = BTreeMap::<String, usize>::new();
     for row in answer["connections"].as_array().unwrap() {
         let words = [&row["process"]["comm"], &row["role"], &row["state"]].map(|word| word.as_str().unwrap());
-        let older = if row["at_least"] == true { " at least" } else { "" };
+        let older = if row["state_is_lower_bound"] == true { " for at least" } else { "" };
         *counts.entry(words.join(" ") + older).or_default() += 1;
         assert!(row["state_seconds"].as_f64() <= row["age_seconds"].as_f64(), "{row}");
     }
@@ -131,9 +131,9 @@ async fn connections_have_owner_role_and_state() {
         ("leaky-6 listener LISTEN", 1),
         ("leaky-6 server CLOSE_WAIT", 2),
         ("mute-server listener LISTEN", 1),
-        ("old-client client ESTABLISHED at least", 2),
-        ("old-server listener LISTEN at least", 1),
-        ("old-server server ESTABLISHED at least", 2),
+        ("old-client client ESTABLISHED for at least", 2),
+        ("old-server listener LISTEN for at least", 1),
+        ("old-server server ESTABLISHED for at least", 2),
         ("slow-dial client ESTABLISHED", 1),
     ];
     assert_eq!(counts, expected.map(|(row, count)| (row.to_owned(), count)).into());

@@ -1,10 +1,41 @@
 //! `tcpwatch trace`: the transitions of a running tcpwatch, line by line.
 
-use std::io::{self, BufRead as _, BufReader, Write};
+use std::{
+    io::{self, BufRead as _, BufReader, Write},
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context as _, bail};
 
-use crate::{cli::options::TraceArgs, http::printable, model::transition::Transition};
+use serde::Deserialize;
+
+use crate::{cli::options::TraceArgs, http::printable};
+
+/// What a line of text shows of a transition (see `model/transition.rs`).
+#[derive(Debug, Deserialize)]
+struct Transition {
+    at: String,
+    process: Option<Process>,
+    role: String,
+    from: String,
+    to: String,
+    from_seconds: Option<f64>,
+    cause: String,
+    local: Address,
+    remote: Address,
+}
+
+#[derive(Debug, Deserialize)]
+struct Process {
+    pid: u32,
+    comm: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Address {
+    addr: IpAddr,
+    port: u16,
+}
 
 /// Prints until the daemon or the reader of the output goes away.
 ///
@@ -75,19 +106,21 @@ fn show(event: &str, data: &str, json: bool, out: &mut impl Write) -> io::Result
         return out.flush();
     }
     let transition: Transition = serde_json::from_str(data)?;
-    let dash = || "-".to_owned();
+    let (process, dash) = (transition.process.as_ref(), || "-".to_owned());
+    let [local, remote] =
+        [&transition.local, &transition.remote].map(|end| SocketAddr::new(end.addr, end.port));
     writeln!(
         out,
         "{:<27} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
-        transition.time,
-        transition.pid.map_or_else(dash, |pid| pid.to_string()),
-        transition.comm.as_deref().map_or_else(dash, printable),
+        transition.at,
+        process.map_or_else(dash, |process| process.pid.to_string()),
+        process.map_or_else(dash, |process| printable(&process.comm)),
         transition.role,
         format!("{} -> {}", transition.from, transition.to),
-        transition.seconds.map_or_else(dash, |seconds| format!("{seconds:.6}")),
+        transition.from_seconds.map_or_else(dash, |seconds| format!("{seconds:.6}")),
         transition.cause,
-        transition.local,
-        transition.remote,
+        local,
+        remote,
     )?;
     out.flush()
 }

@@ -3,13 +3,14 @@
 //! In: the table and the limits. Out: one [`Leak`] for each process, role, state and peer, worst first.
 //! It looks only at what lingers, however large the table is.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    findings::{Counts, GroupEnd, GroupPeer, Key, Leak, LeakHistory, Severity},
+    findings::{Counts, Key, Leak, LeakHistory, Severity},
     model::{
+        address::GroupAddress,
         groups::{GroupId, Groups, Peer, Role},
         table::{Conn, ConnFlags},
         tracker::Tracker,
@@ -114,8 +115,8 @@ struct Group<'a> {
     /// Of these, how many began under our eyes.
     begun: usize,
     unread_bytes: u64,
-    addrs: FxHashSet<std::net::Ipv6Addr>,
-    local_addrs: FxHashSet<std::net::Ipv6Addr>,
+    addrs: FxHashSet<Ipv6Addr>,
+    local_addrs: FxHashSet<Ipv6Addr>,
     unaccepted: usize,
 }
 
@@ -146,8 +147,8 @@ fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxH
 
 fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, clock: Clock) -> Leak {
     let process = group.oldest.process.map(|id| tracker.processes().get(id).clone());
-    let only = |addrs: &FxHashSet<std::net::Ipv6Addr>| match addrs.len() {
-        1 => addrs.iter().next().map(|addr| addr.to_canonical().to_string()),
+    let only = |addrs: &FxHashSet<Ipv6Addr>| match addrs.len() {
+        1 => addrs.iter().next().map(Ipv6Addr::to_canonical),
         _ => None,
     };
     // Of an unknown role either port may be ephemeral, and the group's members differ in both.
@@ -165,21 +166,21 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         severity: severity(key.state, group.count, growth),
         state: key.state,
         role: key.role,
-        local: GroupEnd {
+        local: GroupAddress {
             addr: only(&group.local_addrs),
             // 0: a connecting socket's port is known from the next sweep on.
             port: (is_server || group.count == 1)
                 .then_some(group.oldest.local.port)
                 .filter(|port| *port != 0),
         },
-        peer: GroupPeer {
+        remote: GroupAddress {
             addr: only(&group.addrs),
             port: (is_client || group.count == 1).then_some(group.oldest.remote.port),
-            distinct_addrs: group.addrs.len(),
         },
+        distinct_remote_addrs: group.addrs.len(),
         count: group.count,
         oldest_seconds: clock.seconds_since(group.oldest.since_ns()),
-        at_least: group.oldest.is(ConnFlags::STATE_OLDER),
+        oldest_is_lower_bound: group.begun < group.count,
         growth_per_minute: growth,
         unread_bytes: group.unread_bytes,
         summary,

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     findings::lingering::LingerLimits,
     model::{
+        address::GroupAddress,
         groups::{Peer, Role},
         processes::Process,
         tracker::Tracker,
@@ -32,6 +33,7 @@ pub fn leaks(tracker: &Tracker, limits: &LingerLimits, history: &LeakHistory, cl
     leaks
 }
 
+/// How urgent a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -40,43 +42,42 @@ pub enum Severity {
     Critical,
 }
 
-/// One line of `/leaks`.
+/// Connections of one process, role, state and peer that stand too long.
 #[derive(Clone, Debug, Serialize)]
 pub struct Leak {
+    /// Name of the rule that found them.
     pub rule: &'static str,
+    /// How urgent it is.
     pub severity: Severity,
+    /// The state that they stand in; CLOSE for sockets that are no connections.
     pub state: TcpState,
+    /// Which side of the connections the sockets are.
     pub role: Role,
+    /// The process that holds them, or held them last; `null` where it is not known.
     pub process: Option<Process>,
-    pub local: GroupEnd,
-    pub peer: GroupPeer,
+    /// Their local end; the port of a client's connections is `null` unless there is only one.
+    pub local: GroupAddress,
+    /// Their remote end; the port of a server's connections is `null` unless there is only one.
+    pub remote: GroupAddress,
+    /// Number of different addresses at the remote ends.
+    pub distinct_remote_addrs: usize,
+    /// Number of connections.
     pub count: usize,
+    /// Seconds that the oldest has been in this state.
     pub oldest_seconds: f64,
-    /// The oldest was already in this state when tcpwatch first saw it.
-    pub at_least: bool,
-    /// `null` until it has been watched for long enough.
+    /// Whether `oldest_seconds` is a lower bound: one of them was in this state when tcpwatch first saw it there.
+    pub oldest_is_lower_bound: bool,
+    /// Connections more, or fewer, a minute, over the last minute; `null` until they have been watched for half a minute.
     pub growth_per_minute: Option<f64>,
-    /// Received and not read by the application, over all of them.
+    /// Bytes received and not read by the application, over all of them.
     pub unread_bytes: u64,
-    /// Descriptors of the process, a few, of a rule that knows them.
+    /// A few of the process's file descriptors, of the rule `socket_fd_leak`; absent of others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub example_fds: Vec<u32>,
+    /// What is wrong, in words.
     pub summary: String,
+    /// What to do about it, in words.
     pub next_step: String,
-}
-
-/// What the group's connections have in common; `null` where they differ.
-#[derive(Clone, Debug, Serialize)]
-pub struct GroupEnd {
-    pub addr: Option<String>,
-    pub port: Option<u16>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub struct GroupPeer {
-    pub addr: Option<String>,
-    pub port: Option<u16>,
-    pub distinct_addrs: usize,
 }
 
 /// What a leak is about.

@@ -4,8 +4,9 @@
 use rustc_hash::FxHashMap;
 
 use crate::{
-    findings::{Counts, GroupEnd, GroupPeer, Key, Leak, LeakHistory, Severity, lingering::LingerLimits},
+    findings::{Counts, Key, Leak, LeakHistory, Severity, lingering::LingerLimits},
     model::{
+        address::GroupAddress,
         groups::{Peer, Role},
         processes::ProcessId,
         tracker::{Tracker, sweep::Unconnected},
@@ -91,11 +92,12 @@ fn leak(
         },
         state: TcpState::Close,
         role: Role::Unknown,
-        local: GroupEnd { addr: None, port: None },
-        peer: GroupPeer { addr: None, port: None, distinct_addrs: 0 },
+        local: GroupAddress::default(),
+        remote: GroupAddress::default(),
+        distinct_remote_addrs: 0,
         count,
         oldest_seconds: clock.seconds_since(oldest_ns),
-        at_least: true,
+        oldest_is_lower_bound: true,
         growth_per_minute: growth,
         unread_bytes: 0,
         example_fds,

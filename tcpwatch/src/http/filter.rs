@@ -61,11 +61,12 @@ impl Filter {
     }
 
     pub(crate) fn wants(&self, transition: &Transition) -> bool {
-        self.state.is_none_or(|state| state.name() == transition.to)
-            && self.role.is_none_or(|role| role.name() == transition.role)
-            && self.matches_ports(transition.local.port(), transition.remote.port())
-            && self.matches_remote(transition.remote.ip())
-            && self.matches_process(transition.pid, transition.comm.as_deref())
+        let process = transition.process.as_ref();
+        self.state.is_none_or(|state| state == transition.to)
+            && self.role.is_none_or(|role| role == transition.role)
+            && self.matches_ports(transition.local.port, transition.remote.port)
+            && self.matches_remote(transition.remote.addr)
+            && self.matches_process(process.map(|process| process.pid), process.map(|process| &*process.comm))
     }
 
     fn matches_ports(&self, local: u16, remote: u16) -> bool {

@@ -41,101 +41,114 @@ pub struct Target {
     pub identity: u64,
     /// A process that may be in its namespace.
     pub pid: Option<u32>,
+    /// Whether this side connected: then its SYN is among what `bytes_acked` counts.
+    pub connected: bool,
 }
 
 /// How a connection's data goes, by the kernel's own counters since it began. Sources are members of `struct tcp_info`
-/// where nothing else is said.
+/// (include/uapi/linux/tcp.h) where nothing else is said.
 #[derive(Clone, Debug, Serialize)]
 pub struct Transfer {
+    /// What this side sends.
     pub sending: Sending,
+    /// What it receives.
     pub receiving: Receiving,
-    /// `null` before the first measurement.
+    /// Round-trip time; `null` before the first measurement.
     pub rtt: Option<Rtt>,
+    /// Congestion control.
     pub congestion: Congestion,
-    /// The timer that runs, if one does.
+    /// The timer that runs; `null` when none does.
     pub timer: Option<RunningTimer>,
 }
 
+/// What this side of a connection sends.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sending {
-    /// Data, what was repeated included (`bytes_sent`).
-    pub bytes: u64,
-    /// Of it, acknowledged; SYN and FIN count one each (`bytes_acked`).
+    /// Bytes of data sent, each once (`bytes_sent` without `bytes_retrans`).
+    pub sent_bytes: u64,
+    /// Bytes of data that were sent again (`bytes_retrans`).
+    pub retransmitted_bytes: u64,
+    /// Bytes of `sent_bytes` that the peer has acknowledged (`bytes_acked` without SYN and FIN).
     pub acknowledged_bytes: u64,
-    /// Written by the application and not yet sent (`notsent_bytes`).
+    /// Bytes written by the application and not yet sent (`notsent_bytes`).
     pub unsent_bytes: u32,
-    /// Written and not yet acknowledged, unsent ones included (`idiag_wqueue`).
+    /// Bytes written and not yet acknowledged, unsent ones included (`idiag_wqueue`, the Send-Q of `ss`).
     pub queue_bytes: u32,
-    /// Its limit (`sk_sndbuf`).
+    /// Limit of the send buffer in bytes, against which the kernel counts its own overhead too (`sk_sndbuf`); `null` where
+    /// the kernel does not report it.
     pub buffer_bytes: Option<u32>,
     /// Segments on their way (`unacked`).
     pub unacknowledged_segments: u32,
-    /// What the peer has room for (`snd_wnd`).
+    /// Bytes that the peer has room for (`snd_wnd`).
     pub peer_window_bytes: u32,
-    /// Largest segment (`snd_mss`).
+    /// Largest segment in bytes (`snd_mss`).
     pub mss_bytes: u32,
-    /// Since data was last sent, to a jiffy (`last_data_sent`); `null` when none was.
-    pub last_seconds: Option<f64>,
-    /// Bytes a second, as last measured (`delivery_rate`); `null` before the first measurement.
-    pub delivery_rate: Option<u64>,
-    /// The application, not the network, decided that rate (`delivery_rate_app_limited`).
-    pub delivery_rate_application_limited: bool,
-    /// While there was something to send (`busy_time`).
+    /// Seconds since data was last sent, to a tick of the kernel, 1 to 10 ms (`last_data_sent`); `null` when none was.
+    pub since_last_sent_seconds: Option<f64>,
+    /// Bytes a second that reached the peer, as last measured (`delivery_rate`); `null` before the first measurement.
+    pub delivery_bytes_per_second: Option<u64>,
+    /// Whether the application, not the network, decided that rate (`delivery_rate_app_limited`).
+    pub delivery_is_application_limited: bool,
+    /// Seconds in which there was something to send or unacknowledged (`busy_time`).
     pub busy_seconds: f64,
-    /// Of that, while the peer had no room (`rwnd_limited`).
+    /// Seconds of `busy_seconds` in which the peer had no room (`rwnd_limited`).
     pub peer_window_limited_seconds: f64,
-    /// Of that, while this side's buffer was too small (`sndbuf_limited`).
+    /// Seconds of `busy_seconds` in which this side's send buffer was too small (`sndbuf_limited`).
     pub buffer_limited_seconds: f64,
     /// Probes of a closed window that the peer has not answered (`probes`).
     pub window_probes: u8,
 }
 
+/// What this side of a connection receives.
 #[derive(Clone, Debug, Serialize)]
 pub struct Receiving {
-    /// Data, each byte once (`bytes_received`).
-    pub bytes: u64,
-    /// Received and not read by the application (`idiag_rqueue`).
+    /// Bytes of data received, each once (`bytes_received` without the FIN).
+    pub received_bytes: u64,
+    /// Bytes received and not read by the application (`idiag_rqueue`, the Recv-Q of `ss`).
     pub queue_bytes: u32,
-    /// Its limit (`sk_rcvbuf`).
+    /// Limit of the receive buffer in bytes (`sk_rcvbuf`); `null` where the kernel does not report it.
     pub buffer_bytes: Option<u32>,
-    /// Packets that came before what should have come first (`rcv_ooopack`).
+    /// Packets that came before an earlier part of the data (`rcv_ooopack`).
     pub out_of_order_packets: u32,
-    /// Since data was last received, to a jiffy (`last_data_recv`); `null` when none was.
-    pub last_seconds: Option<f64>,
-    /// Since anything was last acknowledged by the peer, to a jiffy (`last_ack_recv`).
-    pub last_acknowledgement_seconds: f64,
+    /// Seconds since data was last received, to a tick of the kernel (`last_data_recv`); `null` when none was.
+    pub since_last_received_seconds: Option<f64>,
+    /// Seconds since the peer last acknowledged anything, to a tick of the kernel (`last_ack_recv`).
+    pub since_last_acknowledgement_seconds: f64,
 }
 
+/// Round-trip times of a connection.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rtt {
-    /// Smoothed (`rtt`).
-    pub seconds: f64,
-    /// How much it varies (`rttvar`).
+    /// Smoothed round-trip time in seconds (`rtt`).
+    pub smoothed_seconds: f64,
+    /// Its mean deviation in seconds (`rttvar`).
     pub variation_seconds: f64,
-    /// The least of the last minutes (`min_rtt`).
+    /// The least one of the last minutes, in seconds (`min_rtt`); `null` before it is known.
     pub min_seconds: Option<f64>,
-    /// Without an acknowledgement for so long a segment is sent again (`rto`).
+    /// Seconds without an acknowledgement after which a segment is sent again (`rto`).
     pub retransmission_timeout_seconds: f64,
 }
 
+/// Congestion control of a connection.
 #[derive(Clone, Debug, Serialize)]
 pub struct Congestion {
-    /// Its algorithm (`INET_DIAG_CONG`).
+    /// Its algorithm (`INET_DIAG_CONG`); `null` where the kernel does not report it.
     pub algorithm: Option<String>,
     /// `open`, `disorder`, `cwr`, `recovery` or `loss` (`ca_state`).
     pub state: &'static str,
     /// Segments that may be on their way at once (`snd_cwnd`).
     pub window_segments: u32,
-    /// Above it the window grows slowly; `null` while nothing was lost (`snd_ssthresh`).
+    /// Segments above which the window grows slowly (`snd_ssthresh`); `null` while nothing was lost.
     pub slow_start_threshold_segments: Option<u32>,
 }
 
+/// The timer of a connection that runs.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct RunningTimer {
     /// `retransmit` (also of a loss probe), `keepalive`, `window_probe` or `time_wait`.
     pub kind: &'static str,
-    /// Until it fires; `null` where the kernel does not tell.
-    pub seconds: Option<f64>,
+    /// Seconds until it fires; `null` where the kernel does not report it.
+    pub remaining_seconds: Option<f64>,
 }
 
 /// Asks, in the connection's namespace. `None` when the kernel has no such connection any more.
@@ -144,7 +157,7 @@ pub struct RunningTimer {
 /// Why it cannot be asked, for people.
 pub fn ask(target: &Target) -> Result<Option<Transfer>, String> {
     match netlink::exchange(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request(target))) {
-        Ok(Some(SockDiagMessage::InetResponse(response))) => Ok(transfer(&response)),
+        Ok(Some(SockDiagMessage::InetResponse(response))) => Ok(transfer(&response, target.connected)),
         Ok(_) => Ok(None),
         Err(error) => Err(format!("cannot ask the kernel (sock_diag): {error}")),
     }
@@ -171,13 +184,14 @@ pub struct Figures {
     pub answer: Option<AnswerTime>,
 }
 
-/// Since the connection began.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+/// Data that a connection carried since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Carried {
-    /// As in [`Sending`] and [`Receiving`].
+    /// Bytes of data sent, each once.
     pub sent_bytes: u64,
+    /// Bytes of data received, each once.
     pub received_bytes: u64,
-    /// `bytes_retrans`.
+    /// Bytes of data that were sent again.
     pub retransmitted_bytes: u64,
 }
 
@@ -190,18 +204,52 @@ impl AddAssign for Carried {
 }
 
 impl Carried {
+    /// Every transmission counts in `bytes_sent`, so it is taken off what was retransmitted. In `bytes_received` the
+    /// peer's FIN counts as one byte (tcp_rcv_nxt_update in net/ipv4/tcp_input.c): it came where the socket left
+    /// ESTABLISHED by it (tcp_fin). The kernel reads the state just before it locks the socket to read the rest
+    /// (tcp_get_info), so an answer during which the FIN comes counts it still.
+    fn of(info: &TcpInfo) -> Self {
+        let fin = TcpState::from_kernel(info.state).is_some_and(has_received_fin);
+        Self {
+            sent_bytes: info.bytes_sent.saturating_sub(info.bytes_retrans),
+            received_bytes: info.bytes_received.saturating_sub(fin.into()),
+            retransmitted_bytes: info.bytes_retrans,
+        }
+    }
+
+    /// All transmissions.
+    fn transmitted_bytes(self) -> u64 {
+        self.sent_bytes + self.retransmitted_bytes
+    }
+
     /// What came on top of `earlier`. A socket that was disconnected and connects again counts anew, under its cookie.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
-        if self.sent_bytes < earlier.sent_bytes || self.received_bytes < earlier.received_bytes {
+        // Sent bytes fall where the kernel had no memory to retransmit, received ones where the FIN counted before.
+        let anew = self.transmitted_bytes() < earlier.transmitted_bytes()
+            || self.received_bytes + 1 < earlier.received_bytes;
+        if anew {
             return self;
         }
         Self {
-            sent_bytes: self.sent_bytes - earlier.sent_bytes,
-            received_bytes: self.received_bytes - earlier.received_bytes,
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
             retransmitted_bytes: self.retransmitted_bytes.saturating_sub(earlier.retransmitted_bytes),
         }
     }
+}
+
+/// Of full sockets.
+fn has_received_fin(state: TcpState) -> bool {
+    matches!(state, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing)
+}
+
+/// Bytes of data that the peer has acknowledged: `bytes_acked` counts every sequence number, so the SYN of the side that
+/// connected (a passive socket begins behind its own, tcp_create_openreq_child in net/ipv4/tcp_minisocks.c) and the FIN,
+/// whose acknowledgement leads to FIN_WAIT2 in a full socket.
+fn acknowledged_bytes(info: &TcpInfo, connected: bool) -> u64 {
+    let fin = TcpState::from_kernel(info.state) == Some(TcpState::FinWait2);
+    info.bytes_acked.saturating_sub(u64::from(connected) + u64::from(fin))
 }
 
 /// So many are told at once.
@@ -280,11 +328,7 @@ fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
         local: Endpoint::new(socket.source_address, socket.source_port),
         remote: Endpoint::new(socket.destination_address, socket.destination_port),
         cookie: u64::from_ne_bytes(socket.cookie),
-        carried: Carried {
-            sent_bytes: info.bytes_sent,
-            received_bytes: info.bytes_received,
-            retransmitted_bytes: info.bytes_retrans,
-        },
+        carried: Carried::of(info),
         send_queue_bytes: header.send_queue,
         delivery_rate: info.delivery_rate,
         busy_seconds: micros(info.busy_time),
@@ -299,10 +343,11 @@ fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
 }
 
 fn exchange(info: &TcpInfo) -> Exchange {
+    let Carried { sent_bytes, received_bytes, .. } = Carried::of(info);
     Exchange {
         established: info.state == TcpState::Established as u8,
-        sent_bytes: info.bytes_sent,
-        received_bytes: info.bytes_received,
+        sent_bytes,
+        received_bytes,
         unacknowledged: info.unacked,
         sent_ms: info.last_data_sent,
         received_ms: info.last_data_recv,
@@ -338,8 +383,9 @@ const CONGESTION_STATES: [&str; 5] = ["open", "disorder", "cwr", "recovery", "lo
 const INFINITE_THRESHOLD: u32 = 0x7fff_ffff;
 
 /// `None` without `tcp_info`: what is left of it is a minisock.
-fn transfer(response: &InetResponse) -> Option<Transfer> {
+fn transfer(response: &InetResponse, connected: bool) -> Option<Transfer> {
     let info = info(response)?;
+    let Carried { sent_bytes, received_bytes, retransmitted_bytes } = Carried::of(info);
     let algorithm = response.nlas.iter().find_map(|nla| match nla {
         Nla::Congestion(name) => Some(name.clone()),
         _ => None,
@@ -351,29 +397,30 @@ fn transfer(response: &InetResponse) -> Option<Transfer> {
     let header = &response.header;
     Some(Transfer {
         sending: Sending {
-            bytes: info.bytes_sent,
-            acknowledged_bytes: info.bytes_acked,
+            sent_bytes,
+            retransmitted_bytes,
+            acknowledged_bytes: acknowledged_bytes(info, connected).min(sent_bytes),
             unsent_bytes: info.notsent_bytes,
             queue_bytes: header.send_queue,
             buffer_bytes: memory.map(|memory| memory.send_queue_max),
             unacknowledged_segments: info.unacked,
             peer_window_bytes: info.snd_wnd,
             mss_bytes: info.snd_mss,
-            last_seconds: (info.bytes_sent > 0).then(|| millis(info.last_data_sent)),
-            delivery_rate: (info.delivery_rate > 0).then_some(info.delivery_rate),
-            delivery_rate_application_limited: info.delivery_rate_app_limited != 0,
+            since_last_sent_seconds: (sent_bytes > 0).then(|| millis(info.last_data_sent)),
+            delivery_bytes_per_second: (info.delivery_rate > 0).then_some(info.delivery_rate),
+            delivery_is_application_limited: info.delivery_rate_app_limited != 0,
             busy_seconds: micros(info.busy_time),
             peer_window_limited_seconds: micros(info.rwnd_limited),
             buffer_limited_seconds: micros(info.sndbuf_limited),
             window_probes: info.probes,
         },
         receiving: Receiving {
-            bytes: info.bytes_received,
+            received_bytes,
             queue_bytes: header.recv_queue,
             buffer_bytes: memory.map(|memory| memory.receive_queue_max),
             out_of_order_packets: info.rcv_ooopack,
-            last_seconds: (info.bytes_received > 0).then(|| millis(info.last_data_recv)),
-            last_acknowledgement_seconds: millis(info.last_ack_recv),
+            since_last_received_seconds: (received_bytes > 0).then(|| millis(info.last_data_recv)),
+            since_last_acknowledgement_seconds: millis(info.last_ack_recv),
         },
         rtt: rtt(info),
         congestion: Congestion {
@@ -396,7 +443,7 @@ fn info(response: &InetResponse) -> Option<&TcpInfo> {
 
 fn rtt(info: &TcpInfo) -> Option<Rtt> {
     (info.rtt > 0).then(|| Rtt {
-        seconds: micros(info.rtt.into()),
+        smoothed_seconds: micros(info.rtt.into()),
         variation_seconds: micros(info.rttvar.into()),
         min_seconds: (info.min_rtt != u32::MAX).then(|| micros(info.min_rtt.into())),
         retransmission_timeout_seconds: micros(info.rto.into()),
@@ -410,7 +457,7 @@ fn running(timer: &Timer) -> RunningTimer {
         Timer::Probe(left) => ("window_probe", Some(left)),
         Timer::TimeWait => ("time_wait", None),
     };
-    RunningTimer { kind, seconds: left.map(Duration::as_secs_f64) }
+    RunningTimer { kind, remaining_seconds: left.map(Duration::as_secs_f64) }
 }
 
 fn micros(micros: u64) -> f64 {
@@ -419,4 +466,28 @@ fn micros(micros: u64) -> f64 {
 
 fn millis(millis: u32) -> f64 {
     Duration::from_millis(millis.into()).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_on_top_is_no_less_than_nothing() {
+        let carried = |sent_bytes, received_bytes, retransmitted_bytes| Carried {
+            sent_bytes,
+            received_bytes,
+            retransmitted_bytes,
+        };
+        let before = carried(1000, 500, 100);
+        for (what, after, new) in [
+            ("more of all", carried(1200, 600, 130), carried(200, 100, 30)),
+            ("retransmits that the kernel had no memory for", carried(990, 500, 110), carried(0, 0, 10)),
+            ("the FIN counted before", carried(1000, 499, 100), carried(0, 0, 0)),
+            ("another connection of the same socket", carried(40, 20, 0), carried(40, 20, 0)),
+            ("another that received much", carried(900, 700, 0), carried(900, 700, 0)),
+        ] {
+            assert_eq!(after.since(before), new, "{what}");
+        }
+    }
 }

@@ -153,7 +153,9 @@ fn option_values(options: &SocketOptions) -> [Option<f64>; OPTION_VALUES.len()] 
 /// What an option is set to on several connections.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Range {
+    /// The least value.
     pub least: f64,
+    /// The most.
     pub most: f64,
 }
 
@@ -176,10 +178,14 @@ pub struct Times {
     most: f64,
 }
 
+/// How times of several connections spread.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Spread {
+    /// The least, in seconds.
     pub least_seconds: f64,
+    /// The mean, in seconds.
     pub mean_seconds: f64,
+    /// The most, in seconds.
     pub most_seconds: f64,
 }
 

@@ -3,6 +3,7 @@
 //!
 //! In: decoded records and sightings. Out: tables to read. No I/O, no clock: times come with the records.
 
+pub mod address;
 pub mod container;
 mod dense_index;
 pub mod groups;

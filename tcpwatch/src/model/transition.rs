@@ -1,39 +1,52 @@
-//! One transition as it is told to whoever follows live.
+//! One transition as `/events` and `tcpwatch trace --json` report it.
 
-use std::net::SocketAddr;
-
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{
-    events::decode::{Endpoint, Socket, SocketRecord, What},
+    events::decode::{Socket, SocketRecord, What},
     model::{
+        address::Address,
+        groups::Role,
+        processes::Process,
         table::{Conn, ConnFlags},
         tracker::Tracker,
     },
     tcp::{
-        life::cause,
+        errno::Errno,
+        life::{Cause, cause},
         state::TcpState,
-        time::{rfc3339, seconds},
+        time::{rfc3339_of_ns, seconds},
     },
 };
 
-/// A transition, with what is known of the connection after it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A change of state, with what is known of the connection after it.
+#[derive(Clone, Debug, Serialize)]
 pub struct Transition {
-    /// RFC 3339.
-    pub time: String,
+    /// When the state changed; RFC 3339 in UTC with microseconds.
+    pub at: String,
+    /// The connection's identifier, as in `/connections`.
     pub id: String,
+    /// Inode of the network namespace, as in /proc/PID/ns/net.
     pub netns: u32,
-    pub from: String,
-    pub to: String,
-    /// How long it stood in `from`; `null` where its beginning was not seen.
-    pub seconds: Option<f64>,
-    pub cause: String,
-    pub role: String,
-    pub pid: Option<u32>,
-    pub comm: Option<String>,
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
+    /// Which side of the connection this socket is.
+    pub role: Role,
+    /// The state that the connection left.
+    pub from: TcpState,
+    /// The state that it entered.
+    pub to: TcpState,
+    /// Seconds that it was in `from`; `null` where its entry into that state was not seen.
+    pub from_seconds: Option<f64>,
+    /// Who caused the transition.
+    pub cause: Cause,
+    /// Name of the socket's errno, of a transition to CLOSE; `null` for none, and where the hook for state changes does
+    /// not report it (see `/status`).
+    pub errno: Option<Errno>,
+    /// The process that holds the connection, or held it last; `null` where it is not known.
+    pub process: Option<Process>,
+    /// This socket's end.
+    pub local: Address,
+    /// The other end.
+    pub remote: Address,
 }
 
 /// What has to be noted before the tracker changes.
@@ -85,21 +98,19 @@ impl Transition {
         if to == from {
             return None;
         }
-        let process = conn.and_then(|conn| conn.process).map(|id| tracker.processes().get(id));
-        let address = |end: Endpoint| SocketAddr::new(end.addr.to_canonical(), end.port);
         Some(Self {
-            time: rfc3339(wall_offset_ns + record.time_ns),
+            at: rfc3339_of_ns(wall_offset_ns + record.time_ns),
             id: format!("{:x}", conn.map_or(cookie, Conn::id)),
-            netns: record.socket.netns,
-            from: from.name().to_owned(),
-            to: to.name().to_owned(),
-            seconds: before.since_ns.map(|since_ns| seconds(record.time_ns.saturating_sub(since_ns))),
-            cause: cause(from, told, error).name().to_owned(),
-            role: conn.map_or("unknown", |conn| conn.role.name()).to_owned(),
-            pid: process.map(|process| process.pid),
-            comm: process.map(|process| process.comm.to_string()),
-            local: address(record.socket.local),
-            remote: address(record.socket.remote),
+            netns,
+            role: conn.map_or(Role::Unknown, |conn| conn.role),
+            from,
+            to,
+            from_seconds: before.since_ns.map(|since_ns| seconds(record.time_ns.saturating_sub(since_ns))),
+            cause: cause(from, told, error),
+            errno: Errno::of(error),
+            process: conn.and_then(|conn| conn.process).map(|id| tracker.processes().get(id).clone()),
+            local: local.into(),
+            remote: remote.into(),
         })
     }
 }

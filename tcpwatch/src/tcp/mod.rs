@@ -5,6 +5,7 @@
 
 pub mod answer_time;
 pub mod connect_outcome;
+pub mod errno;
 pub mod first_close;
 pub mod histogram;
 pub mod life;

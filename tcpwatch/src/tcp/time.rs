@@ -29,15 +29,20 @@ impl Clock {
         u64::try_from(wall.as_nanos()).unwrap_or(0).saturating_sub(self.now_ns)
     }
 
-    /// RFC 3339, in UTC, with milliseconds.
+    /// The wall clock in RFC 3339.
     pub fn rfc3339(&self) -> String {
-        humantime::format_rfc3339_millis(self.wall).to_string()
+        rfc3339(self.wall)
     }
 }
 
-/// RFC 3339, in UTC, with microseconds, of nanoseconds since 1970.
-pub fn rfc3339(since_epoch_ns: u64) -> String {
-    humantime::format_rfc3339_micros(UNIX_EPOCH + Duration::from_nanos(since_epoch_ns)).to_string()
+/// RFC 3339, in UTC, with microseconds: the precision that durations have.
+pub fn rfc3339(wall: SystemTime) -> String {
+    humantime::format_rfc3339_micros(wall).to_string()
+}
+
+/// The same for nanoseconds since 1970.
+pub fn rfc3339_of_ns(since_epoch_ns: u64) -> String {
+    rfc3339(UNIX_EPOCH + Duration::from_nanos(since_epoch_ns))
 }
 
 /// Nanoseconds as seconds, to the microsecond: finer digits would be noise.

@@ -114,7 +114,7 @@ fn each_side_of_a_connection_through_a_published_port_names_its_container() {
     assert_eq!(leak["rule"], "close_wait_leak");
     assert_eq!(leak["process"], server_process);
     assert_eq!(leak["local"], end(SERVER, SERVER_PORT));
-    assert_eq!(leak["peer"], json!({"addr": CLIENT, "port": null, "distinct_addrs": 1}));
+    assert_eq!(leak["remote"], json!({"addr": CLIENT, "port": null}));
     let (_, text) = daemon.get("/leaks");
     assert!(text.contains(&format!("docker {}", &server_id[..12])), "{text}");
     assert_eq!(daemon.leaks_of(client.pid), [] as [Value; 0], "the client");

@@ -98,9 +98,10 @@ fn leaked_server_connections(daemon: &Daemon, addr: &str, count: usize) {
     assert_eq!(leak["process"]["exe"], exe.to_str().unwrap());
     assert!(leak["process"]["cgroup"].is_string(), "{leak}");
     assert_eq!(leak["local"], json!({"addr": addr, "port": port}));
-    assert_eq!(leak["peer"], json!({"addr": addr, "port": null, "distinct_addrs": 1}));
+    assert_eq!(leak["remote"], json!({"addr": addr, "port": null}));
+    assert_eq!(leak["distinct_remote_addrs"], 1);
     assert_eq!(leak["unread_bytes"], 5 * count);
-    assert_eq!(leak["at_least"], false);
+    assert_eq!(leak["oldest_is_lower_bound"], false);
     // Not known before it was watched for some seconds; then it has grown.
     assert!(leak["growth_per_minute"].as_f64().is_none_or(|growth| growth > 0.0), "{leak}");
     // It entered CLOSE_WAIT while the client closed, and was looked at between question and answer.
@@ -133,8 +134,12 @@ fn check_sides(
             rows.iter().filter(|row| row[end]["port"] == port && row["state"] != "LISTEN").collect();
         assert_eq!(rows.len(), count, "{end} port {port}: {rows:?}");
         for row in rows {
-            let seen = json!([row["state"], row["role"], row["process"]["pid"], row["at_least"]]);
-            assert_eq!(seen, json!([state, role, pid, false]), "{row}");
+            let seen = json!([row["state"], row["role"], row["process"]["pid"]]);
+            assert_eq!(seen, json!([state, role, pid]), "{row}");
+            assert_eq!(
+                (&row["age_is_lower_bound"], &row["state_is_lower_bound"]),
+                (&json!(false), &json!(false))
+            );
         }
     };
     side("local", "CLOSE_WAIT", "server", server.pid());
@@ -191,10 +196,10 @@ fn a_connect_that_nobody_answers_is_named() {
         assert_eq!(leak["role"], "client");
         assert_eq!(leak["process"]["comm"], "hopeful-client");
         assert_eq!(leak["count"], 1);
-        assert_eq!(leak["at_least"], false);
+        assert_eq!(leak["oldest_is_lower_bound"], false);
         assert_eq!(leak["local"], json!({"addr": addr, "port": local_port as u16}));
         let port: u16 = port.parse().unwrap();
-        assert_eq!(leak["peer"], json!({"addr": addr, "port": port, "distinct_addrs": 1}));
+        assert_eq!(leak["remote"], json!({"addr": addr, "port": port}));
         let oldest = leak["oldest_seconds"].as_f64().unwrap();
         let truth = asked - dialled_until - TOLERANCE_SECONDS..answered - dialled_from + TOLERANCE_SECONDS;
         assert!(truth.contains(&oldest), "{oldest} is not in {truth:?}");
@@ -241,8 +246,8 @@ fn a_half_closed_client_is_named_even_when_it_is_gone() {
         assert_eq!(leak["rule"], "fin_wait2_pileup", "{end}");
         assert_eq!(leak["role"], "client", "{end}");
         assert_eq!(leak["process"]["comm"], "half-closed", "{end}");
-        assert_eq!(leak["peer"], json!({"addr": addr, "port": port, "distinct_addrs": 1}), "{end}");
-        assert_eq!(leak["at_least"], false, "{end}");
+        assert_eq!(leak["remote"], json!({"addr": addr, "port": port}), "{end}");
+        assert_eq!(leak["oldest_is_lower_bound"], false, "{end}");
         let oldest = leak["oldest_seconds"].as_f64().unwrap();
         assert!((1.0..20.0).contains(&oldest), "{end}: {oldest}");
         assert_eq!(daemon.leaks_of(server.pid()), [] as [Value; 0], "{end}: CLOSE_WAIT is within its limit");

@@ -52,7 +52,7 @@ impl Trace {
         lines
             .map(|line| {
                 let told: Value = serde_json::from_str(&line.unwrap()).unwrap();
-                json!([told["from"], told["to"], told["cause"], told["pid"]])
+                json!([told["from"], told["to"], told["cause"], told["process"]["pid"]])
             })
             .collect()
     }
@@ -68,7 +68,7 @@ impl Drop for Trace {
 /// States and causes of a life line, whose durations must add up to the connection's age.
 fn life(detail: &Value) -> Vec<Value> {
     let steps = detail["life"].as_array().unwrap();
-    let sum: f64 = steps.iter().map(|step| step["seconds"].as_f64().unwrap()).sum();
+    let sum: f64 = steps.iter().map(|step| step["duration_seconds"].as_f64().unwrap()).sum();
     let age = detail["age_seconds"].as_f64().unwrap();
     assert!((sum - age).abs() < 0.001, "{sum} s in states, {age} s old");
     steps.iter().map(|step| json!([step["state"], step["cause"]])).collect()

@@ -113,7 +113,7 @@ fn assert_both_sides_are_told(daemon: &Daemon, namespace: &Namespace, test: &str
         let all = daemon.json(&format!("/nat?comm={comm}"));
         let row = |role: &str| {
             json!({
-                "process": comm,
+                "comm": comm,
                 "role": role,
                 "dialled": nat["dialled"],
                 "reached": nat["reached"],

@@ -121,7 +121,7 @@ fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
             "linger": on("/linger_seconds", Value::Null),
             "user_timeout": on("/user_timeout_seconds", Value::Null),
         },
-        "option_figures": Value::Object(ranges.collect()),
+        "option_values": Value::Object(ranges.collect()),
         "congestion_algorithms": { transfer["congestion"]["algorithm"].as_str().unwrap(): 1 },
         "send_buffer_bytes": transfer["sending"]["buffer_bytes"],
         "receive_buffer_bytes": transfer["receiving"]["buffer_bytes"],
@@ -271,7 +271,7 @@ fn without_figures_of_its_own_a_socket_has_those_of_its_namespace_as_they_are_no
     let expected = Value::Object(ranges.collect());
     eventually("a sweep saw both", || {
         let answer = daemon.json("/processes?comm=defaults");
-        let told = &answer["processes"][0]["live"]["option_figures"];
+        let told = &answer["processes"][0]["live"]["option_values"];
         if *told == expected { Ok(()) } else { Err(format!("{told} is not {expected}")) }
     });
 }

@@ -23,11 +23,11 @@ say("closed one")
 order()
 "#;
 
-/// State, role, pid and `at_least` of each row, sorted.
+/// State, role, pid and `state_is_lower_bound` of each row, sorted.
 fn seen(rows: &[Value]) -> Vec<String> {
     let row = |row: &Value| {
         let pid = &row["process"]["pid"];
-        format!("{} {} {pid} {}", row["state"], row["role"], row["at_least"]).replace('"', "")
+        format!("{} {} {pid} {}", row["state"], row["role"], row["state_is_lower_bound"]).replace('"', "")
     };
     let mut seen: Vec<String> = rows.iter().map(row).collect();
     seen.sort();
@@ -67,7 +67,7 @@ fn sockets_older_than_the_daemon_are_found_with_their_owners() {
         let leak = eventually("the old leak is named", || {
             daemon.leaks_of(server_pid).first().cloned().ok_or("nothing named")
         });
-        let named = json!([leak["rule"], leak["count"], leak["at_least"], leak["unread_bytes"]]);
+        let named = json!([leak["rule"], leak["count"], leak["oldest_is_lower_bound"], leak["unread_bytes"]]);
         assert_eq!(named, json!(["close_wait_leak", 1, true, 5]));
     }
 }

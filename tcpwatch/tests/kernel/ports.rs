@@ -49,12 +49,12 @@ fn ports_in_use_and_available_are_told_until_there_is_none() {
         assert_eq!(ends.hear(), "in use");
         let expected = json!({
             "netns": namespace.inode,
-            "source": addr,
-            "destination": { "addr": addr, "port": 60000 },
+            "local": { "addr": addr, "port": null },
+            "remote": { "addr": addr, "port": 60000 },
             "in_use": 3,
             "available": 8,
             "states": { "ESTABLISHED": 2, "TIME_WAIT": 1 },
-            "processes": [comm],
+            "comms": [comm],
         });
         eventually("the ports are told", || match row_of(&daemon, &namespace) {
             Some(row) if row == expected => Ok(()),

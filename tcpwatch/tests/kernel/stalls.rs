@@ -202,8 +202,8 @@ fn received_data_waits_as_long_as_the_receiver_measures() {
         eventually("it is stalled now", || {
             let rows = daemon.connections_in(&here);
             let row = rows.iter().find(|row| row["state"] == "ESTABLISHED").ok_or("it is not there")?;
-            let (stalled, seconds) = (&row["stalled"], row["stalled"]["seconds"].as_f64());
-            let told = (&stalled["recovery"], &stalled["bytes"]) == (&json!("peer"), &json!(500));
+            let (stalled, seconds) = (&row["stalled"], row["stalled"]["duration_seconds"].as_f64());
+            let told = (&stalled["recovery"], &stalled["waiting_bytes"]) == (&json!("peer"), &json!(500));
             let stands = if followed { told && seconds > Some(0.1) } else { stalled.is_null() };
             if stands { Ok(()) } else { Err(row.to_string()) }
         });
@@ -313,8 +313,8 @@ fn a_connection_into_a_black_hole_is_stalled_now_and_until_it_ends() {
         if row["stalled"]["recovery"] == "timeout" { Ok(row) } else { Err(row.to_string()) }
     });
     let (stalled, age) = (&row["stalled"], row["age_seconds"].as_f64().unwrap());
-    assert_eq!(stalled["bytes"], 200, "the first of three messages is the lost one: {row}");
-    let seconds = stalled["seconds"].as_f64().unwrap();
+    assert_eq!(stalled["waiting_bytes"], 200, "the first of three messages is the lost one: {row}");
+    let seconds = stalled["duration_seconds"].as_f64().unwrap();
     assert!(seconds >= 0.2 && seconds < age, "{row}");
     let sorted = daemon.json(&format!("/connections?sort=stalled&remote_port={port}"));
     assert_eq!(sorted["connections"][0]["id"], row["id"], "{sorted}");

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, process::Command};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     daemon::Daemon,
@@ -125,6 +125,32 @@ say(*ports)
 order()
 "#;
 
+/// Toward three ports: a connection on which nothing is sent and whose server sends its FIN; one that loses some of what
+/// it carries before that; and one on which nothing happens.
+const HALF_CLOSED: &str = r#"
+listeners = [listen(args[0]) for _ in range(3)]
+silent, lossy, idle = [connect(args[0], port_of(listener)) for listener in listeners]
+servers = [listener.accept()[0] for listener in listeners]
+servers[0].shutdown(socket.SHUT_WR)
+assert silent.recv(1) == b""
+lossy.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+lose(servers[1], DROP_SOME_DATA)
+for _ in range(100):
+    lossy.sendall(b"x" * 200)
+left = 20_000
+while left:
+    left -= len(servers[1].recv(65536))
+lose_nothing(servers[1])
+servers[1].send(b"0123456789")
+servers[1].shutdown(socket.SHUT_WR)
+left = 10
+while left:
+    left -= len(lossy.recv(left))
+assert lossy.recv(1) == b""
+say(*map(port_of, listeners))
+order()
+"#;
+
 /// The longest that a tick of the kernel takes (HZ=100).
 const JIFFY: f64 = 0.01;
 
@@ -132,8 +158,7 @@ const JIFFY: f64 = 0.01;
 fn rows_by_port(told: &Value, role: &str) -> HashMap<String, Value> {
     assert_eq!(told["problems"], Value::Null, "{told}");
     let rows = told["transfers"].as_array().unwrap().iter().filter(|row| row["role"] == role);
-    rows.map(|row| (row["peer"].as_str().unwrap().rsplit(':').next().unwrap().to_owned(), row.clone()))
-        .collect()
+    rows.map(|row| (row["peer"]["port"].to_string(), row.clone())).collect()
 }
 
 fn side(daemon: &Daemon, namespace: &Namespace, role: &str) -> Value {
@@ -167,15 +192,14 @@ fn how_the_data_goes_is_what_the_kernel_says_of_both_ends() {
         eventually("both ends tell of all the bytes", || {
             let (ours, theirs) = (side(&daemon, &namespace, "client"), side(&daemon, &namespace, "server"));
             let (ours, theirs) = (&ours["transfer"], &theirs["transfer"]);
-            // A machine that is busy enough repeats some that nobody lost.
-            let right = ours["sending"]["bytes"].as_u64() >= Some(BYTES)
-                // The SYN counts.
-                && ours["sending"]["acknowledged_bytes"] == BYTES + 1
+            let right = ours["sending"]["sent_bytes"] == BYTES
+                && ours["sending"]["acknowledged_bytes"] == BYTES
                 && ours["sending"]["queue_bytes"] == 0
-                && ours["receiving"]["bytes"] == 10
-                && theirs["receiving"]["bytes"] == BYTES
+                && ours["receiving"]["received_bytes"] == 10
+                && theirs["receiving"]["received_bytes"] == BYTES
                 && theirs["receiving"]["queue_bytes"] == 0
-                && theirs["sending"]["bytes"] == 10;
+                && theirs["sending"]["sent_bytes"] == 10
+                && theirs["sending"]["acknowledged_bytes"] == 10;
             if right { Ok(()) } else { Err(format!("{ours}\n{theirs}")) }
         });
         let ours = side(&daemon, &namespace, "client");
@@ -185,21 +209,23 @@ fn how_the_data_goes_is_what_the_kernel_says_of_both_ends() {
             transfer["congestion"]["window_segments"].to_string(),
             told_by_ss(&namespace, local, "cwnd")
         );
-        let (smoothed, variation) = (&transfer["rtt"]["seconds"], &transfer["rtt"]["variation_seconds"]);
+        let (smoothed, variation) =
+            (&transfer["rtt"]["smoothed_seconds"], &transfer["rtt"]["variation_seconds"]);
         let millis = [smoothed, variation].map(|value| value.as_f64().unwrap() * 1e3);
         let shown = told_by_ss(&namespace, local, "rtt");
         for (ours, shown) in millis.iter().zip(shown.split('/')) {
             let shown: f64 = shown.parse().unwrap();
             assert!((ours - shown).abs() < 1e-3, "{ours} ms, ss: {shown}");
         }
-        assert!(transfer["sending"]["last_seconds"].as_f64() >= Some(0.0), "{transfer}");
+        assert!(transfer["sending"]["since_last_sent_seconds"].as_f64() >= Some(0.0), "{transfer}");
 
         // Nobody reads any more.
         assert_eq!(client.ask(), "full");
         let waited = eventually("the peer's window holds it up", || {
             let ours = side(&daemon, &namespace, "client")["transfer"].clone();
             let limited = ours["sending"]["peer_window_limited_seconds"].as_f64().unwrap();
-            let probes = ours["timer"]["kind"] == "window_probe" && ours["timer"]["seconds"].is_number();
+            let probes =
+                ours["timer"]["kind"] == "window_probe" && ours["timer"]["remaining_seconds"].is_number();
             if limited > 0.5 && probes { Ok(ours) } else { Err(ours.to_string()) }
         });
         let busy = waited["sending"]["busy_seconds"].as_f64();
@@ -223,6 +249,11 @@ fn how_the_data_goes_is_what_the_kernel_says_of_both_ends() {
     }
 }
 
+/// As the label `peer` of the metrics has it.
+fn shown(addr: &str, port: &Value) -> String {
+    if addr.contains(':') { format!("[{addr}]:{port}") } else { format!("{addr}:{port}") }
+}
+
 /// What `/transfer` asks the kernel for, as one of its rows, beside what the latest sweep found of it.
 fn a_sweep_tells_what_the_kernel_does(daemon: &Daemon, row: &Value) {
     /// Those that never fall while the connection lives.
@@ -233,10 +264,12 @@ fn a_sweep_tells_what_the_kernel_does(daemon: &Daemon, row: &Value) {
         "buffer_limited_seconds",
         "out_of_order_packets",
     ];
-    let [comm, role, peer] = ["process", "role", "peer"].map(|name| row[name].as_str().unwrap());
+    let [comm, role] = ["comm", "role"].map(|name| row[name].as_str().unwrap());
+    let (peer, port) = (&row["peer"], &row["peer"]["port"]);
+    let peer_label = peer["addr"].as_str().map_or_else(|| format!(":{port}"), |addr| shown(addr, port));
     let rows = |path: &str, list: &str| {
         let told = daemon.json(&format!("{path}?comm={comm}&role={role}&limit=10000"));
-        let rows = told[list].as_array().unwrap().iter().filter(|row| row["peer"] == peer);
+        let rows = told[list].as_array().unwrap().iter().filter(|row| row["peer"] == *peer);
         rows.cloned().collect::<Vec<_>>()
     };
     // What nothing is known of is 0.
@@ -252,7 +285,8 @@ fn a_sweep_tells_what_the_kernel_does(daemon: &Daemon, row: &Value) {
         let now = now();
         let latest = figures(&now);
         let metric = |name: &str, label: &[(&str, &str)]| {
-            metrics.exact(name, &[&[("process", comm), ("role", role), ("peer", peer)], label].concat())
+            metrics
+                .exact(name, &[&[("process", comm), ("role", role), ("peer", &peer_label)], label].concat())
         };
         let sending = |limit| metric("tcpwatch_sending_seconds", &[("limit", limit)]);
         let [window, buffer] = ["peer_window", "send_buffer"].map(sending);
@@ -268,7 +302,7 @@ fn a_sweep_tells_what_the_kernel_does(daemon: &Daemon, row: &Value) {
             }
         }
         for (name, metric) in [
-            ("delivery_rate", metric("tcpwatch_delivery_rate_bytes_per_second", &[])),
+            ("delivery_bytes_per_second", metric("tcpwatch_delivery_rate_bytes_per_second", &[])),
             ("window_probes", metric("tcpwatch_window_probes", &[])),
         ] {
             let told = [figure(&peers, name), metric].map(|told| told as u64);
@@ -307,8 +341,8 @@ fn sums_by_process_and_peer_are_those_of_their_connections() {
                 );
                 let empty = ["retransmitted_bytes", "receive_queue_bytes", "window_probes"].map(figure);
                 assert_eq!(empty, [0; 3], "{row}");
-                let port = row["peer"].as_str().unwrap().rsplit(':').next().unwrap();
-                assert!(ports.iter().any(|one| one == port), "{row}");
+                let port = row["peer"]["port"].to_string();
+                assert!(ports.contains(&port), "{row}");
                 let rtt = ["least_seconds", "mean_seconds", "most_seconds"]
                     .map(|name| row["rtt"][name].as_f64().unwrap());
                 assert!(0.0 < rtt[0] && rtt.is_sorted(), "{row}");
@@ -318,10 +352,61 @@ fn sums_by_process_and_peer_are_those_of_their_connections() {
         for (_, namespace) in &ends {
             let rows = daemon.connections_in(namespace);
             let clients = rows.iter().filter(|row| row["role"] == "client");
-            let sent: u64 =
-                clients.map(|row| daemon.detail(row)["transfer"]["sending"]["bytes"].as_u64().unwrap()).sum();
+            let sent: u64 = clients
+                .map(|row| daemon.detail(row)["transfer"]["sending"]["sent_bytes"].as_u64().unwrap())
+                .sum();
             assert_eq!(sent, 15_000);
         }
+    }
+}
+
+#[test]
+fn each_byte_counts_once_and_a_fin_is_no_byte() {
+    let daemon = Daemon::start(&[]);
+    for (addr, comm) in [("127.0.0.1", "half-closed-4"), ("::1", "half-closed-6")] {
+        let namespace = Namespace::new();
+        let mut program = Workload::start(&namespace, comm, HALF_CLOSED, &[addr]);
+        let ports = program.hear_for_long();
+        let ports: Vec<u64> = ports.split(' ').map(|port| port.parse().unwrap()).collect();
+        assert!(program.retransmitted() > 0, "a test without loss shows nothing");
+        // The FIN was received, acknowledged, or there was none.
+        let expected = [
+            (ports[0], "client", "CLOSE_WAIT", 0, 0),
+            (ports[0], "server", "FIN_WAIT2", 0, 0),
+            (ports[1], "client", "CLOSE_WAIT", 20_000, 10),
+            (ports[1], "server", "FIN_WAIT2", 10, 20_000),
+            (ports[2], "client", "ESTABLISHED", 0, 0),
+            (ports[2], "server", "ESTABLISHED", 0, 0),
+        ];
+        eventually("all is acknowledged", || {
+            let told = daemon.json(&format!("/transfer?comm={comm}&seconds=0.05"));
+            let rows = ["client", "server"].map(|role| rows_by_port(&told, role));
+            for (port, role, state, sent, received) in expected {
+                let row = &rows[usize::from(role == "server")][&port.to_string()];
+                assert_eq!(
+                    (&row["sent_bytes"], &row["received_bytes"]),
+                    (&json!(sent), &json!(received)),
+                    "{row}"
+                );
+                assert_eq!(row["rates"]["sent_bytes_per_second"], 0, "{row}");
+                let is_lossy = (port, role) == (ports[1], "client");
+                assert!(!is_lossy || row["retransmitted_bytes"].as_u64() > Some(0), "{row}");
+                let end = if role == "client" { "remote" } else { "local" };
+                let rows = daemon.connections_in(&namespace);
+                let one = rows.iter().find(|one| one["role"] == role && one[end]["port"] == port).unwrap();
+                let detail = daemon.detail(one);
+                let Value::Object(sending) = &detail["transfer"]["sending"] else { panic!("{detail}") };
+                let carried = [&sending["sent_bytes"], &detail["transfer"]["receiving"]["received_bytes"]];
+                assert_eq!(carried, [&json!(sent), &json!(received)], "{detail}");
+                if (&detail["state"], &sending["acknowledged_bytes"]) != (&json!(state), &json!(sent)) {
+                    return Err(detail.to_string());
+                }
+                // Nothing came that could be a time of data.
+                let last = &detail["transfer"]["receiving"]["since_last_received_seconds"];
+                assert_eq!(last.is_null(), received == 0, "{detail}");
+            }
+            Ok(())
+        });
     }
 }
 
@@ -372,7 +457,7 @@ fn rates_are_of_what_flowed_between_two_looks() {
         let before = rows_by_port(&daemon.json(&path), "client");
         let told = daemon.json(&format!("{path}&seconds=1.5&sort=rate"));
         let after = rows_by_port(&daemon.json(&path), "client");
-        let seconds = told["seconds"].as_f64().unwrap();
+        let seconds = told["period_seconds"].as_f64().unwrap();
         assert!(seconds >= 1.5, "{told}");
         let (clients, servers) = (rows_by_port(&told, "client"), rows_by_port(&told, "server"));
         let rate = |row: &Value, what: &str| row["rates"][what].as_f64().unwrap();

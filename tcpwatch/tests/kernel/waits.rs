@@ -50,7 +50,7 @@ fn idle_of(daemon: &Daemon, namespace: &Namespace, process: &str) -> serde_json:
         let rows = daemon.connections_in(namespace).into_iter();
         let row = rows.filter(|row| row["process"]["comm"] == process).map(|row| daemon.detail(&row)).next();
         let live = row.filter(|detail| !detail["first_close"].is_null());
-        let ended = daemon.json(&format!("/history?process={process}"))["connections"].get(0).cloned();
+        let ended = daemon.json(&format!("/history?comm={process}"))["connections"].get(0).cloned();
         live.or(ended).ok_or("not yet")
     })
 }

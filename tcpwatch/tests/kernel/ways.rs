@@ -88,8 +88,9 @@ fn answer(life: &Value) -> Value {
     let pid = |place: &str| life[place]["pid"].clone();
     json!({
         "local": life["local"], "remote": life["remote"], "role": life["role"], "accepted": life["accepted"],
-        "pids": [pid("opener"), pid("process"), pid("closer")], "at_least": life["at_least"],
-        "error": life["error"], "retransmits": life["retransmits"],
+        "pids": [pid("opener"), pid("process"), pid("closer")],
+        "older": [life["age_is_lower_bound"], life["state_is_lower_bound"], life["established_is_lower_bound"]],
+        "errno": life["errno"], "retransmits": life["retransmits"],
         "life": states, "over": life["ended_at"].is_string(),
     })
 }
@@ -97,7 +98,7 @@ fn answer(life: &Value) -> Value {
 fn durations(life: &Value) -> Vec<f64> {
     let steps = life["life"].as_array().unwrap();
     // The last lasts until it is asked for.
-    steps.iter().rev().skip(1).map(|step| step["seconds"].as_f64().unwrap()).collect()
+    steps.iter().rev().skip(1).map(|step| step["duration_seconds"].as_f64().unwrap()).collect()
 }
 
 /// Both daemons, asked until they agree: sweeps come when they come.
@@ -210,7 +211,7 @@ fn compare([chosen, forced]: &[Daemon; 2], namespaces: &[Namespace; 2], ways: &s
             steps
                 .iter()
                 .find(|step| step["state"] == "TIME_WAIT")
-                .map(|step| step["seconds"].as_f64().unwrap())
+                .map(|step| step["duration_seconds"].as_f64().unwrap())
         };
         let waited: Vec<f64> = lives.iter().filter_map(waited).collect();
         assert_eq!(waited.len(), 2, "{lives:#?}");

@@ -69,6 +69,9 @@ fn the_transition_to_time_wait_is_told_with_its_process() {
     let before = Before::note(&world.tracker, &record);
     world.tracker.apply(&Record::Socket(record));
     let told = Transition::told(before, &world.tracker, &record, 0).unwrap();
-    assert_eq!((told.from.as_str(), told.to.as_str()), ("FIN_WAIT2", "TIME_WAIT"));
-    assert_eq!((told.comm.as_deref(), told.seconds), (Some("curl"), Some(1.0)));
+    assert_eq!((told.from, told.to), (FinWait2, TimeWait));
+    assert_eq!(
+        (told.process.as_ref().map(|process| &*process.comm), told.from_seconds),
+        (Some("curl"), Some(1.0))
+    );
 }

@@ -7,11 +7,10 @@ use serde_json::json;
 use crate::{
     http::{
         Api, ApiError, Render,
-        api::connections::show,
         parameters::{Given, Parameter, Parameters, Place},
         render::{
             text::{bounded_duration, bytes, duration, printable, table},
-            view::{Detail, End, ShownBlocked, ShownReset, ShownStalled, detail, end},
+            view::{Detail, ShownBlocked, ShownReset, ShownStalled, detail},
         },
     },
     kernel::{
@@ -19,7 +18,7 @@ use crate::{
         netns,
         sock_diag::{self, Target, Transfer},
     },
-    model::{groups::Role, processes::Process, table::Conn},
+    model::{address::Address, groups::Role, processes::Process, table::Conn},
     node::Node,
     tcp::{
         connect_outcome::Outcome,
@@ -51,12 +50,14 @@ pub(crate) struct Connection {
 /// The addresses on both sides of a translation.
 #[derive(Debug, Serialize)]
 struct Nat {
-    /// Where the client connected from and to, as it knows it.
-    source: End,
-    dialled: End,
-    /// The same as the server knows it.
-    source_seen: End,
-    reached: End,
+    /// The client's end as the client has it.
+    source: Address,
+    /// The server's end as the client has it: the address that it dialled.
+    dialled: Address,
+    /// The client's end as the server has it.
+    source_seen: Address,
+    /// The server's end as the server has it.
+    reached: Address,
 }
 
 /// Which connection: the segment of the path.
@@ -98,10 +99,10 @@ pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError>
     let (transfer, transfer_error) = or_error(transfer);
     let (nat, nat_error) = or_error(nat);
     let nat = nat.map(|Translation { dialled, reached }| Nat {
-        source: end(dialled.0),
-        dialled: end(dialled.1),
-        source_seen: end(reached.0),
-        reached: end(reached.1),
+        source: dialled.0.into(),
+        dialled: dialled.1.into(),
+        source_seen: reached.0.into(),
+        reached: reached.1.into(),
     });
     let (options, options_error) = or_error(options);
     Ok(Connection { detail, transfer, transfer_error, nat, nat_error, options, options_error })
@@ -177,6 +178,7 @@ fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
         cookie: (!node.tracker.reported().identity_is_address).then_some(conn.cookie),
         identity: conn.cookie,
         pid: conn.process.map(|id| node.tracker.processes().get(id).pid),
+        connected: conn.role == Role::Client,
     };
     match conn.role {
         Role::Listener => None,
@@ -188,9 +190,9 @@ fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
 impl Render for Connection {
     fn text(&self) -> String {
         let detail = &self.detail;
-        let mut text = format!("{} of {}\n", detail.row.role, show(&detail.row.local));
+        let mut text = format!("{} of {}\n", detail.row.role, detail.row.local);
         let mut line = |label: &str, value: String| text += &format!("  {label:<12}{value}\n");
-        line("remote", show(&detail.row.remote));
+        line("remote", detail.row.remote.to_string());
         line("netns", detail.row.netns.to_string());
         for (label, process) in
             [("opened by", &detail.opener), ("process", &detail.row.process), ("closed by", &detail.closer)]
@@ -207,14 +209,15 @@ impl Render for Connection {
                 None | Some(0) => String::new(),
                 Some(count) => format!(", {count} SYN repeated"),
             };
-            let after =
-                connect.seconds.map_or(String::new(), |seconds| format!(" after {}", duration(seconds)));
+            let after = connect
+                .duration_seconds
+                .map_or(String::new(), |seconds| format!(" after {}", duration(seconds)));
             let outcome = connect.outcome.map_or("waits", Outcome::name);
             line("connect", format!("{outcome}{after}{repeated}"));
         }
         if let Some(first) = detail.first_close {
             let after = detail.established_seconds.map_or(String::new(), |seconds| {
-                format!(" after {} ESTABLISHED", bounded_duration(seconds, detail.row.at_least))
+                format!(" after {} ESTABLISHED", bounded_duration(seconds, detail.established_is_lower_bound))
             });
             line("first close", format!("{}{after}", first.name()));
         }
@@ -244,8 +247,8 @@ impl Render for Connection {
         if detail.unread_bytes > 0 {
             line("unread", format!("{} bytes", detail.unread_bytes));
         }
-        if detail.error != 0 {
-            line("error", std::io::Error::from_raw_os_error(detail.error.into()).to_string());
+        if let Some(errno) = detail.errno {
+            line("errno", errno.text().into_owned());
         }
         if let Some(transfer) = &self.transfer {
             for (label, value) in lines(transfer) {
@@ -259,9 +262,9 @@ impl Render for Connection {
             let seen = if nat.source == nat.source_seen {
                 String::new()
             } else {
-                format!(", from {} seen as {}", show(&nat.source), show(&nat.source_seen))
+                format!(", from {} seen as {}", nat.source, nat.source_seen)
             };
-            line("NAT", format!("dialled {}, reached {}{seen}", show(&nat.dialled), show(&nat.reached)));
+            line("NAT", format!("dialled {}, reached {}{seen}", nat.dialled, nat.reached));
         }
         if let Some(error) = &self.nat_error {
             line("NAT", format!("not known: {error}"));
@@ -279,7 +282,8 @@ impl Render for Connection {
             .iter()
             .map(|step| {
                 let cause = step.cause.name().to_owned();
-                vec![step.since.clone(), step.state.to_string(), duration(step.seconds), cause]
+                let lasted = bounded_duration(step.duration_seconds, step.duration_is_lower_bound);
+                vec![step.entered_at.clone(), step.state.to_string(), lasted, cause]
             })
             .collect();
         text + &table(&["SINCE", "STATE", "FOR", "CAUSED BY"], &rows)
@@ -323,8 +327,8 @@ fn losses(detail: &Detail) -> Vec<(&'static str, String)> {
         line("failed", each.collect::<Vec<_>>().join(", "));
     }
     for (recovery, blocked) in &detail.blocked {
-        let ShownBlocked { count, seconds, bytes: behind } = *blocked;
-        let (seconds, behind) = (duration(seconds), bytes(behind));
+        let ShownBlocked { count, duration_seconds, waiting_bytes } = *blocked;
+        let (seconds, behind) = (duration(duration_seconds), bytes(waiting_bytes));
         line("blocked", format!("{seconds} in {count}, made good by {recovery}; {behind} waited"));
     }
     if let Some(stalled) = detail.row.stalled {
@@ -334,7 +338,7 @@ fn losses(detail: &Detail) -> Vec<(&'static str, String)> {
 }
 
 fn show_stalled(stalled: &ShownStalled) -> String {
-    let (seconds, waiting) = (duration(stalled.seconds), bytes(stalled.bytes.into()));
+    let (seconds, waiting) = (duration(stalled.duration_seconds), bytes(stalled.waiting_bytes.into()));
     format!("since {seconds}, to be made good by {}; {waiting} wait", stalled.recovery.name())
 }
 
@@ -368,19 +372,19 @@ fn lines(transfer: &Transfer) -> Vec<(&'static str, String)> {
             "sent",
             format!(
                 "{}, {} acknowledged, {} in the queue{}",
-                bytes(sending.bytes),
+                bytes(sending.sent_bytes),
                 bytes(sending.acknowledged_bytes),
                 bytes(sending.queue_bytes.into()),
-                ago(sending.last_seconds)
+                ago(sending.since_last_sent_seconds)
             ),
         ),
         (
             "received",
             format!(
                 "{}, {} in the queue{}",
-                bytes(receiving.bytes),
+                bytes(receiving.received_bytes),
                 bytes(receiving.queue_bytes.into()),
-                ago(receiving.last_seconds)
+                ago(receiving.since_last_received_seconds)
             ),
         ),
     ];
@@ -390,7 +394,7 @@ fn lines(transfer: &Transfer) -> Vec<(&'static str, String)> {
         let least = rtt.min_seconds.map_or(String::new(), |least| format!(", least {}", millis(least)));
         lines.push((
             "round trip",
-            format!("{}, varies by {}{least}", millis(rtt.seconds), millis(rtt.variation_seconds)),
+            format!("{}, varies by {}{least}", millis(rtt.smoothed_seconds), millis(rtt.variation_seconds)),
         ));
     }
     if sending.busy_seconds > 0.0 {
@@ -415,7 +419,7 @@ fn lines(transfer: &Transfer) -> Vec<(&'static str, String)> {
         printable(&format!("{algorithm}, {}, window {window} segments", congestion.state)),
     ));
     if let Some(timer) = timer {
-        let left = timer.seconds.map_or(String::new(), |left| format!(" in {}", duration(left)));
+        let left = timer.remaining_seconds.map_or(String::new(), |left| format!(" in {}", duration(left)));
         lines.push(("timer", format!("{}{left}", timer.kind)));
     }
     lines

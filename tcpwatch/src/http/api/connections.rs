@@ -10,8 +10,8 @@ use crate::{
         parameters::{choices, parameters},
         render::{
             counts::cut,
-            text::{bounded_duration, duration, endpoint, printable, table},
-            view::{End, Row, row},
+            text::{bounded_duration, duration, printable, table},
+            view::{Row, row},
         },
     },
     model::table::Conn,
@@ -107,21 +107,17 @@ impl Render for Connections {
                 vec![
                     row.id.clone(),
                     row.state.to_string(),
-                    bounded_duration(row.state_seconds, row.at_least),
+                    bounded_duration(row.state_seconds, row.state_is_lower_bound),
                     role,
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),
-                    show(&row.local),
-                    show(&row.remote),
-                    row.stalled.map_or(String::new(), |stalled| duration(stalled.seconds)),
+                    row.local.to_string(),
+                    row.remote.to_string(),
+                    row.stalled.map_or(String::new(), |stalled| duration(stalled.duration_seconds)),
                 ]
             })
             .collect();
         let header = ["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "STALLED FOR"];
         table(&header, &rows) + &cut(self.connections.len(), self.total)
     }
-}
-
-pub(crate) fn show(end: &End) -> String {
-    endpoint(&end.addr.to_string(), Some(end.port))
 }

@@ -11,13 +11,12 @@ use serde_json::json;
 use crate::{
     http::{
         Api, ApiError, List, Render,
-        api::connections::show,
         filter::Filter,
         page::Page,
         parameters::{Value, parameters},
         render::{
             counts::cut,
-            text::{bytes, duration, printable, table},
+            text::{bounded_duration, bytes, printable, table},
             view::{Detail, detail},
         },
     },
@@ -118,12 +117,12 @@ impl Render for History {
                 vec![
                     ended.row.id.clone(),
                     ended.ended_at.clone().unwrap_or_default(),
-                    duration(ended.row.age_seconds),
+                    bounded_duration(ended.row.age_seconds, ended.row.age_is_lower_bound),
                     ended.row.role.to_string(),
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),
-                    show(&ended.row.local),
-                    show(&ended.row.remote),
+                    ended.row.local.to_string(),
+                    ended.row.remote.to_string(),
                     carried(ended.sent_bytes),
                     carried(ended.received_bytes),
                 ]

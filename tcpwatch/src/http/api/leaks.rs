@@ -8,7 +8,7 @@ use crate::{
     findings::{Leak, Severity, leaks},
     http::{
         Api, ApiError, Render,
-        render::text::{bounded_duration, bytes, endpoint, printable, wrap},
+        render::text::{bounded_duration, bytes, printable, wrap},
     },
     model::groups::Role,
     tcp::state::TcpState,
@@ -75,7 +75,7 @@ fn leak_text(leak: &Leak) -> String {
         leak.rule,
         leak.count,
         leak.state,
-        bounded_duration(leak.oldest_seconds, leak.at_least)
+        bounded_duration(leak.oldest_seconds, leak.oldest_is_lower_bound)
     );
     match leak.growth_per_minute {
         Some(growth) if growth > 0.0 => head += &format!(", +{growth}/min"),
@@ -108,19 +108,18 @@ fn leak_text(leak: &Leak) -> String {
         }
         None => line("process", "unknown"),
     }
-    let end = |addr: &Option<String>, port| endpoint(addr.as_deref().unwrap_or("*"), port);
-    let (local, peer) = (end(&leak.local.addr, leak.local.port), end(&leak.peer.addr, leak.peer.port));
+    let (local, remote) = (leak.local, leak.remote);
     if leak.role == Role::Client {
-        line("client of", &peer);
+        line("client of", &remote.to_string());
     } else if leak.state == TcpState::Close {
         let fds: Vec<_> = leak.example_fds.iter().map(ToString::to_string).collect();
         line("fds", &fds.join(", "));
     } else if leak.role == Role::Unknown {
-        line("ends", &format!("{local} and {peer}"));
+        line("ends", &format!("{local} and {remote}"));
     } else {
-        let from = match leak.peer.distinct_addrs {
-            1 => leak.peer.addr.clone().unwrap_or_default(),
-            several => format!("{several} addresses"),
+        let from = match remote.addr {
+            Some(addr) => addr.to_string(),
+            None => format!("{} addresses", leak.distinct_remote_addrs),
         };
         line("server on", &format!("{local}, peers from {from}"));
     }

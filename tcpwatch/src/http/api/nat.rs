@@ -12,18 +12,16 @@ use crate::{
     events::decode::Endpoint,
     http::{
         Api, ApiError, List, Render,
-        api::connections::show,
         filter::Chosen,
         page::Page,
         render::{
             counts::{cut, problems},
             text::{printable, table},
-            view::{self, End},
         },
         translations::{self, Translations, may_be_tracked},
     },
     kernel::conntrack::Translation,
-    model::groups::Role,
+    model::{address::Address, groups::Role},
     node::Node,
 };
 
@@ -44,19 +42,23 @@ pub(crate) struct Nat {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
-    /// The name of the local process; `null` for one that is not known.
-    process: Option<Arc<str>>,
+    /// Name of the local process; `null` where it is not known.
+    comm: Option<Arc<str>>,
+    /// Which side of the connections the local sockets are.
     role: Role,
-    dialled: End,
-    reached: End,
+    /// The server's end as the client has it: the address that the connections were dialled to.
+    dialled: Address,
+    /// The server's end as the server has it: the address that they reached.
+    reached: Address,
     #[serde(flatten)]
     found: Found,
 }
 
 #[derive(Debug, Default, Serialize)]
 struct Found {
+    /// Number of connections now.
     connections: usize,
-    /// Of these, whom the server knows by another address or port than the client's own.
+    /// Connections among them whose client the server sees under another address or port than the client's own.
     source_translated: usize,
 }
 
@@ -99,11 +101,11 @@ fn list(node: &Node, translations: Translations, chosen: &Chosen, page: &Page) -
             (Reverse(found.connections), process.clone(), role.name().to_owned(), ends)
         },
     )?;
-    let translations = cut.rows.into_iter().map(|((process, role, dialled, reached), found)| Row {
-        process,
+    let translations = cut.rows.into_iter().map(|((comm, role, dialled, reached), found)| Row {
+        comm,
         role,
-        dialled: view::end(dialled),
-        reached: view::end(reached),
+        dialled: dialled.into(),
+        reached: reached.into(),
         found,
     });
     Ok(Nat {
@@ -132,10 +134,10 @@ impl Render for Nat {
             .iter()
             .map(|row| {
                 vec![
-                    row.process.as_deref().map_or("-".to_owned(), printable),
+                    row.comm.as_deref().map_or("-".to_owned(), printable),
                     row.role.name().to_owned(),
-                    show(&row.dialled),
-                    show(&row.reached),
+                    row.dialled.to_string(),
+                    row.reached.to_string(),
                     row.found.connections.to_string(),
                     row.found.source_translated.to_string(),
                 ]

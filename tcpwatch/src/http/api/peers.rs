@@ -19,7 +19,10 @@ use crate::{
         },
         translations::{self, Nat, Translations},
     },
-    model::groups::{Counts, Peer, Role},
+    model::{
+        address::GroupAddress,
+        groups::{Counts, Peer, Role},
+    },
     node::Node,
 };
 
@@ -39,10 +42,15 @@ pub(crate) struct Peers {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
+    /// Which side of the connections the local sockets are.
     role: Role,
-    peer: String,
-    /// The names of the local processes; `null` for one that is not known.
-    processes: BTreeSet<Option<Arc<str>>>,
+    /// The server's side of the connections: of clients the address and port that they connected to, of servers their own
+    /// port. Both `null` where it is not known which side is the server's, and of what found no place in a group of its
+    /// own.
+    peer: GroupAddress,
+    /// Names of the local processes; `null` for one that is not known.
+    comms: BTreeSet<Option<Arc<str>>>,
+    /// Connections of now.
     connections: Now,
     #[serde(flatten)]
     counted: CountsView,
@@ -89,7 +97,8 @@ fn list(
     let rows: Vec<_> = by_peer
         .into_iter()
         .map(|((role, peer), (tally, counts, processes))| {
-            ((peer.to_string(), role.to_string()), tally, counts, (role, processes))
+            let peer = GroupAddress::from(peer);
+            ((peer.addr, peer.port, role.name().to_owned()), tally, counts, (role, peer, processes))
         })
         .collect();
     let cut = order.page(page, rows)?;
@@ -100,10 +109,10 @@ fn list(
         peers: cut
             .rows
             .into_iter()
-            .map(|((peer, _), tally, counts, (role, processes))| Row {
+            .map(|(_, tally, counts, (role, peer, processes))| Row {
                 role,
                 peer,
-                processes,
+                comms: processes,
                 connections: tally.shown(),
                 counted: CountsView::of(&counts),
             })
@@ -128,8 +137,7 @@ impl Render for Peers {
             .peers
             .iter()
             .map(|row| {
-                let names =
-                    row.processes.iter().map(|name| name.as_deref().map_or("-".to_owned(), printable));
+                let names = row.comms.iter().map(|name| name.as_deref().map_or("-".to_owned(), printable));
                 let names: Vec<_> = names.collect();
                 let processes = match &names[..] {
                     [first, second, third, more @ ..] if !more.is_empty() => {
@@ -137,7 +145,7 @@ impl Render for Peers {
                     }
                     few => few.join(", "),
                 };
-                let first = [row.peer.clone(), row.role.to_string(), processes];
+                let first = [row.peer.to_string(), row.role.to_string(), processes];
                 first.into_iter().chain(cells(&row.connections, &row.counted)).collect()
             })
             .collect();

@@ -7,7 +7,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
+    net::Ipv6Addr,
     sync::Arc,
 };
 
@@ -18,19 +18,21 @@ use crate::{
     events::decode::Endpoint,
     http::{
         Api, ApiError, List, Render,
-        api::connections::show,
         page::Page,
         render::{
             counts::{ConnectionCounts, counted_text, cut, problems},
             text::{printable, table},
-            view::{self, End},
         },
     },
     kernel::{
         local_ports::{self, LocalPorts},
         netns::OfEach,
     },
-    model::{groups::Role, table::Conn},
+    model::{
+        address::{Address, GroupAddress},
+        groups::Role,
+        table::Conn,
+    },
     node::Node,
 };
 
@@ -51,16 +53,20 @@ pub(crate) struct Ports {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
+    /// Inode of the network namespace, as in /proc/PID/ns/net.
     netns: u32,
-    source: IpAddr,
-    destination: End,
+    /// The address that the connections come from; its port is `null`: each has another.
+    local: GroupAddress,
+    /// The destination.
+    remote: Address,
+    /// Local ports that connections hold toward the destination, those in TIME_WAIT included.
     in_use: usize,
-    /// Those that the kernel chooses from; `null` where that is not known.
+    /// Local ports that the kernel chooses from; `null` where that is not known.
     available: Option<usize>,
-    /// `in_use`, by state.
+    /// `in_use` by state; non-zero only.
     states: BTreeMap<&'static str, usize>,
-    /// The names of the local processes; `null` for one that is not known.
-    processes: BTreeSet<Option<Arc<str>>>,
+    /// Names of the local processes; `null` for one that is not known.
+    comms: BTreeSet<Option<Arc<str>>>,
 }
 
 type Known = OfEach<LocalPorts>;
@@ -68,7 +74,7 @@ type Known = OfEach<LocalPorts>;
 #[derive(Default)]
 struct Used {
     now: ConnectionCounts,
-    processes: BTreeSet<Option<Arc<str>>>,
+    comms: BTreeSet<Option<Arc<str>>>,
 }
 
 pub(crate) async fn answer(api: Api, (): (), page: Page) -> Result<Ports, ApiError> {
@@ -106,7 +112,7 @@ fn list(node: &Node, known: &Known, page: &Page) -> Result<Ports, ApiError> {
     for conn in tracker.table().iter().filter(|conn| counts(conn, of(conn.netns))) {
         let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
         one.now.count(conn);
-        one.processes.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
+        one.comms.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
     }
     let available: HashMap<u32, usize> =
         known.iter().filter_map(|(netns, ports)| Some((*netns, ports.as_ref().ok()?.count()))).collect();
@@ -118,14 +124,14 @@ fn list(node: &Node, known: &Known, page: &Page) -> Result<Ports, ApiError> {
         let ends = (*netns, *source, destination.addr, destination.port);
         (Reverse(share(*netns, used)), Reverse(used.now.total()), ends)
     })?;
-    let rows = cut.rows.into_iter().map(|((netns, source, destination), used)| Row {
+    let rows = cut.rows.into_iter().map(|((netns, source, remote), used)| Row {
         netns,
-        source: source.to_canonical(),
-        destination: view::end(destination),
+        local: GroupAddress { addr: Some(source.to_canonical()), port: None },
+        remote: remote.into(),
         in_use: used.now.total(),
         available: available.get(&netns).copied(),
         states: used.now.shown().states,
-        processes: used.processes,
+        comms: used.comms,
     });
     let mut problems: Vec<String> =
         known.values().filter_map(|ports| ports.as_ref().err()).cloned().collect();
@@ -156,12 +162,11 @@ impl Render for Ports {
             .iter()
             .map(|row| {
                 let share = |available: usize| 100.0 * row.in_use as f64 / available.max(1) as f64;
-                let names =
-                    row.processes.iter().map(|name| name.as_deref().map_or("-".to_owned(), printable));
+                let names = row.comms.iter().map(|name| name.as_deref().map_or("-".to_owned(), printable));
                 vec![
                     row.netns.to_string(),
-                    row.source.to_string(),
-                    show(&row.destination),
+                    row.local.addr.map_or("-".to_owned(), |addr| addr.to_string()),
+                    row.remote.to_string(),
                     row.in_use.to_string(),
                     row.available.map_or("-".to_owned(), |available| available.to_string()),
                     row.available.map_or("-".to_owned(), |available| format!("{:.1}%", share(available))),

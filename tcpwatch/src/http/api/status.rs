@@ -16,7 +16,10 @@ use crate::{
     },
     model::tracker::Repairs,
     node::Node,
-    tcp::{state::TcpState, time::Clock},
+    tcp::{
+        state::TcpState,
+        time::{Clock, rfc3339},
+    },
 };
 
 #[derive(Debug, Serialize)]
@@ -73,7 +76,7 @@ fn status(node: &Node, clock: Clock) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION"),
         node: node.identity.node.clone(),
-        started_at: humantime::format_rfc3339_millis(node.identity.started).to_string(),
+        started_at: rfc3339(node.identity.started),
         uptime_seconds: node.uptime_seconds(clock),
         ready: node.waiting_for.is_none(),
         hooks: node.hooks.clone(),

@@ -202,13 +202,13 @@ pub(crate) struct ShownLive {
     /// Of these, with each option on.
     pub options: BTreeMap<&'static str, u64>,
     /// What those are set to; only those that there are.
-    pub option_figures: BTreeMap<&'static str, Range>,
+    pub option_values: BTreeMap<&'static str, Range>,
     /// Of these, by the name of their congestion control.
     pub congestion_algorithms: BTreeMap<String, u64>,
     /// How much their sockets may hold, unsent or unacknowledged, and not read.
     pub send_buffer_bytes: u64,
     pub receive_buffer_bytes: u64,
-    pub delivery_rate: u64,
+    pub delivery_bytes_per_second: u64,
     pub window_probes: u64,
     pub busy_seconds: f64,
     pub peer_window_limited_seconds: f64,
@@ -227,7 +227,7 @@ impl ShownLive {
         (live.connections > 0).then(|| Self {
             connections: live.connections,
             options: live.options().collect(),
-            option_figures: live.option_values().collect(),
+            option_values: live.option_values().collect(),
             congestion_algorithms: live
                 .by_congestion
                 .iter()
@@ -235,7 +235,7 @@ impl ShownLive {
                 .collect(),
             send_buffer_bytes: live.send_buffer_bytes,
             receive_buffer_bytes: live.receive_buffer_bytes,
-            delivery_rate: live.delivery_rate,
+            delivery_bytes_per_second: live.delivery_rate,
             window_probes: live.window_probes,
             busy_seconds: live.busy_seconds(),
             peer_window_limited_seconds: live.limited_seconds(chrono::PEER_WINDOW),
@@ -250,7 +250,7 @@ impl ShownLive {
     /// The option with what it is set to: "keepalive (2h 00m + 9 × 1m 15s)".
     fn option_text(&self, option: &str) -> String {
         let figure = |name: &str, text: fn(f64) -> String| {
-            self.option_figures.get(name).map_or(String::new(), |range| {
+            self.option_values.get(name).map_or(String::new(), |range| {
                 match (text(range.least), text(range.most)) {
                     (least, most) if least == most => least,
                     (least, most) => format!("{least} to {most}"),
@@ -342,7 +342,7 @@ impl CountsView {
         if count == 0 {
             return String::new();
         }
-        let seconds = self.blocked.values().map(|one| one.seconds).sum();
+        let seconds = self.blocked.values().map(|one| one.duration_seconds).sum();
         format!("{} in {count}", duration(seconds))
     }
 

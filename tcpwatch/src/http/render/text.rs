@@ -43,9 +43,9 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// `at least` where that is all that is known.
-pub(crate) fn bounded_duration(seconds: f64, at_least: bool) -> String {
-    if at_least { format!(">{}", duration(seconds)) } else { duration(seconds) }
+/// With `>` where it is a lower bound.
+pub(crate) fn bounded_duration(seconds: f64, is_lower_bound: bool) -> String {
+    if is_lower_bound { format!(">{}", duration(seconds)) } else { duration(seconds) }
 }
 
 pub(crate) fn bytes(bytes: u64) -> String {
@@ -88,12 +88,6 @@ pub(crate) fn wrap(text: &str, width: usize, indent: usize) -> String {
         }
     }
     wrapped
-}
-
-/// An address and port as `ss` writes them, `*` for what is not one.
-pub(crate) fn endpoint(addr: &str, port: Option<u16>) -> String {
-    let addr = if addr.contains(':') { format!("[{addr}]") } else { addr.to_owned() };
-    format!("{addr}:{}", port.map_or_else(|| "*".to_owned(), |port| port.to_string()))
 }
 
 pub(crate) fn round_trip(times: Option<Spread>) -> String {

@@ -1,16 +1,13 @@
 //! A connection as JSON shows it, in short (a row) and in full.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    time::{Duration, SystemTime},
-};
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use serde::Serialize;
 
 use crate::{
-    events::decode::{Endpoint, FAILURES, Kind},
+    events::decode::{FAILURES, Kind},
     model::{
+        address::Address,
         groups::Role,
         processes::{Process, ProcessId},
         table::{Conn, ConnFlags},
@@ -19,6 +16,7 @@ use crate::{
     node::Node,
     tcp::{
         connect_outcome::Outcome,
+        errno::Errno,
         first_close::FirstClose,
         life::{Cause, Step},
         reset_reason::{Direction, Discarded, ObservedReset, ResetReason},
@@ -28,76 +26,88 @@ use crate::{
     },
 };
 
+/// A connection in short.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
-    /// The socket's cookie in hexadecimal, as `ss -e` shows it after `sk:`; on kernels before 5.12 a number that
-    /// only tcpwatch knows.
+    /// Identifier: the socket's cookie in hexadecimal, as `ss -e` shows it after `sk:`; where `/status` says that sockets
+    /// are identified by their address, a number that only this tcpwatch knows.
     pub id: String,
-    /// Inode of the network namespace, as in /proc/PID/ns/net.
+    /// Inode of the network namespace, as in /proc/PID/ns/net; 0 where the kernel's types are not known.
     pub netns: u32,
+    /// `client`: this side connected. `server`: a listener made it. `listener`. `unknown`: only a minisock is left of a
+    /// connection that is older than tcpwatch.
     pub role: Role,
+    /// TCP state under the kernel's name. Of a connection that ended its last one before CLOSE, and CLOSE where connect()
+    /// failed before SYN_SENT.
     pub state: TcpState,
+    /// Seconds that the connection has been in this state.
     pub state_seconds: f64,
+    /// Whether `state_seconds` is a lower bound: the connection was in this state when tcpwatch first saw it there.
+    pub state_is_lower_bound: bool,
+    /// Seconds since the connection began; of one that ended, until its end.
     pub age_seconds: f64,
-    /// The times are lower bounds: it was there before tcpwatch saw it.
-    pub at_least: bool,
-    /// Of a server's connection: whether a process has accepted it. Until then `process` is the listener's.
-    /// Absent until that was looked at.
+    /// Whether `age_seconds` is a lower bound: the connection existed when tcpwatch first saw it.
+    pub age_is_lower_bound: bool,
+    /// Whether a process has accepted a server's connection; until then `process` is the listener's. Absent of other
+    /// roles, and until a sweep has looked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<bool>,
+    /// The process that holds the connection, or held it last; `null` where it is not known.
     pub process: Option<Process>,
-    pub local: End,
-    pub remote: End,
-    /// Its delivery stands still behind a lost segment. Absent while it does not.
+    /// This socket's end.
+    pub local: Address,
+    /// The other end.
+    pub remote: Address,
+    /// The stall under way: delivery stands still behind a lost segment, as of the last record about it. Absent while
+    /// there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stalled: Option<ShownStalled>,
     #[serde(flatten)]
     pub queue: Option<Queue>,
 }
 
+/// A stall that is not over.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct ShownStalled {
-    /// Since the segment was first sent.
-    pub seconds: f64,
-    /// What is to make it good, as far as can be told.
+    /// Seconds since the lost segment was first sent, or the first one behind it received.
+    pub duration_seconds: f64,
+    /// What is to repair the loss: `fast`, `timeout`, `probe` or `peer` (this is the receiving side).
     pub recovery: Recovery,
-    /// Sent after it.
-    pub bytes: u32,
+    /// Bytes sent after the lost segment, or received and waiting behind it.
+    pub waiting_bytes: u32,
 }
 
 /// Stalls that are over.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct ShownBlocked {
+    /// Number of stalls.
     pub count: u64,
-    pub seconds: f64,
-    pub bytes: u64,
+    /// Seconds that they lasted together.
+    pub duration_seconds: f64,
+    /// Bytes that waited behind the lost segments.
+    pub waiting_bytes: u64,
 }
 
-/// By what made the lost segment good; only those that there are.
+/// By what repaired the loss; non-zero only.
 pub(crate) fn blocked(stalls: &Stalls) -> BTreeMap<&'static str, ShownBlocked> {
     let some = Recovery::ALL.iter().zip(stalls).filter(|(_, one)| one.durations.count() > 0);
     let shown = |one: &Blocked| ShownBlocked {
         count: one.durations.count(),
-        seconds: one.durations.sum_seconds(),
-        bytes: one.bytes,
+        duration_seconds: one.durations.sum_seconds(),
+        waiting_bytes: one.bytes,
     };
     some.map(|(recovery, one)| (recovery.name(), shown(one))).collect()
 }
 
-/// Of a listener.
+/// The accept queue of a listener, as of the latest sweep.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Queue {
     /// Connections that wait to be accepted.
     queue: u32,
+    /// Connections that may wait; the kernel admits one more.
     queue_limit: u32,
-    /// Segments dropped, mostly for want of room in the queue (the socket's `sk_drops`).
+    /// Segments of handshakes that the kernel dropped, mostly because the queue was full (`sk_drops`).
     overflows: u32,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct End {
-    pub addr: IpAddr,
-    pub port: u16,
 }
 
 /// Everything about one connection.
@@ -105,84 +115,106 @@ pub(crate) struct End {
 pub(crate) struct Detail {
     #[serde(flatten)]
     pub row: Row,
+    /// When the connection began; where `age_is_lower_bound`, when it is first known to have existed.
     pub opened_at: String,
-    /// `null` while it lives.
+    /// When it ended; `null` while it lives.
     pub ended_at: Option<String>,
-    /// Who connected.
+    /// The process that connected or listens; `null` for a server's connection, and where it is not known.
     pub opener: Option<Process>,
-    /// Who closed it or shut down its sending side.
+    /// The process that closed the connection or shut down its sending side; `null` while none has, and where it is not
+    /// known.
     pub closer: Option<Process>,
-    /// What became of its connect; `null` where it did not connect, or that is not known.
+    /// What became of a client's connect; `null` of other roles, and where the connection was established before tcpwatch
+    /// saw it.
     pub connect: Option<Connect>,
-    /// How long it was, or has been, ESTABLISHED; `null` where it was not, or that is not known.
+    /// Seconds that the connection was, or has been, ESTABLISHED; `null` where it was not seen to be.
     pub established_seconds: Option<f64>,
-    /// Who closed first; `null` while nobody has.
+    /// Whether `established_seconds` is a lower bound: the connection was ESTABLISHED when tcpwatch first saw it.
+    pub established_is_lower_bound: bool,
+    /// Who closed first; `null` while nobody has, and of what never was ESTABLISHED.
     pub first_close: Option<FirstClose>,
-    /// Received after the local side's FIN, and sent after the peer's, of whichever came first; `null` of the other, and
-    /// where it is not known.
+    /// Bytes received after the local side's FIN, where that came first; `null` otherwise, and where it is not known.
     pub received_after_close_bytes: Option<u64>,
+    /// Bytes sent after the peer's FIN, where that came first; `null` otherwise, and where it is not known.
     pub sent_after_close_bytes: Option<u64>,
-    /// How long it had been idle when a side first closed it; `null` while none has, of one that was not idle, and where
-    /// that is not known.
+    /// How long the connection had been idle when a side first closed it; `null` while none has, where it was not idle
+    /// (data both sent and received within 32 ticks of the kernel), and where that is not known.
     pub idle: Option<ShownIdle>,
-    /// The reset that ended it; `null` where none was told.
+    /// The reset that ended the connection; `null` where none was reported.
     pub reset: Option<ShownReset>,
-    /// The socket's errno at its end, 0 for none.
-    pub error: u8,
-    /// Data, each byte once, as of its end or the latest sweep; `null` where the kernel has not told yet.
+    /// Name of the errno that the connection ended with, such as `ECONNRESET`; `null` for none, while the connection
+    /// lives, and where the hook for state changes does not report it (see `/status`).
+    pub errno: Option<Errno>,
+    /// Bytes of data sent since the connection began, each once, as of its end or the latest sweep (`transfer` has them as
+    /// of now); `null` where the kernel has not reported them yet.
     pub sent_bytes: Option<u64>,
+    /// Bytes of data received, with the same meaning.
     pub received_bytes: Option<u64>,
-    /// Segments; `null` where the kernel has not told yet.
+    /// Segments retransmitted so far, as `ss -ti` shows them; of a server's connection with its SYN-ACKs, of a listener
+    /// its SYN-ACKs since tcpwatch started. `null` where the kernel has not reported them yet.
     pub retransmits: Option<u32>,
-    /// Of these, those since tcpwatch watches, by the kernel's reason; only those that there are.
+    /// Segments retransmitted since tcpwatch started, by the kernel's reason; non-zero only. SYN-ACKs are the listener's.
     pub retransmits_by_kind: BTreeMap<&'static str, u64>,
+    /// Bytes retransmitted since tcpwatch started, without headers.
     pub retransmitted_bytes: u64,
-    /// Segments that the peer said it had received twice.
+    /// Segments that the peer reported to have received twice, as of the last retransmit or the end.
     pub spurious_retransmits: u64,
-    /// Retransmits that the kernel tried and could not send, by errno; only those that there are.
+    /// Retransmits that the kernel tried and could not send, by the name of the errno; non-zero only.
     pub retransmits_failed: BTreeMap<&'static str, u64>,
-    /// Stalls that are over.
+    /// Head-of-line blocking that is over, by what repaired the loss; non-zero only.
     pub blocked: BTreeMap<&'static str, ShownBlocked>,
-    /// Received and not read by the application, when last looked at.
+    /// Bytes received and not read by the application, as of the peer's FIN or the latest sweep.
     pub unread_bytes: u32,
-    /// The states it went through.
+    /// The states that the connection went through, the first one first.
     pub life: Vec<LifeStep>,
 }
 
+/// What became of a connect.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Connect {
-    /// `null` while it waits for an answer.
+    /// Its outcome; `null` while it waits for an answer.
     pub outcome: Option<Outcome>,
-    /// Until the peer's answer, the failure, or now; `null` where its beginning was not seen.
-    pub seconds: Option<f64>,
-    /// SYNs repeated; `null` where that is not known.
+    /// Seconds until the peer's answer, the failure, or now; `null` where its beginning was not seen, and where connect()
+    /// failed before it sent anything.
+    pub duration_seconds: Option<f64>,
+    /// SYNs retransmitted; `null` where that is not known.
     pub syn_retransmits: Option<u64>,
 }
 
-/// Since data was last sent and received, or the connection was established, to a jiffy.
+/// How long a connection had been idle, to a tick of the kernel.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct ShownIdle {
+    /// Seconds since data was last sent, or since the connection was established.
     pub sending_seconds: f64,
+    /// Seconds since data was last received, or since the connection was established.
     pub receiving_seconds: f64,
 }
 
+/// The reset that ended a connection.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct ShownReset {
+    /// Whether this side sent or received it.
     pub direction: Direction,
+    /// Why it was sent, as far as the kernel of this side knows.
     pub reason: ResetReason,
-    /// Sent because the process exited.
+    /// Whether it was sent because the process exited.
     pub process_exited: bool,
     #[serde(flatten)]
     pub discarded: Discarded,
 }
 
+/// A state that the connection was in.
 #[derive(Debug, Serialize)]
 pub(crate) struct LifeStep {
+    /// TCP state under the kernel's name.
     pub state: TcpState,
-    pub since: String,
-    /// How long it lasted, or has lasted.
-    pub seconds: f64,
-    /// Who caused it.
+    /// When the connection entered it; where `duration_is_lower_bound`, when it was first known to be in it.
+    pub entered_at: String,
+    /// Seconds that it lasted, or has lasted.
+    pub duration_seconds: f64,
+    /// Whether `duration_seconds` is a lower bound: the entry into the state was not seen.
+    pub duration_is_lower_bound: bool,
+    /// Who caused the entry: `application` (this side), `peer`, `timer` (of the kernel) or `unknown`: it was not seen.
     pub cause: Cause,
 }
 
@@ -195,16 +227,17 @@ pub(crate) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
         role: conn.role,
         state: conn.state(),
         state_seconds: clock.seconds_since(conn.since_ns()),
+        state_is_lower_bound: conn.is(ConnFlags::STATE_OLDER),
         age_seconds: clock.seconds_since(conn.opened_ns()),
-        at_least: conn.at_least(),
+        age_is_lower_bound: conn.is(ConnFlags::OLDER),
         accepted: (conn.role == Role::Server).then(|| conn.accepted()).flatten(),
         process: process(node, conn.process),
-        local: end(conn.local),
-        remote: end(conn.remote),
+        local: conn.local.into(),
+        remote: conn.remote.into(),
         stalled: conn.stalled().map(|stalled| ShownStalled {
-            seconds: clock.seconds_since(stalled.since_ns),
+            duration_seconds: clock.seconds_since(stalled.since_ns),
             recovery: stalled.recovery,
-            bytes: stalled.bytes,
+            waiting_bytes: stalled.bytes,
         }),
         queue: queue.map(|queue| Queue {
             queue: queue.waiting,
@@ -218,6 +251,7 @@ pub(crate) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
     // For one that ended, time stands still there.
     let clock = ended.map_or(clock, |ended| clock.at(ended.ended_ns));
     let mut steps: Vec<Step> = conn.life().steps().collect();
+    let (latest, latest_is_bound) = (steps.len() - 1, conn.is(ConnFlags::STATE_OLDER));
     // A connect that failed at once never left it.
     if let Some(ended) = ended.filter(|ended| ended.conn.state() != TcpState::Close) {
         steps.push(Step { state: TcpState::Close, cause: ended.cause, since_ns: ended.ended_ns });
@@ -226,21 +260,29 @@ pub(crate) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         let until_ns = steps.get(index + 1).map_or(clock.now_ns, |next: &Step| next.since_ns);
         until_ns.saturating_sub(steps[index].since_ns)
     };
-    let was_in = |state| steps.iter().position(|step| step.state == state).map(lasted);
-    let established_seconds = was_in(TcpState::Established).map(seconds);
-    let connect = connect(conn, was_in(TcpState::SynSent).filter(|_| !conn.is(ConnFlags::OLDER)));
+    // Of the earlier states nothing else remains of how their entry became known.
+    let is_bound = |index: usize| match index.cmp(&latest) {
+        Ordering::Less => steps[index].cause == Cause::Unknown,
+        Ordering::Equal => latest_is_bound,
+        Ordering::Greater => false,
+    };
+    let was_in = |state| steps.iter().position(|step| step.state == state);
+    let established = was_in(TcpState::Established);
+    let in_syn_sent = was_in(TcpState::SynSent).map(lasted);
+    let connect = connect(conn, in_syn_sent.filter(|_| !conn.is(ConnFlags::OLDER)));
     let retransmitted = conn.retransmits.as_ref().map(|tally| tally.counted).unwrap_or_default();
     let failures = conn.retransmits.as_ref().map(|tally| tally.failures).unwrap_or_default();
     let after_close =
         |by| conn.after_close_bytes().filter(|_| FirstClose::of_state(conn.state()) == Some(by));
     Detail {
         row: row(node, clock, conn),
-        opened_at: time(clock, conn.opened_ns()),
-        ended_at: ended.map(|ended| time(clock, ended.ended_ns)),
+        opened_at: clock.at(conn.opened_ns()).rfc3339(),
+        ended_at: ended.map(|ended| clock.at(ended.ended_ns).rfc3339()),
         opener: process(node, conn.opener),
         closer: process(node, conn.closer),
         connect,
-        established_seconds,
+        established_seconds: established.map(lasted).map(seconds),
+        established_is_lower_bound: established.is_some_and(is_bound),
         first_close: first_close(node, conn, ended),
         received_after_close_bytes: after_close(FirstClose::Local),
         sent_after_close_bytes: after_close(FirstClose::Peer),
@@ -249,7 +291,7 @@ pub(crate) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
             sending_seconds: seconds(idle.sending_ns),
             receiving_seconds: seconds(idle.receiving_ns),
         }),
-        error: conn.error,
+        errno: Errno::of(conn.error),
         sent_bytes: conn.traffic().map(|traffic| traffic.sent_bytes),
         received_bytes: conn.traffic().map(|traffic| traffic.received_bytes),
         retransmits: conn.total_retrans,
@@ -264,15 +306,16 @@ pub(crate) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
             .enumerate()
             .map(|(index, step)| LifeStep {
                 state: step.state,
-                since: time(clock, step.since_ns),
-                seconds: seconds(lasted(index)),
+                entered_at: clock.at(step.since_ns).rfc3339(),
+                duration_seconds: seconds(lasted(index)),
+                duration_is_lower_bound: is_bound(index),
                 cause: step.cause,
             })
             .collect(),
     }
 }
 
-/// Retransmitted segments by the kernel's reason, those that there are.
+/// Retransmitted segments by the kernel's reason; non-zero only.
 pub(crate) fn kinds(segments: &[u64; Kind::COUNT]) -> BTreeMap<&'static str, u64> {
     let all = Kind::ALL.iter().map(|kind| kind.name()).zip(*segments);
     all.filter(|(_, count)| *count > 0).collect()
@@ -283,7 +326,7 @@ fn connect(conn: &Conn, nanos: Option<u64>) -> Option<Connect> {
     let known = conn.role == Role::Client && (waits || conn.connect.is_some());
     known.then(|| Connect {
         outcome: conn.connect,
-        seconds: nanos.map(seconds),
+        duration_seconds: nanos.map(seconds),
         syn_retransmits: conn.syn_retransmits(),
     })
 }
@@ -306,16 +349,6 @@ fn first_close(node: &Node, conn: &Conn, ended: Option<&Ended>) -> Option<FirstC
     })
 }
 
-pub(crate) fn end(end: Endpoint) -> End {
-    End { addr: end.addr.to_canonical(), port: end.port }
-}
-
 pub(crate) fn process(node: &Node, id: Option<ProcessId>) -> Option<Process> {
     id.map(|id| node.tracker.processes().get(id).clone())
-}
-
-/// RFC 3339, in UTC, with milliseconds.
-fn time(clock: Clock, then_ns: u64) -> String {
-    let then: SystemTime = clock.wall - Duration::from_nanos(clock.now_ns.saturating_sub(then_ns));
-    humantime::format_rfc3339_millis(then).to_string()
 }

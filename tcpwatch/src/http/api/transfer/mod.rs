@@ -27,7 +27,7 @@ use crate::{
         },
     },
     kernel::sock_diag::Carried,
-    model::{groups::Role, live::Spread},
+    model::{address::GroupAddress, groups::Role, live::Spread},
     node::Node,
     tcp::time,
 };
@@ -40,9 +40,9 @@ pub(crate) struct Transfers {
     truncated: bool,
     /// What `cursor` continues the list with; `null` at its end.
     next_cursor: Option<String>,
-    /// What the rates are over; absent when nobody asked for them.
+    /// Seconds that `rates` were measured over; absent unless `seconds` was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    seconds: Option<f64>,
+    period_seconds: Option<f64>,
     transfers: Vec<Row>,
     /// What could not be asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -51,25 +51,33 @@ pub(crate) struct Transfers {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
-    /// The name of the local process; `null` for one that is not known.
-    process: Option<Arc<str>>,
+    /// Name of the local process; `null` where it is not known.
+    comm: Option<Arc<str>>,
+    /// Which side of the connections the local sockets are.
     role: Role,
-    peer: String,
+    /// The server's side of the connections: of clients the address and port that they connected to, of servers their own
+    /// port; both `null` where it is not known which side is the server's.
+    peer: GroupAddress,
     #[serde(flatten)]
     sum: Sum,
-    /// Of the connections' smoothed round-trip times; `null` before the first measurement of any.
+    /// The connections' smoothed round-trip times; `null` before the first measurement of any.
     rtt: Option<Spread>,
-    /// How long the last answer took of each client's connection that has it; `null` when none has.
+    /// How long the last answer took, over clients' connections that have it; `null` when none has.
     answer_time: Option<Spread>,
+    /// Clients' connections that wait for an answer; `null` when none does.
     waiting: Option<Waiting>,
+    /// Data that flowed in `period_seconds`; absent unless `seconds` was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     rates: Option<Rates>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Rates {
+    /// Bytes of data sent a second, each once.
     sent_bytes_per_second: u64,
+    /// Bytes of data received a second, each once.
     received_bytes_per_second: u64,
+    /// Bytes of data sent again a second.
     retransmitted_bytes_per_second: u64,
 }
 
@@ -150,12 +158,13 @@ pub(crate) async fn answer(
             Sort::Retransmits => sum.carried.retransmitted_bytes,
             Sort::Name => 0,
         };
-        (Reverse(number), process.clone(), peer.to_string(), role.name().to_owned())
+        let peer = GroupAddress::from(*peer);
+        (Reverse(number), process.clone(), peer.addr, peer.port, role.name().to_owned())
     })?;
-    let row = |((process, role, peer), sum): (Key, Sum)| Row {
-        process,
+    let row = |((comm, role, peer), sum): (Key, Sum)| Row {
+        comm,
         role,
-        peer: peer.to_string(),
+        peer: peer.into(),
         rtt: sum.rtt.spread(),
         answer_time: sum.answered.spread(),
         waiting: Waiting::of(sum.awaited),
@@ -166,7 +175,7 @@ pub(crate) async fn answer(
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         next_cursor: cut.next_cursor,
-        seconds,
+        period_seconds: seconds,
         transfers: cut.rows.into_iter().map(row).collect(),
         problems,
     })
@@ -215,7 +224,7 @@ const MORE_COLUMNS: [&str; 6] =
 
 impl Render for Transfers {
     fn text(&self) -> String {
-        let rates: &[_] = if self.seconds.is_some() { &RATES } else { &[] };
+        let rates: &[_] = if self.period_seconds.is_some() { &RATES } else { &[] };
         let header = [&COLUMNS, rates, &MORE_COLUMNS].concat();
         let rows: Vec<_> = self.transfers.iter().map(Row::cells).collect();
         table(&header, &rows)
@@ -228,9 +237,9 @@ impl Row {
     fn cells(&self) -> Vec<String> {
         let sum = &self.sum;
         let mut cells = vec![
-            self.process.as_deref().map_or("-".to_owned(), printable),
+            self.comm.as_deref().map_or("-".to_owned(), printable),
             self.role.to_string(),
-            self.peer.clone(),
+            self.peer.to_string(),
             sum.connections.to_string(),
             bytes(sum.carried.sent_bytes),
             bytes(sum.carried.received_bytes),

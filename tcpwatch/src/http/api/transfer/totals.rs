@@ -17,19 +17,28 @@ use crate::{
     tcp::answer_time::AnswerTime,
 };
 
-/// Over connections that live now, each since it began.
+/// Sums over connections that live now, each since it began.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Sum {
+    /// Number of connections.
     pub connections: u64,
     #[serde(flatten)]
     pub carried: Carried,
+    /// Bytes written by the applications and not yet acknowledged.
     pub send_queue_bytes: u64,
+    /// Bytes received and not read by the applications.
     pub receive_queue_bytes: u64,
-    pub delivery_rate: u64,
+    /// Bytes a second that reached the peers, as last measured of each connection.
+    pub delivery_bytes_per_second: u64,
+    /// Seconds in which there was something to send or unacknowledged.
     pub busy_seconds: f64,
+    /// Seconds of `busy_seconds` in which the peers had no room.
     pub peer_window_limited_seconds: f64,
+    /// Seconds of `busy_seconds` in which this side's send buffers were too small.
     pub buffer_limited_seconds: f64,
+    /// Probes of closed windows that the peers have not answered.
     pub window_probes: u64,
+    /// Packets that came before an earlier part of the data.
     pub out_of_order_packets: u64,
     #[serde(skip)]
     pub rtt: Times,
@@ -45,7 +54,9 @@ pub(crate) struct Sum {
 /// Connections that wait for an answer.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Waiting {
+    /// Number of connections that wait.
     pub connections: u64,
+    /// Seconds that the longest one has waited.
     pub longest_seconds: f64,
 }
 
@@ -55,7 +66,7 @@ impl Sum {
         self.carried += figures.carried;
         self.send_queue_bytes += u64::from(figures.send_queue_bytes);
         self.receive_queue_bytes += u64::from(figures.receive_queue_bytes);
-        self.delivery_rate += figures.delivery_rate;
+        self.delivery_bytes_per_second += figures.delivery_rate;
         self.busy_seconds += figures.busy_seconds;
         self.peer_window_limited_seconds += figures.peer_window_limited_seconds;
         self.buffer_limited_seconds += figures.buffer_limited_seconds;
