@@ -30,7 +30,7 @@ fn paths() -> Vec<String> {
 }
 
 fn is_stream(endpoint: &Endpoint) -> bool {
-    endpoint.media_types.contains(&"text/event-stream")
+    endpoint.content[0].media_type == "text/event-stream"
 }
 
 /// One connection of the fixture stands for all.
@@ -167,7 +167,7 @@ async fn only_get_and_head_are_understood() {
         assert_eq!(refused.headers.get(header::ALLOW).unwrap(), "GET,HEAD", "RFC 9110, 15.5.6");
         let head = server.request(Method::HEAD, &path, None).await;
         assert_eq!((head.status, &*head.body), (StatusCode::OK, ""), "{path}");
-        assert_eq!(head.content_type(), endpoint.media_types[0], "{path}");
+        assert_eq!(head.content_type(), endpoint.content[0].media_type, "{path}");
     }
 }
 
@@ -181,9 +181,9 @@ async fn each_endpoint_answers_in_the_forms_of_the_table() {
         for (number, format) in formats.iter().enumerate() {
             let answer = server.get(&format!("{path}?format={}", format.as_str().unwrap())).await;
             assert_eq!(answer.status, 200, "{path} {format}: {}", answer.body);
-            let expected = endpoint.media_types.get(number).unwrap_or(&endpoint.media_types[0]);
-            assert_eq!(answer.content_type(), *expected, "{path} {format}");
-            match *expected {
+            let expected = endpoint.content.get(number).unwrap_or(&endpoint.content[0]).media_type;
+            assert_eq!(answer.content_type(), expected, "{path} {format}");
+            match expected {
                 "application/json" => assert!(answer.json().is_object(), "{path}"),
                 "application/x-ndjson" => {
                     for line in answer.body.lines() {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One thing that came in.
@@ -63,7 +64,7 @@ pub struct UnrecordedCounts {
 }
 
 /// Why records were lost, and how many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LostRecords {
     pub ring_full: u64,
     pub run_skipped: u64,

@@ -10,13 +10,21 @@ use axum::{
     routing::{MethodRouter, get},
 };
 
-use crate::http::{
-    Api, ApiError, api, metrics,
-    page::Page,
-    parameters::{Given, Parameter, Parameters, Place},
-    request::Format,
-    server::{self, List, Render},
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+
+use crate::{
+    http::{
+        Api, ApiError, api, metrics,
+        page::Page,
+        parameters::{Given, Parameter, Parameters, Place},
+        request::Format,
+        server::{self, List, Render},
+    },
+    model::transition::Transition,
 };
+
+/// A JSON object that is described elsewhere.
+type AnyObject = serde_json::Map<String, serde_json::Value>;
 
 /// One path that is served.
 pub struct Endpoint {
@@ -24,11 +32,28 @@ pub struct Endpoint {
     pub path: &'static str,
     pub summary: &'static str,
     pub parameters: Vec<Parameter>,
-    /// The media types of a good answer.
-    pub media_types: Vec<&'static str>,
+    /// What a good answer has in it, in each of its forms.
+    pub content: Vec<Content>,
     /// Statuses of other answers, and when they are given.
     pub failures: Vec<(StatusCode, &'static str)>,
     route: MethodRouter<Api>,
+}
+
+/// A form of a good answer.
+pub struct Content {
+    pub media_type: &'static str,
+    /// What is in it; `None` for text.
+    pub schema: Option<fn(&mut SchemaGenerator) -> Schema>,
+}
+
+impl Content {
+    fn text(media_type: &'static str) -> Self {
+        Self { media_type, schema: None }
+    }
+
+    fn of<T: JsonSchema>(media_type: &'static str) -> Self {
+        Self { media_type, schema: Some(SchemaGenerator::subschema_for::<T>) }
+    }
 }
 
 const RENDERED: &[Format] = &[Format::Text, Format::Json];
@@ -77,9 +102,15 @@ pub fn endpoints() -> &'static [Endpoint] {
                 api::transfer::answer,
             ),
             Endpoint::raw(
+                "/openapi.json",
+                "this table as an OpenAPI 3.1 document",
+                Content::of::<AnyObject>(Format::Json.media_type()),
+                api::index::openapi,
+            ),
+            Endpoint::raw(
                 "/events",
                 "every transition as it happens, as server-sent events",
-                "text/event-stream",
+                Content::of::<Transition>("text/event-stream"),
                 api::events::answer,
             ),
             Endpoint::rendered(
@@ -90,19 +121,19 @@ pub fn endpoints() -> &'static [Endpoint] {
             Endpoint::raw(
                 "/metrics",
                 "the same as numbers for Prometheus",
-                metrics::MEDIA_TYPE,
+                Content::text(metrics::MEDIA_TYPE),
                 metrics::answer,
             ),
             Endpoint::raw(
                 "/healthz",
                 "200 while tcpwatch is alive",
-                Format::Text.media_type(),
+                Content::text(Format::Text.media_type()),
                 server::healthz,
             ),
             Endpoint::raw(
                 "/readyz",
                 "200 once all hooks are attached and all open sockets are known, else 503",
-                Format::Text.media_type(),
+                Content::text(Format::Text.media_type()),
                 server::readyz,
             ),
         ]
@@ -123,7 +154,9 @@ impl Endpoint {
                 Err(error) => error.respond(format),
             }
         };
-        Self::new(path, summary, RENDERED, media_types(RENDERED), respond)
+        let content =
+            vec![Content::text(Format::Text.media_type()), Content::of::<A>(Format::Json.media_type())];
+        Self::new(path, summary, RENDERED, content, respond)
     }
 
     /// A list: the same, and each row on a line of its own. Its pages are asked for one after another.
@@ -146,30 +179,35 @@ impl Endpoint {
                 },
             }
         };
-        Self::new(path, summary, LISTED, media_types(LISTED), respond)
+        let content = vec![
+            Content::text(Format::Text.media_type()),
+            Content::of::<L>(Format::Json.media_type()),
+            Content::of::<L::Row>(Format::Ndjson.media_type()),
+        ];
+        Self::new(path, summary, LISTED, content, respond)
     }
 
     /// An answer of one media type, which the handler makes.
     fn raw<P: Parameters, F: Future<Output = Result<Response, ApiError>> + Send + 'static>(
         path: &'static str,
         summary: &'static str,
-        media_type: &'static str,
+        content: Content,
         answer: fn(Api, P) -> F,
     ) -> Self {
         let respond = move |api, format, parameters| async move {
             answer(api, parameters).await.unwrap_or_else(|error| error.respond(format))
         };
-        Self::new(path, summary, RENDERED, vec![media_type], respond)
+        Self::new(path, summary, RENDERED, vec![content], respond)
     }
 
     fn new<P: Parameters, F: Future<Output = Response> + Send>(
         path: &'static str,
         summary: &'static str,
         formats: &'static [Format],
-        media_types: Vec<&'static str>,
+        content: Vec<Content>,
         respond: impl Fn(Api, Format, P) -> F + Clone + Send + Sync + 'static,
     ) -> Self {
-        let of_errors = media_types.len() < formats.len();
+        let of_errors = content.len() < formats.len();
         let declared = move || {
             let mut parameters = P::declare();
             parameters.push(Format::declare(formats, of_errors));
@@ -189,7 +227,7 @@ impl Endpoint {
             (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be made; the reason is in the log"),
             (StatusCode::SERVICE_UNAVAILABLE, "tcpwatch is stopping"),
         ];
-        Self { path, summary, parameters: declared(), media_types, failures, route }
+        Self { path, summary, parameters: declared(), content, failures, route }
     }
 
     fn fails(mut self, status: StatusCode, when: &'static str) -> Self {
@@ -206,10 +244,6 @@ impl Endpoint {
         let named = self.parameters.iter().filter(|one| one.place == Place::Query && one.name != "format");
         named.map(|one| one.name)
     }
-}
-
-fn media_types(formats: &[Format]) -> Vec<&'static str> {
-    formats.iter().map(|format| format.media_type()).collect()
 }
 
 /// A request as far as it matters to an answer.

@@ -59,7 +59,7 @@ impl Value for Cursor {
 
 /// One page of a list.
 #[derive(Debug)]
-#[cfg_attr(test, derive(Serialize))]
+#[cfg_attr(test, derive(Serialize, schemars::JsonSchema))]
 pub(crate) struct Cut<T> {
     /// How many rows match, on this page or not.
     pub total: usize,

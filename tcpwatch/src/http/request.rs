@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use axum::{http::StatusCode, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
@@ -75,8 +76,9 @@ impl Format {
 }
 
 /// What is answered instead: in JSON an object with `error` and, where one is to blame, `parameter`; in text one line.
-#[derive(Debug, Serialize, thiserror::Error)]
+#[derive(Debug, Serialize, JsonSchema, thiserror::Error)]
 #[error("{error}")]
+#[schemars(rename = "Error")]
 pub struct ApiError {
     #[serde(skip)]
     status: StatusCode,

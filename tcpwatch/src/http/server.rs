@@ -9,6 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::{
@@ -84,13 +86,13 @@ pub fn router(api: Api) -> Router {
 }
 
 /// An answer with a text form and a JSON form.
-pub(crate) trait Render: serde::Serialize {
+pub(crate) trait Render: Serialize + JsonSchema {
     fn text(&self) -> String;
 }
 
 /// An answer that is a list.
 pub(crate) trait List: Render + Send + 'static {
-    type Row: serde::Serialize + Send + 'static;
+    type Row: Serialize + JsonSchema + Send + 'static;
 
     /// Rows that are asked for at once where all are wanted: what makes a page is done by the task that owns the state.
     /// A list of sums is made as a whole in any case.
@@ -143,7 +145,7 @@ pub(crate) fn text_response(status: StatusCode, text: String) -> Response {
     (status, [(header::CONTENT_TYPE, Format::Text.media_type())], text).into_response()
 }
 
-pub(crate) fn json_response(status: StatusCode, answer: &impl serde::Serialize) -> Response {
+pub(crate) fn json_response(status: StatusCode, answer: &impl Serialize) -> Response {
     match serde_json::to_vec_pretty(answer) {
         Ok(mut json) => {
             json.push(b'\n');
@@ -183,7 +185,7 @@ mod tests {
     use crate::http::page::Cut;
 
     /// Some of the numbers below ten, two at once.
-    #[derive(Debug, serde::Serialize)]
+    #[derive(Debug, Serialize, JsonSchema)]
     struct Numbers(Cut<u64>);
 
     impl Render for Numbers {

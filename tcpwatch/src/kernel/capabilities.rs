@@ -6,6 +6,7 @@ use std::{
 };
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Where a kernel with CONFIG_DEBUG_INFO_BTF publishes its types.
@@ -68,7 +69,7 @@ const USES: [Use; 6] = [
 ];
 
 /// The kernel as far as it decides what tcpwatch can do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Kernel {
     pub release: String,
     /// The file with the kernel's types; `null` without one.
@@ -78,7 +79,7 @@ pub struct Kernel {
     pub capabilities: Vec<Capability>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Capability {
     pub name: &'static str,
     /// This process has it at its start.

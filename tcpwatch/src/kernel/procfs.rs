@@ -31,7 +31,7 @@ fn cgroup_path<'a>(cgroups: impl Iterator<Item = (u32, &'a str)>) -> Option<Stri
 }
 
 /// What the daemon itself costs.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, schemars::JsonSchema)]
 pub struct OwnUsage {
     pub rss_bytes: u64,
     /// User and system time since its start.

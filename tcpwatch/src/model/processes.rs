@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 use slab::Slab;
 
@@ -28,7 +29,7 @@ const MAX_PROCESSES: usize = 65_536;
 pub struct ProcessId(DenseIndex);
 
 /// What is shown of a process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Process {
     pub pid: u32,
     #[serde(skip)]

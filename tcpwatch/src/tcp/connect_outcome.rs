@@ -1,8 +1,6 @@
 //! What became of a connect(), told by the state changes and the errno with which they end, or by the errno that it
 //! returned at once.
 
-use serde::{Serialize, Serializer};
-
 /// include/uapi/asm-generic/errno-base.h and errno.h; a few old architectures have other numbers.
 pub mod errno {
     pub const EACCES: u8 = 13;
@@ -22,6 +20,8 @@ use errno::{
     EACCES, ECONNREFUSED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP,
     EPROTO, ETIMEDOUT,
 };
+
+use crate::tcp::serialized_by_name;
 
 /// What became of an attempt to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,11 +100,7 @@ impl Outcome {
     }
 }
 
-impl Serialize for Outcome {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(Outcome);
 
 /// What the kernel makes of an ICMP error (icmp_err_convert in net/ipv4/icmp.c, icmpv6_err_convert in
 /// net/ipv6/icmp.c, tcp_v4_err), but for "port unreachable", which is ECONNREFUSED, and "packet too big".

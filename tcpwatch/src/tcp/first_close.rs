@@ -1,12 +1,11 @@
 //! Who was the first to end a connection that had been ESTABLISHED: told by the state it ended from.
 
-use serde::{Serialize, Serializer};
-
 use crate::tcp::{
     connect_outcome::{
         errno::{ECONNRESET, ETIMEDOUT},
         is_unreachable,
     },
+    serialized_by_name,
     state::TcpState,
 };
 
@@ -75,8 +74,4 @@ impl FirstClose {
     }
 }
 
-impl Serialize for FirstClose {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(FirstClose);

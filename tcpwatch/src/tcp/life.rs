@@ -1,5 +1,6 @@
 //! The life line of a connection: which states it went through, when, and who caused each.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::tcp::{
@@ -8,7 +9,7 @@ use crate::tcp::{
 };
 
 /// Who made a connection enter a state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Cause {

@@ -2,11 +2,15 @@
 
 use std::ops::AddAssign;
 
-use serde::{Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use crate::tcp::connect_outcome::{
-    errno::{ECONNABORTED, ETIMEDOUT},
-    is_unreachable,
+use crate::tcp::{
+    connect_outcome::{
+        errno::{ECONNABORTED, ETIMEDOUT},
+        is_unreachable,
+    },
+    serialized_by_name,
 };
 
 /// A reset of a connection.
@@ -45,7 +49,7 @@ pub enum ResetReason {
     Other,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     Received,
@@ -133,14 +137,10 @@ impl ResetReason {
     }
 }
 
-impl Serialize for ResetReason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(ResetReason);
 
 /// What resets threw away: received and not read, written and not sent, sent and not acknowledged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Discarded {
     pub unread_bytes: u64,
     pub unsent_bytes: u64,

@@ -1,10 +1,12 @@
 //! Head-of-line blocking: how often and how long the delivery of what was sent, or received, stood still behind a lost
 //! segment.
 
-use serde::{Serialize, Serializer};
 use tcpwatch_common::{RetransmitEvent, stall};
 
-use crate::tcp::histogram::{Histogram, grown};
+use crate::tcp::{
+    histogram::{Histogram, grown},
+    serialized_by_name,
+};
 
 /// What made the lost segment good, or was about to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +38,7 @@ impl Recovery {
     }
 }
 
-impl Serialize for Recovery {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(Recovery);
 
 /// A stall that is not over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,10 @@
 //! `cargo xtask docs` writes them anew: it runs these tests with `TCPWATCH_WRITE_DOCUMENTS=1`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+#[path = "../fixtures/mod.rs"]
+mod fixture;
+mod http_api;
+
 use std::path::Path;
 
 /// Compares what the code renders with the committed document, whose path is relative to the repository.

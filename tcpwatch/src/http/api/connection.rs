@@ -1,6 +1,7 @@
 //! `/connections/ID`: one connection with its whole life and, while it lives, how its data goes and what options its
 //! socket has.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
@@ -28,7 +29,8 @@ use crate::{
     },
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ConnectionNow")]
 pub(crate) struct Connection {
     #[serde(flatten)]
     detail: Detail,
@@ -48,7 +50,8 @@ pub(crate) struct Connection {
 }
 
 /// The addresses on both sides of a translation.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Translation")]
 struct Nat {
     /// The client's end as the client has it.
     source: Address,

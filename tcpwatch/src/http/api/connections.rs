@@ -1,5 +1,6 @@
 //! `/connections`: every connection now, filtered and sorted.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     tcp::time::Clock,
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Connections {
     /// How many match, shown or not.
     total: usize,

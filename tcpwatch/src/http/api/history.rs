@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
@@ -25,7 +26,7 @@ use crate::{
     tcp::time::Clock,
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct History {
     /// How many match, shown or not.
     total: usize,

@@ -1,10 +1,12 @@
 //! `/`: what can be asked.
 
+use axum::{http::StatusCode, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::http::{Api, ApiError, Render, endpoints};
+use crate::http::{Api, ApiError, Render, endpoints, json_response, openapi};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Index {
     /// Version of tcpwatch.
     version: &'static str,
@@ -12,7 +14,7 @@ pub(crate) struct Index {
     paths: Vec<Path>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Path {
     /// The path; a segment in braces is a parameter.
     path: &'static str,
@@ -29,6 +31,10 @@ pub(crate) async fn answer(_: Api, (): ()) -> Result<Index, ApiError> {
         parameters: endpoint.query().collect(),
     });
     Ok(Index { version: env!("CARGO_PKG_VERSION"), paths: paths.collect() })
+}
+
+pub(crate) async fn openapi(_: Api, (): ()) -> Result<Response, ApiError> {
+    Ok(json_response(StatusCode::OK, &openapi::document()))
 }
 
 impl Render for Index {

@@ -6,6 +6,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -25,7 +26,8 @@ use crate::{
     node::Node,
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Translations")]
 pub(crate) struct Nat {
     /// How many match, shown or not.
     total: usize,
@@ -40,7 +42,8 @@ pub(crate) struct Nat {
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TranslationRow")]
 pub(crate) struct Row {
     /// Name of the local process; `null` where it is not known.
     comm: Option<Arc<str>>,
@@ -54,7 +57,7 @@ pub(crate) struct Row {
     found: Found,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 struct Found {
     /// Number of connections now.
     connections: usize,

@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     node::Node,
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Peers {
     /// How many match, shown or not.
     total: usize,
@@ -40,7 +41,8 @@ pub(crate) struct Peers {
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PeerRow")]
 pub(crate) struct Row {
     /// Which side of the connections the local sockets are.
     role: Role,

@@ -12,6 +12,7 @@ use std::{
 };
 
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
     node::Node,
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Ports {
     /// How many there are, shown or not.
     total: usize,
@@ -51,7 +52,8 @@ pub(crate) struct Ports {
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PortRow")]
 pub(crate) struct Row {
     /// Inode of the network namespace, as in /proc/PID/ns/net.
     netns: u32,

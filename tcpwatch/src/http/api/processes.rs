@@ -6,6 +6,7 @@
 use std::{cmp::Reverse, sync::Arc};
 
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     node::Node,
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Processes {
     /// How many names match, shown or not.
     total: usize,
@@ -41,7 +42,8 @@ pub(crate) struct Processes {
 }
 
 /// All processes of one name.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ProcessRow")]
 pub(crate) struct Row {
     /// `null` for what has no known owner.
     comm: Option<Arc<str>>,
@@ -54,7 +56,7 @@ pub(crate) struct Row {
     instances: Vec<Instance>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Instance {
     #[serde(flatten)]
     process: Process,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     },
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Status {
     version: &'static str,
     node: String,
@@ -39,7 +40,7 @@ pub(crate) struct Status {
     usage: OwnUsage,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Records {
     received: u64,
     lost: u64,
@@ -51,7 +52,8 @@ struct Records {
     repairs: Repairs,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ConnectionTotals")]
 struct Connections {
     /// Every state, also those with none.
     states: BTreeMap<&'static str, usize>,
@@ -60,7 +62,8 @@ struct Connections {
     untracked: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ProcessTotals")]
 struct Processes {
     known: usize,
     /// Seen when the table was full, and so not kept.

@@ -2,6 +2,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, fmt::Display};
 
+use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use tcpwatch_common::chrono;
 
@@ -82,7 +83,8 @@ impl ConnectionCounts {
 }
 
 /// The same as JSON shows it: only states and roles that there are.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ConnectionCounts")]
 pub(crate) struct Now {
     pub total: usize,
     pub states: BTreeMap<&'static str, usize>,
@@ -132,7 +134,8 @@ fn blocked_nanos(counts: &Counts) -> u64 {
 }
 
 /// Counts since the start, as JSON shows them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Counts")]
 pub(crate) struct CountsView {
     pub opened: u64,
     pub closed: u64,
@@ -173,7 +176,7 @@ pub(crate) struct CountsView {
     pub connect_durations: Option<Durations>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub(crate) struct Durations {
     pub count: u64,
     pub mean_seconds: f64,
@@ -187,7 +190,8 @@ impl Durations {
     }
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Answers")]
 pub(crate) struct ShownAnswers {
     #[serde(flatten)]
     pub waited: Durations,
@@ -196,7 +200,8 @@ pub(crate) struct ShownAnswers {
 }
 
 /// Partly the same sums as `/transfer` asks the kernel for now.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Live")]
 pub(crate) struct ShownLive {
     pub connections: u64,
     /// Of these, with each option on.

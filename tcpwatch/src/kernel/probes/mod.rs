@@ -24,6 +24,7 @@ use aya::{
         BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
     },
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use tcpwatch_common::{ABI, ABI_SYMBOL};
 use thiserror::Error;
@@ -79,7 +80,7 @@ pub enum ProbeError {
 }
 
 /// How this kernel is watched.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Hooks {
     pub kernel: Kernel,
     /// What tells one socket from another.
@@ -116,7 +117,7 @@ fn serves(program: &str, signal: &str) -> bool {
 const BY_COOKIE: &str = "socket cookie";
 const BY_ADDRESS: &str = "socket address";
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LoadedProgram {
     pub program: &'static str,
     pub hook: &'static str,

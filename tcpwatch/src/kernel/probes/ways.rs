@@ -1,11 +1,12 @@
 //! The signals that tcpwatch can have, and for each the ways to get it, best first.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use crate::kernel::{btf::Btf, probes::ProbeError};
 
 /// One thing tcpwatch can know, and how it gets to know it here.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Signal {
     /// What `--hook` calls it.
     pub key: &'static str,
@@ -19,7 +20,7 @@ pub struct Signal {
     pub lost: Option<&'static str>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Attempt {
     pub hook: &'static str,
     pub error: String,

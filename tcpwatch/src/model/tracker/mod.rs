@@ -58,7 +58,7 @@ pub struct Limits {
 }
 
 /// What sweeps had to put right because no record told of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Repairs {
     pub appeared: u64,
     pub changed: u64,

@@ -8,6 +8,7 @@ mod totals;
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
@@ -32,7 +33,7 @@ use crate::{
     tcp::time,
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Transfers {
     /// How many match, shown or not.
     total: usize,
@@ -49,7 +50,8 @@ pub(crate) struct Transfers {
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TransferRow")]
 pub(crate) struct Row {
     /// Name of the local process; `null` where it is not known.
     comm: Option<Arc<str>>,
@@ -71,7 +73,7 @@ pub(crate) struct Row {
     rates: Option<Rates>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 struct Rates {
     /// Bytes of data sent a second, each once.
     sent_bytes_per_second: u64,
