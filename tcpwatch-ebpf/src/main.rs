@@ -1,36 +1,27 @@
-//! The BPF programs: kernel hooks in, records of `tcpwatch-common` out through one ring buffer.
+//! The BPF programs. In: kernel hooks and iterators. Out: records of `tcpwatch-common`: state changes through a queue
+//! for each processor, what is rarer through one ring buffer, and what a sweep finds to the reader of the iterator.
 //!
-//! A file for each signal, with a program for each way to get it, named `<signal>_<way>`; the loader
-//! (`tcpwatch/src/probes`) takes the first that this kernel takes. Nothing here runs per packet or per send, nothing
-//! keeps a table of sockets. What cannot be written (the ring is full) is counted, never waited for.
+//! Each folder answers one question, and imports only folders further down in this list, but `hooks` and `iter` do not
+//! import each other:
+//! - `hooks`: what does the kernel report as it happens?
+//! - `iter`: which sockets are there?
+//! - `counts`: what is counted of one socket over time?
+//! - `out`: how do records leave?
+//! - `read`: how is the kernel's memory read?
+//!
+//! Deliberately absent: a table of all sockets, which the daemon keeps; only sockets on which something is
+//! retransmitted, stalls or waits have counts here. No program runs for each packet or each send, but for
+//! `out_of_order`, which is attached on request only. A record for which there is no room is counted, never waited
+//! for.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-mod accept;
-mod close;
-mod connect;
-mod counted;
-mod event;
-mod field;
-mod fill;
-mod format;
+mod counts;
+mod hooks;
 mod iter;
-mod minisock;
-mod options;
-mod out_of_order;
-mod policy_reset;
-mod queue;
-mod registers;
-mod reset;
-mod retransmit;
-mod ring;
-mod stall;
-mod state;
-mod synack;
-mod task;
-mod task_file;
-mod tcp;
+mod out;
+mod read;
 
 use tcpwatch_common::ABI;
 

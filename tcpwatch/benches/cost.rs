@@ -1,6 +1,6 @@
-//! What records, questions and answers cost the daemon, without a kernel: made-up records in, nothing out.
+//! The processor time that records and answers cost the daemon, without a kernel: synthetic records in, nothing out.
 //!
-//! `cargo bench -p tcpwatch`. What the kernel's side and the whole daemon cost is measured by `cargo xtask bench`.
+//! Run with `cargo bench -p tcpwatch`. `cargo xtask bench` measures the BPF programs and the whole daemon.
 #![allow(clippy::unwrap_used, reason = "benches")]
 
 use std::{
@@ -45,10 +45,10 @@ const SERVER: u32 = 200;
 const PORT: u16 = 80;
 /// Records of both ends of one connection, from connect to close.
 const RECORDS: usize = 9;
-/// Between two connections: at 2,000 a second, 120,000 stand in TIME_WAIT.
+/// Nanoseconds between two connections: 2,000 a second, so that 120,000 are in TIME_WAIT.
 const INTERVAL_NS: u64 = 500_000;
 const TIME_WAITS: u64 = 120_000;
-/// Connections in a second.
+/// Connections a second.
 const TICK: u64 = 2_000;
 
 fn node(limits: Limits) -> Node {
@@ -111,7 +111,7 @@ fn with_traffic(mut event: SocketEvent) -> SocketEvent {
     event
 }
 
-/// A connection from connect to close, the client first, as the kernel tells of it.
+/// The records of a connection from connect to close, both sides, in the kernel's order.
 fn connection(number: u64, began_ns: u64) -> [SocketEvent; RECORDS] {
     let (client, server) = (end(number, PORT, true), end(number, PORT, false));
     let at = |step: u64| began_ns + step * 2_000;
@@ -134,7 +134,7 @@ fn listener() -> SocketEvent {
     step(listener, 1, (CLOSE, LISTEN), HELD | PASSIVE, SERVER)
 }
 
-/// Connections in a row, each from beginning to end, on a node that has gone on so for a minute.
+/// Connections one after the other, each from connect to close, on a node that has had a minute of them.
 struct Churn {
     node: Node,
     made: u64,
@@ -252,13 +252,13 @@ fn million() -> Node {
     node
 }
 
-/// As many sets of process, role and peer as there may be, with all that is counted of each.
+/// A node with all label sets (process, role and peer) taken, and counts in each.
 fn all_label_sets() -> Node {
     let limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
     let mut node = node(limits);
     for number in 0..2 * limits.label_sets as u64 {
         for record in connection(number, number * INTERVAL_NS) {
-            // The client's port in a server's place makes each its own peer.
+            // A server's port of its own makes each connection its own peer.
             let (sport, dport) = (record.sport, record.dport);
             let own = |port| if port == PORT { 1000 + number as u16 } else { port };
             node.record(bytes_of(&SocketEvent { sport: own(sport), dport: own(dport), ..record }));
@@ -280,7 +280,7 @@ fn answers(criterion: &mut Criterion) {
         ("metrics of a thousand label sets", all_label_sets, "/metrics"),
     ];
     for (name, node, path) in questions {
-        // Made only when it is asked for.
+        // Made only when the bench runs.
         let server = LazyCell::new(|| {
             let node = node();
             let (sender, mut asked) = mpsc::channel::<Question>(1);

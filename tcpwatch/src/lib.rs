@@ -1,7 +1,7 @@
 //! tcpwatch: knows the whole life of every TCP connection on a Linux node and names what is wrong with it.
 //!
-//! Each folder answers one question; the order here is the order of the layers, and a module imports only from those
-//! above it in this list. `tests/layers.rs` proves that; docs/ARCHITECTURE.md maps it.
+//! Each folder answers one question. The modules below stand in the order of the layers: each imports only from those
+//! above it. `tests/layers.rs` proves that; docs/ARCHITECTURE.md describes the layers.
 
 pub mod tcp;
 

@@ -1,4 +1,4 @@
-//! The program: options in, one of the commands, and an exit code that says what went wrong.
+//! The program: parses the options, runs one of the commands, and ends with an exit code that says what went wrong.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -92,7 +92,7 @@ fn check(args: &CheckArgs) -> ExitCode {
 
 fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     init_log(options.load.debug);
-    // Before the kernel is touched: a taken port is the commoner mistake, and quickly told.
+    // Before anything is loaded: a port in use is the more frequent mistake, and quickly found.
     let listener = std::net::TcpListener::bind(options.listen).with_context(|| {
         format!("cannot listen on {}: choose another address with --listen ADDR:PORT", options.listen)
     })?;
@@ -102,9 +102,9 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         Node::new(identity()?, options.linger, options.limits, loaded.hooks.clone(), loaded.hooks.reported());
     let recorder =
         options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
-    // While this is the only thread: capabilities belong to threads.
-    capabilities::drop_capabilities().context("cannot give up capabilities that are not needed any more")?;
-    // The owner of the state has this thread: what it waits for wakes it, and not another that then wakes it.
+    // While this is the only thread: each thread has its own capabilities.
+    capabilities::drop_capabilities().context("cannot drop the capabilities that are no longer needed")?;
+    // The owner of the state runs on this thread, so that what it waits for wakes it directly.
     let http = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(http.handle(), listener, node, loaded, recorder, options.load.debug))?;
@@ -145,7 +145,7 @@ async fn serve(
         served.with_graceful_shutdown(async { drop(http_stops.await) }).await
     });
     pipeline.run(asked, stop).await?;
-    // A client that keeps its connection open does not keep the daemon: its questions are answered with 503.
+    // A client that keeps its connection open does not keep the daemon running: its requests are answered with 503.
     if let Ok(served) = tokio::time::timeout(std::time::Duration::from_secs(1), http).await {
         served?.context("HTTP stopped")?;
     }
@@ -163,7 +163,7 @@ fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     if replayed.unread_bytes > 0 {
         tracing::warn!(
             bytes = replayed.unread_bytes,
-            "the recording ends in the middle of a frame; what is before it was played"
+            "the recording ends in the middle of a frame; what precedes it was played"
         );
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
@@ -179,12 +179,13 @@ fn identity() -> anyhow::Result<NodeIdentity> {
         kernel: uname.release().to_string_lossy().into_owned(),
         started: clock.wall,
         wall_offset_ns: clock.wall_offset_ns(),
-        tick_rate: clock::tick_rate()
-            .context("the kernel's coarse clocks do not say how long its ticks are")?,
+        tick_rate: clock::tick_rate().context(
+            "the length of the kernel's tick is unknown: its coarse clocks have an unexpected resolution",
+        )?,
     })
 }
 
-/// To stderr; `RUST_LOG` overrides.
+/// Logs to stderr; `RUST_LOG` overrides the level.
 fn init_log(debug: bool) {
     let default = if debug { "tcpwatch=debug,info" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));

@@ -1,4 +1,4 @@
-//! Everything known about this node, and how it comes to be known: the one owner of all mutable state.
+//! Everything known about this node: the one owner of all mutable state.
 //!
 //! In: frames, live or from a recording. Out: answers to questions, through shared references.
 
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Transitions that a slow follower may be behind before it misses some.
+/// Number of transitions that a slow follower may be behind before it misses some.
 const FOLLOWER_BACKLOG: usize = 16_384;
 
 /// Which machine this is.
@@ -40,13 +40,13 @@ pub struct NodeIdentity {
     pub kernel: String,
     /// When this run began.
     pub started: SystemTime,
-    /// Wall clock minus CLOCK_MONOTONIC, then.
+    /// Wall clock minus CLOCK_MONOTONIC, when this run began.
     pub wall_offset_ns: u64,
-    /// Of its kernel.
+    /// Ticks a second of the kernel (CONFIG_HZ).
     pub tick_rate: TickRate,
 }
 
-/// What became of the records.
+/// Records since the start: how many came in, and how many did not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RecordCounts {
     pub received: u64,
@@ -55,7 +55,7 @@ pub struct RecordCounts {
     pub unrecorded: UnrecordedCounts,
 }
 
-/// Sweeps since the start, and the processor time that looking took.
+/// Sweeps since the start, and the processor time that they took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SweepCounts {
     pub done: u64,
@@ -72,14 +72,15 @@ pub struct Node {
     /// What still has to happen before answers are complete.
     pub waiting_for: Option<&'static str>,
     pub sweeps: SweepCounts,
-    /// What the last sweep could not look at.
+    /// What the last sweep could not see.
     pub sweep_problems: Vec<String>,
-    /// For whoever follows live; costs nothing while nobody does.
+    /// The live stream of transitions; costs nothing while it has no followers.
     pub transitions: broadcast::Sender<Arc<Transition>>,
-    /// Whether somebody does, when last asked: asking takes a lock.
+    /// Whether the stream had followers at the last check, which takes a lock.
     followed: bool,
-    /// What was lost before the sweep under way began, and before the last complete one.
+    /// Records lost before the sweep under way began.
     lost_before_sweep: LostRecords,
+    /// Records lost before the last complete sweep began, which made up for them.
     repaired: LostRecords,
     next_sample_ns: u64,
 }
@@ -111,7 +112,7 @@ impl Node {
         }
     }
 
-    /// What a recording of this run begins with.
+    /// The header for a recording of this run.
     pub fn recording_header(&self) -> Header {
         Header {
             tcpwatch_records: tcpwatch_common::ABI,
@@ -141,7 +142,7 @@ impl Node {
         }
     }
 
-    /// The namespaces of those connections, each with a process that may be in it.
+    /// The network namespaces of the wanted connections, each with a process that may be in it.
     pub fn namespaces_of(&self, wanted: impl Fn(&Conn) -> bool) -> BTreeMap<u32, Option<u32>> {
         let mut found = BTreeMap::new();
         for conn in self.tracker.table().iter().filter(|conn| wanted(conn)) {
@@ -153,7 +154,7 @@ impl Node {
         found
     }
 
-    /// To be called before records are applied that a follower is to be told of.
+    /// Checks whether the stream of transitions has followers. Records applied after this are sent to them.
     pub fn look_for_followers(&mut self) {
         self.followed = self.has_followers();
     }
@@ -162,21 +163,21 @@ impl Node {
         self.transitions.receiver_count() > 0
     }
 
-    /// One record. A malformed one is counted and skipped.
+    /// Applies one record. A malformed record is counted and skipped.
     pub fn record(&mut self, bytes: &[u8]) {
         self.records.received += 1;
         match &decode::record(bytes) {
-            Ok(Record::Socket(record)) if self.followed => self.apply_and_tell(record),
+            Ok(Record::Socket(record)) if self.followed => self.apply_and_publish(record),
             Ok(record) => self.tracker.apply(record),
             Err(error) => self.malformed(error),
         }
     }
 
-    fn apply_and_tell(&mut self, record: &SocketRecord) {
+    fn apply_and_publish(&mut self, record: &SocketRecord) {
         let before = Before::note(&self.tracker, record);
         self.tracker.apply(&Record::Socket(*record));
-        let told = Transition::told(before, &self.tracker, record, self.identity.wall_offset_ns);
-        if let Some(transition) = told {
+        let transition = Transition::of(before, &self.tracker, record, self.identity.wall_offset_ns);
+        if let Some(transition) = transition {
             // The last follower may have left.
             let _ = self.transitions.send(Arc::new(transition));
         }
@@ -208,20 +209,20 @@ impl Node {
         self.waiting_for = None;
     }
 
-    /// Whether records were lost that no sweep has made up for.
+    /// Whether records were lost that no complete sweep has made up for.
     pub fn needs_repair(&self) -> bool {
         self.records.lost != self.repaired
     }
 
     fn malformed(&mut self, error: &decode::DecodeError) {
         self.records.malformed += 1;
-        // The first of each power of two: one broken record says it all, a million say no more.
+        // Logged at powers of two: a million malformed records mean no more than the first.
         if self.records.malformed.is_power_of_two() {
             tracing::warn!(%error, so_far = self.records.malformed, "malformed record skipped");
         }
     }
 
-    /// Whether answers can be taken for the whole truth.
+    /// Whether answers are complete: the first sweep is done and nothing is missing.
     pub fn is_complete(&self) -> bool {
         self.waiting_for.is_none()
             && !self.needs_repair()
@@ -235,12 +236,12 @@ impl Node {
     }
 }
 
-/// Looks at the state and sends what it saw.
+/// Reads the state and sends the answer to the one who asked.
 pub type Ask = Box<dyn FnOnce(&Node, Clock) + Send>;
 
 /// A question for the task that owns the state.
 pub struct Question {
     pub ask: Ask,
-    /// Whether the answer names owners, or sums what lives: then all sockets are looked at first, where that is cheap.
+    /// Whether the answer names owners, or sums live connections: then a sweep comes first, where that is cheap.
     pub about_owners: bool,
 }

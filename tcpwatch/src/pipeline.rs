@@ -1,7 +1,8 @@
 //! The wiring: one task that owns the state, fed by the kernel, asked by HTTP.
 //!
-//! Ring and queues are drained when the kernel says that they fill, when somebody asks, and else ten times a second while
-//! there is much to read, or once; so an answer always contains what happened before the question.
+//! Ring and queues are drained when the kernel says that they fill, before each answer, and on a timer: ten times a
+//! second while many records come or somebody follows them, otherwise once a second. So an answer always includes what
+//! happened before the question.
 
 use std::{
     pin::pin,
@@ -26,29 +27,29 @@ use crate::{
 
 /// How long a record may wait while many come, or somebody follows them.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
-/// And else: waking up is then the most of what tcpwatch costs.
+/// How long a record may wait otherwise: waking up is then most of what tcpwatch costs.
 const QUIET_DRAIN_INTERVAL: Duration = Duration::from_secs(1);
-/// So many a second are many.
-const MANY_RECORDS: f64 = 1000.0;
+/// From this many records a second on, drain every `DRAIN_INTERVAL`.
+const MANY_RECORDS_A_SECOND: f64 = 1000.0;
 /// How often old entries expire and the kernel's counts of lost records are read.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a record may take to be seen by another processor. x86 shows stores in their order; others are given far
-/// longer than they need, as BPF programs for Linux 5.10 have no barrier.
+/// How long, in nanoseconds, a record may take to become visible to another processor. x86 keeps stores in order. Other
+/// processors get far longer than they need, as BPF programs for Linux 5.10 have no memory barrier.
 const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_000 };
-/// Sweeps may take this share of one processor's time: one that cost 1 ms is not repeated for 50 ms; and if nobody asks
-/// and nothing was lost, for 500 ms.
+/// Sweeps take at most one part in 50 of one processor's time: after a sweep that cost 1 ms, none begins for 50 ms.
 const SWEEP_COST_SHARE: u32 = 50;
+/// The same for sweeps that nobody asked for and no lost record requires: one part in 500.
 const UNASKED_SWEEP_COST_SHARE: u32 = 500;
-/// What a connection adds to a sweep, about: one that the last sweep did not see is not in what that cost.
+/// Approximate cost of a sweep for each connection; estimates the connections that were not there at the last sweep.
 const SWEEP_COST_EACH: Duration = Duration::from_micros(2);
-/// An answer waits for a sweep that is expected to cost no more than this.
+/// An answer waits for a sweep that is expected to cost at most this.
 const SWEEP_WORTH_WAITING: Duration = Duration::from_millis(20);
-/// How often a sweep looks after what no record tells of, while there is such; and else, for sockets that
-/// never became connections.
+/// Interval of sweeps that nobody asked for while there are minisocks, whose changes not every kernel reports.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// The same without minisocks: only sockets that never became connections are still to be found.
 const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The owner of the state.
+/// The task that owns the state.
 pub struct Pipeline {
     node: Node,
     queues: Queues,
@@ -66,10 +67,11 @@ pub struct Pipeline {
     waiting: Vec<Question>,
 }
 
-/// Whether many records come. Measured over a while: drains follow each other closely when somebody asks.
+/// Whether many records come, measured over at least `DRAIN_INTERVAL`: drains follow each other closely when somebody
+/// asks.
 struct Pace {
     since: Instant,
-    /// Records received by then.
+    /// Records received until `since`.
     received: u64,
     busy: bool,
 }
@@ -78,17 +80,17 @@ impl Pace {
     fn note(&mut self, now: Instant, received: u64) {
         let passed = now - self.since;
         if passed >= DRAIN_INTERVAL {
-            let busy = (received - self.received) as f64 >= MANY_RECORDS * passed.as_secs_f64();
+            let busy = (received - self.received) as f64 >= MANY_RECORDS_A_SECOND * passed.as_secs_f64();
             *self = Self { since: now, received, busy };
         }
     }
 }
 
-/// What is known from the last sweep.
+/// The sweep under way, and what the last one cost.
 struct SweepState {
     under_way: bool,
     cost: Duration,
-    /// Connections that there were then.
+    /// Connections in the table after the last sweep.
     connections: usize,
     not_before: Instant,
     finished: Instant,
@@ -123,7 +125,7 @@ impl Pipeline {
         })
     }
 
-    /// For questions that go to its thread.
+    /// The sweeper, for questions that its thread answers.
     pub fn sweeper(&self) -> Sweeper {
         self.sweeper.clone()
     }
@@ -139,7 +141,7 @@ impl Pipeline {
     ) -> anyhow::Result<()> {
         let mut stop = pin!(stop);
         let mut next_tick = Instant::now() + TICK_INTERVAL;
-        // Attached first, swept second: nothing can fall between.
+        // The programs are attached already: a socket is seen by them or by this sweep.
         self.start_sweep();
         loop {
             let next = next_tick.min(self.drained + self.drain_interval());
@@ -151,7 +153,7 @@ impl Pipeline {
                 }
                 Some(report) = self.reports.recv() => match report {
                     Report::Seen(records) => {
-                        // What happened before these looks comes first.
+                        // Records of the time before these sightings come first.
                         self.drain();
                         self.ingest(&Frame::Seen(records));
                     }
@@ -176,8 +178,8 @@ impl Pipeline {
         if self.pace.busy || self.node.has_followers() { DRAIN_INTERVAL } else { QUIET_DRAIN_INTERVAL }
     }
 
-    /// Reads what was written until now: no more than there is room for, or a kernel that writes faster than this
-    /// reads would never let an answer out.
+    /// Applies the records written until now. No more than fit into the buffers at once: a kernel that writes faster
+    /// than this reads would hold back answers forever.
     fn drain(&mut self) {
         self.drained = Instant::now();
         let now_ns = clock::read().now_ns.saturating_sub(PUBLICATION_NS);
@@ -263,7 +265,7 @@ impl Pipeline {
         self.say(question);
     }
 
-    /// Answers, as of now: what expired meanwhile is gone first.
+    /// Answers as of now: entries that expired meanwhile are removed first.
     fn say(&mut self, question: Question) {
         let clock = clock::read();
         self.ingest(&Frame::Tick(clock.now_ns));
@@ -275,12 +277,12 @@ impl Pipeline {
         self.sweep.cost + SWEEP_COST_EACH * u32::try_from(more).unwrap_or(u32::MAX)
     }
 
-    /// Begins to look at all sockets, unless that is under way or was done just now.
+    /// Begins a sweep of all sockets, unless one is under way or was done just now.
     fn start_sweep(&mut self) {
         if self.sweep.under_way || Instant::now() < self.sweep.not_before {
             return;
         }
-        // What is lost from here on, this sweep may miss.
+        // This sweep makes up only for records lost until now.
         self.note_lost();
         self.ingest(&Frame::SweepBegin(clock::read().now_ns));
         self.sweep.under_way = true;
@@ -299,7 +301,7 @@ impl Pipeline {
         }
         self.drain();
         self.ingest(&Frame::SweepEnd(swept.coverage));
-        // With the minisocks that enter the table only now.
+        // After `SweepEnd`, which adds minisocks to the table.
         self.sweep = SweepState {
             under_way: false,
             cost: swept.cost,

@@ -1,4 +1,4 @@
-//! Each finding fires, is silent beside a healthy control, and begins exactly at its limit.
+//! Findings: each fires, stays silent beside a healthy control, and begins exactly at its limit.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod scenario;
@@ -31,15 +31,15 @@ fn rules(world: &World, now_ns: u64) -> Vec<&'static str> {
     found(world, now_ns).iter().map(|leak| leak.rule).collect()
 }
 
-/// Connections of curl, each brought to `state` at its time.
+/// Connections of curl; each enters `state` at one of the times `at`.
 fn standing(world: &mut World, state: TcpState, at: &[u64]) {
     for (cookie, time_ns) in (1..).zip(at) {
         let socket = numbered(cookie, HELD);
-        world.tell(THEN - 10 * MINUTE, socket, to(Close, SynSent, CURL));
+        world.report(THEN - 10 * MINUTE, socket, to(Close, SynSent, CURL));
         if state.follows_established() {
-            world.tell(THEN - 9 * MINUTE, socket, to(SynSent, Established, 0));
+            world.report(THEN - 9 * MINUTE, socket, to(SynSent, Established, 0));
         }
-        world.tell(*time_ns, socket, to(Established, state, CURL));
+        world.report(*time_ns, socket, to(Established, state, CURL));
     }
 }
 
@@ -71,11 +71,11 @@ fn a_state_that_lasts_too_long_is_found() {
 }
 
 #[test]
-fn states_that_may_last_are_never_found() {
+fn states_without_a_limit_are_never_found() {
     let mut world = World::new();
     world.serve();
     world.connect();
-    world.tell(THEN, numbered(50, ORPHAN | FIN), ended(FinWait2, 0));
+    world.report(THEN, numbered(50, ORPHAN | FIN), ended(FinWait2, 0));
     assert_eq!(rules(&world, THEN + 1000 * MINUTE), [] as [&str; 0]);
 }
 
@@ -111,19 +111,19 @@ fn a_state_without_a_limit_cannot_get_one() {
 }
 
 #[test]
-fn before_the_machine_is_as_old_as_a_limit_nothing_can_linger() {
+fn before_the_uptime_reaches_a_limit_nothing_can_linger() {
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
     assert_eq!(rules(&world, 2), [] as [&str; 0]);
 }
 
 #[test]
-fn an_orphaned_fin_wait2_is_told_of_whoever_closed_it() {
+fn an_orphaned_fin_wait2_is_the_leak_of_the_process_that_closed_it() {
     let mut world = World::new();
     world.connect();
-    world.tell(THEN, client(HELD), to(Established, FinWait1, CURL));
-    world.tell(THEN + SECOND, client(ORPHAN), to(FinWait1, FinWait2, 0));
-    world.tell(THEN + 2 * SECOND, client(ORPHAN), ended(FinWait2, 0));
+    world.report(THEN, client(HELD), to(Established, FinWait1, CURL));
+    world.report(THEN + SECOND, client(ORPHAN), to(FinWait1, FinWait2, 0));
+    world.report(THEN + 2 * SECOND, client(ORPHAN), ended(FinWait2, 0));
     let leaks = found(&world, THEN + SECOND + LIMIT);
     assert_eq!((leaks[0].rule, leaks[0].count), ("fin_wait2_pileup", 1));
     assert_eq!(leaks[0].process.as_ref().map(|process| process.pid), Some(CURL));
@@ -134,7 +134,7 @@ fn a_close_wait_found_by_the_first_sweep_is_as_old_as_its_last_segment() {
     let since = |cookie, then| Seen {
         jiffies: jiffies(THEN),
         received_jiffies: jiffies(then) as u32,
-        ..look_held(THEN, numbered(cookie, HELD), CloseWait, CURL)
+        ..held_sighting(THEN, numbered(cookie, HELD), CloseWait, CURL)
     };
     let mut world = World::new();
     // The younger one stands first in the kernel's tables.
@@ -146,15 +146,15 @@ fn a_close_wait_found_by_the_first_sweep_is_as_old_as_its_last_segment() {
 }
 
 #[test]
-fn what_a_leak_s_connections_have_in_common_is_told() {
+fn a_leak_shows_what_its_connections_have_in_common() {
     let mut world = World::new();
-    world.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+    world.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
     for (cookie, local, remote, unread) in
         [(20, "10.0.0.2", "10.0.0.1", 5), (21, "10.0.0.2", "10.0.0.7", 6), (22, "10.0.0.2", "10.0.0.7", 0)]
     {
         let socket = Socket::new(cookie, NETNS, end(local, 80), end(remote, 40_000), PASSIVE | HELD);
-        world.tell(THEN - 1, socket, to(SynRecv, Established, 0));
-        world.tell(THEN, socket, to(Established, CloseWait, unread));
+        world.report(THEN - 1, socket, to(SynRecv, Established, 0));
+        world.report(THEN, socket, to(Established, CloseWait, unread));
     }
     let leaks = found(&world, THEN + LIMIT);
     let [leak] = &leaks[..] else { panic!("{leaks:?}") };
@@ -164,7 +164,7 @@ fn what_a_leak_s_connections_have_in_common_is_told() {
 }
 
 #[test]
-fn leaks_are_told_apart_by_process_role_and_peer() {
+fn leaks_are_separate_by_process_role_and_peer() {
     let mut world = World::new();
     for (cookie, pid, remote, port) in [
         (20, CURL, "10.0.0.2", 80),
@@ -174,7 +174,7 @@ fn leaks_are_told_apart_by_process_role_and_peer() {
         (24, CURL, "10.0.0.2", 80),
     ] {
         let socket = Socket::new(cookie, NETNS, end("10.0.0.1", cookie as u16), end(remote, port), HELD);
-        world.tell(THEN, socket, to(Close, SynSent, pid));
+        world.report(THEN, socket, to(Close, SynSent, pid));
     }
     let mut counts: Vec<_> = found(&world, THEN + LIMIT).iter().map(|leak| leak.count).collect();
     counts.sort_unstable();
@@ -187,7 +187,7 @@ fn a_reused_pid_does_not_inherit_a_leak() {
     standing(&mut world, CloseWait, &[THEN]);
     world.learn(TaskRecord { start_ns: 77_777, ..process(CURL, "curl") });
     let socket = numbered(50, HELD);
-    world.tell_all(
+    world.report_all(
         socket,
         [
             (THEN - 2, to(Close, SynSent, CURL)),
@@ -200,7 +200,7 @@ fn a_reused_pid_does_not_inherit_a_leak() {
 }
 
 #[test]
-fn how_bad_a_leak_is_grows_with_its_size() {
+fn the_severity_of_a_leak_grows_with_its_size() {
     use Severity::{Critical, Info, Warning};
     for (state, expected) in [
         (CloseWait, [(1, Warning), (99, Warning), (100, Critical)]),
@@ -216,7 +216,7 @@ fn how_bad_a_leak_is_grows_with_its_size() {
 }
 
 #[test]
-fn ten_that_grow_are_as_bad_as_a_hundred() {
+fn ten_growing_connections_are_as_severe_as_a_hundred() {
     let limits = LingerLimits::default();
     for (count, severity) in [(9, Severity::Warning), (10, Severity::Critical)] {
         let mut history = LeakHistory::default();
@@ -230,7 +230,7 @@ fn ten_that_grow_are_as_bad_as_a_hundred() {
 }
 
 #[test]
-fn growth_is_told_once_half_a_minute_was_watched() {
+fn growth_is_reported_after_half_a_minute() {
     let limits = LingerLimits::default();
     let mut world = World::new();
     standing(&mut world, CloseWait, &[THEN, THEN]);
@@ -241,9 +241,9 @@ fn growth_is_told_once_half_a_minute_was_watched() {
     for (later, growth) in [(30 * SECOND - 1, None), (30 * SECOND, Some(0.0))] {
         assert_eq!(found_with(&world, &history, now_ns + later)[0].growth_per_minute, growth);
     }
-    // One is closed; what was a minute ago is what counts, nothing older.
+    // One is closed. Growth is measured against the sample of a minute ago, not an older one.
     history.sample(&world.tracker, &limits, now_ns + MINUTE + 1);
-    world.tell(now_ns + MINUTE + 1, numbered(1, HELD), ended(CloseWait, ECONNRESET));
+    world.report(now_ns + MINUTE + 1, numbered(1, HELD), ended(CloseWait, ECONNRESET));
     let leaks = found_with(&world, &history, now_ns + MINUTE + 1 + 30 * SECOND);
     assert_eq!((leaks[0].count, leaks[0].growth_per_minute), (1, Some(-2.0)));
 }
@@ -254,14 +254,14 @@ fn the_worst_comes_first() {
     standing(&mut world, FinWait1, &[THEN; 9]);
     for (cookie, state) in [(500, CloseWait), (501, LastAck), (502, LastAck)] {
         let socket = numbered(cookie, HELD);
-        world.tell(THEN - 1, socket, to(Close, SynSent, CURL));
-        world.tell(THEN, socket, to(Established, state, CURL));
+        world.report(THEN - 1, socket, to(Close, SynSent, CURL));
+        world.report(THEN, socket, to(Established, state, CURL));
     }
     assert_eq!(rules(&world, THEN + LIMIT), ["close_wait_leak", "lingering_fin_wait1", "lingering_last_ack"]);
 }
 
 #[test]
-fn what_stood_before_the_daemon_started_does_not_grow_by_reaching_its_limit() {
+fn connections_older_than_the_daemon_are_no_growth_when_they_reach_the_limit() {
     let limits = LingerLimits::default();
     for rule in ["fin_wait2_pileup", "socket_fd_leak"] {
         let (mut world, mut history) = (World::new(), LeakHistory::default());
@@ -269,7 +269,7 @@ fn what_stood_before_the_daemon_started_does_not_grow_by_reaching_its_limit() {
             if rule == "socket_fd_leak" {
                 held_in_close(&mut world, time_ns, 150);
             } else {
-                let held = |cookie| look_held(time_ns, numbered(cookie, HELD), FinWait2, CURL);
+                let held = |cookie| held_sighting(time_ns, numbered(cookie, HELD), FinWait2, CURL);
                 world.sweep(time_ns, &(1..=150).map(held).collect::<Vec<_>>());
             }
             history.sample(&world.tracker, &limits, time_ns);
@@ -289,14 +289,17 @@ fn held_in_close(world: &mut World, time_ns: u64, count: u64) {
     let seen: Vec<_> = (0..count)
         .map(|cookie| {
             let fd = 100 - cookie as u32 % 90;
-            Seen { holder: Some((process(CURL, "curl"), fd)), ..look(time_ns, bare(1000 + cookie), Close) }
+            Seen {
+                holder: Some((process(CURL, "curl"), fd)),
+                ..sighting(time_ns, bare(1000 + cookie), Close)
+            }
         })
         .collect();
     world.sweep(time_ns, &seen);
 }
 
 #[test]
-fn sockets_that_are_no_connections_are_found_with_their_descriptors() {
+fn an_fd_leak_is_found_with_its_descriptors() {
     let mut world = World::new();
     held_in_close(&mut world, THEN, 7);
     held_in_close(&mut world, THEN + LIMIT, 7);
@@ -311,13 +314,13 @@ fn sockets_that_are_no_connections_are_found_with_their_descriptors() {
 }
 
 #[test]
-fn sockets_in_use_and_younger_ones_are_no_fd_leak() {
+fn sockets_in_use_and_young_ones_are_no_fd_leak() {
     let mut world = World::new();
     held_in_close(&mut world, THEN, 1);
     held_in_close(&mut world, THEN + SECOND, 3);
     let counts: Vec<_> = found(&world, THEN + LIMIT).iter().map(|leak| leak.count).collect();
     assert_eq!(counts, [1]);
-    let held = look_held(THEN + LIMIT, client(HELD), Established, CURL);
+    let held = held_sighting(THEN + LIMIT, client(HELD), Established, CURL);
     world.sweep(THEN + LIMIT, &[held]);
     assert_eq!(rules(&world, THEN + 100 * MINUTE), [] as [&str; 0]);
 }
@@ -331,7 +334,7 @@ fn an_fd_leak_begins_at_its_limit() {
 }
 
 #[test]
-fn how_bad_an_fd_leak_is_depends_on_size_and_growth() {
+fn the_severity_of_an_fd_leak_depends_on_size_and_growth() {
     let limits = LingerLimits::default();
     for (before, count, severity) in [
         (9, 9, Severity::Info),

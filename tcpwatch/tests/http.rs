@@ -1,4 +1,4 @@
-//! What HTTP answers: to questions as they should be, to mistakes, and to hostility. Over a recorded run.
+//! HTTP answers to well-formed, malformed and hostile requests, over a recorded run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{num::NonZeroU16, sync::LazyLock, time::Duration};
@@ -103,7 +103,7 @@ impl Server {
         Answer { status, headers, body: String::from_utf8(body.to_vec()).unwrap() }
     }
 
-    /// As curl asks.
+    /// As curl requests it.
     async fn get(&self, path: &str) -> Answer {
         self.request(Method::GET, path, Some("*/*")).await
     }
@@ -147,7 +147,7 @@ async fn fails(server: &Server, method: Method, path: &str, status: u16, paramet
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_404_in_the_form_asked_for() {
+async fn an_unknown_path_is_404_in_the_requested_format() {
     let server = Server::of_fixture();
     for path in ["/nothing", "/leaks/", "/leaks/1", "//", "/LEAKS", "/leaks%00", "/%ff%fe", "/../leaks"] {
         fails(&server, Method::GET, path, 404, None).await;
@@ -156,7 +156,7 @@ async fn what_is_not_there_is_404_in_the_form_asked_for() {
 }
 
 #[tokio::test]
-async fn only_get_and_head_are_understood() {
+async fn only_get_and_head_are_allowed() {
     let server = Server::of_fixture();
     for endpoint in endpoints() {
         let path = path_of(endpoint);
@@ -351,7 +351,7 @@ async fn filters_find_what_they_name() {
 }
 
 #[tokio::test]
-async fn a_limit_cuts_the_list_and_says_so() {
+async fn a_limit_cuts_the_list_and_marks_it_truncated() {
     let server = Server::of_fixture();
     for (limit, shown) in [(1, 1), (49, 49), (50, 50), (51, 50), (10_000, 50)] {
         let answer = server.json(&format!("/connections?limit={limit}")).await;
@@ -455,7 +455,7 @@ fn sum(rows: &Value, number: impl Fn(&Value) -> &Value) -> u64 {
 }
 
 #[tokio::test]
-async fn processes_and_peers_are_the_same_connections_and_counts() {
+async fn processes_peers_and_metrics_have_the_same_sums() {
     let server = Server::of_fixture();
     let processes = server.json("/processes?limit=10000").await["processes"].clone();
     let peers = server.json("/peers?limit=10000").await["peers"].clone();
@@ -506,7 +506,7 @@ async fn processes_and_peers_are_the_same_connections_and_counts() {
 }
 
 #[tokio::test]
-async fn a_recording_says_that_it_does_not_know_what_was_translated() {
+async fn a_recording_has_no_translations_and_says_so() {
     let Replayed { node, clock, .. } = fixture::played();
     let server = Server::with(node, clock, Api::of_recording);
     let nat = server.json("/nat?comm=curl&role=client&limit=10000").await;
@@ -532,7 +532,7 @@ async fn a_recording_says_that_it_does_not_know_what_was_translated() {
 }
 
 #[tokio::test]
-async fn ports_are_told_where_their_number_is_not_known() {
+async fn ports_in_use_are_listed_where_the_available_ones_are_unknown() {
     let Replayed { node, clock, .. } = fixture::played();
     let server = Server::with(node, clock, Api::of_recording);
     let clients = server.json("/connections?role=client").await["total"].as_u64().unwrap();
@@ -549,42 +549,42 @@ async fn ports_are_told_where_their_number_is_not_known() {
 }
 
 #[tokio::test]
-async fn how_data_went_is_not_in_a_recording() {
+async fn a_recording_has_no_transfer_values() {
     let Replayed { node, clock, .. } = fixture::played();
     let server = Server::with(node, clock, Api::of_recording);
-    let told = server.json("/transfer").await;
-    assert_eq!((&told["total"], told["problems"].as_array().unwrap().len()), (&json!(0), 1), "{told}");
+    let answer = server.json("/transfer").await;
+    assert_eq!((&answer["total"], answer["problems"].as_array().unwrap().len()), (&json!(0), 1), "{answer}");
     fails(&server, Method::GET, "/transfer?sort=age", 400, Some("sort")).await;
     fails(&server, Method::GET, "/transfer?role=boss", 400, Some("role")).await;
     // Nothing is waited for.
     let rates = server.json("/transfer?seconds=60&sort=rate").await;
-    assert_eq!((&rates["period_seconds"], &rates["problems"]), (&Value::Null, &told["problems"]));
+    assert_eq!((&rates["period_seconds"], &rates["problems"]), (&Value::Null, &answer["problems"]));
 }
 
 #[tokio::test]
-async fn rates_are_over_a_minute_at_most() {
+async fn rates_are_measured_over_at_most_a_minute() {
     let server = Server::of_fixture();
     for seconds in ["0", "-1", "60.001", "1e300", "inf", "nan", "1s", "", "%30x"] {
         fails(&server, Method::GET, &format!("/transfer?seconds={seconds}"), 400, Some("seconds")).await;
     }
     fails(&server, Method::GET, "/transfer?seconds=1&seconds=1", 400, Some("seconds")).await;
     fails(&server, Method::GET, "/transfer?sort=rate", 400, Some("sort")).await;
-    let told = server.json("/transfer?seconds=0.01&sort=rate").await;
-    assert!(told["period_seconds"].as_f64() >= Some(0.01), "{told}");
+    let answer = server.json("/transfer?seconds=0.01&sort=rate").await;
+    assert!(answer["period_seconds"].as_f64() >= Some(0.01), "{answer}");
     assert!(server.get("/transfer?seconds=0.01").await.body.contains("SENT/S"));
     assert_eq!(server.json("/transfer").await["period_seconds"], Value::Null);
     assert!(!server.get("/transfer").await.body.contains("SENT/S"));
 }
 
 #[tokio::test]
-async fn a_stopping_daemon_does_not_measure_on_and_bounds_who_may() {
+async fn measurements_are_limited_in_number_and_end_when_the_daemon_stops() {
     let (sender, mut questions) = mpsc::channel::<Question>(8);
     let server = Server(router(Api::new(sender)));
     let ask = || {
         let server = Server(server.0.clone());
         tokio::spawn(async move { server.get("/transfer?seconds=60").await })
     };
-    // Each has its place once it has put its question.
+    // A measurement takes its place when it sends its first question.
     let mut asked = Vec::new();
     let mut put = Vec::new();
     for _ in 0..4 {
@@ -594,7 +594,7 @@ async fn a_stopping_daemon_does_not_measure_on_and_bounds_who_may() {
     let refused = server.get("/transfer?seconds=60").await;
     assert_eq!(refused.status, 503, "{}", refused.body);
     assert!(refused.body.contains("`seconds`"), "{}", refused.body);
-    // They look, and wait for the second look.
+    // They take their first sample, and wait for the second.
     let clock = clock::read();
     let node = empty_node(clock);
     for question in put {
@@ -648,7 +648,7 @@ async fn processes_and_peers_are_sorted_filtered_and_cut() {
 }
 
 #[tokio::test]
-async fn leaks_fit_a_terminal_and_say_whose_they_are() {
+async fn leaks_fit_a_terminal_and_name_their_process() {
     let server = Server::of_fixture();
     let text = server.get("/leaks").await.body;
     let too_wide: Vec<_> = text.lines().filter(|line| line.chars().count() > 100).collect();
@@ -663,7 +663,7 @@ async fn leaks_fit_a_terminal_and_say_whose_they_are() {
 }
 
 #[tokio::test]
-async fn before_the_first_sweep_nothing_is_called_complete() {
+async fn before_the_first_sweep_answers_are_incomplete() {
     let server = Server::before_the_first_sweep();
     fails(&server, Method::GET, "/readyz", 503, None).await;
     assert_eq!(server.get("/healthz").await.status, 200);
@@ -674,7 +674,7 @@ async fn before_the_first_sweep_nothing_is_called_complete() {
 }
 
 #[tokio::test]
-async fn a_stopping_daemon_answers_503_and_is_alive() {
+async fn a_stopping_daemon_answers_503_and_healthz_200() {
     let (sender, questions) = mpsc::channel(1);
     drop(questions);
     let server = Server(router(Api::new(sender)));
@@ -740,7 +740,7 @@ fn fixture_with_a_hostile_name() -> Server {
 async fn a_hostile_process_name_cannot_forge_lines_or_colours() {
     let server = fixture_with_a_hostile_name();
     let rows = server.json("/connections?comm=%0a%1b[31m%22").await;
-    assert_eq!(rows["total"], 4, "JSON tells the name as it is");
+    assert_eq!(rows["total"], 4, "JSON has the name unchanged");
     let honest = Server::of_fixture();
     for path in ["/connections", "/processes", "/peers", "/ports", "/leaks", "/status"] {
         let text = server.get(path).await.body;

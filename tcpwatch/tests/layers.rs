@@ -11,10 +11,10 @@ use std::{
 const LAYERS: [&str; 11] =
     ["tcp", "events", "model", "findings", "kernel", "node", "http", "recorder", "pipeline", "cli", "main"];
 
-/// These know the network only by what they are given.
+/// The units that do no I/O and read no clock.
 const CORE: [&str; 4] = ["tcp", "events", "model", "findings"];
 
-/// What does I/O or reads a clock.
+/// Crates and items that do I/O or read a clock.
 const FORBIDDEN_IN_CORE: [&str; 19] = [
     "aya",
     "axum",
@@ -37,7 +37,7 @@ const FORBIDDEN_IN_CORE: [&str; 19] = [
     "SystemTime::now",
 ];
 
-/// The source without comments and string literals, and without unit tests, which may do what they want.
+/// The source without comments, string literals and unit tests, to which the rules do not apply.
 fn code(source: &str) -> String {
     let source = source.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
     let mut code = String::new();
@@ -167,7 +167,7 @@ fn against_the_layers<'a>(files: impl IntoIterator<Item = (&'a Path, &'a str)>) 
     wrong.into_iter().collect()
 }
 
-/// What of the core does I/O or reads a clock.
+/// The imports of the core that do I/O or read a clock.
 fn impure<'a>(files: impl IntoIterator<Item = (&'a Path, &'a str)>) -> Vec<String> {
     let mut wrong = BTreeSet::new();
     for (file, code) in files {
@@ -193,8 +193,7 @@ fn folder(path: &[String], folders: &BTreeSet<Vec<String>>) -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// Circles between folders that stand beside each other. What a folder takes from the one it stands in, and the other way
-/// round, is its own affair.
+/// Circles between sibling folders. Imports between a folder and its parent are allowed both ways.
 fn circles<'a>(files: impl IntoIterator<Item = (&'a Path, &'a str)> + Clone) -> Vec<String> {
     let folders: BTreeSet<Vec<String>> = files
         .clone()
@@ -262,7 +261,7 @@ fn the_layers_that_the_document_states_are_those_that_are_proved() {
     );
 }
 
-/// The proofs are able to fail.
+/// The tests above can fail.
 #[test]
 fn an_arrow_up_io_in_the_core_and_a_circle_are_found() {
     let file = Path::new("model/table.rs");

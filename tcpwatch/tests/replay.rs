@@ -1,4 +1,4 @@
-//! A recorded run of the kernel through everything behind the ring: no root, no kernel.
+//! A recorded run, played through the whole daemon without root and without a kernel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{
@@ -196,14 +196,14 @@ impl TempFile {
         Self(std::env::temp_dir().join(format!("tcpwatch-{name}-{}", std::process::id())))
     }
 
-    /// Plays these bytes, if they are a recording; how many of them are no whole frame.
+    /// Plays these bytes if they are a recording, and returns how many of them were left unread.
     fn play(&self, bytes: &[u8]) -> Option<usize> {
         std::fs::write(&self.0, bytes).unwrap();
         let recording = recorder::open(&self.0).ok()?;
         Some(play(recording, fixture::limits()).unread_bytes)
     }
 
-    /// Plays these bytes, if they are a recording, and asks for everything.
+    /// Plays these bytes if they are a recording, and requests every page.
     async fn play_and_ask(&self, bytes: &[u8]) {
         for path in ["/leaks", "/connections?limit=10000", "/metrics", "/status", "/readyz"] {
             std::fs::write(&self.0, bytes).unwrap();
@@ -220,7 +220,7 @@ impl Drop for TempFile {
     }
 }
 
-/// Where each frame begins, and the end: after the header's line, then length (u32), kind (u8), payload.
+/// The offset of each frame, and of the end. Frames follow the header's line: length (u32), kind (u8), payload.
 fn frame_boundaries(bytes: &[u8]) -> Vec<usize> {
     let mut boundaries = vec![bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1];
     while let Some(length) = bytes.get(boundaries[boundaries.len() - 1]..).and_then(|rest| rest.first_chunk())
@@ -267,7 +267,7 @@ impl Random {
 }
 
 #[tokio::test]
-async fn flipped_bits_are_no_reason_to_panic() {
+async fn flipped_bits_cause_no_panic() {
     let file = TempFile::new("flipped");
     let bytes = std::fs::read(fixture::path()).unwrap();
     let mut random = Random(0x7463_7077_6174_6368);
@@ -278,7 +278,7 @@ async fn flipped_bits_are_no_reason_to_panic() {
         }
         file.play_and_ask(&flipped).await;
     }
-    // And each bit of what is in all recordings, the header, and of the first frames.
+    // And each single bit of the header and of the first frames.
     for bit in 0..8 * 200 {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
@@ -286,11 +286,11 @@ async fn flipped_bits_are_no_reason_to_panic() {
     }
 }
 
-/// The kind of a frame that is a time.
+/// The kind of the frames that carry a clock reading.
 const TICK: u8 = 5;
 
 #[tokio::test]
-async fn any_time_is_a_time() {
+async fn any_clock_reading_is_accepted() {
     let file = TempFile::new("time");
     let bytes = std::fs::read(fixture::path()).unwrap();
     let boundaries = frame_boundaries(&bytes);
@@ -317,7 +317,7 @@ fn tcpwatch_replay(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_program_replays_and_says_what_it_cannot() {
+fn replay_answers_or_exits_with_the_right_code() {
     let fixture = fixture::path();
     let fixture = fixture.to_str().unwrap();
     let (code, out, _) = tcpwatch_replay(&[fixture, "/leaks?format=json", "--linger", "close-wait=1s"]);

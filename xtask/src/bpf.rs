@@ -139,7 +139,7 @@ fn check(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The object as it is to be committed. Leaves nothing outside tcpwatch-ebpf/target.
+/// The object, ready to be committed. Leaves nothing outside tcpwatch-ebpf/target.
 fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
     let crate_dir = root.join("tcpwatch-ebpf");
     let target_dir = crate_dir.join("target/xtask");
@@ -171,7 +171,7 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
         .env("RUSTC_WRAPPER", env::current_exe().context("finding the path of xtask itself")?)
         .env(rustc_wrapper::ROOT, root)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        // Else aya-ebpf takes the building machine's.
+        // Otherwise aya-ebpf takes the building machine's.
         .env("AYA_BPF_TARGET_ARCH", "x86_64");
     command::run(&mut cargo).context("building tcpwatch-ebpf")?;
 
@@ -210,8 +210,8 @@ fn interferes(name: &OsString) -> bool {
     NAMES.contains(&name.as_ref()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Puts the BTF in order, and fails on an object that is not what its readers count on, whatever
-/// linker or objcopy made it.
+/// Puts the BTF in order, and fails on an object that lacks what its readers rely on, whatever linker or objcopy made
+/// it.
 fn finish(object: &mut [u8]) -> Result<()> {
     let file = object::File::parse(&*object).context("is no ELF file")?;
     if let Some(left) = file.sections().filter_map(|s| s.name().ok()).find(|name| name.contains(".debug_")) {

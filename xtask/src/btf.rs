@@ -33,7 +33,7 @@ const KIND_ENUM64: u32 = 19;
 /// `struct btf_type`: name, info, and a size or the id of a type.
 const TYPE_BYTES: usize = 12;
 
-/// `btf` and `ext` are the contents of the sections .BTF and .BTF.ext of one object.
+/// Reorders one object's BTF; `btf` and `ext` are the contents of its sections .BTF and .BTF.ext.
 pub(crate) fn put_in_order(btf: &mut [u8], ext: &mut [u8]) -> Result<()> {
     sort_forward_declarations(btf).context("sorting the types of .BTF")?;
     lay_out_strings(btf, ext).context("laying out the strings of .BTF")
@@ -119,7 +119,7 @@ fn types(btf: &[u8]) -> Result<Vec<Type>> {
     while at < end {
         let info = word(btf, at + 4)?;
         let (kind, count) = (info >> 24 & 0x1f, info as usize & 0xffff);
-        // What follows: how many items of how many bytes, and whether each begins with a name.
+        // The items that follow: their number, their size in bytes, and whether each begins with a name.
         let (items, bytes, each_named) = match kind {
             KIND_INT | KIND_VAR | KIND_DECL_TAG => (1, 4, false),
             KIND_ARRAY => (1, 12, false),
@@ -194,7 +194,7 @@ fn word(section: &[u8], at: usize) -> Result<u32> {
         .with_context(|| format!("the section ends before byte {at}"))
 }
 
-/// At a place that was read before.
+/// Overwrites a number at an offset that was read before.
 fn set_word(section: &mut [u8], at: usize, value: u32) {
     section[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }

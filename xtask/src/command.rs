@@ -1,5 +1,7 @@
-//! Running other programs: finding them, becoming root, asking cargo what it built and where. Every command is printed before it runs, so that nothing (least of all
-//! a `sudo`) happens unseen; on stderr, for stdout belongs to what is run.
+//! Running other programs: finding them, becoming root, asking cargo what it built and where.
+//!
+//! Each command is printed before it runs, so that nothing (least of all a `sudo`) happens unseen. It is printed on
+//! stderr, as stdout belongs to the program that runs.
 
 use std::{
     env,
@@ -42,7 +44,7 @@ pub(crate) fn is_root() -> Result<bool> {
     Ok(fs::metadata("/proc/self").context("asking /proc/self for the effective user")?.uid() == 0)
 }
 
-/// `program` as root: directly when we are, through `sudo -E` when not.
+/// A command that runs `program` as root: directly as root, through `sudo -E` otherwise.
 ///
 /// # Errors
 /// Not root and no sudo.
@@ -61,7 +63,7 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
     Ok(command)
 }
 
-/// The cargo that runs us, so that one toolchain builds everything for this machine.
+/// The cargo that runs xtask, so that one toolchain builds everything for this machine.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(repository());
@@ -115,7 +117,7 @@ fn executable_in(messages: &str, target: &str) -> Option<PathBuf> {
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
-/// Where cargo builds, and where the chores keep what they fetch.
+/// Cargo's target folder, in which the commands also keep what they fetch.
 pub(crate) fn target_directory() -> Result<PathBuf> {
     let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata).context("reading cargo metadata")?;

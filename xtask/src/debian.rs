@@ -1,5 +1,5 @@
-//! Debian's packages: installed where a chore needs a program, or only unpacked. Whatever is installed is
-//! named before it is.
+//! Debian's packages: installed where a command needs a program, or only unpacked. Each package is named before it is
+//! installed.
 
 use std::{
     ffi::OsString,
@@ -34,8 +34,8 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
     )
 }
 
-/// Installs the packages of those programs that this machine lacks. Of each: the program, by name or by
-/// absolute path, and its package.
+/// Installs the packages of the programs that this machine lacks. Each pair is a program, by name or by absolute path,
+/// and its package.
 pub(crate) fn install_missing(programs: &[(&str, &str)], why: &str) -> Result<()> {
     let missing: Vec<_> = programs.iter().filter(|(program, _)| find_program(program).is_none()).collect();
     if missing.is_empty() {
@@ -54,8 +54,8 @@ pub(crate) fn install_missing(programs: &[(&str, &str)], why: &str) -> Result<()
     install(&packages, why)
 }
 
-/// The program from PATH, else from Debian's package, unpacked without installing it: that would start a server on this
-/// machine. `path` is where the package has it; `otherwise` ends what is said when it cannot be had.
+/// The program from PATH, or else from Debian's package, which is only unpacked: installing it would start a server on
+/// this machine. `path` is the program's path in the package; `otherwise` ends the error when it cannot be had.
 pub(crate) fn unpacked(package: &str, path: &str, why: &str, otherwise: &str) -> Result<PathBuf> {
     let name = path.rsplit('/').next().unwrap_or(path);
     if let Some(found) = find_program(name) {

@@ -18,7 +18,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    // First, lest the build end in "no sudo".
+    // First, so that the build does not end in "no sudo".
     command::as_root("tcpwatch")?;
     let mut build = command::cargo();
     build.args(["build", "--release", "--package", "tcpwatch", "--bin", "tcpwatch", "--locked"]);

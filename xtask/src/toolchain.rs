@@ -38,7 +38,7 @@ pub(crate) struct Toolchain {
     pub(crate) objcopy: PathBuf,
 }
 
-/// What makes the object's bytes, besides its sources: the same versions make the same bytes.
+/// The tools that determine the object's bytes: with the same sources, the same versions make the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Versions {
     /// The line that `rustc --version` prints.
@@ -100,7 +100,7 @@ impl Toolchain {
     }
 
     fn rustup() -> Result<Self, Vec<String>> {
-        // Its own files, not the proxies: what `cargo xtask` inherits from rustup then does not matter.
+        // The toolchain's own files, not rustup's proxies, which depend on variables that `cargo xtask` inherits.
         let sysroot =
             command::output(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))
                 .map_err(|_| vec!["rustup with a nightly toolchain".to_owned()])?;

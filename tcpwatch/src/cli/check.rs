@@ -1,4 +1,4 @@
-//! `tcpwatch check`: what of this kernel tcpwatch can use, what is lost, and why.
+//! `tcpwatch check`: which hooks of this kernel tcpwatch can use, what is lost without the others, and why.
 
 use std::fmt::Write as _;
 
@@ -7,12 +7,12 @@ use serde::Serialize;
 use crate::{
     http::{signals, table},
     kernel::{
-        capabilities::Kernel,
-        probes::{Hooks, LoadOptions, Probes},
+        capabilities::{Capability, Kernel},
+        probes::{Hooks, LoadOptions, LoadedProgram, Probes},
     },
 };
 
-/// How much of what tcpwatch can know it knows here.
+/// How much of tcpwatch works on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -40,7 +40,7 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Loads and attaches everything as `run` would, and lets go of it.
+    /// Loads and attaches everything as `run` would, and detaches it again.
     pub fn now(options: &LoadOptions) -> Self {
         match Probes::load(options) {
             Ok(loaded) => {
@@ -48,7 +48,7 @@ impl Checked {
                 Self { verdict, error: None, hooks: loaded.hooks }
             }
             Err(error) => {
-                let kernel = Kernel::ask(options.btf.as_deref());
+                let kernel = Kernel::read(options.btf.as_deref());
                 let hooks = Hooks { kernel, ..Hooks::default() };
                 Self { verdict: Verdict::Unusable, error: Some(error.to_string()), hooks }
             }
@@ -67,7 +67,7 @@ impl Checked {
         };
         let verdict = match self.verdict {
             Verdict::Full => "everything works",
-            Verdict::Reduced => "tcpwatch works; something is missing or less exact, see below",
+            Verdict::Reduced => "tcpwatch works, but something is missing or less exact: see below",
             Verdict::Unusable => "tcpwatch cannot run here",
         };
         line("verdict", verdict);
@@ -77,15 +77,11 @@ impl Checked {
         line("kernel", &kernel.release);
         let btf = kernel.btf.as_ref().map(|path| path.display().to_string());
         line("types", btf.as_deref().unwrap_or("none"));
-        line("lockdown", kernel.lockdown.as_deref().unwrap_or("not told: no /sys/kernel/security/lockdown"));
-        if self.error.is_none() {
-            line("identity", self.hooks.identity);
+        line("lockdown", kernel.lockdown.as_deref().unwrap_or("unknown (no /sys/kernel/security/lockdown)"));
+        if let Some(identity) = self.hooks.identity {
+            line("identity", identity.name());
         }
-        let held = |held| if held { "yes" } else { "no" }.to_owned();
-        let row = |one: &crate::kernel::capabilities::Capability| {
-            vec![one.name.to_owned(), held(one.held), one.without.to_owned()]
-        };
-        let rows: Vec<_> = kernel.capabilities.iter().map(row).collect();
+        let rows: Vec<_> = kernel.capabilities.iter().map(capability_row).collect();
         let _ = write!(text, "\n{}", table(&["CAPABILITY", "HELD", "WITHOUT IT"], &rows));
         if self.error.is_some() {
             return text;
@@ -97,7 +93,12 @@ impl Checked {
     }
 }
 
-fn program_row(one: &crate::kernel::probes::LoadedProgram) -> Vec<String> {
-    let verified = one.verified_instructions.map_or("not told".to_owned(), |count| count.to_string());
-    vec![one.program.to_owned(), one.hook.to_owned(), verified]
+fn capability_row(one: &Capability) -> Vec<String> {
+    let held = if one.held { "yes" } else { "no" };
+    vec![one.name.to_owned(), held.to_owned(), one.without.to_owned()]
+}
+
+fn program_row(one: &LoadedProgram) -> Vec<String> {
+    let verified = one.verified_instructions.map_or("unknown".to_owned(), |count| count.to_string());
+    vec![one.program.to_owned(), one.hook.clone(), verified]
 }

@@ -1,4 +1,6 @@
-//! What the user asked for: command line, then `TCPWATCH_*` environment, then the TOML file, then defaults.
+//! The options: from the command line, then `TCPWATCH_*` variables, then the TOML file, then defaults.
+//!
+//! docs/options.md is rendered from the definitions here (tests/documents/options.rs).
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -31,10 +33,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Watch this node and serve what is known over HTTP (the default; needs root)
+    /// Watch this node and serve what it finds over HTTP (the default; needs root)
     Run(RunArgs),
-    /// Say what of this kernel tcpwatch can use, what is lost, and why (exit code 0: everything, 1: less, 2:
-    /// nothing)
+    /// Report which hooks of this kernel tcpwatch can use, what is lost without the others, and why (exit code 0:
+    /// everything works, 1: something is missing or less exact, 2: tcpwatch cannot run here)
     Check(CheckArgs),
     /// Print every transition as it happens, from a tcpwatch that runs on this node
     Trace(TraceArgs),
@@ -55,10 +57,10 @@ pub struct ReplayArgs {
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// With the kernel verifier's log
+    /// Print the kernel verifier's log too
     #[arg(long)]
     pub debug: bool,
     #[command(flatten)]
@@ -68,21 +70,21 @@ pub struct CheckArgs {
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct HookArgs {
-    /// The kernel's types, for a kernel without /sys/kernel/btf/vmlinux
+    /// The running kernel's types, for a kernel that does not publish them [default: /sys/kernel/btf/vmlinux]
     #[arg(long, value_name = "FILE", env = "TCPWATCH_BTF")]
     pub btf: Option<PathBuf>,
     /// Get SIGNAL in this WAY or not at all, for example close=kprobe (repeatable, or separated by commas);
-    /// `tcpwatch check` shows what there is
+    /// `tcpwatch check` lists the signals [default: the best way that the kernel accepts]
     #[arg(long, value_name = "SIGNAL=WAY", env = "TCPWATCH_HOOK", value_delimiter = ',')]
     pub hook: Vec<Choice>,
 }
 
 #[derive(Debug, Args)]
 pub struct TraceArgs {
-    /// Where that tcpwatch listens
+    /// Address of the running tcpwatch
     #[arg(long, value_name = "ADDR:PORT", default_value_t = DEFAULT_LISTEN)]
     pub connect: SocketAddr,
-    /// One JSON object a line
+    /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
     /// Only transitions to this state
@@ -115,32 +117,34 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", env = "TCPWATCH_CONFIG")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Serve HTTP here; anybody who reaches it can read which process talks to whom [default: 127.0.0.1:18279]
+    /// Serve HTTP at this address; whoever can reach it can read which process talks to whom [default:
+    /// 127.0.0.1:18279]
     #[arg(long, value_name = "ADDR:PORT", env = "TCPWATCH_LISTEN")]
     pub listen: Option<SocketAddr>,
     #[command(flatten)]
     #[serde(flatten)]
     pub linger: LingerArgs,
-    /// Bytes for records on their way from the kernel, a power of two such as 16MiB [default:
-    /// 8MiB, or 128KiB for each processor where that is more]
+    /// Memory for records on their way from the kernel, a power of two from 4KiB to 1GiB [default: 8MiB, or 128KiB
+    /// for each processor where that is more]
     #[arg(long, value_name = "SIZE", env = "TCPWATCH_RING_SIZE")]
     pub ring_size: Option<ByteSize>,
-    /// Connections kept at once; more are counted but not kept [default: 1000000]
+    /// Connections kept at once; those beyond are counted but not kept [default: 1000000]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_CONNECTIONS")]
     pub max_connections: Option<usize>,
-    /// Ended connections kept for /history and /connections/ID; the oldest go first [default: 10000]
+    /// Ended connections kept for /history and /connections/ID, the oldest are dropped first; 0 for none [default:
+    /// 10000]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_ENDED")]
     pub max_ended: Option<usize>,
-    /// Sets of process, role and peer kept apart in /metrics; more are summed as ~other [default: 1000]
+    /// Sets of process, role and peer kept apart in /metrics; those beyond are summed as ~other [default: 1000]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_LABEL_SETS")]
     pub max_label_sets: Option<usize>,
-    /// Write every record to FILE, for `tcpwatch replay`
+    /// Write everything that comes from the kernel to FILE, for `tcpwatch replay`
     #[arg(long, value_name = "FILE", env = "TCPWATCH_RECORD")]
     pub record: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
     pub hooks: HookArgs,
-    /// Drop this share of the kernel's records on purpose (0 to 1): a test of how the table is repaired
+    /// Drop this share of the kernel's records on purpose (0 to 1): a test of the table's repair
     #[arg(long, value_name = "SHARE", hide = true)]
     #[serde(skip)]
     pub drop_records: Option<f64>,
@@ -152,9 +156,9 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default)]
 pub struct LingerArgs {
-    /// How long connections may stand in STATE before /leaks names them, for example close-wait=2s
-    /// (repeatable, or separated by commas) [default: syn-sent and syn-recv 5s; close-wait, fin-wait1,
-    /// fin-wait2, closing, last-ack and close 30s]
+    /// How long a connection may stay in STATE before /leaks names it, for example close-wait=2s (repeatable, or
+    /// separated by commas) [default: syn-sent and syn-recv 5s; close-wait, fin-wait1, fin-wait2, closing, last-ack
+    /// and close 30s]
     #[arg(long, value_name = "STATE=DURATION", env = "TCPWATCH_LINGER", value_delimiter = ',')]
     pub linger: Vec<Linger>,
 }
@@ -217,7 +221,7 @@ impl TryFrom<String> for ByteSize {
     }
 }
 
-/// Everything `run` needs, complete.
+/// The options of `run`, with defaults filled in.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
     pub listen: SocketAddr,
@@ -244,7 +248,7 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
 
 impl RunArgs {
-    /// Fills what was not given from the configuration file and the defaults.
+    /// Fills the options that were not given from the configuration file and the defaults.
     ///
     /// # Errors
     /// When the file cannot be read or has a key or value that is not an option.
@@ -274,7 +278,7 @@ impl RunArgs {
                 record_bytes: self.ring_size.or(file.ring_size).map(|size| size.0),
                 drop_share: (self.drop_records.unwrap_or(0.0) * f64::from(u32::MAX)) as u32,
                 btf: self.hooks.btf.or(file.hooks.btf),
-                // For each signal the last counts.
+                // Of several choices for one signal the last holds.
                 choices: [file.hooks.hook, self.hooks.hook].concat(),
                 debug: self.debug || file.debug,
             },
@@ -283,7 +287,7 @@ impl RunArgs {
 }
 
 impl CheckArgs {
-    /// What the check loads: as `run` would.
+    /// The same as `run` would load.
     pub fn load_options(&self) -> LoadOptions {
         LoadOptions {
             record_bytes: None,
@@ -335,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_option_is_refused() {
+    fn invalid_options_are_refused() {
         for args in [
             &["--linger", "close-wait"][..],
             &["--linger", "close-wait=soon"],

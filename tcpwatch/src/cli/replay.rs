@@ -1,4 +1,4 @@
-//! `tcpwatch replay`: a recording through everything behind the kernel, then one question.
+//! `tcpwatch replay`: feeds a recording to everything behind the kernel, then answers one HTTP request.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -15,7 +15,7 @@ use crate::{
     events::{frame::Frame, recording::Recording},
     findings::lingering::LingerLimits,
     http::{Api, router},
-    kernel::probes::Hooks,
+    kernel::probes::{Hooks, SocketIdentity},
     node::{Node, NodeIdentity},
     tcp::time::Clock,
 };
@@ -23,13 +23,13 @@ use crate::{
 /// The state at the end of a recording.
 pub struct Replayed {
     pub node: Node,
-    /// The clocks of the recorded machine, then.
+    /// The recorded machine's clocks at that time.
     pub clock: Clock,
-    /// Bytes at the end that are no whole frame: the recorder was stopped hard.
+    /// Bytes at the end that are not a whole frame: the recording daemon was killed.
     pub unread_bytes: usize,
 }
 
-/// Plays the recording.
+/// Feeds the whole recording to a new node.
 pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
     let wall_offset_ns = recording.header.wall_offset_ns;
     let wall = |now_ns: u64| UNIX_EPOCH + Duration::from_nanos(wall_offset_ns.saturating_add(now_ns));
@@ -41,9 +41,12 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
         tick_rate: recording.header.ticks_per_second,
     };
     let mut clock = Clock { now_ns: 0, wall: wall(0) };
-    let mut hooks = Hooks::default();
+    let reported = recording.header.reported;
+    let of_sockets =
+        if reported.identity_is_address { SocketIdentity::Address } else { SocketIdentity::Cookie };
+    let mut hooks = Hooks { identity: Some(of_sockets), ..Hooks::default() };
     hooks.kernel.release.clone_from(&identity.kernel);
-    let mut node = Node::new(identity, linger, DEFAULT_LIMITS, hooks, recording.header.reported);
+    let mut node = Node::new(identity, linger, DEFAULT_LIMITS, hooks, reported);
     let mut first = true;
     for frame in recording.by_ref() {
         if let Frame::Tick(now_ns) = frame {
@@ -57,14 +60,14 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
     Replayed { node, clock, unread_bytes: recording.remaining() }
 }
 
-/// What HTTP would have answered to `path` at the end of the recording.
+/// The answer of HTTP to `path` at the end of the recording.
 ///
 /// # Errors
-/// When the path is not one.
+/// When `path` is not a path and query, or asks for events.
 pub async fn answer(replayed: Replayed, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
     anyhow::ensure!(
         !path.starts_with("/events"),
-        "a recording is over: nothing follows that /events could tell"
+        "/events follows a running tcpwatch: a recording has ended, so nothing would follow"
     );
     let (sender, mut questions) = mpsc::channel::<crate::node::Question>(1);
     let request =

@@ -1,7 +1,7 @@
 //! Bytes to records.
 //!
-//! In: what the BPF programs wrote, or a recording of it. Out: records whose every field is valid, or an
-//! error that the caller counts. No state, no I/O.
+//! In: what the BPF programs wrote, or a recording of it. Out: records in which each field is valid, or an error for
+//! the caller to count. No state, no I/O.
 
 use std::{
     borrow::Cow,
@@ -35,11 +35,11 @@ pub enum DecodeError {
     State(u8),
 }
 
-/// One record. Boxed is what is rare and would make all others longer.
+/// One record. The rare and large variants are boxed, which keeps the common ones small.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     Socket(SocketRecord),
-    /// The record says [`What::Retransmit`].
+    /// The record's `what` is [`What::Retransmit`].
     Retransmit(SocketRecord, Box<Retransmits>),
     Reset(Box<ResetRecord>),
     Idle(IdleRecord),
@@ -64,6 +64,10 @@ impl Socket {
         Self { cookie, netns, local, remote, flags }
     }
 
+    pub fn ends(&self) -> Ends {
+        Ends { netns: self.netns, local: self.local, remote: self.remote }
+    }
+
     pub fn fin_received(&self) -> bool {
         self.flags & FLAG_FIN_RECEIVED != 0
     }
@@ -78,12 +82,12 @@ impl Socket {
         self.flags & FLAG_HELD != 0
     }
 
-    /// Made by a listener, and no process has taken it yet.
+    /// Made by a listener, and not accepted by a process yet.
     pub fn is_unaccepted(&self) -> bool {
         self.is_passive() && !self.is_held() && !self.is_orphan()
     }
 
-    /// What the kernel keeps in place of the full socket.
+    /// A minisock, which the kernel keeps in place of the full socket.
     pub fn is_minisock(&self) -> bool {
         self.flags & FLAG_MINISOCK != 0
     }
@@ -93,20 +97,21 @@ impl Socket {
         self.flags & FLAG_REQUEST != 0
     }
 
-    /// Of one whose connect failed: no SYN was sent.
+    /// Of a socket whose connect failed: no SYN was sent.
     pub fn is_unsent(&self) -> bool {
-        // Without the flag, which wants the kernel's types: the kernel had not chosen a port yet.
+        // The flag needs the kernel's types. Without them: the kernel had not chosen a port yet.
         self.flags & FLAG_UNSENT != 0 || self.local.port == 0
     }
 
-    /// Made by a listener: it says so itself, unless the listener's backlog is 0, or no process holds it yet.
+    /// Made by a listener. The kernel marks it by an inherited backlog; where the listener's backlog is 0, it shows
+    /// only while no process holds the socket yet.
     pub fn is_passive(&self) -> bool {
         self.flags & (FLAG_PASSIVE | FLAG_REQUEST) != 0
             || self.flags & (FLAG_HELD | FLAG_ORPHAN | FLAG_MINISOCK) == 0
     }
 }
 
-/// An address and port in host order; IPv4 is kept v4-mapped.
+/// An address and a port in host byte order; an IPv4 address is v4-mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     pub addr: Ipv6Addr,
@@ -122,10 +127,19 @@ impl Endpoint {
         Self { addr, port }
     }
 
-    /// No address of either family.
+    /// Whether the address is unspecified: `0.0.0.0` or `::`.
     pub fn is_wildcard(&self) -> bool {
         self.addr.to_canonical().is_unspecified()
     }
+}
+
+/// The network namespace and both ends of a socket. At any time at most one minisock has the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ends {
+    /// Inode of the network namespace.
+    pub netns: u32,
+    pub local: Endpoint,
+    pub remote: Endpoint,
 }
 
 /// What happened to a socket.
@@ -135,7 +149,7 @@ pub struct SocketRecord {
     /// CLOCK_MONOTONIC.
     pub time_ns: u64,
     pub what: What,
-    /// Of a transition out of ESTABLISHED, or to CLOSE, where the record has room for it.
+    /// In a transition out of ESTABLISHED, or to CLOSE, where the record has room for it.
     pub traffic: Option<Traffic>,
 }
 
@@ -147,7 +161,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// What came on top of `earlier`; told late, nothing.
+    /// The growth since `earlier`; 0 where this is the older one.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         Self {
@@ -168,15 +182,16 @@ impl AddAssign for Traffic {
     }
 }
 
-/// The same told by itself. See `TrafficEvent`.
+/// Traffic in a record of its own. See `TrafficEvent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrafficRecord {
     pub cookie: u64,
-    /// Of the change of state that follows.
+    /// CLOCK_MONOTONIC, the same as in the transition that follows.
     pub time_ns: u64,
     pub traffic: Traffic,
 }
 
+/// The kinds of [`SocketRecord`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     Transition {
@@ -190,15 +205,15 @@ pub enum What {
         from: TcpState,
         /// The socket's errno, 0 for none.
         error: u8,
-        /// Segments retransmitted in its life.
+        /// Segments retransmitted on the socket, in total.
         total_retrans: u32,
     },
     Retransmit {
         state: TcpState,
-        /// Segments retransmitted on this socket so far; `None` where only the one is known.
+        /// Segments retransmitted on the socket so far; `None` where the record reports only one of them.
         total: Option<u32>,
     },
-    /// What the kernel kept of the socket is gone.
+    /// The kernel freed a minisock.
     MinisockEnd,
     /// The application accepted the connection.
     Accept { state: TcpState, pid: Option<u32> },
@@ -214,9 +229,9 @@ pub struct ResetRecord {
     pub socket: Socket,
     /// CLOCK_MONOTONIC.
     pub time_ns: u64,
-    /// The socket's at that time, or the minisock's.
+    /// The state of the socket, or of the minisock, at that time.
     pub state: TcpState,
-    /// Else sent.
+    /// Whether it was received; otherwise it was sent.
     pub received: bool,
     /// Sent in answer to a segment.
     pub answers: bool,
@@ -226,7 +241,7 @@ pub struct ResetRecord {
     /// Sent by a packet filter of this machine.
     pub policy: bool,
     pub unread_bytes: u32,
-    /// Sequence numbers.
+    /// Sequence numbers: bytes, and one for a SYN or FIN.
     pub unsent: u32,
     pub unacknowledged: u32,
 }
@@ -235,23 +250,26 @@ pub struct ResetRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdleRecord {
     pub cookie: u64,
-    /// Of the change of state that follows.
+    /// CLOCK_MONOTONIC, the same as in the transition that follows.
     pub time_ns: u64,
+    /// Ticks since data was last sent.
     pub sent_ticks: u32,
+    /// Ticks since data was last received.
     pub received_ticks: u32,
 }
 
-/// What was retransmitted on a socket, and how its delivery stood still. See `RetransmitEvent`.
+/// A socket's retransmits and stalls. See `RetransmitEvent`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Retransmits {
-    /// CLOCK_MONOTONIC; which count it is that is told.
+    /// CLOCK_MONOTONIC: when the programs began this count; a later time means that they began anew.
     pub since_ns: u64,
     /// Segments since then, by [`Kind`].
     pub segments: [u64; Kind::COUNT],
-    /// The socket's own count before that, and now.
+    /// The socket's own count of retransmitted bytes at `since_ns`.
     pub bytes_before: u64,
+    /// The socket's own count of retransmitted bytes now.
     pub bytes: u64,
-    /// Segments that the peer said it had twice.
+    /// Segments that the peer reported as received twice.
     pub duplicates: u32,
     /// Retransmits that failed, by [`FAILURES`].
     pub failures: [u64; FAILURES.len()],
@@ -259,7 +277,7 @@ pub struct Retransmits {
     pub stalled: Option<Stalled>,
 }
 
-/// The errno with which the kernel could not retransmit, in the order of the records' counts.
+/// Names of the errnos with which a retransmit fails, in the order of the records' counts.
 pub const FAILURES: [&str; failure::COUNT] =
     ["EAGAIN", "ENOMEM", "EBUSY", "ENOBUFS", "EPERM", "ENETUNREACH", "EHOSTUNREACH", "other"];
 
@@ -269,9 +287,9 @@ pub const FAILURES: [&str; failure::COUNT] =
 pub enum Kind {
     Syn = retransmit::SYN as u8,
     SynAck = retransmit::SYN_ACK as u8,
-    /// Acknowledgements said that it was lost.
+    /// Acknowledgements showed the segment to be lost.
     Fast = retransmit::FAST as u8,
-    /// The same in the recovery from a time-out.
+    /// The same, in the recovery from a time-out.
     SlowStart = retransmit::SLOW_START as u8,
     Timeout = retransmit::TIMEOUT as u8,
     /// A tail loss probe.
@@ -282,7 +300,7 @@ pub enum Kind {
 impl Kind {
     pub const COUNT: usize = retransmit::COUNT;
 
-    /// In the order of the records' counts.
+    /// All, in the order of the records' counts.
     pub const ALL: [Self; Self::COUNT] =
         [Self::Syn, Self::SynAck, Self::Fast, Self::SlowStart, Self::Timeout, Self::Probe, Self::Unknown];
 
@@ -299,11 +317,11 @@ impl Kind {
     }
 }
 
-/// A process, told before it is first named.
+/// A process, reported before the first record that names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskRecord {
     pub pid: u32,
-    /// CLOCK_BOOTTIME.
+    /// Start of the process, CLOCK_BOOTTIME.
     pub start_ns: u64,
     pub comm: Comm,
 }
@@ -317,14 +335,14 @@ impl Comm {
         Self(bytes)
     }
 
-    /// A process may call itself anything; bytes that are not UTF-8 are shown as such.
+    /// The name as text. A process may call itself anything: bytes that are not UTF-8 become U+FFFD.
     pub fn text(&self) -> Cow<'_, str> {
         let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
         String::from_utf8_lossy(&self.0[..end])
     }
 }
 
-/// As much as fits.
+/// Keeps the first 15 bytes.
 impl From<&str> for Comm {
     fn from(name: &str) -> Self {
         let mut comm = [0; 16];
@@ -340,8 +358,10 @@ impl fmt::Debug for Comm {
     }
 }
 
+/// Decodes one record.
+///
 /// # Errors
-/// When the bytes are no record of a known kind.
+/// When the bytes are not a record of a known kind.
 pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
     match bytes.first().copied() {
         Some(KIND_TASK) => Ok(Record::Task(task(&read(bytes)?))),
@@ -390,6 +410,8 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
     }
 }
 
+/// Decodes the options of one socket, as the daemon asked for them.
+///
 /// # Errors
 /// When the bytes are not an `AskedOptions`.
 pub fn asked_options(bytes: &[u8]) -> Result<AskedOptions, DecodeError> {
@@ -433,24 +455,24 @@ fn transition(raw: &SocketEvent) -> Result<What, DecodeError> {
     Ok(What::End { from, error, total_retrans })
 }
 
-/// A process, if that was known.
+/// A process id; `None` for 0, which the programs write where they do not know it.
 fn pid(value: u32) -> Option<u32> {
     (value != 0).then_some(value)
 }
 
-/// The number in the upper eight bits, and the one in the lower 24.
+/// Splits a value into its upper 8 and its lower 24 bits.
 fn upper_eight(value: u32) -> (u8, u32) {
     ((value >> 24) as u8, value & 0x00ff_ffff)
 }
 
-// Each is made where it stays: moved about, a record takes longer than all else that is done here.
+// Each record is made in place: moving it costs more than the rest of decoding.
 impl SocketRecord {
     #[inline]
     fn of(raw: &SocketEvent, what: What) -> Self {
         Self { socket: socket(raw), time_ns: raw.time_ns, what, traffic: None }
     }
 
-    /// The traffic stands in place of the eight zero bytes with which both addresses begin.
+    /// Both addresses begin with eight zero bytes, in whose place the record has the traffic.
     #[inline]
     fn with_traffic(raw: &SocketEvent, what: What) -> Self {
         let [[sent_bytes, local], [received_bytes, remote]]: [[u64; 2]; 2] =
@@ -472,8 +494,8 @@ fn retransmits(raw: &RetransmitEvent) -> Retransmits {
         bytes: raw.bytes,
         duplicates: raw.duplicates,
         failures: raw.failures.map(u64::from),
-        stalls: Recovery::ALL.map(|recovery| Blocked::told(raw, recovery)),
-        stalled: Stalled::told(raw),
+        stalls: Recovery::ALL.map(|recovery| Blocked::of(raw, recovery)),
+        stalled: Stalled::of(raw),
     }
 }
 
@@ -514,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn traffic_takes_the_place_of_what_addresses_of_ipv4_do_not_need() {
+    fn traffic_is_read_from_the_zero_bytes_of_ipv4_addresses() {
         let mut raw = SocketEvent { kind: KIND_TRANSITION_WITH_TRAFFIC, ..event() };
         let address = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
         (raw.saddr, raw.daddr) = (address.octets(), address.octets());
@@ -526,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_what_is_wrong() {
+    fn malformed_bytes_are_refused_with_the_reason() {
         let bad_state = SocketEvent { old_state: 12, ..event() };
         let good = event();
         for (bytes, error) in [
@@ -540,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_sixteen_bytes_without_end_and_of_no_charset_is_kept() {
+    fn a_name_without_nul_and_without_utf8_is_kept() {
         let raw = TaskEvent { kind: KIND_TASK, comm: [0xff; 16], ..TaskEvent::zeroed() };
         let Ok(Record::Task(task)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
         assert_eq!(task.comm.text(), "\u{fffd}".repeat(16));

@@ -1,28 +1,28 @@
-//! The frames in which everything that changes the node's state comes in.
+//! The frames that carry all input which changes the node's state.
 
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One thing that came in.
+/// One piece of input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// A record of the ring.
+    /// A record of the ring or of a queue.
     Record(Bytes),
-    /// A sweep begins, at this time of CLOCK_MONOTONIC.
+    /// A sweep begins, at this time of CLOCK_MONOTONIC in nanoseconds.
     SweepBegin(u64),
-    /// Something of what the sweep found: `SeenSocket` records.
+    /// Sightings of the sweep under way: `SeenSocket` records.
     Seen(Bytes),
-    /// It found no more.
+    /// The sweep is done.
     SweepEnd(Coverage),
-    /// What /proc said of a process.
+    /// A process, as /proc describes it.
     Process(ProcessFrame),
-    /// CLOCK_MONOTONIC, once a second and at the end.
+    /// CLOCK_MONOTONIC in nanoseconds: at least once a second, and at the end.
     Tick(u64),
     /// Records lost since the start.
     Lost(LostRecords),
-    /// What the programs only counted since the start.
+    /// Events since the start that the programs only count.
     UnrecordedCounts(UnrecordedCounts),
 }
 
@@ -34,7 +34,7 @@ pub struct ProcessFrame {
     pub details: ProcDetails,
 }
 
-/// What /proc tells of a process.
+/// A process's properties in /proc.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct ProcDetails {
     pub exe: Option<String>,
@@ -50,23 +50,25 @@ pub struct Coverage {
     pub all: bool,
 }
 
-/// What the programs count and write no record of; nothing of it is lost.
+/// Events that the programs count without a record. None of them is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnrecordedCounts {
-    /// Retransmits and stalls of sockets that the reader had been told of a moment ago.
+    /// Retransmits and stalls of sockets that the programs had reported a moment before.
     pub held_back: u64,
-    /// Resets sent in answer to segments of no connection: no socket was found for them, or a listener or the request
-    /// of a connection refused them.
+    /// Resets sent in answer to segments for which no socket was found.
     pub no_socket_resets: u64,
+    /// Resets sent in answer to segments that a listener, or the request of a connection, refused.
     pub listener_resets: u64,
     /// Resets that a packet filter of this machine sent, in answer to segments of no local connection.
     pub policy_resets: u64,
 }
 
-/// Why records were lost, and how many.
+/// Lost records, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LostRecords {
+    /// The ring or a queue had no room.
     pub ring_full: u64,
+    /// The kernel skipped a run of a program that would have run inside itself (reported since Linux 5.12).
     pub run_skipped: u64,
 }
 

@@ -1,7 +1,7 @@
-//! The format of a recording: everything that came from the kernel and /proc, so that all behind it can run again.
+//! The format of a recording: all input from the kernel and /proc, so that the rest of the daemon can run on it again.
 //!
 //! A line of JSON ([`Header`]), then frames: length of the payload (u32), kind (u8), payload. Numbers are
-//! little-endian; payloads of records are the kernel's bytes as they were. Files are opened elsewhere (`recorder.rs`).
+//! little-endian; the payload of a record is the kernel's bytes, unchanged. Files are opened elsewhere (`recorder.rs`).
 
 use std::io::{self, Write};
 
@@ -32,7 +32,7 @@ pub struct Header {
     pub kernel: String,
     /// Nanoseconds since 1970 minus CLOCK_MONOTONIC.
     pub wall_offset_ns: u64,
-    /// The kernel's rate.
+    /// Ticks a second of the kernel (CONFIG_HZ).
     pub ticks_per_second: TickRate,
     pub reported: ReportedFacts,
 }
@@ -46,7 +46,7 @@ const LOST: u8 = 6;
 const SWEEP_END: u8 = 7;
 const ONLY_COUNTED: u8 = 8;
 
-/// Writes the header, which comes first.
+/// Writes the header, which must come first.
 ///
 /// # Errors
 /// When `out` cannot be written.
@@ -63,6 +63,8 @@ pub fn write_record(out: &mut impl Write, record: &[u8]) -> io::Result<()> {
     write(out, RECORD, record)
 }
 
+/// Writes one frame.
+///
 /// # Errors
 /// When `out` cannot be written.
 pub fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
@@ -99,14 +101,16 @@ fn write(out: &mut impl Write, kind: u8, payload: &[u8]) -> io::Result<()> {
     out.write_all(payload)
 }
 
-/// A recording read back. Iterating ends at its end, or where it is cut short or malformed: [`Recording::remaining`] is
-/// then not 0.
+/// A recording, read back as an iterator of its frames. Where the recording is cut short or malformed, the iterator
+/// ends early and [`Recording::remaining`] is not 0.
 pub struct Recording {
     pub header: Header,
     rest: Bytes,
 }
 
 impl Recording {
+    /// Reads the header.
+    ///
     /// # Errors
     /// When the bytes are not a recording of this version.
     pub fn parse(mut bytes: Bytes) -> Result<Self, FormatError> {
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back_and_a_cut_file_gives_what_is_whole() {
+    fn frames_are_read_back_and_a_cut_file_yields_its_whole_frames() {
         let details = ProcDetails { exe: Some("/bin/x".into()), cgroup: None };
         let frames = [
             Frame::SweepBegin(7),

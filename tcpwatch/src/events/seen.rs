@@ -1,4 +1,4 @@
-//! What the iterators write: a socket, looked at by a sweep.
+//! Sightings: sockets as a sweep found them, decoded from what the iterators write.
 
 use tcpwatch_common::{SeenSocket, SocketOptions, chrono};
 
@@ -12,45 +12,47 @@ use crate::{
 pub struct Seen {
     pub socket: Socket,
     pub state: TcpState,
-    /// CLOCK_MONOTONIC: what was told of it until then shows in what was seen.
+    /// CLOCK_MONOTONIC: everything that records report of the socket up to then is part of this sighting.
     pub time_ns: u64,
-    /// The kernel's tick count when it was looked at.
+    /// The kernel's tick count at the sighting.
     pub jiffies: u64,
     /// The process and descriptor through which it was found.
     pub holder: Option<(TaskRecord, u32)>,
     pub unread_bytes: u32,
     pub total_retrans: u32,
-    /// Of a listener.
+    /// Meaningful only for a listener.
     pub queue: ListenQueue,
     /// Ticks, the lower 32 bits, of the last segment received, the last data sent and the last data received.
     pub received_jiffies: u32,
     pub sent_jiffies: u32,
     pub data_received_jiffies: u32,
     pub data_sent: bool,
+    /// Segments sent and not acknowledged.
+    pub unacknowledged: u32,
     /// Smoothed round-trip time; `None` before the first measurement.
     pub rtt_ns: Option<u64>,
-    /// Ticks in which there was something to send or unacknowledged, by `tcpwatch_common::chrono`. This, the next and all
-    /// from `delivery_rate` on are told with a holder only.
+    /// Ticks in which data was unsent or unacknowledged, by `tcpwatch_common::chrono`. This field, the next one and all
+    /// from `delivery_rate` on are 0 without a holder.
     pub sending_jiffies: [u32; chrono::COUNT],
     /// Segments received out of order.
     pub out_of_order: u32,
-    /// Of a minisock: the tick its timer is set to.
+    /// Of a minisock: the tick at which its timer expires.
     pub expires_jiffies: u64,
     /// Of a full socket.
     pub traffic: Traffic,
     /// Bytes a second, 0 before the first measurement.
     pub delivery_rate: u64,
-    /// Of a closed window, that the peer has not answered.
+    /// Probes of a closed window that the peer has not answered.
     pub window_probes: u32,
     pub options: SocketOptions,
-    /// Bytes that may wait to be sent, and to be read.
+    /// Sizes in bytes of the send and the receive buffer (`sk_sndbuf`, `sk_rcvbuf`).
     pub send_buffer: u32,
     pub receive_buffer: u32,
     /// `None` before the first measurement.
     pub min_rtt_ns: Option<u64>,
     /// Mean deviation of the smoothed round-trip time.
     pub rtt_variation_ns: u64,
-    /// The congestion control's name, which has the form of a process's.
+    /// The name of the congestion control, which the kernel keeps in the same form as a process's.
     pub congestion: Comm,
 }
 
@@ -59,14 +61,12 @@ pub struct Seen {
 pub struct ListenQueue {
     pub waiting: u32,
     pub limit: u32,
-    /// Segments it dropped, mostly for want of room in the queue (`sk_drops`).
+    /// Segments that it dropped, mostly because the queue was full (`sk_drops`).
     pub drops: u32,
 }
 
-/// A state is told before the kernel stores it, with the time at which the kernel took up the packet that changes it: an
-/// iterator that looks in between sees the state before.
-const UNDER_WAY_NS: u64 = 20_000;
-
+/// Decodes one sighting.
+///
 /// # Errors
 /// When the bytes are not a `SeenSocket`.
 pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
@@ -81,7 +81,7 @@ pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
             raw.flags,
         ),
         state: state(raw.state)?,
-        time_ns: raw.time_ns.saturating_sub(UNDER_WAY_NS),
+        time_ns: raw.time_ns,
         jiffies: raw.jiffies,
         holder: (raw.tgid != 0).then_some((task, raw.fd)),
         unread_bytes: raw.unread_bytes,
@@ -91,6 +91,7 @@ pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
         sent_jiffies: raw.sent_jiffies,
         data_received_jiffies: raw.data_received_jiffies,
         data_sent: raw.data_sent != 0,
+        unacknowledged: raw.unacknowledged,
         rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
         sending_jiffies: raw.sending_jiffies,
         out_of_order: raw.out_of_order,

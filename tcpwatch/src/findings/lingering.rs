@@ -1,7 +1,7 @@
-//! Connections that stand longer than their limit in a state that should be short.
+//! Connections that stay in a state longer than the state's limit.
 //!
-//! In: the table and the limits. Out: one [`Leak`] for each process, role, state and peer, worst first.
-//! It looks only at what lingers, however large the table is.
+//! In: the table and the limits. Out: one [`Leak`] for each process, role, state and peer.
+//! The cost depends on the number of lingering connections, not on the size of the table.
 
 use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     tcp::{state::TcpState, time::Clock},
 };
 
-/// How long each state may last. Why these defaults: docs/findings.md.
+/// How long each state may last by default. docs/findings.md gives the reasons.
 pub const DEFAULT_LIMITS: [(TcpState, Duration); 8] = [
     (TcpState::CloseWait, Duration::from_secs(30)),
     (TcpState::FinWait1, Duration::from_secs(30)),
@@ -30,7 +30,7 @@ pub const DEFAULT_LIMITS: [(TcpState, Duration); 8] = [
     (TcpState::Close, Duration::from_secs(30)),
 ];
 
-/// The states that have a limit, with it.
+/// The states that have a limit, and the limit of each.
 #[derive(Clone, Debug)]
 pub struct LingerLimits(BTreeMap<TcpState, Duration>);
 
@@ -41,8 +41,10 @@ impl Default for LingerLimits {
 }
 
 impl LingerLimits {
+    /// Changes the limit of a state.
+    ///
     /// # Errors
-    /// For a state that may last as long as it likes.
+    /// For a state without a limit.
     pub fn set(&mut self, state: TcpState, limit: Duration) -> Result<(), String> {
         let Some(known) = self.0.get_mut(&state) else {
             let names: Vec<_> = self.0.keys().map(|state| state.name()).collect();
@@ -62,7 +64,7 @@ impl LingerLimits {
     }
 }
 
-/// What lingers at `clock`.
+/// The leaks at `clock`, unsorted.
 pub(super) fn leaks(
     tracker: &Tracker,
     limits: &LingerLimits,
@@ -75,7 +77,8 @@ pub(super) fn leaks(
         .collect()
 }
 
-/// The same, only counted, and without what stood there before it was watched: that does not grow.
+/// Counts the members of each leak. Leaves out connections that entered their state before tcpwatch saw them: they are
+/// no growth.
 pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, counts: &mut Counts) {
     for conn in lingering(tracker, limits, now_ns).filter(|conn| !conn.is(ConnFlags::STATE_OLDER)) {
         *counts.entry(key(tracker, conn)).or_default() += 1;
@@ -88,7 +91,7 @@ fn key(tracker: &Tracker, conn: &Conn) -> Key {
     Key { process, role: conn.role, state: conn.state(), peer: conn.peer() }
 }
 
-/// How many linger, by state and by the group of the counts that they belong to, for `/metrics`.
+/// Lingering connections by state and by group of the counts, for `/metrics`.
 pub fn counts(tracker: &Tracker, limits: &LingerLimits, now_ns: u64) -> BTreeMap<(TcpState, GroupId), usize> {
     let mut counts = BTreeMap::new();
     for conn in lingering(tracker, limits, now_ns) {
@@ -112,7 +115,7 @@ fn lingering<'a>(
 struct Group<'a> {
     oldest: &'a Conn,
     count: usize,
-    /// Of these, how many began under our eyes.
+    /// How many of `count` were seen to enter the state.
     begun: usize,
     unread_bytes: u64,
     addrs: FxHashSet<Ipv6Addr>,
@@ -151,7 +154,7 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         1 => addrs.iter().next().map(Ipv6Addr::to_canonical),
         _ => None,
     };
-    // Of an unknown role either port may be ephemeral, and the group's members differ in both.
+    // Where the role is unknown, either port may be ephemeral, and the connections of the group differ in both.
     let (is_client, is_server) = (key.role == Role::Client, key.role == Role::Server);
     let name = process.as_ref().map_or("an unknown process", |process| &*process.comm);
     let peer = match key.peer {
@@ -168,7 +171,7 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
         role: key.role,
         local: GroupAddress {
             addr: only(&group.local_addrs),
-            // 0: a connecting socket's port is known from the next sweep on.
+            // 0: the port of a connecting socket is not known before the next sweep.
             port: (is_server || group.count == 1)
                 .then_some(group.oldest.local.port)
                 .filter(|port| *port != 0),
@@ -206,8 +209,9 @@ fn rule(state: TcpState) -> &'static str {
     }
 }
 
-/// CLOSE_WAIT never ends by itself, so it is worth waking somebody once it is many or grows. The other
-/// states end by the kernel's own timers; many of them say that something beyond this process is wrong.
+/// CLOSE_WAIT never ends by itself: 100 connections, or 10 that grow by one a minute, are worth waking somebody for.
+/// The other states end by the kernel's own timers; many connections in them mean that something outside this process
+/// is wrong.
 fn severity(state: TcpState, count: usize, growth: Option<f64>) -> Severity {
     let many = count >= 100 || (count >= 10 && growth.is_some_and(|growth| growth >= 1.0));
     match (state, many) {
@@ -218,7 +222,7 @@ fn severity(state: TcpState, count: usize, growth: Option<f64>) -> Severity {
     }
 }
 
-/// What is wrong and what to do, for somebody who was just woken up.
+/// The summary (what is wrong) and the next step (what to do), for somebody who was just woken up.
 fn words(state: TcpState, name: &str, peer: &str, group: &Group<'_>) -> (String, String) {
     let count = group.count;
     let connections = if count == 1 { "1 connection".to_owned() } else { format!("{count} connections") };

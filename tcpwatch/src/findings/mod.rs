@@ -93,20 +93,20 @@ struct Key {
 
 type Counts = FxHashMap<Key, usize>;
 
-/// Growth is measured against the count of a minute ago, or of as long ago as there are counts.
+/// Growth is measured against the oldest sample, which is a minute old, or at least half a minute after the start.
 const GROWTH_WINDOW_NS: u64 = 60_000_000_000;
 const GROWTH_MIN_NS: u64 = 30_000_000_000;
-/// How often the counts are noted.
+/// Time between two samples of the counts.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How many there were, in the last minute, of each kind.
+/// Samples of the last minute: how many connections or sockets each leak had.
 #[derive(Default)]
 pub struct LeakHistory {
     samples: VecDeque<(u64, Counts)>,
 }
 
 impl LeakHistory {
-    /// Notes the counts of now; to be called every [`SAMPLE_INTERVAL`].
+    /// Takes a sample; to be called every [`SAMPLE_INTERVAL`].
     pub fn sample(&mut self, tracker: &Tracker, limits: &LingerLimits, now_ns: u64) {
         let mut counts = Counts::default();
         lingering::count(tracker, limits, now_ns, &mut counts);

@@ -1,5 +1,6 @@
-//! Rule `socket_fd_leak`: TCP sockets that a process holds open and that are no connection: never connected
-//! nor listening, or over and never closed. `lsof` calls them "can't identify protocol".
+//! Rule `socket_fd_leak`: TCP sockets that a process holds open and that are not connections. They were never connected
+//! and do not listen, or their connection is over and they were not closed. `lsof` shows them as "can't identify
+//! protocol".
 
 use rustc_hash::FxHashMap;
 
@@ -14,7 +15,7 @@ use crate::{
     tcp::{state::TcpState, time::Clock},
 };
 
-/// Descriptors shown of each process.
+/// Number of descriptors shown for each process.
 const EXAMPLES: usize = 5;
 
 pub(super) fn leaks(

@@ -1,4 +1,4 @@
-//! What the running kernel is, what it tells of its types, and what it lets this process do.
+//! The running kernel: its release, where it publishes its types, and which capabilities this process has on it.
 
 use std::{
     io,
@@ -12,85 +12,89 @@ use serde::Serialize;
 /// Where a kernel with CONFIG_DEBUG_INFO_BTF publishes its types.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// The oldest kernel that can serve: CAP_BPF, BPF iterators and ring buffers came with it.
+/// The oldest kernel that is tried: CAP_BPF, BPF iterators and ring buffers came with it.
 const OLDEST: (u32, u32) = (5, 8);
 
-/// A capability, and what does not work without it.
+/// A capability that tcpwatch uses.
 struct Use {
     capability: CapabilitySet,
     name: &'static str,
+    /// What does not work without it.
     without: &'static str,
-    /// Also after the start.
+    /// Whether it is kept after the start.
     kept: bool,
 }
 
-/// README.md has the same table; the kernel tests `capabilities`, `privilege` and `unentered` take each away.
+/// docs/requirements.md#privileges has the same table; the kernel tests `capabilities`, `privilege` and `unentered`
+/// take each capability away.
 const USES: [Use; 6] = [
     Use {
         capability: CapabilitySet::BPF,
         name: "CAP_BPF",
-        without: "nothing works (CAP_SYS_ADMIN serves too)",
+        without: "nothing works (CAP_SYS_ADMIN also suffices)",
         kept: true,
     },
     Use {
         capability: CapabilitySet::PERFMON,
         name: "CAP_PERFMON",
-        without: "nothing works (CAP_SYS_ADMIN serves too)",
+        without: "nothing works (CAP_SYS_ADMIN also suffices)",
         kept: false,
     },
     Use {
         capability: CapabilitySet::NET_ADMIN,
         name: "CAP_NET_ADMIN",
-        without: "which address a connection reached is not told where NAT changed it",
+        without: "the addresses that NAT gave a connection are unknown",
         kept: true,
     },
     Use {
         capability: CapabilitySet::SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
-        without: "executables are known only of processes of the same user that have no more capabilities, and network \
-                  namespaces without a name are not looked into",
+        without: "executables are known only for processes of the same user that have no more capabilities, and \
+                  network namespaces without a name are not swept",
         kept: true,
     },
     Use {
         capability: CapabilitySet::DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
-        without: "where tcpwatch is not root: namespaces named by Docker are not found, and tracepoints without BTF \
-                  not usable",
+        without: "when not root: namespaces named by Docker are not found, and tracepoints cannot be used without BTF",
         kept: true,
     },
     Use {
         capability: CapabilitySet::SYS_ADMIN,
         name: "CAP_SYS_ADMIN",
-        without: "other network namespaces are not looked into: no TIME_WAIT, orphan or un-accepted connection from \
-                  before the start, no repair of what was lost but for held sockets, and an orphan stays in FIN_WAIT2 \
-                  though its peer has closed, so /leaks may name it",
+        without: "other network namespaces are not swept: TIME_WAIT, orphaned and un-accepted connections from before \
+                  the start are unknown, losses are repaired for held sockets only, and an orphan whose peer has \
+                  closed stays in FIN_WAIT2, so /leaks may name it",
         kept: true,
     },
 ];
 
-/// The kernel as far as it decides what tcpwatch can do.
+/// What decides how much tcpwatch can do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Kernel {
+    /// Its release, as `uname -r` shows it.
     pub release: String,
     /// The file with the kernel's types; `null` without one.
     pub btf: Option<PathBuf>,
-    /// `none`, `integrity` or `confidentiality`; `null` where the kernel does not tell.
+    /// `none`, `integrity` or `confidentiality`; `null` where the kernel does not report it.
     pub lockdown: Option<String>,
+    /// The capabilities that tcpwatch uses.
     pub capabilities: Vec<Capability>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Capability {
+    /// Its name, such as `CAP_BPF`.
     pub name: &'static str,
-    /// This process has it at its start.
+    /// Whether this process has it at its start.
     pub held: bool,
     /// What does not work without it.
     pub without: &'static str,
 }
 
 impl Kernel {
-    /// `btf`: a file with the kernel's types that is to be used instead of its own.
-    pub fn ask(btf: Option<&Path>) -> Self {
+    /// Reads it. `btf`: a file with the kernel's types, to be used instead of the published one.
+    pub fn read(btf: Option<&Path>) -> Self {
         let published = Path::new(VMLINUX_BTF);
         let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
         let capabilities = USES
@@ -109,17 +113,17 @@ impl Kernel {
         }
     }
 
-    /// Whether BPF came far enough by then.
+    /// Whether its BPF can do enough to try.
     pub fn is_new_enough(&self) -> bool {
         let mut numbers = self.release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
         match (numbers.next(), numbers.next()) {
             (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= OLDEST,
-            // A kernel that hides its version may be any: loading will tell.
+            // A kernel that hides its version may be new enough: loading decides.
             _ => true,
         }
     }
 
-    /// Why this process may not load BPF programs, if it may not.
+    /// The capabilities that this process lacks to load BPF programs, `None` where it may.
     pub fn missing_privilege(&self) -> Option<String> {
         let holds = |name: &str| self.capabilities.iter().any(|one| one.name == name && one.held);
         if holds("CAP_SYS_ADMIN") {
@@ -130,14 +134,14 @@ impl Kernel {
     }
 }
 
-/// `none [integrity] confidentiality`: the one in brackets is in force.
+/// The mode in force: the one in brackets of `none [integrity] confidentiality`.
 fn lockdown() -> Option<String> {
     let modes = std::fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
     let (_, rest) = modes.split_once('[')?;
     rest.split_once(']').map(|(mode, _)| mode.to_owned())
 }
 
-/// Gives up every capability that is not needed after the start; of this thread, and of those it starts later.
+/// Drops every capability that is not needed after the start, for this thread and for those that it starts later.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -146,8 +150,7 @@ pub fn drop_capabilities() -> io::Result<()> {
         .iter()
         .filter(|usage| usage.kept)
         .fold(CapabilitySet::empty(), |all, usage| all | usage.capability);
-    let now = capabilities(None)?;
-    let left = now.permitted & keep;
+    let left = capabilities(None)?.permitted & keep;
     set_capabilities(
         None,
         CapabilitySets { effective: left, permitted: left, inheritable: CapabilitySet::empty() },
@@ -161,7 +164,7 @@ mod tests {
 
     #[test]
     fn kernels_before_5_8_are_too_old() {
-        for (release, serves) in [
+        for (release, new_enough) in [
             ("5.7.19", false),
             ("4.19.0-27-amd64", false),
             ("5.8.0", true),
@@ -171,7 +174,7 @@ mod tests {
             ("custom", true),
         ] {
             let kernel = Kernel { release: release.to_owned(), ..Kernel::default() };
-            assert_eq!(kernel.is_new_enough(), serves, "{release}");
+            assert_eq!(kernel.is_new_enough(), new_enough, "{release}");
         }
     }
 

@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_getres, clock_gettime};
 
 use crate::tcp::{ticks::TickRate, time::Clock};
 
-/// Both clocks, now.
+/// Reads both clocks.
 pub fn read() -> Clock {
     let now = clock_gettime(ClockId::Monotonic);
     let now_ns =
@@ -14,8 +14,8 @@ pub fn read() -> Clock {
     Clock { now_ns, wall: SystemTime::now() }
 }
 
-/// The kernel's: its coarse clocks advance by one tick each (posix_get_coarse_res, kernel/time/posix-timers.c). `None` where
-/// they say what no kernel's tick is.
+/// Ticks a second of the running kernel: its coarse clocks advance by one tick (posix_get_coarse_res,
+/// kernel/time/posix-timers.c). `None` where their resolution is not that of a tick.
 pub fn tick_rate() -> Option<TickRate> {
     let tick = clock_getres(ClockId::MonotonicCoarse);
     let tick_ns = u64::try_from(tick.tv_nsec).ok().filter(|tick_ns| *tick_ns > 0)?;

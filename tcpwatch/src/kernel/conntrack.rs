@@ -1,6 +1,7 @@
-//! What network address translation (NAT) made of a connection's addresses: the kernel's connection tracking knows both.
+//! Network address translation (NAT) of connections, from the kernel's connection tracking, which knows the addresses
+//! on both sides.
 //!
-//! It tells of the translation next to the socket. Further ones on the way it does not follow.
+//! It reports the translation on this machine. Translations further along the path are out of sight.
 
 use std::{collections::BTreeMap, fs, io, net::IpAddr};
 
@@ -20,16 +21,16 @@ use crate::{
     },
 };
 
-/// How many connections are tracked in the reader's namespace; not there where none can be. Asked first, because asking
-/// for one would make the kernel load what it has not needed yet.
+/// Number of connections tracked in the reader's namespace; absent where tracking is not available. Read first, because
+/// a request for a connection would make the kernel load a module that it has not needed yet.
 const TRACKED: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
 /// The addresses of one connection on both sides of a translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// Client and server as the client has them.
+    /// Client and server as the client sees them.
     pub dialled: (Endpoint, Endpoint),
-    /// The same as the server has them.
+    /// Client and server as the server sees them.
     pub reached: (Endpoint, Endpoint),
 }
 
@@ -44,25 +45,27 @@ impl Translation {
         [self.dialled, (server, seen)]
     }
 
-    /// One of its sides has these ends.
+    /// Whether a socket on one of its sides has these ends.
     fn is_of(&self, local: Endpoint, remote: Endpoint) -> bool {
         self.ends().contains(&(local, remote))
     }
 }
 
-/// Asks, in the connection's namespace. `None` where nothing was translated.
+/// The translation of a connection, asked from inside its namespace. `None` where nothing is translated.
 ///
 /// # Errors
-/// Why the kernel cannot be asked, or its answers contradict each other, for people.
+/// Why the kernel cannot be asked, or that its answers contradict each other; a message for the user.
 pub fn ask(target: &Target) -> Result<Option<Translation>, String> {
     let found = translations(target).map_err(|error| why(&error))?;
     match found[..] {
         [] => Ok(None),
         [translation] => Ok(Some(translation)),
-        // Zones are there to keep connections with the same ends apart, and a socket does not say in which it is tracked.
-        _ => {
-            Err("zones of conntrack translate these ends differently (`conntrack -L` lists them)".to_owned())
-        }
+        // Zones exist to separate connections with the same ends, and a socket does not say in which zone it is
+        // tracked.
+        _ => Err(
+            "several zones of conntrack translate these addresses differently (`conntrack -L` lists them)"
+                .to_owned(),
+        ),
     }
 }
 
@@ -77,10 +80,11 @@ fn tracks_any() -> bool {
     fs::read_to_string(TRACKED).is_ok_and(|count| count.trim() != "0")
 }
 
-/// All of each namespace, or why they are not known. With each a process that may be in it.
+/// All translations of each namespace, or the reason why they are unknown. `namespaces`: inodes, with a process that
+/// may be in each.
 ///
 /// # Errors
-/// When nothing can be asked, for people.
+/// When no namespace can be queried; a message for the user.
 pub async fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> Result<OfEach<Vec<Translation>>, String> {
     netns::of_each(namespaces, of_namespace).await
 }
@@ -101,14 +105,14 @@ fn of_namespace(inode: u32, pid: Option<u32>) -> Result<Vec<Translation>, String
     Ok(found)
 }
 
-/// Those that differ.
+/// The different translations of a connection.
 fn translations(target: &Target) -> io::Result<Vec<Translation>> {
     if !tracks_any() {
         return Ok(Vec::new());
     }
     let tuple = tuple(target.local, target.remote);
     let question = ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple.clone())]);
-    // It finds a connection by the addresses of either side, in the default zone.
+    // In the default zone the kernel finds a connection by the addresses of either side.
     let answer = netlink::exchange(NETLINK_NETFILTER, message(target, question))?;
     let mut found = match answer {
         Some(answer) => read(&answer).into_iter().collect(),
@@ -121,19 +125,19 @@ fn translations(target: &Target) -> io::Result<Vec<Translation>> {
 /// include/uapi/linux/netfilter/nfnetlink_conntrack.h: IPCTNL_MSG_CT_GET, CTA_FILTER.
 const GET: u8 = 1;
 const FILTER: u16 = 25;
-/// The same: CTA_TUPLE_ORIG and CTA_TUPLE_REPLY, which CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS equal. The client's
-/// side is found by the one, the server's by the other: from Linux 5.16 and 5.10.83 on (commit ad81d4daf6a3).
+/// The same: CTA_TUPLE_ORIG and CTA_TUPLE_REPLY, which CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS equal. The
+/// first finds the client's side, the second the server's: from Linux 5.16 and 5.10.83 on (commit ad81d4daf6a3).
 const DIRECTIONS: [u16; 2] = [1, 2];
-/// net/netfilter/nf_internals.h: CTA_FILTER_F_CTA_PROTO_NUM, _SRC_PORT and _DST_PORT. Not the addresses: of IPv6 the kernel
-/// leaves out those that are equal (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen with 6.18).
+/// net/netfilter/nf_internals.h: CTA_FILTER_F_CTA_PROTO_NUM, _SRC_PORT and _DST_PORT. Not the addresses: the kernel
+/// skips equal IPv6 addresses (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen with 6.18).
 const PROTOCOL_AND_PORTS: u32 = 0b11_1000;
 
-/// Has the kernel go through all that it tracks, for it finds one directly only in a zone that is named.
+/// Dumps all tracked connections with these ports: the kernel finds one directly only in a zone that is named.
 fn in_any_zone(target: &Target, tuple: &[Tuple]) -> io::Result<Vec<Translation>> {
     let mut found = Vec::new();
     for direction in DIRECTIONS {
         let flags = DefaultNla::new(direction, PROTOCOL_AND_PORTS.to_ne_bytes().to_vec());
-        // Conntrack::Get would send the filter without NLA_F_NESTED, and the kernel refuse it.
+        // Conntrack::Get would send the filter without NLA_F_NESTED, which the kernel refuses.
         let question = NetfilterMessageInner::Other {
             subsys: NetfilterSubsystem::Conntrack,
             message_type: GET,
@@ -188,7 +192,7 @@ fn read(answer: &NetfilterMessage) -> Option<Translation> {
         ConntrackAttribute::CtaTupleOrig(tuple) => ends(tuple),
         _ => None,
     })?;
-    // The answers go the other way.
+    // Answers travel in the other direction.
     let (server, client) = attributes.iter().find_map(|attribute| match attribute {
         ConntrackAttribute::CtaTupleReply(tuple) => ends(tuple),
         _ => None,

@@ -1,10 +1,10 @@
-//! The local ports that the kernel chooses from when a socket connects, in each network namespace.
+//! The ephemeral ports of each network namespace: those that the kernel chooses from when a socket connects.
 
 use std::{collections::BTreeMap, fs, io, ops::RangeInclusive};
 
 use crate::kernel::netns::{self, OfEach};
 
-/// Of the reader's namespace, and for IPv6 too.
+/// Both files belong to the reader's namespace; the range holds for IPv6 too.
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
@@ -15,17 +15,18 @@ pub struct LocalPorts {
 }
 
 impl LocalPorts {
-    /// Of the namespace that this thread is in.
+    /// Reads those of the calling thread's namespace.
     ///
     /// # Errors
-    /// When the kernel's files cannot be read, or say something else than ports.
+    /// When the kernel's files cannot be read or parsed.
     pub fn read() -> io::Result<Self> {
         let (range, reserved) = (fs::read_to_string(RANGE)?, fs::read_to_string(RESERVED)?);
-        Self::parse(&range, &reserved)
-            .ok_or_else(|| io::Error::other(format!("{RANGE} says {range:?}, {RESERVED} says {reserved:?}")))
+        Self::parse(&range, &reserved).ok_or_else(|| {
+            io::Error::other(format!("unexpected content: {range:?} in {RANGE}, {reserved:?} in {RESERVED}"))
+        })
     }
 
-    /// `32768\t60999` and `8080,9148-9151`.
+    /// Parses `32768\t60999` and `8080,9148-9151`.
     fn parse(range: &str, reserved: &str) -> Option<Self> {
         let (first, last) = range.trim().split_once(char::is_whitespace)?;
         let span = |text: &str| {
@@ -48,10 +49,11 @@ impl LocalPorts {
     }
 }
 
-/// Those of each namespace, or why they are not known. With each a process that may be in it.
+/// The ephemeral ports of each namespace, or the reason why they are unknown. `namespaces`: inodes, with a process that
+/// may be in each.
 ///
 /// # Errors
-/// When nothing can be asked, for people.
+/// When no namespace can be queried; a message for the user.
 pub async fn ask(namespaces: BTreeMap<u32, Option<u32>>) -> Result<OfEach<LocalPorts>, String> {
     netns::of_each(namespaces, of_namespace).await
 }
@@ -68,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_reserved_is_not_available() {
+    fn reserved_ports_are_not_available() {
         let ports = LocalPorts::parse("32768\t60999\n", "8080,40000-40009\n").unwrap();
         assert_eq!(ports.count(), 28_232 - 10);
         assert_eq!(

@@ -1,7 +1,7 @@
-//! How is the kernel asked? Everything that does I/O toward the kernel: BPF programs and what carries their records,
-//! netlink, /proc, namespaces, clocks.
+//! How is the kernel asked? All I/O with the kernel: BPF programs and the transport of their records, netlink, /proc,
+//! namespaces, clocks.
 //!
-//! In: questions of the pipeline and of HTTP. Out: bytes and plain values for the layers below; nothing here decides
+//! In: requests of the pipeline and of HTTP. Out: bytes and plain values for the layers below; nothing here decides
 //! what they mean.
 
 pub mod btf;

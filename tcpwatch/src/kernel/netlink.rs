@@ -1,4 +1,4 @@
-//! Questions to the kernel over netlink, in the calling thread's network namespace.
+//! Netlink requests to the kernel, in the calling thread's network namespace.
 
 use std::{fmt::Debug, io};
 
@@ -8,11 +8,11 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, SocketAddr};
 
-/// Larger than any answer about one connection, and than what the kernel sends at once of many (32 KiB, netlink_dump in
+/// Larger than any answer about one connection, and than one part of a dump (32 KiB, netlink_dump in
 /// net/netlink/af_netlink.c).
 const ANSWER_BYTES: usize = 65536;
 
-/// About one thing; `None` where the kernel has no such.
+/// Requests one object; `None` where the kernel does not have it.
 ///
 /// # Errors
 /// When the kernel cannot be asked, or refuses.
@@ -27,11 +27,11 @@ where
         NetlinkPayload::InnerMessage(answer) => Ok(Some(answer)),
         NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => Ok(None),
         NetlinkPayload::Error(error) => Err(error.to_io()),
-        other => Err(io::Error::other(format!("an answer of another kind: {other:?}"))),
+        other => Err(io::Error::other(format!("unexpected answer: {other:?}"))),
     }
 }
 
-/// About all that fit the question; `each` says whether to go on.
+/// Requests all objects that match; `each` returns whether to go on.
 ///
 /// # Errors
 /// When the kernel cannot be asked, or refuses.

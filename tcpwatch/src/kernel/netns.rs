@@ -1,4 +1,4 @@
-//! Network namespaces: which there are, and how a thread gets into one.
+//! Network namespaces: finds them, and moves threads into them.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -11,19 +11,19 @@ use std::{
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, capabilities, move_into_link_name_space};
 use tokio::sync::{Semaphore, oneshot};
 
-/// Where named namespaces are mounted: by `ip netns`, by Docker.
+/// Folders of named namespaces: of `ip netns` and of Docker.
 const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
 
-/// Inode of the one that this thread is in.
+/// Inode of the calling thread's namespace.
 pub fn own() -> Option<u32> {
     inode(Path::new("/proc/thread-self/ns/net")).ok()
 }
 
-/// Moves this thread into the one with this inode; `pid` is a process that may be in it. `false` when there is none that
-/// could be found.
+/// Moves the calling thread into the namespace with this inode; `pid` is a process that may be in it. `false` when it
+/// cannot be found.
 ///
 /// # Errors
-/// Why it may not be entered, for people.
+/// Why it may not be entered; a message for the user.
 pub fn enter_by_inode(inode: u32, pid: Option<u32>) -> Result<bool, String> {
     if own() == Some(inode) {
         return Ok(true);
@@ -35,23 +35,24 @@ pub fn enter_by_inode(inode: u32, pid: Option<u32>) -> Result<bool, String> {
     find_and_enter(inode)
 }
 
-/// The same for one that was found at `path` a while ago.
+/// Moves the calling thread into the namespace with this inode, which was found at `path` a while ago. `false` when it
+/// is gone.
 ///
 /// # Errors
-/// Why it may not be entered, for people.
+/// Why it may not be entered; a message for the user.
 pub fn enter_found(path: &Path, inode: u32) -> Result<bool, String> {
-    // The first needs no right.
+    // Staying needs no capability.
     if own() == Some(inode) || enter_at(path, inode)? {
         return Ok(true);
     }
     find_and_enter(inode)
 }
 
-/// How often a namespace is looked for whose process has ended before it led there.
-const LOOKS: usize = 3;
+/// Attempts to find a namespace: the process that leads to it may end before it is entered.
+const ATTEMPTS: usize = 3;
 
 fn find_and_enter(inode: u32) -> Result<bool, String> {
-    for _ in 0..LOOKS {
+    for _ in 0..ATTEMPTS {
         let Some(path) = find().0.remove(&inode) else { return Ok(false) };
         if enter_at(&path, inode)? {
             return Ok(true);
@@ -60,34 +61,34 @@ fn find_and_enter(inode: u32) -> Result<bool, String> {
     Ok(false)
 }
 
-/// So many threads at once, however many ask.
+/// Limits the threads that run at once, however many requests there are.
 static THREADS: Semaphore = Semaphore::const_new(4);
 
-/// Runs it on a thread of its own: entering a namespace changes the whole thread.
+/// Runs `run` on a thread of its own: entering a namespace changes the whole thread.
 ///
 /// # Errors
-/// When there is no such thread, for people.
+/// When no thread can be started; a message for the user.
 pub async fn on_own_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    // Closed never.
-    let _one = THREADS.acquire().await;
+    // Never closed, so never an error.
+    let _permit = THREADS.acquire().await;
     let (reply, answer) = oneshot::channel();
     std::thread::Builder::new()
         .name("netns".into())
         .spawn(move || {
-            // The asker may have hung up.
+            // The requester may be gone.
             let _ = reply.send(run());
         })
-        .map_err(|error| format!("no thread to ask the kernel with: {error}"))?;
-    answer.await.map_err(|_| "the thread that asked the kernel ended".to_owned())
+        .map_err(|error| format!("cannot start a thread to ask the kernel: {error}"))?;
+    answer.await.map_err(|_| "the thread that asks the kernel has ended".to_owned())
 }
 
-/// What is told of each namespace, by its inode, or why not.
+/// A result for each namespace, by inode, or the reason why there is none.
 pub type OfEach<T> = HashMap<u32, Result<T, String>>;
 
-/// Asks in turn about these, with each a process that may be in it; `ask` enters it.
+/// Calls `ask` for each namespace in turn: inode, and a process that may be in it. `ask` enters it.
 ///
 /// # Errors
-/// When nothing can be asked, for people.
+/// When no thread can be started; a message for the user.
 pub async fn of_each<T: Send + 'static>(
     namespaces: BTreeMap<u32, Option<u32>>,
     ask: fn(u32, Option<u32>) -> Result<T, String>,
@@ -95,7 +96,7 @@ pub async fn of_each<T: Send + 'static>(
     on_own_thread(move || namespaces.into_iter().map(|(inode, pid)| (inode, ask(inode, pid))).collect()).await
 }
 
-/// Inodes of the network namespaces with a path to each, and why there may be others.
+/// The network namespaces, by inode, with a path to each; and the reasons why there may be others.
 pub fn find() -> (HashMap<u32, PathBuf>, Vec<String>) {
     let mut found = HashMap::new();
     let mut hidden = Vec::new();
@@ -113,16 +114,17 @@ pub fn find() -> (HashMap<u32, PathBuf>, Vec<String>) {
                         }
                     }
                     Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {}
-                    // Linux 5.10 refuses with an empty link. Of a process that is gone the kernel says the same.
+                    // Linux 5.10 refuses with an empty link, and answers the same for a process that is gone.
                     Ok(None) | Err(_) => refused = refused || process.is_alive(),
                 }
             }
         }
         Err(error) => hidden.push(format!("cannot list the processes: {error}")),
     }
-    // With the capability only what is shielded from root refuses, such as what made the container all this runs in.
-    if refused && !may_ask() {
-        hidden.push("CAP_SYS_PTRACE is missing to ask every process for its network namespace".to_owned());
+    // With the capability only processes that are shielded from root refuse, such as the runtime of the container that
+    // tcpwatch runs in.
+    if refused && !may_read_every_process() {
+        hidden.push("CAP_SYS_PTRACE is missing to read every process's network namespace".to_owned());
     }
     for directory in NAMED {
         match std::fs::read_dir(directory) {
@@ -133,7 +135,7 @@ pub fn find() -> (HashMap<u32, PathBuf>, Vec<String>) {
                     }
                 }
             }
-            // Nobody names namespaces there.
+            // Nothing has named a namespace there.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => hidden.push(format!("cannot list the namespaces named in {directory}: {error}")),
         }
@@ -141,11 +143,11 @@ pub fn find() -> (HashMap<u32, PathBuf>, Vec<String>) {
     (found, hidden)
 }
 
-fn may_ask() -> bool {
+fn may_read_every_process() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_PTRACE))
 }
 
-/// Moves this thread into the namespace at `path`, if it still is the one with `inode`.
+/// Moves the calling thread into the namespace at `path`, if it still is the one with `inode`.
 fn enter_at(path: &Path, inode: u32) -> Result<bool, String> {
     open_and_enter(path, inode).map_err(|error| format!("cannot enter network namespace {inode}: {error}"))
 }
@@ -153,7 +155,7 @@ fn enter_at(path: &Path, inode: u32) -> Result<bool, String> {
 fn open_and_enter(path: &Path, inode: u32) -> io::Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
-        // The process ended, or the name was removed; amid its end the kernel says EACCES.
+        // The process ended, or the name was removed; while a process ends the kernel answers EACCES.
         Err(error) if error.kind() == io::ErrorKind::NotFound || path.symlink_metadata().is_err() => {
             return Ok(false);
         }
@@ -164,13 +166,13 @@ fn open_and_enter(path: &Path, inode: u32) -> io::Result<bool> {
     }
     match move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)) {
         Ok(()) => Ok(true),
-        // A name left behind by a namespace that is gone.
+        // The name of a namespace that is gone.
         Err(rustix::io::Errno::INVAL) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// `net:[4026531833]`
+/// The number of `net:[4026531833]`.
 fn inode_of(link: &Path) -> Option<u32> {
     link.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! What /proc tells: of other processes, and of this daemon.
+//! Details of processes, and this daemon's own usage, from /proc.
 
 use procfs::process::Process;
 
@@ -7,10 +7,10 @@ use crate::events::frame::ProcDetails;
 /// USER_HZ, the unit of start times in /proc/PID/stat, as 1/100 s on every architecture Linux has now.
 const NANOS_PER_TICK: u64 = 10_000_000;
 
-/// Executable and cgroup of the process with this pid, if it still is the one that started at `start_ns`.
+/// Executable and cgroup of the process with this pid, `None` unless it is the one that started at `start_ns`.
 pub fn details(pid: u32, start_ns: u64) -> Option<ProcDetails> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
-    // A kernel without BTF does not tell the start.
+    // 0 where the records lack the start: without the kernel's types.
     if start_ns != 0 && process.stat().ok()?.starttime != start_ns / NANOS_PER_TICK {
         return None;
     }
@@ -22,19 +22,20 @@ pub fn details(pid: u32, start_ns: u64) -> Option<ProcDetails> {
     })
 }
 
-/// The path that places the process: the unified hierarchy's (number 0), unless a hybrid host leaves that
-/// empty and keeps its groups in the older ones, where the longest path says most.
+/// The most specific cgroup of a process: the unified hierarchy's (number 0), unless a hybrid host leaves that one
+/// empty and keeps its groups in the older hierarchies; of those the longest path.
 fn cgroup_path<'a>(cgroups: impl Iterator<Item = (u32, &'a str)>) -> Option<String> {
     cgroups
         .max_by_key(|(hierarchy, path)| (*path != "/", *hierarchy == 0, path.len()))
         .map(|(_, path)| path.to_owned())
 }
 
-/// What the daemon itself costs.
+/// The daemon's own usage.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, schemars::JsonSchema)]
 pub struct OwnUsage {
+    /// Memory: the resident set size.
     pub rss_bytes: u64,
-    /// User and system time since its start.
+    /// Processor time, user and system, since the start.
     pub cpu_seconds: f64,
 }
 
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cgroup_that_says_most_is_taken() {
+    fn the_most_specific_cgroup_is_used() {
         for (cgroups, path) in [
             (&[(0, "/system.slice/nginx.service")][..], "/system.slice/nginx.service"),
             (&[(4, "/docker/abc"), (1, "/"), (0, "/")], "/docker/abc"),

@@ -1,5 +1,5 @@
-//! What the kernel itself tells of live connections when somebody asks (sock_diag(7), `struct tcp_info` of
-//! include/uapi/linux/tcp.h): nothing is read or kept of connections that nobody asks about.
+//! The kernel's own counters of live connections, read on request (sock_diag(7), `struct tcp_info` of
+//! include/uapi/linux/tcp.h). Nothing is read or kept of connections that are not asked for.
 
 use std::{
     collections::BTreeMap,
@@ -36,9 +36,9 @@ pub struct Target {
     pub netns: u32,
     pub local: Endpoint,
     pub remote: Endpoint,
-    /// `None` where sockets are identified otherwise: then whatever has these ends is told of.
+    /// `None` where sockets are identified by address: then any connection with these ends is reported.
     pub cookie: Option<u64>,
-    /// What the records call it (`SocketEvent::cookie`).
+    /// Its identity in the records (`SocketEvent::cookie`).
     pub identity: u64,
     /// A process that may be in its namespace.
     pub pid: Option<u32>,
@@ -152,10 +152,10 @@ pub struct RunningTimer {
     pub remaining_seconds: Option<f64>,
 }
 
-/// Asks, in the connection's namespace. `None` when the kernel has no such connection any more.
+/// Reads a connection's counters, from inside its namespace. `None` when the connection is gone.
 ///
 /// # Errors
-/// Why it cannot be asked, for people.
+/// Why the kernel cannot be asked; a message for the user.
 pub fn ask(target: &Target) -> Result<Option<Transfer>, String> {
     match netlink::exchange(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request(target))) {
         Ok(Some(SockDiagMessage::InetResponse(response))) => Ok(transfer(&response, target.connected)),
@@ -223,7 +223,7 @@ impl Carried {
         self.sent_bytes + self.retransmitted_bytes
     }
 
-    /// What came on top of `earlier`. A socket that was disconnected and connects again counts anew, under its cookie.
+    /// The increase since `earlier`. A socket that was disconnected and connects again counts anew, under its cookie.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         // Sent bytes fall where the kernel had no memory to retransmit, received ones where the FIN counted before.
@@ -240,7 +240,7 @@ impl Carried {
     }
 }
 
-/// Of full sockets.
+/// Whether the peer's FIN has been received, of a full socket in this state.
 fn has_received_fin(state: TcpState) -> bool {
     matches!(state, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing)
 }
@@ -253,28 +253,28 @@ fn acknowledged_bytes(info: &TcpInfo, connected: bool) -> u64 {
     info.bytes_acked.saturating_sub(u64::from(connected) + u64::from(fin))
 }
 
-/// So many are told at once.
+/// Connections of one message.
 const PART: usize = 4096;
 
-/// Tells those of all connections in these namespaces, part by part, and why some cannot be told. With each namespace a
-/// process that may be in it.
+/// Sends the counters of all connections in these namespaces, part by part, and the reason where some cannot be read.
+/// `namespaces`: inodes, with a process that may be in each.
 pub fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> mpsc::Receiver<Result<Vec<Figures>, String>> {
-    let (tell, told) = mpsc::channel(1);
+    let (parts, received) = mpsc::channel(1);
     tokio::spawn(async move {
-        let parts = tell.clone();
+        let errors = parts.clone();
         let asked = netns::on_own_thread(move || {
             for (netns, pid) in namespaces {
                 if let Err(error) = ask_namespace(netns, pid, &parts) {
-                    // The asker may have hung up.
+                    // The requester may be gone.
                     let _ = parts.blocking_send(Err(error));
                 }
             }
         });
         if let Err(error) = asked.await {
-            let _ = tell.send(Err(error)).await;
+            let _ = errors.send(Err(error)).await;
         }
     });
-    told
+    received
 }
 
 fn ask_namespace(
@@ -320,7 +320,7 @@ fn request_for_all(family: u8) -> InetRequest {
     }
 }
 
-/// `None` without `tcp_info`, as of a minisock.
+/// `None` without `tcp_info`: a minisock has none.
 fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
     let info = info(response)?;
     let (header, socket) = (&response.header, &response.header.socket_id);
@@ -347,12 +347,12 @@ fn exchange(info: &TcpInfo) -> Exchange {
     let Carried { sent_bytes, received_bytes, .. } = Carried::of(info);
     Exchange {
         established: info.state == TcpState::Established as u8,
-        sent_bytes,
-        received_bytes,
+        has_sent: sent_bytes > 0,
+        has_received: received_bytes > 0,
         unacknowledged: info.unacked,
-        sent_ms: info.last_data_sent,
-        received_ms: info.last_data_recv,
-        acknowledged_ms: info.last_ack_recv,
+        sent: Duration::from_millis(info.last_data_sent.into()),
+        received: Duration::from_millis(info.last_data_recv.into()),
+        acknowledged: Duration::from_millis(info.last_ack_recv.into()),
     }
 }
 
@@ -383,7 +383,7 @@ const CONGESTION_STATES: [&str; 5] = ["open", "disorder", "cwr", "recovery", "lo
 /// include/net/tcp.h, TCP_INFINITE_SSTHRESH.
 const INFINITE_THRESHOLD: u32 = 0x7fff_ffff;
 
-/// `None` without `tcp_info`: what is left of it is a minisock.
+/// `None` without `tcp_info`: only a minisock is left.
 fn transfer(response: &InetResponse, connected: bool) -> Option<Transfer> {
     let info = info(response)?;
     let Carried { sent_bytes, received_bytes, retransmitted_bytes } = Carried::of(info);

@@ -1,5 +1,5 @@
-//! The thread that looks at all sockets when asked, or for the options of one: it reads the kernel's iterators, in one
-//! network namespace after the other.
+//! The thread that sweeps: on request it reads the kernel's iterators over all sockets, in one network namespace after
+//! the other, or the options of one socket.
 //!
 //! It keeps the loaded programs, because an iterator over a namespace can only be made from inside it, and
 //! entering a namespace changes the whole thread.
@@ -21,33 +21,34 @@ use crate::{
     kernel::{netns, probes::Probes, sock_diag::Target, socket_options},
 };
 
-/// What a sweep reports.
+/// A message of a sweep.
 #[derive(Debug)]
 pub enum Report {
-    /// `SeenSocket` records, the next that it read.
+    /// The next `SeenSocket` records.
     Seen(Bytes),
-    /// There are no more.
+    /// The sweep is over.
     Done(Swept),
 }
 
-/// How a sweep went.
+/// Result of a sweep.
 #[derive(Debug)]
 pub struct Swept {
     pub coverage: Coverage,
-    /// Processor time, the kernel's part included: not more because others keep the processors busy.
+    /// Processor time, in user and kernel mode; waiting for a processor does not count.
     pub cost: Duration,
-    /// What could not be looked at, for the log.
+    /// What could not be read, for the log.
     pub problems: Vec<String>,
 }
 
-/// Bytes reported at once, whole records: what is read and not yet applied takes no more than a few of these,
-/// however many sockets there are.
+/// Bytes of one message, whole records: what is read and not yet applied takes a few times as much, however many
+/// sockets there are.
 const PART_BYTES: usize = 4096 * size_of::<SeenSocket>();
 
-/// Whoever asks for a socket's options waits no longer. Among a million they were found in 0.4 s (median), once not in 1 s.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Limit for a request for a socket's options. Among a million sockets they were found in 0.4 s (median), once not
+/// within 1 s [measured].
+const OPTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Asks the thread. It ends, and with it the programs, when the last of these is dropped.
+/// Handle of the thread. When the last one is dropped, the thread ends and the programs are detached.
 #[derive(Clone, Debug)]
 pub struct Sweeper {
     requests: Sender<Request>,
@@ -70,40 +71,42 @@ struct OptionsQuestion {
 impl OptionsQuestion {
     fn answer(self, probes: &mut Probes) {
         if !self.reply.is_closed() {
-            // The asker may hang up.
+            // The requester may be gone.
             let _ = self.reply.send(socket_options::ask(probes, &self.target));
         }
     }
 }
 
 impl Sweeper {
-    /// `report` gets what each sweep finds, while it goes on.
+    /// Starts the thread. `report` receives what each sweep finds, while it runs.
     ///
     /// # Errors
-    /// When no thread can be made.
+    /// When no thread can be started.
     pub fn start(probes: Probes, report: tokio::sync::mpsc::Sender<Report>) -> io::Result<Self> {
         let (requests, asked) = channel();
         std::thread::Builder::new().name("sweeper".into()).spawn(move || run(probes, &asked, &report))?;
         Ok(Self { requests })
     }
 
-    /// Looks at every socket once; the answer arrives at `report`. Not to be asked again before that.
+    /// Starts a sweep; what it finds arrives at `report`. Not to be called again before `Report::Done`.
     pub fn sweep(&self) {
-        // The thread ends only after this.
+        // The thread lives as long as this handle.
         let _ = self.requests.send(Request::Sweep);
     }
 
-    /// The options of a socket, also while a sweep goes on. `None` when the kernel has no such socket any more.
+    /// The options of a socket, also during a sweep. `None` when the socket is gone.
     ///
     /// # Errors
-    /// Why they cannot be had, for people.
+    /// Why they cannot be read; a message for the user.
     pub async fn socket_options(&self, target: Target) -> Options {
         let (reply, answer) = oneshot::channel();
-        let ended = || "the thread that asks the kernel ended".to_owned();
+        let ended = || "the thread that asks the kernel has ended".to_owned();
         self.requests.send(Request::Options(OptionsQuestion { target, reply })).map_err(|_| ended())?;
-        match tokio::time::timeout(PATIENCE, answer).await {
+        match tokio::time::timeout(OPTIONS_TIMEOUT, answer).await {
             Ok(answer) => answer.map_err(|_| ended())?,
-            Err(_) => Err(format!("no answer within {PATIENCE:?}: there are many sockets, or many who ask")),
+            Err(_) => {
+                Err(format!("no answer within {OPTIONS_TIMEOUT:?}: there are many sockets or many requests"))
+            }
         }
     }
 }
@@ -132,7 +135,7 @@ fn run(mut probes: Probes, asked: &Receiver<Request>, report: &tokio::sync::mpsc
 struct Sweep<'a> {
     asked: &'a Receiver<Request>,
     report: &'a tokio::sync::mpsc::Sender<Report>,
-    /// Of this thread's processor time; what others asked for meanwhile is left out.
+    /// Processor time of this thread at the beginning, moved forward by what other requests took meanwhile.
     began: Duration,
     coverage: Coverage,
     problems: Vec<String>,
@@ -144,7 +147,7 @@ impl Sweep<'_> {
         self.read(probes, file, "sockets held by processes");
     }
 
-    /// Every namespace that a process is in or that has a name.
+    /// Sweeps every namespace that a process is in or that has a name.
     fn namespaces(&mut self, probes: &mut Probes) {
         let (found, hidden) = netns::find();
         self.coverage.all = hidden.is_empty();
@@ -160,7 +163,7 @@ impl Sweep<'_> {
                         self.coverage.all = false;
                     }
                 }
-                // It ended since it was found.
+                // It is gone since it was found.
                 Ok(false) => {}
                 Err(problem) => {
                     self.coverage.all = false;
@@ -178,18 +181,19 @@ impl Sweep<'_> {
         result.is_ok()
     }
 
-    /// Between parts somebody's question is answered, or it would wait for the whole sweep, which it may have started.
+    /// Answers a request for options between two parts: otherwise it would wait for the whole sweep, which the same
+    /// HTTP request may have started.
     fn read_parts(&mut self, probes: &mut Probes, mut file: File) -> io::Result<()> {
         loop {
             if let Ok(Request::Options(question)) = self.asked.try_recv() {
                 let before = cpu_time();
-                // It may move this thread into another namespace; the file stays with the one it was made in.
+                // This may move the thread into another namespace; the file keeps the one it was opened in.
                 question.answer(probes);
                 self.began += cpu_time().saturating_sub(before);
             }
             let mut part = Vec::with_capacity(PART_BYTES);
             let length = file.by_ref().take(PART_BYTES as u64).read_to_end(&mut part)?;
-            // Nobody listens any more when the daemon stops: then there is nothing to complain about.
+            // The receiver is gone when the daemon stops: not an error.
             if length > 0 && self.report.blocking_send(Report::Seen(part.into())).is_err() {
                 return Ok(());
             }
@@ -200,7 +204,7 @@ impl Sweep<'_> {
     }
 }
 
-/// Of this thread.
+/// Processor time of this thread.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))

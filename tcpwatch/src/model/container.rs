@@ -14,7 +14,7 @@ pub struct Container {
     pub pod_uid: Option<String>,
 }
 
-/// Prefixes of systemd scope names, and whose they are.
+/// Prefixes of systemd scope names, and the runtime that uses each.
 const SCOPES: [(&str, &str); 4] =
     [("docker-", "docker"), ("cri-containerd-", "containerd"), ("crio-", "cri-o"), ("libpod-", "podman")];
 
@@ -54,7 +54,7 @@ mod tests {
     const UID: &str = "6a1f3e6c-8f2b-4c35-9d0a-0b7a6f3c2d1e";
 
     #[test]
-    fn every_runtimes_paths_are_read() {
+    fn the_paths_of_each_runtime_are_read() {
         let systemd_uid = UID.replace('-', "_");
         for (path, runtime, pod) in [
             (format!("/docker/{ID}"), Some("docker"), false),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_container_is_none() {
+    fn a_path_without_a_container_is_none() {
         for path in ["/", "/system.slice/nginx.service", "/user.slice/user-1000.slice", "/docker/short", ""] {
             assert_eq!(from_cgroup(path), None, "{path}");
         }

@@ -1,8 +1,8 @@
-//! An index that is small, also in an `Option`.
+//! An index of four bytes, also in an `Option`.
 
 use std::num::NonZeroU32;
 
-/// The index plus one, of something that never has 2^32 elements.
+/// The index plus one, so that 0 is free for `None`. For collections that never have 2^32 elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct DenseIndex(NonZeroU32);
 

@@ -206,7 +206,7 @@ impl Counts {
     }
 
     pub(crate) fn count_reset(&mut self, told: &ObservedReset) {
-        self.resets[told.reset as usize] += 1;
+        self.resets[told.reason as usize] += 1;
         self.discarded += told.discarded;
     }
 

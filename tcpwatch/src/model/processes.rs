@@ -1,7 +1,7 @@
 //! The processes that own, or owned, connections.
 //!
-//! A process is identified by pid and start time; a pid alone names whoever carries it now. What the kernel
-//! does not tell (executable, cgroup) the pipeline reads from /proc and hands in. No I/O here.
+//! A process is identified by pid and start time, as a pid is used again. What the records lack (executable, cgroup)
+//! the pipeline reads from /proc and passes in. No I/O here.
 
 use std::sync::Arc;
 
@@ -21,19 +21,24 @@ use crate::{
     },
 };
 
-/// Processes kept at once. At the limit those without a connection are forgotten; when all have one,
-/// newcomers stay unknown and are counted. The kernel side tells a process again once 8192 others came.
+/// Processes kept at once. At the limit those without a connection are dropped; when all have one, new processes stay
+/// unknown and are counted in `refused`. The BPF programs report a dropped process again only after they reported
+/// another one with the same lower 12 bits of the pid; a sweep reports it with each socket that it holds.
 const MAX_PROCESSES: usize = 65_536;
 
+/// The place of a process in the table, valid while a connection names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessId(DenseIndex);
 
-/// What is shown of a process.
+/// A process as answers show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Process {
+    /// Id, as the node's initial pid namespace counts.
     pub pid: u32,
+    /// CLOCK_BOOTTIME.
     #[serde(skip)]
     pub start_ns: u64,
+    /// Name, at most 15 bytes.
     pub comm: Arc<str>,
     /// Path of the executable; `null` when the process was gone before it could be read, or has none.
     pub exe: Option<Arc<str>>,
@@ -45,9 +50,9 @@ pub struct Process {
 
 struct Entry {
     process: Process,
-    /// As last told; `Process::comm` is its text.
+    /// As last reported; `Process::comm` is its text.
     comm: Comm,
-    /// Connections that name it.
+    /// Number of connections that name it.
     users: u32,
 }
 
@@ -57,14 +62,14 @@ pub struct ProcessTable {
     by_pid: FxHashMap<u32, ProcessId>,
     /// Entries without a user.
     idle: usize,
-    /// ReportedFacts of, and /proc not yet read.
+    /// Pid and start time of processes whose /proc is still to be read.
     unread: Vec<(u32, u64)>,
-    /// Processes for which there was no room.
+    /// Number of processes for which there was no room.
     pub refused: u64,
 }
 
 impl ProcessTable {
-    /// Learns of a process, or that it has a new name (exec).
+    /// Adds a process, or gives it a new name (after exec). `None` when the table is full.
     pub fn learn(&mut self, task: &TaskRecord) -> Option<ProcessId> {
         if let Some(id) = self.by_pid.get(&task.pid).copied() {
             let known = &mut self.entries[id.0.get()];
@@ -101,7 +106,7 @@ impl ProcessTable {
         Some(id)
     }
 
-    /// The process that carries this pid now, by the latest record.
+    /// The process that was last reported with this pid.
     pub fn by_pid(&self, pid: u32) -> Option<ProcessId> {
         self.by_pid.get(&pid).copied()
     }
@@ -110,12 +115,12 @@ impl ProcessTable {
         &self.entries[id.0.get()].process
     }
 
-    /// Pid and start time of processes whose /proc was not read yet.
+    /// Removes and returns the processes whose /proc is still to be read, by pid and start time.
     pub fn take_unread(&mut self) -> Vec<(u32, u64)> {
         std::mem::take(&mut self.unread)
     }
 
-    /// What /proc said; ignored when the process is not known any more.
+    /// Adds the details from /proc; ignored when the process is not in the table any more.
     pub fn describe(&mut self, pid: u32, start_ns: u64, details: &ProcDetails) {
         let Some(id) = self.by_pid(pid) else { return };
         let process = &mut self.entries[id.0.get()].process;
@@ -142,7 +147,7 @@ impl ProcessTable {
         self.entries.len()
     }
 
-    /// How many of them a connection names.
+    /// Number of processes that a connection names.
     pub fn named(&self) -> usize {
         self.entries.iter().filter(|(_, entry)| entry.users > 0).count()
     }
@@ -172,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reused_pid_is_another_process() {
+    fn a_pid_used_again_is_another_process() {
         let mut table = ProcessTable::default();
         let first = table.learn(&task(7, 100, "old")).unwrap();
         table.add_user(first);
@@ -180,13 +185,13 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(table.by_pid(7), Some(second));
         assert_eq!(&*table.get(first).comm, "old");
-        // Late news about the first must not describe the second.
+        // Details of the first that come late must not describe the second.
         table.describe(7, 100, &ProcDetails { exe: Some("/old".into()), cgroup: None });
         assert_eq!(table.get(second).exe, None);
     }
 
     #[test]
-    fn exec_renames_and_is_read_again() {
+    fn exec_changes_the_name_and_makes_proc_be_read_again() {
         let mut table = ProcessTable::default();
         let id = table.learn(&task(7, 100, "sh")).unwrap();
         table.take_unread();
@@ -196,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_limit_the_unused_are_forgotten_and_then_newcomers_refused() {
+    fn a_full_table_drops_unused_processes_first_and_then_refuses_new_ones() {
         let mut table = ProcessTable::default();
         let limit = MAX_PROCESSES as u32;
         for pid in 0..limit {

@@ -50,7 +50,7 @@ pub struct Transition {
     pub remote: Address,
 }
 
-/// What has to be noted before the tracker changes.
+/// What a [`Transition`] needs from the time before the record is applied.
 #[derive(Clone, Copy, Debug)]
 pub struct Before {
     since_ns: Option<u64>,
@@ -64,15 +64,11 @@ impl Before {
 }
 
 impl Transition {
-    /// `None` for a record of something else. `wall_offset_ns`: wall clock minus CLOCK_MONOTONIC.
-    pub fn told(
-        before: Before,
-        tracker: &Tracker,
-        record: &SocketRecord,
-        wall_offset_ns: u64,
-    ) -> Option<Self> {
-        let cookie = record.socket.cookie;
-        let (from, told, error) = match record.what {
+    /// The transition of a record that was just applied, `None` for another kind of record. `wall_offset_ns`: wall
+    /// clock minus CLOCK_MONOTONIC.
+    pub fn of(before: Before, tracker: &Tracker, record: &SocketRecord, wall_offset_ns: u64) -> Option<Self> {
+        let Socket { cookie, netns, local, remote, .. } = record.socket;
+        let (from, reported, error) = match record.what {
             What::Transition { from, to, .. } => (from, to, 0),
             What::End { from, error, .. } => (from, TcpState::Close, error),
             What::Retransmit { .. }
@@ -81,21 +77,20 @@ impl Transition {
             | What::Close { .. }
             | What::MinisockEnd => return None,
         };
-        let Socket { netns, local, remote, .. } = record.socket;
-        // What became a minisock is not found by its address any more.
+        // A connection that became a minisock is not found by the socket's address any more.
         let minisock = || {
             tracker
                 .reported()
                 .identity_is_address
-                .then(|| tracker.table().find_minisock(netns, local, remote))
+                .then(|| tracker.table().find_minisock(record.socket.ends()))
                 .flatten()
         };
         let live = tracker.table().find(cookie).or_else(minisock).map(|slot| tracker.table().get(slot));
         let ended = || tracker.ended().back().map(|ended| &ended.conn).filter(|conn| conn.cookie == cookie);
         let conn = live.or_else(ended);
-        // To the kernel a socket that becomes a minisock reaches CLOSE.
-        let to = live.map_or(told, Conn::state);
-        // An orphan in FIN_WAIT2 lives on as one.
+        // The kernel reports CLOSE for a socket that becomes a minisock.
+        let to = live.map_or(reported, Conn::state);
+        // An orphan in FIN_WAIT2 becomes a minisock in FIN_WAIT2.
         if to == from {
             return None;
         }
@@ -107,7 +102,7 @@ impl Transition {
             from,
             to,
             from_seconds: before.since_ns.map(|since_ns| seconds(record.time_ns.saturating_sub(since_ns))),
-            cause: cause(from, told, error),
+            cause: cause(from, reported, error),
             errno: Errno::of(error),
             process: conn.and_then(|conn| conn.process).map(|id| tracker.processes().get(id).clone()),
             local: local.into(),

@@ -1,59 +1,69 @@
-//! Whether a client waits for its peer's answer, and how long the last one took: from the times that the kernel keeps
-//! of each connection. What the bytes say is not looked at: an answer is whatever the peer sends after the client.
+//! Whether a client waits for its peer's answer, and how long the last answer took.
+//!
+//! In: the times that the kernel keeps of each connection. Out: [`AnswerTime`]. The bytes themselves are not read: an
+//! answer is whatever the peer sends after the client has sent.
 
-/// As the members of `struct tcp_info` say; milliseconds, to a jiffy, since then.
+use std::time::Duration;
+
+/// What the kernel keeps of a connection's exchange of data. Times are how long ago, exact to a tick of the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
     /// Neither side has closed.
     pub established: bool,
-    pub sent_bytes: u64,
-    pub received_bytes: u64,
+    /// Whether data was sent, and received.
+    pub has_sent: bool,
+    pub has_received: bool,
     /// Segments sent and not acknowledged.
     pub unacknowledged: u32,
-    pub sent_ms: u32,
-    pub received_ms: u32,
-    /// Since the peer last acknowledged anything, with data or without.
-    pub acknowledged_ms: u32,
+    /// Data was last sent.
+    pub sent: Duration,
+    /// Data was last received.
+    pub received: Duration,
+    /// The peer last acknowledged something, with data or without.
+    pub acknowledged: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerTime {
-    /// Not come yet; seconds since data was last sent.
-    Awaited(f64),
-    /// Come; seconds from when data was last sent to when data was last received.
-    Came(f64),
+    /// No answer yet; the time since data was last sent.
+    Awaited(Duration),
+    /// Answered; the time from the last sending of data to the last receipt of data, 0 within one tick.
+    Came(Duration),
 }
 
-/// An acknowledgement without data comes no later: half a second is the longest that a receiver may put it off (RFC
-/// 9293, section 3.8.6.3), the rest is for the way. One that comes later answers a keep-alive probe.
-const ACKNOWLEDGED_WITHIN_MS: u32 = 1000;
+/// The longest delay of an acknowledgement without data: a receiver may put it off by half a second (RFC 9293, section
+/// 3.8.6.3), the rest is for the round trip. A later one answers a keep-alive probe.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(1);
 
 impl Exchange {
-    /// `None` where nothing was sent, or the times do not tell.
+    /// The answer to what was sent last; `None` where nothing was sent, or where the times do not decide.
     pub fn answer(&self) -> Option<AnswerTime> {
-        let Self { sent_ms: sent, received_ms: received, acknowledged_ms: acknowledged, .. } = *self;
-        if self.sent_bytes == 0 {
+        let Self { sent, received, acknowledged, .. } = *self;
+        if !self.has_sent {
             return None;
         }
         // The kernel counts from the handshake when nothing was received. An answer acknowledges what it answers.
-        if self.received_bytes == 0 || self.unacknowledged > 0 || sent < received {
+        if !self.has_received || self.unacknowledged > 0 || sent < received {
             return self.awaited();
         }
         if sent > received {
-            return Some(AnswerTime::Came(f64::from(sent - received) / 1e3));
+            return Some(AnswerTime::Came(sent - received));
         }
-        // Within one jiffy.
-        match received.saturating_sub(acknowledged) {
-            0 => Some(AnswerTime::Came(0.0)),
+        // Within one tick.
+        let acknowledged_after = received.saturating_sub(acknowledged);
+        if acknowledged_after.is_zero() {
+            Some(AnswerTime::Came(Duration::ZERO))
+        } else if acknowledged_after <= ACKNOWLEDGED_WITHIN {
             // What was received had not acknowledged it, so it was sent later.
-            1..=ACKNOWLEDGED_WITHIN_MS => self.awaited(),
-            _ => None,
+            self.awaited()
+        } else {
+            None
         }
     }
 
     /// A peer that has closed sends no answer any more.
     fn awaited(&self) -> Option<AnswerTime> {
-        self.established.then(|| AnswerTime::Awaited(f64::from(self.sent_ms) / 1e3))
+        self.established.then_some(AnswerTime::Awaited(self.sent))
     }
 }
 
@@ -61,46 +71,50 @@ impl Exchange {
 mod tests {
     use super::*;
 
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
     const QUIET: Exchange = Exchange {
         established: true,
-        sent_bytes: 100,
-        received_bytes: 100,
+        has_sent: true,
+        has_received: true,
         unacknowledged: 0,
-        sent_ms: 5000,
-        received_ms: 5000,
-        acknowledged_ms: 5000,
+        sent: ms(5000),
+        received: ms(5000),
+        acknowledged: ms(5000),
     };
 
     #[test]
-    fn answers_are_told_by_what_came_after_what() {
+    fn the_later_of_sent_and_received_decides_whether_an_answer_is_awaited() {
         let (awaited, came) =
-            (|seconds| Some(AnswerTime::Awaited(seconds)), |seconds| Some(AnswerTime::Came(seconds)));
+            (|millis| Some(AnswerTime::Awaited(ms(millis))), |millis| Some(AnswerTime::Came(ms(millis))));
         for (what, exchange, answer) in [
-            ("answered after 300 ms", Exchange { sent_ms: 5300, ..QUIET }, came(0.3)),
-            ("sent after what was received", Exchange { received_ms: 5004, ..QUIET }, awaited(5.0)),
-            ("nothing sent", Exchange { sent_bytes: 0, received_ms: 100, ..QUIET }, None),
-            ("sent as soon as connected", Exchange { received_bytes: 0, ..QUIET }, awaited(5.0)),
+            ("answered after 300 ms", Exchange { sent: ms(5300), ..QUIET }, came(300)),
+            ("sent after what was received", Exchange { received: ms(5004), ..QUIET }, awaited(5000)),
+            ("nothing sent", Exchange { has_sent: false, received: ms(100), ..QUIET }, None),
+            ("sent as soon as connected", Exchange { has_received: false, ..QUIET }, awaited(5000)),
             (
                 "sent while an older answer came",
-                Exchange { sent_ms: 5300, unacknowledged: 1, ..QUIET },
-                awaited(5.3),
+                Exchange { sent: ms(5300), unacknowledged: 1, ..QUIET },
+                awaited(5300),
             ),
-            ("answered within a jiffy", QUIET, came(0.0)),
+            ("answered within a tick", QUIET, came(0)),
             (
                 "the data came later than an acknowledgement",
-                Exchange { acknowledged_ms: 5040, ..QUIET },
-                came(0.0),
+                Exchange { acknowledged: ms(5040), ..QUIET },
+                came(0),
             ),
-            ("within a jiffy, then acknowledged", Exchange { acknowledged_ms: 4960, ..QUIET }, awaited(5.0)),
-            ("as late as may be", Exchange { acknowledged_ms: 4000, ..QUIET }, awaited(5.0)),
-            ("within a jiffy, and kept alive", Exchange { acknowledged_ms: 3999, ..QUIET }, None),
+            ("within a tick, then acknowledged", Exchange { acknowledged: ms(4960), ..QUIET }, awaited(5000)),
+            ("as late as may be", Exchange { acknowledged: ms(4000), ..QUIET }, awaited(5000)),
+            ("within a tick, and kept alive", Exchange { acknowledged: ms(3999), ..QUIET }, None),
             (
                 "answered, and kept alive",
-                Exchange { sent_ms: 5300, acknowledged_ms: 100, ..QUIET },
-                came(0.3),
+                Exchange { sent: ms(5300), acknowledged: ms(100), ..QUIET },
+                came(300),
             ),
-            ("closed by the peer", Exchange { established: false, received_ms: 5004, ..QUIET }, None),
-            ("answered, then closed", Exchange { established: false, sent_ms: 5300, ..QUIET }, came(0.3)),
+            ("closed by the peer", Exchange { established: false, received: ms(5004), ..QUIET }, None),
+            ("answered, then closed", Exchange { established: false, sent: ms(5300), ..QUIET }, came(300)),
         ] {
             assert_eq!(exchange.answer(), answer, "{what}");
         }

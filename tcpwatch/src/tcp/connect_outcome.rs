@@ -1,29 +1,14 @@
-//! What became of a connect(), told by the state changes and the errno with which they end, or by the errno that it
-//! returned at once.
+//! The outcome of a connect(): from the state changes and the errno with which they end, or from the errno that
+//! connect() returned at once.
 
-/// include/uapi/asm-generic/errno-base.h and errno.h; a few old architectures have other numbers.
-pub mod errno {
-    pub const EACCES: u8 = 13;
-    pub const ENONET: u8 = 64;
-    pub const EPROTO: u8 = 71;
-    pub const ENOPROTOOPT: u8 = 92;
-    pub const EOPNOTSUPP: u8 = 95;
-    pub const ENETUNREACH: u8 = 101;
-    pub const ECONNABORTED: u8 = 103;
-    pub const ECONNRESET: u8 = 104;
-    pub const ETIMEDOUT: u8 = 110;
-    pub const ECONNREFUSED: u8 = 111;
-    pub const EHOSTDOWN: u8 = 112;
-    pub const EHOSTUNREACH: u8 = 113;
-}
-use errno::{
+use tcpwatch_common::errno::{
     EACCES, ECONNREFUSED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP,
     EPROTO, ETIMEDOUT,
 };
 
 use crate::tcp::serialized_by_name;
 
-/// What became of an attempt to connect.
+/// The outcome of an attempt to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Outcome {
@@ -40,9 +25,9 @@ pub enum Outcome {
     NoPort,
     /// The application gave up.
     Aborted,
-    /// With another errno, such as ECONNABORTED of `ss --kill`.
+    /// It failed with another errno, such as ECONNABORTED of `ss --kill`.
     Other,
-    /// Its end was not told.
+    /// Its end was not reported.
     Unknown,
 }
 
@@ -73,20 +58,21 @@ impl Outcome {
         }
     }
 
-    /// Whether it is one that the application did not want, as far as known.
+    /// Whether the application did not want this outcome, as far as is known.
     pub const fn is_failure(self) -> bool {
         !matches!(self, Self::Established | Self::Aborted | Self::Unknown)
     }
 
-    /// Of a connect that went from SYN_SENT (or, in a simultaneous open, from SYN_RECV) to CLOSE. The kernel sets
-    /// `sk_err` before it changes the state (tcp_reset in net/ipv4/tcp_input.c, tcp_write_err in tcp_timer.c,
-    /// tcp_v4_err in tcp_ipv4.c; since 6.11 all by tcp_done_with_error), but not where the application itself ends it:
-    /// in tcp_v4_connect's own failures, in close() and in tcp_disconnect, which sets it afterwards. Those differ by
-    /// whether a SYN was sent. A time-out has the errno of an ICMP error that came while the socket was locked
-    /// (`sk_err_soft`), as the application sees it.
+    /// The outcome of a connect that went from SYN_SENT (or, in a simultaneous open, from SYN_RECV) to CLOSE.
     ///
-    /// Before 6.11 tcp_write_err and tcp_v4_err wake the application first: one that takes the error (SO_ERROR)
-    /// within the microsecond until the state changes makes of the connect one that it gave up.
+    /// The kernel sets `sk_err` before it changes the state (tcp_reset in net/ipv4/tcp_input.c, tcp_write_err in
+    /// tcp_timer.c, tcp_v4_err in tcp_ipv4.c; since 6.11 all by tcp_done_with_error). It is 0 where the application
+    /// itself ends the connect: in tcp_v4_connect's own failures, in close(), and in tcp_disconnect, which sets it
+    /// afterwards. `unsent`, whether no SYN was sent, decides between these. A time-out has the errno of an ICMP error
+    /// that came while the socket was locked (`sk_err_soft`), as the application sees it.
+    ///
+    /// Before 6.11 tcp_write_err and tcp_v4_err wake the application first. If it takes the error (SO_ERROR) within
+    /// the microsecond until the state changes, the connect reads as `Aborted`.
     pub const fn of_failed(error: u8, unsent: bool) -> Self {
         match error {
             0 if unsent => Self::NoPort,
@@ -102,8 +88,8 @@ impl Outcome {
 
 serialized_by_name!(Outcome);
 
-/// What the kernel makes of an ICMP error (icmp_err_convert in net/ipv4/icmp.c, icmpv6_err_convert in
-/// net/ipv6/icmp.c, tcp_v4_err), but for "port unreachable", which is ECONNREFUSED, and "packet too big".
+/// Whether the kernel sets this errno for an ICMP error (icmp_err_convert in net/ipv4/icmp.c, icmpv6_err_convert in
+/// net/ipv6/icmp.c, tcp_v4_err). "Port unreachable", which is ECONNREFUSED, and "packet too big" are not among them.
 pub const fn is_unreachable(error: u8) -> bool {
     matches!(
         error,

@@ -1,13 +1,8 @@
-//! Who was the first to end a connection that had been ESTABLISHED: told by the state it ended from.
+//! Who was the first to end a connection that had been ESTABLISHED: from the state it ended from, and the errno.
 
-use crate::tcp::{
-    connect_outcome::{
-        errno::{ECONNRESET, ETIMEDOUT},
-        is_unreachable,
-    },
-    serialized_by_name,
-    state::TcpState,
-};
+use tcpwatch_common::errno::{ECONNRESET, ETIMEDOUT};
+
+use crate::tcp::{connect_outcome::is_unreachable, serialized_by_name, state::TcpState};
 
 /// Who ended it first, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,13 +14,13 @@ pub enum FirstClose {
     Peer,
     /// The local side reset it: closed with unread bytes or a zero linger time, or disconnected.
     LocalReset,
-    /// The peer's reset came.
+    /// The peer reset it.
     PeerReset,
     /// The kernel gave up: retransmits, keep-alive probes or the user time-out.
     Timer,
     /// Another errno, such as ECONNABORTED of `ss --kill`.
     Other,
-    /// It was not told.
+    /// Its end was not reported.
     Unknown,
 }
 
@@ -45,8 +40,8 @@ impl FirstClose {
         }
     }
 
-    /// By the states alone (RFC 9293, section 3.3.2): whoever sends its FIN first never passes CLOSE_WAIT, whoever
-    /// sends it second always does. `None` where nobody has.
+    /// Who sent its FIN first, from the state alone (RFC 9293, section 3.3.2): the side that closes first never passes
+    /// through CLOSE_WAIT, the side that closes second always does. `None` where neither has closed.
     pub const fn of_state(state: TcpState) -> Option<Self> {
         match state {
             TcpState::FinWait1 | TcpState::FinWait2 | TcpState::Closing | TcpState::TimeWait => {
@@ -57,10 +52,12 @@ impl FirstClose {
         }
     }
 
-    /// Of a connection that went from `from` to CLOSE with this errno; `None`: its end was not told. An ESTABLISHED
-    /// one reaches CLOSE without an errno only through the application, whose close the kernel then tells the peer by
-    /// a reset (`__tcp_close` and tcp_disconnect in net/ipv4/tcp.c). An ICMP error alone ends none that is
-    /// ESTABLISHED, but is the errno of a time-out after it (tcp_write_err in net/ipv4/tcp_timer.c).
+    /// Who ended a connection that went from `from` to CLOSE; `error` is its errno, `None` where its end was not
+    /// reported.
+    ///
+    /// An ESTABLISHED connection reaches CLOSE without an errno only through the application, and the kernel then
+    /// resets it (`__tcp_close` and tcp_disconnect in net/ipv4/tcp.c). An ICMP error alone does not end an ESTABLISHED
+    /// connection, but a time-out after it has its errno (tcp_write_err in net/ipv4/tcp_timer.c).
     pub const fn of(from: TcpState, error: Option<u8>) -> Self {
         match (Self::of_state(from), error) {
             (Some(first), _) => first,

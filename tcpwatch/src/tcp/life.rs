@@ -1,12 +1,10 @@
-//! The life line of a connection: which states it went through, when, and who caused each.
+//! The life of a connection: which states it went through, when, and who caused each.
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use tcpwatch_common::errno::ETIMEDOUT;
 
-use crate::tcp::{
-    connect_outcome::{errno::ETIMEDOUT, is_unreachable},
-    state::TcpState,
-};
+use crate::tcp::{connect_outcome::is_unreachable, state::TcpState};
 
 /// Who made a connection enter a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -45,12 +43,12 @@ pub struct Step {
     pub since_ns: u64,
 }
 
-/// The longest life that TCP's state diagram allows, but for the CLOSE that ends it: SYN_SENT, SYN_RECV, ESTABLISHED,
-/// FIN_WAIT1, CLOSING, TIME_WAIT. What a repaired table may add beyond it replaces the last step.
+/// Steps of the longest life that TCP's state diagram allows, without the CLOSE that ends it: SYN_SENT, SYN_RECV,
+/// ESTABLISHED, FIN_WAIT1, CLOSING, TIME_WAIT. A repair by a sweep may add more: then each replaces the latest step.
 const MAX_STEPS: usize = 6;
 
-/// The latest step first. Packed: CLOCK_MONOTONIC in nanoseconds (58 bits, nine years), cause (2), state (4); no state is 0,
-/// so a 0 is no step.
+/// The steps of a life, the latest first. Each is packed into 64 bits: CLOCK_MONOTONIC in nanoseconds (58 bits, nine
+/// years), cause (2 bits), state (4 bits). No state is 0, so a 0 is no step.
 #[derive(Clone, Copy, Debug)]
 pub struct Life {
     steps: [u64; MAX_STEPS],
@@ -77,7 +75,8 @@ impl Life {
         self.steps[0] >> TIME_SHIFT
     }
 
-    /// A time before the last step began becomes that time: clocks of two processors may differ a little.
+    /// Adds a step. A time before the last step becomes the last step's: the clocks of two processors may differ a
+    /// little.
     pub fn enter(&mut self, state: TcpState, cause: Cause, now_ns: u64) {
         let packed = pack(state, cause, now_ns.max(self.since_ns()));
         if self.steps[MAX_STEPS - 1] == 0 {
@@ -86,7 +85,7 @@ impl Life {
         self.steps[0] = packed;
     }
 
-    /// The life that goes on in `state`; unchanged when it is in that state already.
+    /// The life continued in `state`; unchanged when it is in that state already.
     #[must_use]
     pub fn then(mut self, state: TcpState, cause: Cause, now_ns: u64) -> Self {
         if self.state() != state {
@@ -116,19 +115,19 @@ fn unpack_state(packed: u64) -> TcpState {
     TcpState::from_kernel((packed & 0xf) as u8).unwrap_or(TcpState::Close)
 }
 
-/// Who caused a transition of a full socket (RFC 9293, section 3.3.2). `error` is the socket's errno, which
-/// a reset or a time-out leaves.
+/// Who caused a transition of a full socket (RFC 9293, section 3.3.2). `error` is the socket's errno, which a reset or
+/// a time-out sets.
 pub fn cause(from: TcpState, to: TcpState, error: u8) -> Cause {
     match (from, to) {
         (_, TcpState::SynSent | TcpState::Listen | TcpState::FinWait1 | TcpState::LastAck)
         | (TcpState::Listen, TcpState::Close) => Cause::Application,
         (_, TcpState::Close) if error == ETIMEDOUT => Cause::Timer,
-        // An ICMP error ends connects only; else it is the errno of a time-out after it.
+        // An ICMP error ends only connects. Later, its errno is that of a time-out.
         (from, TcpState::Close) if from.follows_established() && is_unreachable(error) => Cause::Timer,
         (_, TcpState::Close) if error != 0 => Cause::Peer,
         // The last ACK, or the FIN after which only a minisock remains.
         (TcpState::LastAck | TcpState::FinWait2 | TcpState::Closing, TcpState::Close) => Cause::Peer,
-        // An abortive close, or a connect given up.
+        // An abortive close, or a connect that the application gave up.
         (_, TcpState::Close) => Cause::Application,
         _ => Cause::Peer,
     }
@@ -139,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_life_is_told_as_it_was_lived() {
+    fn steps_are_in_order_and_never_go_back_in_time() {
         let mut life = Life::new(TcpState::SynSent, Cause::Application, 100);
         life.enter(TcpState::Established, Cause::Peer, 150);
         life.enter(TcpState::FinWait1, Cause::Application, 149);

@@ -1,7 +1,7 @@
 //! What does TCP say? The protocol's states, ends, times and options, as RFC 9293 and the kernel define them.
 //!
-//! In: numbers that the kernel keeps of a socket. Out: their meaning. Nothing here knows a connection table, does I/O or
-//! reads a clock.
+//! In: numbers that the kernel keeps of a socket. Out: their meaning. Nothing here knows a connection table, does I/O
+//! or reads a clock.
 
 pub mod answer_time;
 pub mod connect_outcome;

@@ -4,26 +4,21 @@ use std::ops::AddAssign;
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use tcpwatch_common::errno::{ECONNABORTED, ETIMEDOUT};
 
-use crate::tcp::{
-    connect_outcome::{
-        errno::{ECONNABORTED, ETIMEDOUT},
-        is_unreachable,
-    },
-    serialized_by_name,
-};
+use crate::tcp::{connect_outcome::is_unreachable, serialized_by_name};
 
 /// A reset of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ResetReason {
-    /// Received before the connection was established: mostly, nobody listens there.
+    /// Received before the connection was established: mostly because nobody listens there.
     Connecting,
     /// Received while neither side had closed.
     Established,
     /// Received after the local side had closed or shut down its sending.
     LocalClosed,
-    /// Received after the peer's FIN: it had closed wholly, and something was sent to it.
+    /// Received after the peer's FIN: the peer had closed both directions, and data was sent to it.
     PeerClosed,
     /// Received from a packet filter of this machine, which refused what was sent.
     PolicyReceived,
@@ -31,7 +26,7 @@ pub enum ResetReason {
     UnreadData,
     /// Sent because the application closed with a linger time of zero.
     ZeroLinger,
-    /// Sent because the application disconnected the socket otherwise, by connect() to AF_UNSPEC for one.
+    /// Sent because the application disconnected the socket in another way, for example by connect() to AF_UNSPEC.
     Disconnect,
     /// Sent because the listener closed before anyone accepted the connection.
     ListenerClosed,
@@ -39,13 +34,13 @@ pub enum ResetReason {
     DataAfterClose,
     /// Sent when the kernel gave up: keep-alive probes or the user time-out.
     TimedOut,
-    /// Sent because an administrator ended the connection, by `ss --kill` for one.
+    /// Sent because an administrator ended the connection, for example by `ss --kill`.
     Killed,
     /// Sent in answer to a segment that does not belong to the connection, which goes on.
     InvalidSegment,
     /// Sent by a packet filter of this machine, which refused what was received; the connection goes on.
     PolicySent,
-    /// Sent for another reason, such as want of memory.
+    /// Sent for another reason, such as lack of memory.
     Other,
 }
 
@@ -114,7 +109,8 @@ impl ResetReason {
         }
     }
 
-    /// Of a socket that ended with this errno: what a timer or an administrator had reset before it.
+    /// The reason, made precise by the errno with which the socket ended afterwards: only the errno identifies the
+    /// reset of a timer or an administrator.
     #[must_use]
     pub fn ended(self, error: u8) -> Self {
         match (self, error) {
@@ -125,13 +121,14 @@ impl ResetReason {
         }
     }
 
-    /// The connection goes on.
+    /// Whether the connection goes on after this reset.
     pub fn spares_connection(self) -> bool {
         matches!(self, Self::InvalidSegment | Self::PolicySent)
     }
 
-    /// The kernel may also have called it received to end a connection on which data came that nobody could receive
-    /// any more (tcp_rcv_state_process in net/ipv4/tcp_input.c). Then a sent one is told at once.
+    /// Whether this received reset may really have been sent. When data comes that nobody can receive any more, the
+    /// kernel ends the connection as if a reset had been received (tcp_rcv_state_process in net/ipv4/tcp_input.c), and
+    /// sends one in answer, which is reported right after it.
     pub fn may_be_an_answer(self) -> bool {
         matches!(self, Self::LocalClosed | Self::PeerClosed)
     }
@@ -139,16 +136,19 @@ impl ResetReason {
 
 serialized_by_name!(ResetReason);
 
-/// What resets threw away: received and not read, written and not sent, sent and not acknowledged.
+/// Data that resets threw away: received and not read, written and not sent, sent and not acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Discarded {
+    /// Bytes received and not read.
     pub unread_bytes: u64,
+    /// Bytes written and not sent.
     pub unsent_bytes: u64,
+    /// Bytes sent and not acknowledged.
     pub unacknowledged_bytes: u64,
 }
 
 impl Discarded {
-    /// Each under the name of what it was.
+    /// Each count under the name of what was discarded.
     pub fn parts(self) -> [(&'static str, u64); 3] {
         [
             ("unread", self.unread_bytes),
@@ -170,12 +170,13 @@ impl AddAssign for Discarded {
     }
 }
 
-/// A connection's reset, with what was thrown away.
+/// A connection's reset, with the data that it threw away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObservedReset {
-    pub reset: ResetReason,
+    pub reason: ResetReason,
     /// Sent because the process exited.
     pub exiting: bool,
     pub discarded: Discarded,
+    /// Already part of its group's counts.
     pub(crate) counted: bool,
 }

@@ -10,7 +10,7 @@ use tcpwatch_common::{
 
 use crate::tcp::ticks::TickRate;
 
-/// As getsockopt() tells them.
+/// The options of one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct SocketOptions {
     pub keepalive: Keepalive,
@@ -18,23 +18,22 @@ pub struct SocketOptions {
     pub nodelay: bool,
     /// TCP_CORK
     pub cork: bool,
-    /// SO_LINGER: how long close() waits for what was sent to be acknowledged, 0 to reset the connection; `null` when
-    /// it is off.
+    /// SO_LINGER: how long close() waits until sent data is acknowledged; 0 resets the connection, `null` is off.
     pub linger_seconds: Option<u64>,
     /// TCP_USER_TIMEOUT; `null` when it is not set.
     pub user_timeout_seconds: Option<f64>,
 }
 
-/// Its figures are those of the network namespace where the socket has none of its own.
+/// The keep-alive settings. Where the socket has none of its own, these are its network namespace's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Keepalive {
     /// SO_KEEPALIVE
     pub on: bool,
-    /// Without data, until the first probe (TCP_KEEPIDLE).
+    /// Time without data until the first probe (TCP_KEEPIDLE).
     pub idle_seconds: u64,
-    /// Between probes (TCP_KEEPINTVL).
+    /// Time between probes (TCP_KEEPINTVL).
     pub interval_seconds: u64,
-    /// So many without an answer end the connection (TCP_KEEPCNT).
+    /// Unanswered probes after which the connection ends (TCP_KEEPCNT).
     pub probes: u32,
 }
 
@@ -62,8 +61,9 @@ mod tests {
     use std::num::NonZeroU16;
 
     use super::*;
+
     #[test]
-    fn what_is_off_or_not_set_is_null_and_a_linger_time_of_0_is_not() {
+    fn options_that_are_off_are_null_but_a_linger_time_of_0_is_0() {
         let rate = TickRate(NonZeroU16::new(250).unwrap());
         let record = Record {
             flags: OPTION_LINGER,

@@ -15,7 +15,7 @@ macro_rules! states {
         impl TcpState {
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// The state the kernel numbers so (include/net/tcp_states.h).
+            /// The state with this number in the kernel (include/net/tcp_states.h).
             pub fn from_kernel(number: u8) -> Option<Self> {
                 match number { $($number => Some(Self::$variant),)* _ => None }
             }

@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 #[path = "../fixtures/mod.rs"]
+#[allow(dead_code, reason = "of the fixture, what other tests use")]
 mod fixture;
 mod http_api;
+mod options;
+mod signals;
 
 use std::path::Path;
 

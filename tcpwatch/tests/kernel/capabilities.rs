@@ -1,4 +1,4 @@
-//! Capabilities: which are missed, by name, and which are kept after the start.
+//! Capabilities: `check` and `run` name the missing ones, and only the needed ones are kept after the start.
 
 use serde_json::Value;
 
@@ -42,7 +42,7 @@ fn after_the_start_no_thread_has_more_capabilities_than_it_needs() {
             );
             names.push(field("Name:").to_owned());
         }
-        // The first one, HTTP's and the one that enters namespaces.
+        // The main thread, HTTP's and the sweeper.
         assert!(names.len() >= 3 && names.iter().any(|name| name == "sweeper"), "{names:?}");
     }
 }
@@ -58,10 +58,11 @@ fn check_names_the_capability_that_is_missing() {
             (&["sys_admin"], None),
             (&["bpf", "perfmon"], None),
         ] {
-            let (code, printed, said) = run(copy.with(user, capabilities).args(["check", "--json"]));
+            let (code, printed, errors) = run(copy.with(user, capabilities).args(["check", "--json"]));
             let checked: Value = serde_json::from_str(&printed).unwrap();
-            let told = checked["kernel"]["capabilities"].as_array().unwrap();
-            let held = told.iter().filter(|one| one["held"] == true).map(|one| one["name"].as_str().unwrap());
+            let reported = checked["kernel"]["capabilities"].as_array().unwrap();
+            let held =
+                reported.iter().filter(|one| one["held"] == true).map(|one| one["name"].as_str().unwrap());
             let mut held: Vec<_> = held.map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
             held.sort();
             let mut given = capabilities.to_vec();
@@ -71,12 +72,13 @@ fn check_names_the_capability_that_is_missing() {
                 assert!(matches!(code, Some(0 | 1)), "{user:?} {capabilities:?}: {code:?} {printed}");
                 continue;
             };
-            assert_eq!(code, Some(2), "{user:?} {capabilities:?}: {printed} {said}");
+            assert_eq!(code, Some(2), "{user:?} {capabilities:?}: {printed} {errors}");
             let error = checked["error"].as_str().unwrap();
             assert!(error.contains(&format!(": {missing};")), "{error}");
-            let (code, _, said) = run(copy.with(user, capabilities).args(["run", "--listen", "127.0.0.1:0"]));
-            assert_eq!(code, Some(77), "{said}");
-            assert!(said.contains(&format!(": {missing};")), "{said}");
+            let (code, _, errors) =
+                run(copy.with(user, capabilities).args(["run", "--listen", "127.0.0.1:0"]));
+            assert_eq!(code, Some(77), "{errors}");
+            assert!(errors.contains(&format!(": {missing};")), "{errors}");
         }
     }
 }

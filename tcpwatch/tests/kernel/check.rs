@@ -1,4 +1,4 @@
-//! `tcpwatch check` says what a daemon would do here, and `--hook` makes it do otherwise.
+//! `tcpwatch check` reports what a daemon would do on this kernel, and `--hook` makes it do otherwise.
 
 use std::path::Path;
 
@@ -11,15 +11,15 @@ use crate::{
 
 /// Exit code and JSON of `tcpwatch check` with these options.
 fn check(options: &[&str]) -> (i32, Value) {
-    let (code, printed, said) = run(tcpwatch(TCPWATCH).args(["check", "--json"]).args(options));
+    let (code, printed, errors) = run(tcpwatch(TCPWATCH).args(["check", "--json"]).args(options));
     (
         code.unwrap(),
-        serde_json::from_str(&printed).unwrap_or_else(|_| panic!("{options:?}: {printed} {said}")),
+        serde_json::from_str(&printed).unwrap_or_else(|_| panic!("{options:?}: {printed} {errors}")),
     )
 }
 
 #[test]
-fn what_check_says_a_daemon_does() {
+fn a_daemon_does_what_check_reports() {
     let (code, checked) = check(&[]);
     let status = Daemon::start(&[]).json("/status");
     for field in ["kernel", "identity", "signals", "programs"] {
@@ -34,32 +34,32 @@ fn what_check_says_a_daemon_does() {
 
     let (text_code, text, _) = run(tcpwatch(TCPWATCH).arg("check"));
     assert_eq!(text_code, Some(code));
-    for said in signals.iter().filter_map(|signal| signal["hook"].as_str()) {
-        assert!(text.contains(said), "no {said} in:\n{text}");
+    for hook in signals.iter().filter_map(|signal| signal["hook"].as_str()) {
+        assert!(text.contains(hook), "no {hook} in:\n{text}");
     }
 }
 
-/// What follows `there are: ` in what it says of a choice that there is not.
-fn there_are(choice: &str) -> Vec<String> {
-    let mut said = Vec::new();
+/// The list that the error for an unknown signal or way ends with.
+fn offered_instead_of(choice: &str) -> Vec<String> {
+    let mut errors = Vec::new();
     for command in ["check", "run"] {
-        let (code, _, one) = run(tcpwatch(TCPWATCH).args([command, "--hook", choice]));
-        assert_eq!(code, Some(64), "{one}");
-        said.push(one);
+        let (code, _, error) = run(tcpwatch(TCPWATCH).args([command, "--hook", choice]));
+        assert_eq!(code, Some(64), "{error}");
+        errors.push(error);
     }
-    let (code, _, one) = run(tcpwatch(TCPWATCH).arg("check").env("TCPWATCH_HOOK", choice));
-    assert_eq!(code, Some(64), "{one}");
-    said.push(one);
+    let (code, _, error) = run(tcpwatch(TCPWATCH).arg("check").env("TCPWATCH_HOOK", choice));
+    assert_eq!(code, Some(64), "{error}");
+    errors.push(error);
     let mut lists =
-        said.iter().map(|one| one.split_once("there are: ").expect(one).1.lines().next().unwrap());
+        errors.iter().map(|error| error.split_once(" are: ").expect(error).1.lines().next().unwrap());
     let list = lists.next().unwrap();
-    assert!(lists.all(|other| other == list), "{said:?}");
+    assert!(lists.all(|other| other == list), "{errors:?}");
     list.split(", ").map(str::to_owned).collect()
 }
 
 #[test]
-fn a_choice_that_there_is_not_is_refused_with_those_that_there_are() {
-    let signals = there_are("open=kprobe");
+fn an_unknown_choice_is_refused_with_a_list_of_the_known_ones() {
+    let signals = offered_instead_of("open=kprobe");
     assert_eq!(
         signals,
         [
@@ -81,16 +81,16 @@ fn a_choice_that_there_is_not_is_refused_with_those_that_there_are() {
             "options"
         ]
     );
-    assert_eq!(there_are("close=tp_btf"), ["fentry", "kprobe", "inferred"]);
-    let (code, _, said) = run(tcpwatch(TCPWATCH).args(["check", "--hook", "close"]));
-    assert_eq!(code, Some(64), "{said}");
-    assert!(said.contains("SIGNAL=WAY"), "{said}");
+    assert_eq!(offered_instead_of("close=tp_btf"), ["fentry", "kprobe", "inferred"]);
+    let (code, _, error) = run(tcpwatch(TCPWATCH).args(["check", "--hook", "close"]));
+    assert_eq!(code, Some(64), "{error}");
+    assert!(error.contains("SIGNAL=WAY"), "{error}");
 }
 
-/// Whether this machine offers what a way needs; `None` where only trying can tell.
+/// Whether this machine offers what a way needs; `None` where only an attempt shows it.
 fn offered(signal: &str, way: &str) -> Option<bool> {
     match way {
-        // Tracepoints that older kernels do not have, or not with what is to be told.
+        // Tracepoints that older kernels do not have, or without the argument that matters.
         "tp_btf" | "raw_tp" if ["retransmit_failed", "congestion"].contains(&signal) => None,
         "inferred" | "iter" | "raw_tp" | "tp_btf" => Some(true),
         "kprobe" | "kretprobe" => Some(Path::new("/sys/bus/event_source/devices/kprobe").exists()),
@@ -104,34 +104,37 @@ fn offered(signal: &str, way: &str) -> Option<bool> {
 }
 
 #[test]
-fn each_way_serves_when_it_is_asked_for_or_check_says_why_not() {
-    for signal in there_are("open=kprobe") {
-        for way in there_are(&format!("{signal}=none")) {
+fn each_way_is_taken_when_it_is_asked_for_or_check_reports_why_not() {
+    for signal in offered_instead_of("open=kprobe") {
+        for way in offered_instead_of(&format!("{signal}=none")) {
             let choice = format!("{signal}={way}");
             let (code, checked) = check(&["--hook", &choice]);
             let Some(signals) = checked["signals"].as_array().filter(|signals| !signals.is_empty()) else {
-                // Without state changes there is nothing to say of the others.
+                // Without state changes the other signals are not tried.
                 assert_eq!((signal.as_str(), code), ("state", 2), "{choice}: {checked}");
                 assert_ne!(offered(&signal, &way), Some(true), "{choice}: {checked}");
                 let error = checked["error"].as_str().unwrap();
                 assert!(error.contains(&format!("{way} ")), "{choice}: {error}");
                 continue;
             };
-            let told = signals.iter().find(|told| told["key"] == signal.as_str()).unwrap();
-            if told["hook"].is_string() {
-                assert_ne!(offered(&signal, &way), Some(false), "{choice}: {told}");
-                let hook = told["hook"].as_str().unwrap();
-                assert!(way == "inferred" || hook.starts_with(&format!("{way} ")), "{choice}: {told}");
+            let report = signals.iter().find(|report| report["key"] == signal.as_str()).unwrap();
+            if report["hook"].is_string() {
+                assert_ne!(offered(&signal, &way), Some(false), "{choice}: {report}");
+                let hook = report["hook"].as_str().unwrap();
+                assert!(hook.starts_with(&format!("{way} ")), "{choice}: {report}");
                 let by_address = ["raw_tp", "kprobe", "tracepoint"].contains(&way.as_str());
                 if signal == "state" && by_address {
                     assert_eq!(checked["identity"], "socket address", "{choice}");
                 }
             } else {
-                assert_ne!(offered(&signal, &way), Some(true), "{choice}: {told}");
-                assert!(told["lost"].is_string(), "{choice}: {told}");
-                let hook = told["tried"][0]["hook"].as_str().unwrap();
-                assert!(hook.starts_with(&format!("{way} ")), "{choice}: {told}");
-                assert!(told["tried"][0]["error"].as_str().is_some_and(|error| !error.is_empty()), "{told}");
+                assert_ne!(offered(&signal, &way), Some(true), "{choice}: {report}");
+                assert!(report["lost"].is_string(), "{choice}: {report}");
+                let hook = report["tried"][0]["hook"].as_str().unwrap();
+                assert!(hook.starts_with(&format!("{way} ")), "{choice}: {report}");
+                assert!(
+                    report["tried"][0]["error"].as_str().is_some_and(|error| !error.is_empty()),
+                    "{report}"
+                );
                 assert_eq!(code, 1, "{choice}");
             }
         }

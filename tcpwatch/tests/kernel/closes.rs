@@ -1,4 +1,4 @@
-//! Who closed first, made to happen with real sockets, beside what both applications saw.
+//! Who closed first, with real sockets, compared with what both applications saw.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ listener = listen(args[0])
 client = connect(args[0], port_of(listener))
 ";
 
-/// A program, the errno that it says it saw, and who closed first as each side has it.
+/// A program, the errno that it saw, and who closed first from the view of each side.
 struct Case {
     name: &'static str,
     program: &'static str,
@@ -103,7 +103,7 @@ client.close()
         client: "peer_reset",
         server: "local_reset",
     },
-    // The reset comes after the peer's FIN: that was first.
+    // The reset comes after the peer's FIN, which was first.
     Case {
         name: "reset-last",
         program: r#"
@@ -137,9 +137,9 @@ server.close()
 ];
 
 #[test]
-fn who_closed_first_is_told_of_both_sides() {
+fn who_closed_first_is_known_on_both_sides() {
     let daemon = Daemon::start(&[]);
-    let told = !daemon.hook("state").starts_with("tracepoint ");
+    let errnos_are_reported = !daemon.hook("state").starts_with("tracepoint ");
     for (case, addr) in CASES.iter().flat_map(|case| ["127.0.0.1", "::1"].map(|addr| (case, addr))) {
         let namespace = Namespace::new();
         let comm = format!("e.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });
@@ -148,8 +148,9 @@ fn who_closed_first_is_told_of_both_sides() {
         let mut ends = Workload::start(&namespace, comm, &program, &[addr]);
         assert_eq!(ends.hear(), case.errno.to_string(), "{comm}: the application's errno");
         for (role, first) in [("client", case.client), ("server", case.server)] {
-            // Without errnos only a FIN shows.
-            let first = if told || matches!(first, "local" | "peer") { first } else { "unknown" };
+            // Without errnos only a FIN is recognised.
+            let first =
+                if errnos_are_reported || matches!(first, "local" | "peer") { first } else { "unknown" };
             let of_role = [("process", comm), ("role", role)];
             let by = [&of_role[..], &[("first", first)]].concat();
             let metrics = eventually("the close is counted", || {
@@ -180,7 +181,7 @@ order()
 "#;
 
 #[test]
-fn how_long_it_had_been_established_is_told_with_who_closed_first() {
+fn first_close_and_established_seconds_are_the_applications() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let mut ends = Workload::start(&namespace, "idle", IDLE, &[]);
@@ -198,7 +199,7 @@ fn how_long_it_had_been_established_is_told_with_who_closed_first() {
     for row in rows["connections"].as_array().unwrap().iter().filter(|row| row["role"] != "listener") {
         let detail = daemon.detail(row);
         let established = detail["established_seconds"].as_f64().unwrap();
-        // The times of the daemon are to the microsecond.
+        // The daemon's times are exact to the microsecond.
         let fits = (at_least - 1e-3..=at_most + 1e-3).contains(&established);
         assert!(fits, "{established} s, {at_least} to {at_most} s by the application");
         let is_client = detail["local"]["port"].as_f64() == Some(client_port);

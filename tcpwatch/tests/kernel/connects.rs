@@ -1,4 +1,4 @@
-//! What becomes of connects, made to happen with real sockets, beside the errno that the application saw.
+//! Outcomes of connects with real sockets, compared with the errno that the application saw.
 
 mod cases;
 
@@ -18,8 +18,8 @@ const DURATIONS: &str = "tcpwatch_connect_duration_seconds_count";
 const OUTCOMES: [&str; 9] =
     ["established", "refused", "timed_out", "unreachable", "reset", "no_port", "aborted", "other", "unknown"];
 
-/// Whether errnos are told by the hook of state changes that serves.
-fn errors_are_told(daemon: &Daemon) -> bool {
+/// Whether the hook that serves state changes reports errnos.
+fn errnos_are_reported(daemon: &Daemon) -> bool {
     !daemon.hook("state").starts_with("tracepoint ")
 }
 
@@ -30,19 +30,19 @@ fn outcomes_of(metrics: &Metrics, labels: &[(&str, &str)]) -> BTreeMap<&'static 
 }
 
 #[test]
-fn what_becomes_of_a_connect_is_what_the_application_sees() {
-    are_told(CASES.iter().map(|case| (case, &[][..])));
+fn the_outcome_of_a_connect_is_what_the_application_sees() {
+    assert_outcomes(CASES.iter().map(|case| (case, &[][..])));
 }
 
 #[test]
-fn what_fails_before_syn_sent_is_told_once_where_it_can_be_told() {
-    are_told(AT_ONCE.iter().map(|(case, at_once)| (case, *at_once)));
+fn a_connect_that_fails_before_syn_sent_is_reported_once() {
+    assert_outcomes(AT_ONCE.iter().map(|(case, at_once)| (case, *at_once)));
 }
 
-/// Each with what is told where connects that fail at once are.
-fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>) {
+/// Runs each case. Its second part is the outcomes to add where connects that fail at once are reported.
+fn assert_outcomes(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>) {
     let daemon = Daemon::start(&[]);
-    let (told, at_once_is_told) = (errors_are_told(&daemon), daemon.serves("connect"));
+    let (reported, at_once_is_reported) = (errnos_are_reported(&daemon), daemon.serves("connect"));
     for (case, at_once, addr) in
         cases.flat_map(|(case, at_once)| case.families.iter().map(move |addr| (case, at_once, addr)))
     {
@@ -55,12 +55,12 @@ fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str,
 
         let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
         for (outcome, count) in case.outcomes {
-            // Without errnos and types only a missing port shows.
+            // Without errnos and types only a missing port is recognised.
             let bound = matches!(case.name, "port-taken" | "no-port-2");
-            let shows = told || *outcome == "established" || (*outcome == "no_port" && !bound);
+            let shows = reported || *outcome == "established" || (*outcome == "no_port" && !bound);
             *expected.entry(if shows { outcome } else { "unknown" }).or_default() += count;
         }
-        for (outcome, count) in at_once.iter().filter(|_| at_once_is_told) {
+        for (outcome, count) in at_once.iter().filter(|_| at_once_is_reported) {
             *expected.entry(outcome).or_default() += count;
         }
         let attempts: u64 = expected.values().sum();
@@ -72,11 +72,11 @@ fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str,
         let sum = |name: &str| metrics.sum(name, &[("process", comm), ("role", "client")]).unwrap_or(0);
         let established = expected.get("established").copied().unwrap_or(0);
         assert_eq!(sum(ATTEMPTS), attempts, "{comm}");
-        // Of a simultaneous open no time is told.
+        // The duration of a simultaneous open is not counted.
         let timed = if case.name == "crossed" { 0 } else { established };
         assert_eq!((sum(OPENED), sum(DURATIONS)), (established, timed), "{comm}");
 
-        // The same of each, with whoever made it.
+        // Each connection shows the same, with the process that made it.
         let mut rows = daemon.json(&format!("/history?limit=10000&pid={}", client.pid()))["connections"]
             .as_array()
             .unwrap()
@@ -88,8 +88,8 @@ fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str,
         {
             rows.push(daemon.detail(row));
         }
-        // Before it entered the namespace it was a fork of this process, and may have been the last holder of another
-        // test's socket. Where namespaces are not known they are 0.
+        // The program began as a fork of this process, outside the namespace, and may have been the last holder of
+        // another test's socket. Where namespaces are not known they are 0.
         let is_here = |row: &&Value| row["netns"] == namespace.inode || row["netns"] == 0;
         let mut shown: BTreeMap<&str, u64> = BTreeMap::new();
         for row in rows.iter().filter(is_here).filter(|row| row["role"] == "client") {
@@ -107,7 +107,7 @@ fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str,
             *shown.entry(row["connect"]["outcome"].as_str().unwrap()).or_default() += 1;
         }
         assert_eq!(shown, expected, "{comm}: {rows:?}");
-        if case.name == "timed-out" && told {
+        if case.name == "timed-out" && reported {
             let [row] = &rows.iter().filter(|row| row["role"] == "client").collect::<Vec<_>>()[..] else {
                 panic!("{rows:?}");
             };
@@ -119,7 +119,7 @@ fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str,
             );
         }
     }
-    // Over everything that the machine did meanwhile.
+    // Over everything that the machine did in the meantime.
     eventually("all attempts are over or under way", || {
         let metrics = daemon.metrics();
         let waiting = daemon.json("/connections?limit=10000&state=SYN_SENT")["total"].as_u64().unwrap();
@@ -149,7 +149,7 @@ order()
 "#;
 
 #[test]
-fn a_connect_under_way_and_its_repeated_syns_are_told() {
+fn a_connect_under_way_shows_its_repeated_syns() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let mut client = Workload::start(&namespace, "dials-slowly", WAITS, &["127.0.0.1"]);
@@ -170,13 +170,13 @@ fn a_connect_under_way_and_its_repeated_syns_are_told() {
     assert_eq!(detail["connect"]["outcome"], "established", "{detail}");
     assert!(detail["connect"]["syn_retransmits"].as_u64().unwrap() > 0, "{detail}");
     assert!(detail["connect"]["duration_seconds"].as_f64().unwrap() > 0.5, "{detail}");
-    // A peer that is closed at last, however long it was idle, is no failed connect.
+    // Closing the connection later does not make it a failed connect.
     assert_eq!(client.ask(), "closed");
     assert_eq!(of_it(&daemon.metrics()), BTreeMap::from([("established", 1)]));
 }
 
 #[test]
-fn processes_and_peers_sum_up_what_connections_and_metrics_say() {
+fn processes_and_peers_have_the_sums_of_connections_and_metrics() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let mut waits = Workload::start(&namespace, "sums", WAITS, &["127.0.0.1"]);
@@ -192,7 +192,7 @@ fn processes_and_peers_sum_up_what_connections_and_metrics_say() {
     assert_eq!(row["connections"]["states"], json!({"ESTABLISHED": 2, "LISTEN": 1}), "{row}");
     assert_eq!((&row["opened"], &row["closed"], &row["connect_attempts"]), (&json!(2), &json!(0), &json!(2)));
     assert_eq!((&row["connects"]["established"], &row["running"]), (&json!(1), &json!(1)), "{row}");
-    let failed = if errors_are_told(&daemon) { "refused" } else { "unknown" };
+    let failed = if errnos_are_reported(&daemon) { "refused" } else { "unknown" };
     assert_eq!(row["connects"][failed], 1, "{row}");
     let took = daemon.metrics().exact("tcpwatch_connect_duration_seconds_sum", &[("process", "sums")]);
     assert_eq!(row["connect_durations"], json!({"count": 1, "mean_seconds": took}), "{row}");
@@ -211,5 +211,5 @@ fn processes_and_peers_sum_up_what_connections_and_metrics_say() {
         assert_eq!((&row["comms"], &row["opened"]), (&json!(["sums"]), &json!(1)), "{row}");
         assert_eq!(row["connections"]["states"], json!({"ESTABLISHED": 1}), "{row}");
     }
-    assert_eq!(answer["total"], 3, "and whoever refused: {answer}");
+    assert_eq!(answer["total"], 3, "and the one of the refused connect: {answer}");
 }

@@ -1,5 +1,5 @@
-//! Connections between containers, made by runc as Docker and the kubelet have it make them: each side of a
-//! connection names its own container, also when a published port is translated in between.
+//! Connections between containers, which runc makes as for Docker and the kubelet: each side of a connection names its
+//! own container, also where a published port is translated in between.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ const SERVER: &str = "10.201.2.2";
 const SERVER_PORT: u16 = 8080;
 const PUBLISHED_PORT: u16 = 18080;
 
-/// Says its pid as it knows it; accepts, reads, and never closes.
+/// Says its pid as seen inside; accepts, reads, and never closes.
 const HOLDS: &str = r#"
 listener = listen("0.0.0.0", args[0])
 say(os.getpid())
@@ -37,7 +37,7 @@ say(*(conn.recv(5).decode() for conn in conns))
 order()
 "#;
 
-/// Says its pid as it knows it and the ports it connected from; closes when told.
+/// Says its pid as seen inside and its local ports; closes on order.
 const SENDS_THEN_CLOSES: &str = r#"
 conns = [connect(args[0], args[1]) for _ in range(int(args[2]))]
 for conn in conns:
@@ -90,14 +90,14 @@ fn each_side_of_a_connection_through_a_published_port_names_its_container() {
     });
     let mut server_side =
         vec![json!(["LISTEN", "listener", end("0.0.0.0", SERVER_PORT), end("0.0.0.0", 0), server_process])];
-    // The address is translated only on its way to the server: each side has its own view of the other.
+    // The address is translated on the way to the server, so each side sees another peer.
     server_side.extend(ports.map(|port| {
         json!(["ESTABLISHED", "server", end(SERVER, SERVER_PORT), end(CLIENT, port), server_process])
     }));
     let dialled = end(NODE_TO_CLIENT, PUBLISHED_PORT);
     let client_side =
         ports.map(|port| json!(["ESTABLISHED", "client", end(CLIENT, port), dialled, client_process]));
-    // One that saw the connections made, and one that found them.
+    // One daemon saw the connections open, the other found them.
     let late = Daemon::start(&[]);
     for daemon in [&daemon, &late] {
         side_is(daemon, &network.server, &server_side);
@@ -120,7 +120,7 @@ fn each_side_of_a_connection_through_a_published_port_names_its_container() {
     assert_eq!(daemon.leaks_of(client.pid), [] as [Value; 0], "the client");
 }
 
-/// The rows of the namespace are the expected ones, by state, role, both ends and process.
+/// Asserts the rows of the namespace, by state, role, both ends and process.
 fn side_is(daemon: &Daemon, namespace: &Namespace, expected: &[Value]) {
     eventually("every row names the right process and container", || {
         let mut rows = daemon.connections_in(namespace);
@@ -137,7 +137,7 @@ fn ports_of(row: &Value) -> [Option<u64>; 2] {
     [row["local"]["port"].as_u64(), row["remote"]["port"].as_u64()]
 }
 
-/// A node with two containers' networks, one of which it publishes a port of.
+/// A node with the networks of two containers; a port of one is published.
 struct Network {
     node: Namespace,
     client: Namespace,
@@ -150,7 +150,7 @@ impl Network {
         for (device, of_node, of_container, container) in
             [("client", NODE_TO_CLIENT, CLIENT, &client), ("server", NODE_TO_SERVER, SERVER, &server)]
         {
-            // Made inside, so that the machine's own namespace never has them.
+            // Made inside, so that the machine's own namespace never has the devices.
             let peer = ["peer", "name", "eth0", "netns", &container.path()];
             node.run(&[&["ip", "link", "add", device, "type", "veth"], &peer[..]].concat());
             node.run(&["ip", "address", "add", &format!("{of_node}/24"), "dev", device]);
@@ -159,7 +159,7 @@ impl Network {
             container.run(&["ip", "link", "set", "eth0", "up"]);
             container.run(&["ip", "route", "add", "default", "via", of_node]);
         }
-        // Each process sees the settings of its own network namespace there.
+        // /proc/sys/net shows each process the settings of its own network namespace.
         node.run(&["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]);
         node.run(&[
             "nft",
@@ -180,10 +180,10 @@ fn container_id() -> String {
     (uuid() + &uuid()).replace('-', "")
 }
 
-/// A container that runs one Python program. Nothing of it is left when it is dropped.
+/// A container that runs one Python program; removed when dropped.
 struct Container {
     id: String,
-    /// Outside of it, by runc's own account.
+    /// The pid outside the container, from runc.
     pid: u32,
     // Dropped in this order.
     workload: Workload,
@@ -201,7 +201,7 @@ impl Container {
             json!({"destination": "/proc", "type": "proc", "source": "proc"}),
             json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}),
         ];
-        // The machine's programs, and nothing else of it.
+        // Of the machine's files only the programs.
         for from in ["/usr", "/bin", "/lib", "/lib64"] {
             if let Ok(target) = fs::read_link(from) {
                 std::os::unix::fs::symlink(target, root.join(&from[1..])).unwrap();
@@ -265,7 +265,7 @@ fn runc(folder: &Folder, command: &str) -> Command {
     runc
 }
 
-/// Removed when dropped.
+/// A folder that is removed when dropped.
 struct Folder(PathBuf);
 
 impl Drop for Folder {
@@ -276,9 +276,8 @@ impl Drop for Folder {
     }
 }
 
-/// The cgroups that are not there yet and that a container brings, its own and those above it. Removed when
-/// dropped, and what still runs in its own is killed: runc removes only its own, and not those of a container
-/// that it failed to start.
+/// The cgroups that a container creates: its own and the missing ones above it. Removed when dropped, after processes
+/// in its own are killed: runc removes only the container's own, and nothing when it failed to start the container.
 struct Cgroups {
     own: Vec<PathBuf>,
     above: Vec<PathBuf>,
@@ -312,7 +311,7 @@ impl Drop for Cgroups {
         }
         for cgroup in self.own.iter().chain(&self.above) {
             let deadline = Instant::now() + DEADLINE;
-            // Busy until the last process in it is gone.
+            // Busy until its last process is gone.
             while let Err(err) = fs::remove_dir(cgroup) {
                 if err.kind() == ErrorKind::NotFound {
                     break;

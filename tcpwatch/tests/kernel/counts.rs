@@ -35,7 +35,7 @@ order()
 "#;
 
 #[test]
-fn clean_echo_workload_leaves_nothing() {
+fn a_clean_echo_workload_has_exact_counts_and_no_leak() {
     const CONNECTIONS: u64 = 2000;
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
@@ -47,7 +47,7 @@ fn clean_echo_workload_leaves_nothing() {
         let args = [addr, &port, &CONNECTIONS.to_string()];
         let mut client = Workload::start(&namespace, client_name, ECHO_CLIENT, &args);
         assert_eq!(client.hear(), "done");
-        // The last one's end at the server may still be on its way.
+        // The server may not have ended the last one yet.
         let server_side = [("process", server_name), ("role", "server"), ("peer", &format!(":{port}"))];
         let metrics = eventually("the server's last connection is closed", || {
             let metrics = daemon.metrics();
@@ -68,7 +68,7 @@ fn clean_echo_workload_leaves_nothing() {
                 let in_state = [&side[..], &[("state", state)]].concat();
                 assert_eq!(metrics.sum(DURATIONS, &in_state), Some(CONNECTIONS), "{in_state:?}");
             }
-            // All of them are there and nowhere else.
+            // All of them are in this state.
             assert_eq!(metrics.sum(OPENED, &side[..1]), Some(CONNECTIONS), "{side:?}");
         }
         for pid in [server.pid(), client.pid()] {
@@ -83,7 +83,7 @@ fn clean_echo_workload_leaves_nothing() {
     assert_eq!(daemon.json("/leaks")["complete"], true);
 }
 
-/// A closed port: bound, so that nobody else takes it, but not listening.
+/// Connects to a closed port: bound, so that nobody else takes it, but not listening.
 pub(crate) const IS_REFUSED: &str = r#"
 closed = socket.socket(socket.AF_INET6 if ":" in args[0] else socket.AF_INET, socket.SOCK_STREAM)
 closed.bind((args[0], 0))
@@ -94,13 +94,13 @@ order()
 "#;
 
 #[test]
-fn a_refused_connect_is_observed_but_not_counted_as_opened() {
+fn a_refused_connect_has_a_duration_but_is_not_opened() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     for (addr, name) in [("127.0.0.1", "refused-4"), ("::1", "refused-6")] {
         let mut client = Workload::start(&namespace, name, IS_REFUSED, &[addr]);
         assert_eq!(client.hear(), "refused");
-        // The sockets are still held, but are no connections.
+        // The sockets are still held, but are not connections.
         assert_eq!(daemon.connections_in(&namespace), [] as [Value; 0]);
         let metrics = daemon.metrics();
         assert_eq!(metrics.sum(DURATIONS, &[("process", name), ("state", "SYN_SENT")]), Some(1));
@@ -159,7 +159,7 @@ fn retransmits_equal_the_kernels_own_count() {
         });
         server.order();
         assert_eq!(client.hear(), "sent");
-        // ReportedFacts while the connection lives, not only at its end.
+        // Reported while the connection lives, not only at its end.
         let live = eventually("data are retransmitted and counted", || {
             let (kernel, ours) = (server.retransmitted(), counted(&daemon.metrics()));
             if kernel > lost_syns && ours >= kernel { Ok(ours) } else { Err(format!("{ours} of {kernel}")) }
@@ -189,8 +189,8 @@ fn state_counts_agree_everywhere() {
     let port = server.hear();
     let mut client = Workload::start(&namespace, "agree-client", ECHO_CLIENT, &["127.0.0.1", &port, "5"]);
     assert_eq!(client.hear(), "done");
-    // Other tests come and go meanwhile: one quiet moment must be caught. These questions leave a TIME_WAIT
-    // each, so there is none for that state.
+    // Other tests open and close connections: one moment without changes must be found. Each request leaves a
+    // TIME_WAIT, so that state is not compared.
     eventually("/status, /metrics and /connections agree", || {
         let status = daemon.json("/status");
         let metrics = daemon.metrics();
@@ -213,7 +213,7 @@ fn state_counts_agree_everywhere() {
 }
 
 #[test]
-fn promtool_has_nothing_to_say_about_the_metrics() {
+fn promtool_accepts_the_metrics() {
     let promtool = std::env::var("PROMTOOL").unwrap_or_else(|_| "promtool".to_owned());
     let checking = Command::new(&promtool)
         .args(["check", "metrics"])
@@ -222,7 +222,7 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
         .stderr(Stdio::piped())
         .spawn();
     let Ok(mut promtool) = checking else {
-        println!("SKIPPED promtool_has_nothing_to_say_about_the_metrics: no {promtool}");
+        println!("SKIPPED promtool_accepts_the_metrics: no {promtool}");
         return;
     };
     let daemon = Daemon::start(&[]);

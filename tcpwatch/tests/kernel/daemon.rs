@@ -1,12 +1,16 @@
-//! A running tcpwatch and questions to it.
+//! A running tcpwatch, and requests to it.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,7 +21,7 @@ use crate::{eventually::eventually, metrics::Metrics, netns::Namespace};
 pub(crate) const TCPWATCH: &str = env!("CARGO_BIN_EXE_tcpwatch");
 const HOOKS: &str = "TCPWATCH_HOOK";
 
-/// The program, without what the environment of the tests would tell it.
+/// The program, without the options that it would take from the environment of the tests.
 pub(crate) fn tcpwatch(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -28,26 +32,38 @@ pub(crate) fn tcpwatch(program: &str) -> Command {
     command
 }
 
-/// Stopped when dropped; it must then end well.
+/// A running daemon. Stopped when dropped; it must then exit with 0.
 pub(crate) struct Daemon {
     child: Child,
     ended: bool,
     pub(crate) address: SocketAddr,
     log: Arc<Mutex<String>>,
     log_reader: Option<JoinHandle<()>>,
+    /// What it recorded, kept where a test fails.
+    recording: Option<PathBuf>,
 }
 
 impl Daemon {
-    /// Ready, on a port of its own.
+    /// Starts a daemon on a free port, which records what comes in, and waits until it is ready.
     pub(crate) fn start(options: &[&str]) -> Self {
-        Self::start_by(tcpwatch(TCPWATCH), options)
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if options.contains(&"--record") {
+            return Self::start_by(tcpwatch(TCPWATCH), options);
+        }
+        let name =
+            format!("tcpwatch-test-{}-{}.rec", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let recording = std::env::temp_dir().join(name);
+        let record = ["--record", recording.to_str().unwrap()];
+        let mut daemon = Self::start_by(tcpwatch(TCPWATCH), &[options, &record].concat());
+        daemon.recording = Some(recording);
+        daemon
     }
 
-    /// The same by a command that becomes the program.
+    /// The same with a command that becomes the program.
     pub(crate) fn start_by(mut command: Command, options: &[&str]) -> Self {
         let mut child = command
             .args(["run", "--listen", "127.0.0.1:0"])
-            // Ways that are forced: the same tests prove each of them.
+            // Forced hooks: the same tests prove each of them.
             .envs(std::env::var(HOOKS).map(|hooks| (HOOKS, hooks)))
             .args(options)
             .stdin(Stdio::null())
@@ -63,7 +79,8 @@ impl Daemon {
             }
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut daemon = Self { child, ended: false, address, log, log_reader: Some(log_reader) };
+        let log_reader = Some(log_reader);
+        let mut daemon = Self { child, ended: false, address, log, log_reader, recording: None };
         daemon.address = eventually("the daemon says its address", || {
             let log = daemon.log();
             let found = log.split_once("curl http://").and_then(|(_, rest)| rest.split_once("/leaks"));
@@ -95,25 +112,25 @@ impl Daemon {
         serde_json::from_str(&body).unwrap()
     }
 
-    /// All of the connection that a row of `/connections` is of.
+    /// `/connections/ID` of a row of `/connections`.
     pub(crate) fn detail(&self, row: &Value) -> Value {
         self.json(&format!("/connections/{}", row["id"].as_str().unwrap()))
     }
 
-    /// What serves a signal, as `/status` says.
+    /// The hook that serves a signal, from `/status`.
     pub(crate) fn hook(&self, signal: &str) -> String {
         self.signal_status(signal)["hook"].as_str().unwrap().to_owned()
     }
 
-    /// Whether anything does.
+    /// Whether a hook serves the signal.
     pub(crate) fn serves(&self, signal: &str) -> bool {
         self.signal_status(signal)["hook"].is_string()
     }
 
-    /// What `/status` says of it.
+    /// The signal's entry in `/status`.
     pub(crate) fn signal_status(&self, signal: &str) -> Value {
         let status = self.json("/status");
-        let found = status["signals"].as_array().unwrap().iter().find(|told| told["key"] == signal);
+        let found = status["signals"].as_array().unwrap().iter().find(|one| one["key"] == signal);
         found.unwrap().clone()
     }
 
@@ -127,19 +144,19 @@ impl Daemon {
         Metrics::parse(&body)
     }
 
-    /// What `/leaks` says of a process.
+    /// The leaks of a process, from `/leaks`.
     pub(crate) fn leaks_of(&self, pid: u32) -> Vec<Value> {
         let answer = self.json("/leaks");
         let leaks = answer["leaks"].as_array().unwrap().iter();
         leaks.filter(|leak| leak["process"]["pid"] == pid).cloned().collect()
     }
 
-    /// All rows of `/connections` in a namespace.
+    /// All rows of `/connections` in a network namespace.
     pub(crate) fn connections_in(&self, namespace: &Namespace) -> Vec<Value> {
         self.connections_of(namespace.inode)
     }
 
-    /// The same of a namespace without a name.
+    /// The same for a namespace given by its inode.
     pub(crate) fn connections_of(&self, netns: u64) -> Vec<Value> {
         let answer = self.json("/connections?limit=10000");
         let rows = answer["connections"].as_array().unwrap().iter();
@@ -163,7 +180,7 @@ impl Daemon {
         self.signal(signal);
         let status = eventually("the daemon ends", || self.child.try_wait().unwrap().ok_or("it runs on"));
         self.ended = true;
-        // Ends with the pipe.
+        // The reader ends when the pipe is closed.
         self.log_reader.take().unwrap().join().unwrap();
         status
     }
@@ -172,10 +189,24 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if thread::panicking() {
+            // Asked to end it writes what it has recorded; it may hang or be stopped.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(20));
+            }
             let _ = self.child.kill();
             let _ = self.child.wait();
             eprintln!("the daemon's log:\n{}", self.log());
-        } else if !self.ended {
+            if let Some(recording) = &self.recording {
+                eprintln!("its recording, for `tcpwatch replay`: {}", recording.display());
+            }
+            return;
+        }
+        if let Some(recording) = &self.recording {
+            let _ = std::fs::remove_file(recording);
+        }
+        if !self.ended {
             let status = self.end(Signal::TERM);
             assert!(status.success(), "{status}:\n{}", self.log());
             assert!(!self.log().contains("panicked"), "{}", self.log());

@@ -1,8 +1,8 @@
-//! The table against the kernel's own view: after whatever processes do at random, `/connections` has the
-//! sockets that `ss` and /proc show, each in the same state and of the right process, and no other.
+//! The table against the kernel's own view: while processes act at random, `/connections` has exactly the sockets that
+//! `ss` and /proc show, each in the same state and of the right process.
 //!
-//! TCPWATCH_SEED=N repeats the workload of a failed run, TCPWATCH_ROUNDS=N does more or less of it,
-//! TCPWATCH_COMPARISONS=N looks at it more or less often.
+//! TCPWATCH_SEED=N repeats the workload of a failed run, TCPWATCH_ROUNDS=N sets its length, TCPWATCH_COMPARISONS=N the
+//! number of comparisons.
 
 mod random;
 mod ss;
@@ -24,21 +24,23 @@ use self::{
 };
 use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
 
-/// How many daemons see one world, one after the other, and how often each is asked unless told otherwise.
+/// Number of daemons that see one world, one after the other.
 const DAEMONS: usize = 2;
+/// Number of comparisons of each daemon, unless TCPWATCH_COMPARISONS is set.
 const COMPARISONS: u64 = 34;
-/// Of sweeps after a loss, with room for a busy machine; `SWEEP_INTERVAL` in pipeline.rs is 10 s.
+/// How long sweeps may take to repair a loss, with room for a busy machine; `SWEEP_INTERVAL` in pipeline.rs is 10 s.
 const REPAIR: Duration = Duration::from_secs(12);
-/// `ss` is no snapshot, timers go on while it looks, and nothing tells of an accept, a passed descriptor or a
-/// request: for these an answer is as old as the last sweep, which may not follow each other at once.
+/// How long differences may last otherwise. `ss` takes no snapshot, timers go on meanwhile, and not every accept,
+/// passed descriptor or request is reported: there an answer is as old as the last sweep, and sweeps have a pause
+/// between them.
 const SETTLE: Duration = Duration::from_secs(6);
 const POLL: Duration = Duration::from_millis(20);
 
 struct Watched {
     daemon: Daemon,
-    /// Its ids are the kernel's cookies, as those of `ss` are.
+    /// Its ids are the kernel's cookies, which `ss` shows too.
     knows_cookies: bool,
-    /// What happened later, it has seen.
+    /// It has seen everything that happened after this.
     ready: Instant,
     lossy: bool,
     settle: Duration,
@@ -50,13 +52,13 @@ struct Tally {
     sockets: usize,
     connections: usize,
     at_once: usize,
-    /// Differences at the first look, by kind.
+    /// Differences at the first attempt, by kind.
     passing: BTreeMap<String, usize>,
     waited: Duration,
     slowest: Duration,
-    /// Without an owner in the table because a record was lost.
+    /// Sockets without an owner in the table because a record was lost.
     unknown: usize,
-    /// Records.
+    /// Records lost because the kernel skipped a run.
     skipped: u64,
     states: BTreeMap<String, usize>,
 }
@@ -70,7 +72,7 @@ fn at_every_quiet_moment_the_table_equals_ss() {
         eprintln!("differential: round {round}: TCPWATCH_SEED={seed} TCPWATCH_ROUNDS=1");
         let mut world = World::new(seed);
         for number in 0..DAEMONS {
-            // Unwatched; the first daemon starts amid it, the second when all is quiet.
+            // No daemon watches these steps. The first daemon starts amid steps, the second while nothing happens.
             for _ in 0..4 {
                 world.steps();
             }
@@ -79,13 +81,13 @@ fn at_every_quiet_moment_the_table_equals_ss() {
                 watched.compare(&world, &mut tally);
                 world.steps();
             }
-            // Nothing here is too fast for the ring. A program that interrupts itself is skipped by the kernel.
+            // This workload does not fill the ring. The kernel skips a program that would interrupt itself.
             assert_eq!(watched.lost("ring_full"), 0);
             tally.skipped += watched.lost("run_skipped");
         }
         tally.connections += world.connections;
     }
-    tally.tell("exact");
+    tally.print("exact");
     if self::rounds().is_none() {
         assert!(tally.comparisons >= 200, "{}", tally.comparisons);
     }
@@ -113,7 +115,7 @@ fn with_a_fifth_of_the_records_lost_the_table_equals_ss_a_period_later() {
         assert!(watched.daemon.metrics().sum("tcpwatch_records_lost_total", &[]) > Some(0));
         tally.connections += world.connections;
     }
-    tally.tell("lossy");
+    tally.print("lossy");
 }
 
 fn start(options: &[&str]) -> Watched {
@@ -148,7 +150,7 @@ fn number_from(variable: &str) -> Option<u64> {
 
 /// A row of `/connections`.
 #[derive(Debug)]
-#[expect(dead_code, reason = "the role is for whoever reads of a difference")]
+#[expect(dead_code, reason = "the role is printed with a difference")]
 struct Row {
     role: String,
     accepted: Option<bool>,
@@ -162,7 +164,7 @@ impl Watched {
 
     fn compare(&mut self, world: &World, tally: &mut Tally) {
         let began = Instant::now();
-        for look in 0.. {
+        for attempt in 0.. {
             let mut truth = world.ss();
             let mut rows = self.rows(world);
             if !self.knows_cookies {
@@ -174,7 +176,7 @@ impl Watched {
             let (differences, unknown) = self.differences(world, &truth, &rows);
             if differences.is_empty() {
                 tally.comparisons += 1;
-                tally.at_once += usize::from(look == 0);
+                tally.at_once += usize::from(attempt == 0);
                 tally.sockets += truth.len();
                 tally.waited += began.elapsed();
                 tally.slowest = tally.slowest.max(began.elapsed());
@@ -184,7 +186,7 @@ impl Watched {
                 }
                 return;
             }
-            if look == 0 {
+            if attempt == 0 {
                 for (_, what) in &differences {
                     let kind = what.split(':').next().unwrap_or("");
                     *tally.passing.entry(kind.to_owned()).or_default() += 1;
@@ -206,7 +208,7 @@ impl Watched {
         rows.filter(|(key, _)| world.is_home(key.netns)).collect()
     }
 
-    /// What differs, for people, and how many owners are not known exactly where that is allowed.
+    /// The differences in words, and the number of owners that are unknown where that is allowed.
     fn differences(
         &self,
         world: &World,
@@ -219,7 +221,7 @@ impl Watched {
         }
         let (mut found, mut unknown) = (Vec::new(), 0);
         for socket in truth {
-            // Several with one key are listeners that share a port, where no cookie tells one from the other.
+            // Several rows with one key are listeners that share a port, where no cookie distinguishes them.
             let Some(row) = left.get_mut(&socket.key).and_then(|rows| {
                 let held = |row: &&Row| row.pid.is_some_and(|pid| socket.holders.contains(&pid));
                 let at = rows.iter().position(held).or(rows.len().checked_sub(1))?;
@@ -251,7 +253,7 @@ impl Watched {
         (found, unknown)
     }
 
-    /// Whether the daemon could have named the last owner, had it lost nothing.
+    /// Whether the daemon would know the last owner if it had lost no record.
     fn saw_end(&self, world: &World, socket: &SsRow) -> bool {
         world.last_owner(socket, self.ready).is_some_and(|owner| !owner.may_be_unknown)
     }
@@ -266,7 +268,7 @@ impl Watched {
             return Some(listener(truth, socket).unwrap_or_else(anybody));
         }
         if socket.key.state == "LISTEN" {
-            // On its way from one process to another, as only a descriptor can be.
+            // Its descriptor is on the way from one process to another.
             return Some(anybody());
         }
         let mut owner = world.last_owner(socket, self.ready)?;
@@ -297,12 +299,12 @@ impl Watched {
     }
 }
 
-/// Whether no process has ever held it: requests, and what waits in a listener's queue.
+/// Whether no process has ever held the socket: requests, and connections in a listener's queue.
 fn is_unaccepted(socket: &SsRow) -> bool {
     !socket.has_file && matches!(&socket.key.state[..], "SYN_RECV" | "ESTABLISHED" | "CLOSE_WAIT")
 }
 
-/// Whose listener a connection in a queue belongs to; several that match alike may share out theirs.
+/// The owner of the listener to which a connection in a queue belongs; several listeners may match equally well.
 fn listener(truth: &[SsRow], socket: &SsRow) -> Option<Owner> {
     let (netns, local) = (socket.key.netns, socket.key.local);
     let score = |listener: &SsRow| {
@@ -320,7 +322,7 @@ fn listener(truth: &[SsRow], socket: &SsRow) -> Option<Owner> {
     let best = truth.iter().filter_map(score).max();
     let listeners: Vec<&SsRow> = truth.iter().filter(|row| best.is_some() && score(row) == best).collect();
     let among: BTreeSet<u32> = listeners.iter().flat_map(|row| row.holders.iter().copied()).collect();
-    // A listener on its way between processes is still told as of who held it last.
+    // A listener on its way between processes still shows its last holder.
     (!among.is_empty()).then_some(Owner { among, may_be_unknown: listeners.len() != 1 })
 }
 
@@ -341,7 +343,7 @@ fn row(row: &Value) -> (Key, Row) {
 }
 
 impl Tally {
-    fn tell(&self, name: &str) {
+    fn print(&self, name: &str) {
         eprintln!(
             "differential, {name}: {} comparisons with zero differences, {} at once, the others after {:?} on \
              average and {:?} at most, differing at first in {:?}; {} sockets compared, {} connections made, {} owners unknown after a loss, {} records \
@@ -370,7 +372,7 @@ while True:
     conn.close()
 "#;
 
-/// Is first to close, many times: half of them holds the socket to its end, half orphans it in FIN_WAIT2.
+/// Opens many connections and closes first: half of them are held to the end, half become orphans in FIN_WAIT2.
 const CLIENT: &str = r#"
 for number in range(int(args[1])):
     conn = connect("127.0.0.1", args[0])
@@ -385,11 +387,11 @@ order()
 #[test]
 fn every_time_wait_is_counted_until_its_end_with_the_process_that_closed() {
     const COMM: &str = "closes-first";
-    // Below the ports that the kernel chooses: no other test has it.
+    // Below the ports that the kernel chooses; no other test uses it.
     const PORT: u16 = 4999;
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
-    // On loopback the kernel would use the ports of TIME_WAITs older than a second again.
+    // On loopback the kernel would otherwise reuse the ports of TIME_WAITs older than a second.
     namespace.run(&["sh", "-c", "echo 0 > /proc/sys/net/ipv4/tcp_tw_reuse"]);
     let count = 1000 * rounds().unwrap_or(5) as usize;
     let mut server = Workload::start(&namespace, "waits-for-end", SERVER, &[&PORT.to_string()]);
@@ -399,32 +401,39 @@ fn every_time_wait_is_counted_until_its_end_with_the_process_that_closed() {
     let client = Workload::start(&namespace, COMM, CLIENT, &[&args[0], &args[1]]);
     let pid = client.pid();
     let mut client = Some(client);
-    let (mut looks, mut most, mut worst) = (0, 0, 0.0_f64);
+    let (mut samples, mut most, mut worst) = (0, 0, 0.0_f64);
     loop {
         let asked = Instant::now();
-        // Gone long before what it left behind.
+        // The client ends long before its TIME_WAITs do.
         client.take_if(|client| client.try_hear().is_some());
         let before = ss::time_waits(&namespace, PORT);
         let answer =
             daemon.json(&format!("/connections?state=TIME_WAIT&pid={pid}&remote_port={PORT}&limit=1"));
         let after = ss::time_waits(&namespace, PORT);
-        // Of the process that closed them: one without its name is one too few.
-        let told = answer["total"].as_u64().unwrap() as usize;
+        // Filtered by the process that closed: a TIME_WAIT without its owner is missing in the count.
+        let shown = answer["total"].as_u64().unwrap() as usize;
         let (least, greatest) = (before.min(after), before.max(after));
-        let off = told.saturating_sub(greatest).max(least.saturating_sub(told));
+        let off = shown.saturating_sub(greatest).max(least.saturating_sub(shown));
         let share = off as f64 / greatest.max(1) as f64;
-        eprintln!("time_wait {:>5.1?}: ss {before}..{after}, tcpwatch {told}", began.elapsed().as_secs_f64());
-        assert!(off * 100 <= greatest, "{told} told, {before} then {after} in ss, at {:?}", began.elapsed());
-        (looks, most, worst) = (looks + 1, most.max(told), worst.max(share));
+        eprintln!(
+            "time_wait {:>5.1?}: ss {before}..{after}, tcpwatch {shown}",
+            began.elapsed().as_secs_f64()
+        );
+        assert!(
+            off * 100 <= greatest,
+            "{shown} shown, {before} then {after} in ss, at {:?}",
+            began.elapsed()
+        );
+        (samples, most, worst) = (samples + 1, most.max(shown), worst.max(share));
         let named =
             answer["connections"].as_array().unwrap().iter().all(|row| row["process"]["comm"] == COMM);
         assert!(named, "{answer}");
-        if client.is_none() && greatest == 0 && told == 0 {
+        if client.is_none() && greatest == 0 && shown == 0 {
             break;
         }
         assert!(began.elapsed() < Duration::from_secs(100), "{before} still there");
         thread::sleep(Duration::from_millis(500).saturating_sub(asked.elapsed()));
     }
     assert!(most * 100 >= count * 99, "{most}");
-    eprintln!("time_wait: {looks} looks, at most {most}, worst off by {:.2} %", worst * 100.0);
+    eprintln!("time_wait: {samples} samples, at most {most}, worst off by {:.2} %", worst * 100.0);
 }

@@ -1,4 +1,4 @@
-//! Waiting for what must become true, and the clock to judge ages by.
+//! Waiting for a condition with a deadline, and the clock to compare ages with.
 
 use std::{
     fmt::Display,
@@ -6,18 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Far longer than anything takes on an idle machine; a busy one gets its time.
+/// Far longer than any condition takes on an idle machine, so that a busy one has time.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
-/// What `look` finds, looked for again and again; until then `look` says what it sees instead.
+/// Calls `check` repeatedly until it is `Ok`, and returns its value. An `Err` says what `check` saw instead.
 ///
 /// # Panics
-/// With the last thing seen, when [`DEADLINE`] passes.
-pub(crate) fn eventually<T, E: Display>(what: &str, mut look: impl FnMut() -> Result<T, E>) -> T {
+/// With the last error, when [`DEADLINE`] passes.
+pub(crate) fn eventually<T, E: Display>(what: &str, mut check: impl FnMut() -> Result<T, E>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        match look() {
+        match check() {
             Ok(found) => return found,
             Err(seen) => assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}; last: {seen}"),
         }

@@ -1,5 +1,5 @@
-//! Kernels that do not publish their types, and sockets that are told apart by their address: what is followed
-//! there. `/sys/kernel/btf` is hidden in a mount namespace of the daemon's own.
+//! Kernels that do not publish their types, and sockets that are identified by their address. `/sys/kernel/btf` is
+//! hidden in a mount namespace of the daemon's own.
 
 use serde_json::Value;
 
@@ -30,7 +30,7 @@ say("closed")
 order()
 "#;
 
-/// Does not close before the other has, or an orphan waits for that.
+/// Closes only after the server has, so that no orphan waits for the server's FIN.
 const CLIENT: &str = r#"
 def end(conn):
     conn.shutdown(socket.SHUT_WR)
@@ -49,9 +49,9 @@ order()
 /// include/net/tcp_states.h
 const TIME_WAIT: u8 = 6;
 
-/// Follows many short connections, whose sockets have the same few addresses one after the other, and one that
-/// stays a while. `port`: by which they are found, as their namespace may not be known; no other test has it.
-fn follows(daemon: &Daemon, port: u16) {
+/// Asserts that the daemon follows many short connections, whose sockets reuse a few addresses, and one that lives
+/// longer. `port`: identifies the connections where their namespace is unknown; no other test uses it.
+fn assert_follows(daemon: &Daemon, port: u16) {
     const SHORT: &str = "500";
     assert_eq!(daemon.json("/status")["identity"], "socket address");
     let namespace = Namespace::new();
@@ -80,25 +80,25 @@ fn follows(daemon: &Daemon, port: u16) {
         assert_eq!(life["closer"]["pid"], owner.pid(), "{life}");
         let steps =
             life["life"].as_array().unwrap().iter().map(|step| step["state"].as_str().unwrap().to_owned());
-        // Not seen where the peer's FIN comes with its ACK.
+        // Skipped where the peer's FIN arrives with its ACK.
         steps.filter(|state| state != "FIN_WAIT2").collect::<Vec<_>>()
     });
     assert_eq!(lives[0], ["SYN_SENT", "ESTABLISHED", "FIN_WAIT1", "TIME_WAIT"]);
     assert_eq!(lives[1], ["ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "CLOSE"]);
 
     let swept = hook_of(&daemon.json("/status"), "unheld") != &Value::Null;
-    eventually("every TIME_WAIT of the kernel is listed, with whoever closed", || {
+    eventually("every TIME_WAIT of the kernel is listed, with the process that closed", || {
         let listed = rows(&format!("state=time-wait&remote_port={port}"));
         let listed = listed.as_array().unwrap();
         let owned = listed.iter().filter(|row| row["process"]["pid"] == client.pid()).count();
         let count = client.sockets_in(TIME_WAIT);
-        // Of the first some may be reused by the last, which the kernel does when they are a second old.
+        // The kernel may reuse the first ones for the last connections: from the age of one second on.
         assert!(count > 1, "{count}");
-        // An ACK that comes when the server's socket is gone is answered by a reset, which ends the client's
-        // TIME_WAIT (RFC 1337). Without an iterator it is not seen to be gone.
+        // An ACK that arrives when the server's socket is gone is answered by a reset, which ends the client's
+        // TIME_WAIT (RFC 1337). Without an iterator tcpwatch does not notice that.
         let resets = client.kernel_count("OutRsts").unwrap() as usize;
-        let untold = if swept { 0 } else { resets };
-        if owned == listed.len() && (count..=count + untold).contains(&owned) {
+        let unnoticed = if swept { 0 } else { resets };
+        if owned == listed.len() && (count..=count + unnoticed).contains(&owned) {
             Ok(())
         } else {
             Err(format!("{owned} owned of {} listed, {count} in the kernel, {resets} resets", listed.len()))
@@ -108,11 +108,11 @@ fn follows(daemon: &Daemon, port: u16) {
 
 #[test]
 fn by_address_a_life_is_followed_and_its_time_wait_outlives_the_address() {
-    follows(&Daemon::start(&["--hook", "state=raw_tp"]), 4990);
+    assert_follows(&Daemon::start(&["--hook", "state=raw_tp"]), 4990);
 }
 
 const HIDE_TYPES: &str = "mount -t tmpfs tcpwatch-test /sys/kernel/btf\n";
-/// Where it cannot be mounted there is none to be had, or it is there already.
+/// Fails where there is no tracefs, or where it is mounted already.
 const SHOW_TRACEPOINTS: &str = "mount -t tracefs tcpwatch-test /sys/kernel/tracing 2>/dev/null || true\n";
 const FORMAT: &str = "/sys/kernel/tracing/events/sock/inet_sock_set_state/format";
 
@@ -122,7 +122,7 @@ fn hook_of<'a>(status: &'a Value, key: &str) -> &'a Value {
 }
 
 #[test]
-fn types_from_a_file_do_where_the_kernel_publishes_none() {
+fn types_from_a_file_suffice_where_the_kernel_publishes_none() {
     let (program, types) = (Copy::new(), Copy::of("/sys/kernel/btf/vmlinux"));
     let daemon = Daemon::start_by(program.behind(HIDE_TYPES, Root, &ALL), &["--btf", types.path()]);
     let status = daemon.json("/status");
@@ -132,40 +132,40 @@ fn types_from_a_file_do_where_the_kernel_publishes_none() {
     {
         assert_eq!(hook_of(&status, signal), hook, "{status:#}");
     }
-    // Iterators are typed by what the kernel publishes.
+    // Iterators need the types that the kernel publishes.
     assert_eq!([hook_of(&status, "held"), hook_of(&status, "unheld")], [&Value::Null; 2], "{status:#}");
-    follows(&daemon, 4991);
+    assert_follows(&daemon, 4991);
 }
 
 #[test]
-fn a_file_that_has_no_types_is_named() {
-    for (file, said) in [("/no/such/file", "cannot read"), ("/proc/self/status", "do not serve")] {
+fn a_file_without_types_is_named() {
+    for (file, problem) in [("/no/such/file", "cannot read"), ("/proc/self/status", "cannot be used")] {
         let (code, _, error) = run(tcpwatch(TCPWATCH).args(["--listen", "127.0.0.1:0", "--btf", file]));
         assert_eq!(code, Some(69), "{error}");
-        assert!(error.contains(file) && error.contains(said), "{error}");
+        assert!(error.contains(file) && error.contains(problem), "{error}");
         let (code, printed, _) = run(tcpwatch(TCPWATCH).args(["check", "--btf", file]));
         assert_eq!(code, Some(2), "{printed}");
-        assert!(printed.contains(file) && printed.contains(said), "{printed}");
+        assert!(printed.contains(file) && printed.contains(problem), "{printed}");
     }
 }
 
 #[test]
-fn without_any_types_tracepoints_serve_where_they_are_to_be_had() {
+fn without_any_types_tracepoints_are_used_where_they_exist() {
     let script = format!("{HIDE_TYPES}{SHOW_TRACEPOINTS}");
     let shown = format!("{script}test -e {FORMAT}");
-    let mut look = tcpwatch("unshare");
-    let offered = run(look.args(["--mount", "--propagation=private", "sh", "-ec", &shown])).0 == Some(0);
+    let mut probe = tcpwatch("unshare");
+    let offered = run(probe.args(["--mount", "--propagation=private", "sh", "-ec", &shown])).0 == Some(0);
 
     let program = Copy::new();
     let mut without_search = ALL.to_vec();
     without_search.retain(|capability| *capability != "dac_read_search");
     let cases: [(User, &[&str], bool); 3] =
         [(Root, &ALL, offered), (Nobody, &ALL, offered), (Nobody, &without_search, false)];
-    for (user, capabilities, serves) in cases {
+    for (user, capabilities, works) in cases {
         let (code, printed, _) = run(program.behind(&script, user, capabilities).args(["check", "--json"]));
         let checked: Value = serde_json::from_str(&printed).unwrap();
         assert_eq!(checked["kernel"]["btf"], Value::Null);
-        if serves {
+        if works {
             assert_eq!(code, Some(1), "{checked:#}");
             assert_eq!(hook_of(&checked, "state"), "tracepoint sock:inet_sock_set_state");
             assert_eq!(hook_of(&checked, "retransmit"), "tracepoint tcp:tcp_retransmit_skb");
@@ -175,13 +175,13 @@ fn without_any_types_tracepoints_serve_where_they_are_to_be_had() {
             for named in ["/sys/kernel/btf/vmlinux", "--btf", "events/sock/inet_sock_set_state/format"] {
                 assert!(error.contains(named), "{user:?}: no {named} in: {error}");
             }
-            // Where there are tracepoints, they are root's.
+            // Only root may read tracefs.
             assert_eq!(error.contains("Permission denied"), offered, "{user:?}: {error}");
             let mut run_it = program.behind(&script, user, capabilities);
             assert_eq!(run(run_it.args(["--listen", "127.0.0.1:0"])).0, Some(69), "{user:?}");
         }
     }
     if offered {
-        follows(&Daemon::start_by(program.behind(&script, Root, &ALL), &[]), 4992);
+        assert_follows(&Daemon::start_by(program.behind(&script, Root, &ALL), &[]), 4992);
     }
 }

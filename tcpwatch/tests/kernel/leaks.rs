@@ -1,4 +1,4 @@
-//! What stands too long is named, with the right owner, count and age; what does not is not.
+//! Leaks: connections that stay too long in a state are reported, with the right owner, count and age; others are not.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,10 @@ use crate::{
     workload::Workload,
 };
 
-/// How far an age may be from the truth.
+/// How far an age may be from the true one, in seconds.
 const TOLERANCE_SECONDS: f64 = 0.2;
 
-/// Accepts as many connections as told; releases them when told.
+/// Accepts the given number of connections; closes them on order.
 pub(crate) const NEVER_CLOSES: &str = r#"
 listener = listen(args[0], *args[2:])
 say(port_of(listener))
@@ -36,7 +36,7 @@ say("closed")
 order()
 "#;
 
-/// Opens as many connections to each port as told, then sends five bytes on each and closes it.
+/// Opens the given number of connections to each port; on order, sends five bytes on each and closes it.
 pub(crate) const SENDS_AND_CLOSES: &str = r#"
 conns = [connect(args[0], port) for port in args[2:] for _ in range(int(args[1]))]
 say("connected")
@@ -73,13 +73,13 @@ fn leaked_server_connections(daemon: &Daemon, addr: &str, count: usize) {
     assert_eq!(control.hear(), "closed");
     assert_eq!(server.sockets_in(8), count, "the kernel's own count of CLOSE_WAIT");
 
-    let mut looked_before_the_limit = false;
+    let mut asked_before_the_limit = false;
     let (leak, asked, answered) = eventually("the leak is named", || {
         let asked = monotonic();
         let leaks = daemon.leaks_of(server.pid());
         let answered = monotonic();
         if answered < closed_from + 1.0 {
-            looked_before_the_limit = true;
+            asked_before_the_limit = true;
             assert_eq!(leaks, [] as [Value; 0], "named before its time");
         }
         match &leaks[..] {
@@ -87,7 +87,7 @@ fn leaked_server_connections(daemon: &Daemon, addr: &str, count: usize) {
             _ => Err(format!("{leaks:?}")),
         }
     });
-    assert!(looked_before_the_limit, "the machine was too busy to look within a second");
+    assert!(asked_before_the_limit, "the machine was too busy to ask within a second");
 
     let port: u16 = port.parse().unwrap();
     let exe = std::fs::read_link(format!("/proc/{}/exe", server.pid())).unwrap();
@@ -102,9 +102,9 @@ fn leaked_server_connections(daemon: &Daemon, addr: &str, count: usize) {
     assert_eq!(leak["distinct_remote_addrs"], 1);
     assert_eq!(leak["unread_bytes"], 5 * count);
     assert_eq!(leak["oldest_is_lower_bound"], false);
-    // Not known before it was watched for some seconds; then it has grown.
+    // The growth is unknown at first; later it is positive.
     assert!(leak["growth_per_minute"].as_f64().is_none_or(|growth| growth > 0.0), "{leak}");
-    // It entered CLOSE_WAIT while the client closed, and was looked at between question and answer.
+    // It entered CLOSE_WAIT while the client closed, and its age was taken between request and answer.
     let oldest = leak["oldest_seconds"].as_f64().unwrap();
     let truth = asked - closed_until - TOLERANCE_SECONDS..answered - closed_from + TOLERANCE_SECONDS;
     assert!(truth.contains(&oldest), "{oldest} is not in {truth:?}");
@@ -120,7 +120,7 @@ fn leaked_server_connections(daemon: &Daemon, addr: &str, count: usize) {
     });
 }
 
-/// Every row of the leak names the process of its own side.
+/// Asserts that each row of the leak names the process of its own side.
 fn check_sides(
     daemon: &Daemon,
     namespace: &Namespace,
@@ -160,7 +160,7 @@ say("closed")
 order()
 "#;
 
-/// Hears no SYN until told.
+/// Drops all segments until ordered.
 pub(crate) const ANSWERS_LATE: &str = r#"
 listener = listen(*args)
 lose(listener, DROP_ALL)
@@ -187,7 +187,7 @@ fn a_connect_that_nobody_answers_is_named() {
             let leaks = daemon.leaks_of(client.pid());
             let answered = monotonic();
             assert!(leaks.is_empty() || answered >= dialled_from + 1.0, "named before its time: {leaks:?}");
-            // Its local port is known from a sweep on.
+            // Its local port is known only after a sweep.
             let whole = leaks.first().filter(|leak| !leak["local"]["port"].is_null());
             whole.map(|leak| (leak.clone(), asked, answered)).ok_or("not named with both ports")
         });
@@ -214,7 +214,7 @@ fn a_connect_that_nobody_answers_is_named() {
     }
 }
 
-/// Ends its side as told: with shutdown(), close() or exit.
+/// Ends its side as `args[0]` says: with shutdown(), close() or exit.
 pub(crate) const ENDS: &str = r#"
 conns = [connect(args[1], args[2]) for _ in range(3)]
 for conn in conns:

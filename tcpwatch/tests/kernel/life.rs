@@ -1,5 +1,5 @@
-//! What is told of one connection: live by `tcpwatch trace`, while it lives and after by `/connections/ID`, and
-//! among the ended by `/history`.
+//! The life of one connection: in `tcpwatch trace` as it happens, in `/connections/ID` during it and afterwards, and in
+//! `/history`.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -30,7 +30,7 @@ const CLIENT: &str = r#"
 conn = connect("127.0.0.1", args[0])
 say("connected")
 order()
-# Held until the peer's FIN comes: an orphan may have become a minisock by then, of which no record tells.
+# Held until the peer's FIN comes: an orphan may have become a minisock by then, whose changes are not reported.
 conn.shutdown(socket.SHUT_WR)
 say("closed")
 order()
@@ -51,8 +51,13 @@ impl Trace {
         let lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines().take(count);
         lines
             .map(|line| {
-                let told: Value = serde_json::from_str(&line.unwrap()).unwrap();
-                json!([told["from"], told["to"], told["cause"], told["process"]["pid"]])
+                let transition: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                json!([
+                    transition["from"],
+                    transition["to"],
+                    transition["cause"],
+                    transition["process"]["pid"]
+                ])
             })
             .collect()
     }
@@ -65,7 +70,7 @@ impl Drop for Trace {
     }
 }
 
-/// States and causes of a life line, whose durations must add up to the connection's age.
+/// The states and causes of a life, whose durations must add up to the connection's age.
 fn life(detail: &Value) -> Vec<Value> {
     let steps = detail["life"].as_array().unwrap();
     let sum: f64 = steps.iter().map(|step| step["duration_seconds"].as_f64().unwrap()).sum();
@@ -75,7 +80,7 @@ fn life(detail: &Value) -> Vec<Value> {
 }
 
 #[test]
-fn a_life_is_told_while_it_is_lived_and_afterwards() {
+fn states_and_causes_are_shown_live_and_afterwards() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let mut server = Workload::start(&namespace, "life-server", SERVER, &[]);
@@ -112,7 +117,7 @@ fn a_life_is_told_while_it_is_lived_and_afterwards() {
             json!(["FIN_WAIT2", "TIME_WAIT", "peer", client_pid]),
         ]
     );
-    // Closed first, so in TIME_WAIT: it lives on, and who closed it is known.
+    // It closed first, so it lives on in TIME_WAIT, and its closer is known.
     let detail = daemon.json(&format!("/connections/{client_id}"));
     assert_eq!((&detail["state"], &detail["ended_at"]), (&json!("TIME_WAIT"), &Value::Null));
     assert_eq!(
@@ -129,7 +134,7 @@ fn a_life_is_told_while_it_is_lived_and_afterwards() {
             json!(["TIME_WAIT", "peer"]),
         ]
     );
-    // The server's is over.
+    // The server's connection is over.
     let detail = daemon.json(&format!("/connections/{server_id}"));
     assert_eq!((&detail["opener"], &detail["closer"]["pid"]), (&Value::Null, &json!(server.pid())));
     assert!(detail["ended_at"].is_string());
@@ -149,10 +154,10 @@ fn a_life_is_told_while_it_is_lived_and_afterwards() {
         ("comm=life-server&since=2100-01-01T00:00:00Z", 0),
         ("comm=life-client", 0),
     ] {
-        let told = daemon.json(&format!("/history?{query}"));
-        // A process begins as another that is forked, and may be the last to hold what the other has open.
+        let history = daemon.json(&format!("/history?{query}"));
+        // A process begins as a fork, and may be the last holder of a socket of its parent in another namespace.
         let ours =
-            told["connections"].as_array().unwrap().iter().filter(|row| row["netns"] == namespace.inode);
-        assert_eq!(ours.count(), total, "{query}: {told}");
+            history["connections"].as_array().unwrap().iter().filter(|row| row["netns"] == namespace.inode);
+        assert_eq!(ours.count(), total, "{query}: {history}");
     }
 }

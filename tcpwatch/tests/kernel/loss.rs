@@ -1,4 +1,4 @@
-//! A ring too small and a daemon too slow: what is lost is counted, told and made good.
+//! A ring too small and a daemon too slow: lost records are counted, reported and repaired.
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -49,13 +49,13 @@ fn after_a_loss_the_table_equals_the_kernels_again() {
     assert_eq!(client.hear(), "done");
     daemon.signal(Signal::CONT);
 
-    eventually("the loss is told", || {
+    eventually("the loss is reported", || {
         let lost = daemon.metrics().sum("tcpwatch_records_lost_total", &[("cause", "ring_full")]);
         if lost > Some(0) { Ok(()) } else { Err(format!("{lost:?}")) }
     });
     assert!(daemon.json("/status")["records"]["lost"].as_u64() > Some(0));
 
-    // Among what was lost: the four that stay, and the ends of some of those that do not.
+    // Lost were, among others, the four connections that stay, and the ends of some that do not.
     let open = |rows: &[Value]| {
         let open = rows.iter().filter(|row| row["state"] != "TIME_WAIT" && row["state"] != "LISTEN");
         let mut open: Vec<_> =

@@ -1,7 +1,7 @@
-//! tcpwatch against the running kernel: real sockets of real processes, each test in a network namespace of
-//! its own with a daemon of its own, which watches the whole machine.
+//! tcpwatch against the running kernel: real sockets of real processes. Each test has a network namespace and a daemon
+//! of its own; the daemon watches the whole machine.
 //!
-//! Wants root, a kernel that tcpwatch supports, `ip`, `nsenter` and `python3`; `cargo xtask test` sees to it.
+//! Needs root, a supported kernel, `ip`, `nsenter` and `python3`; `cargo xtask test` provides them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod capabilities;
@@ -20,6 +20,7 @@ mod loss;
 mod metrics;
 mod nat;
 mod netns;
+mod openapi;
 mod options;
 mod owners;
 mod ports;
@@ -35,4 +36,5 @@ mod transfer;
 mod unentered;
 mod waits;
 mod ways;
+mod witness;
 mod workload;

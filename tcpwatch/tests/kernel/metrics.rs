@@ -24,7 +24,7 @@ impl Metrics {
         self.values(name, labels).next().map(|_| self.exact(name, labels) as u64)
     }
 
-    /// The same of what is no whole number; 0 where there is none.
+    /// The same as a fraction; 0 where there is none.
     pub(crate) fn exact(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.values(name, labels).sum()
     }

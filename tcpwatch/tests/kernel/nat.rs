@@ -1,4 +1,4 @@
-//! The addresses dialled and reached, where the kernel translates them.
+//! The addresses dialled and reached, where the kernel translates addresses (NAT).
 
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ fn add(namespace: &Namespace, rules: &[&str]) {
     }
 }
 
-/// Translates the same, and tracks where `zone` says.
+/// The same, tracked in a zone.
 fn translating_in(zone: &str) -> Namespace {
     let namespace = translating();
     for family in ["ip", "ip6"] {
@@ -55,7 +55,7 @@ fn translating_in(zone: &str) -> Namespace {
     namespace
 }
 
-/// The answers about both sides.
+/// `/connections/ID` of both sides.
 fn sides(daemon: &Daemon, ends: &Workload) -> [Value; 2] {
     let rows = daemon.json(&format!("/connections?pid={}", ends.pid()));
     ["client", "server"].map(|role| {
@@ -64,7 +64,7 @@ fn sides(daemon: &Daemon, ends: &Workload) -> [Value; 2] {
     })
 }
 
-/// The answer about one side, in this state.
+/// `/connections/ID` of one side, in this state.
 fn side_in(daemon: &Daemon, ends: &Workload, role: &str, state: &str) -> Value {
     let row = eventually(&format!("a {role} in {state}"), || {
         let rows = daemon.json(&format!("/connections?pid={}", ends.pid()));
@@ -84,19 +84,19 @@ fn redirected(addr: &str, port: f64) -> Value {
     json!({ "source": source, "dialled": end(addr, 7000.0), "source_seen": source, "reached": end(addr, 7001.0) })
 }
 
-/// Nothing is said of addresses, and nothing of why not.
+/// Asserts that there are neither translated addresses nor an error.
 fn assert_silent(side: &Value) {
     assert_eq!((&side["nat"], &side["nat_error"]), (&Value::Null, &Value::Null), "{side}");
 }
 
-/// Both sides of three connections whose addresses [`RULES`] translate.
-fn assert_both_sides_are_told(daemon: &Daemon, namespace: &Namespace, test: &str) {
+/// Asserts the translations of both sides of three connections whose addresses [`RULES`] translate.
+fn assert_both_sides_are_shown(daemon: &Daemon, namespace: &Namespace, test: &str) {
     for (comm, [at, port, dials, dialled], seen_from) in [
         ("redirect", ["127.0.0.1", "7001", "127.0.0.1", "7000"], "127.0.0.1"),
         ("redirect-6", ["::1", "7001", "::1", "7000"], "::1"),
         ("dnat", ["127.0.0.1", "7101", "127.0.0.9", "7100"], "127.0.0.5"),
     ] {
-        // Others run beside this test, and `/nat` names no namespace.
+        // Other tests run beside this one, and `/nat` names no namespace.
         let comm = &format!("{comm}-{test}");
         let mut ends = Workload::start(namespace, comm, ENDS, &[at, port, dials, dialled]);
         let [source_port, seen_port] = ends.hear_numbers();
@@ -134,7 +134,8 @@ fn assert_both_sides_are_told(daemon: &Daemon, namespace: &Namespace, test: &str
     }
 }
 
-/// So many of its clients, and of its servers, are translated, `null` where that is not known. Who does not ask is not told.
+/// Asserts the number of translated clients, and servers, of a process; `null` where it is not known, and without
+/// `nat=true`.
 fn assert_counted(daemon: &Daemon, comm: &str, expected: &Value) {
     for role in ["client", "server"] {
         for (nat, expected) in [("true", expected), ("false", &Value::Null)] {
@@ -163,18 +164,18 @@ fn assert_counted(daemon: &Daemon, comm: &str, expected: &Value) {
 }
 
 #[test]
-fn both_sides_of_a_translation_are_told_at_either_end() {
-    assert_both_sides_are_told(&Daemon::start(&[]), &translating(), "out");
+fn both_sides_show_their_translation() {
+    assert_both_sides_are_shown(&Daemon::start(&[]), &translating(), "out");
 }
 
 #[test]
-fn both_sides_are_told_of_what_is_tracked_in_a_zone_of_its_own() {
+fn both_sides_show_a_translation_tracked_in_a_zone() {
     let daemon = Daemon::start(&[]);
     for (zone, test) in
         [("ct zone set 5", "5"), ("ct original zone set 5", "5o"), ("ct reply zone set 5", "5r")]
     {
         let namespace = translating_in(zone);
-        assert_both_sides_are_told(&daemon, &namespace, test);
+        assert_both_sides_are_shown(&daemon, &namespace, test);
 
         let mut plain =
             Workload::start(&namespace, "zone-plain", ENDS, &["127.0.0.1", "7200", "127.0.0.1", "7200"]);
@@ -197,7 +198,7 @@ order()
 "#;
 
 #[test]
-fn a_translation_of_other_addresses_with_the_same_ports_is_not_told() {
+fn a_translation_of_other_addresses_with_the_same_ports_is_ignored() {
     let daemon = Daemon::start(&[]);
     let namespace = translating_in("ct zone set 5");
     add(&namespace, &["insert rule ip nat raw ip daddr { 127.0.0.2, 127.0.0.3 } notrack accept"]);
@@ -215,8 +216,8 @@ fn a_translation_of_other_addresses_with_the_same_ports_is_not_told() {
     }
 }
 
-/// Two connections with the same ends on the client's side, one after the other. The first reaches the first port, the second
-/// the second.
+/// Two connections with the same addresses on the client's side, one after the other. They reach the first and the
+/// second port.
 const AGAIN: &str = r#"
 listeners = {port: listen("127.0.0.1", port) for port in set(args)}
 client = connect("127.0.0.1", 7000)
@@ -233,11 +234,11 @@ order()
 "#;
 
 #[test]
-fn of_several_zones_the_one_that_translates_is_told_unless_they_differ() {
+fn of_several_zones_the_translating_one_counts_unless_they_differ() {
     let daemon = Daemon::start(&[]);
     for (first, differ) in [("7000", false), ("7001", false), ("7002", true)] {
         let namespace = translating_in("ct zone set 5");
-        // Else what is left of the first is forgotten after ten seconds.
+        // Otherwise the first connection's tracking ends after ten seconds.
         let keep = "echo 600 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close";
         namespace.run(&["sh", "-c", keep]);
         let redirect = format!("add rule ip nat output tcp dport 7000 redirect to :{first}");
@@ -265,7 +266,7 @@ fn of_several_zones_the_one_that_translates_is_told_unless_they_differ() {
     }
 }
 
-/// The ends named last close when ordered, one after the other.
+/// The ends that are named last close on order, one after the other.
 const CLOSING: &str = r#"
 listener = listen(args[0], args[1])
 ends = {"client": connect(args[2], args[3]), "server": listener.accept()[0]}
@@ -278,7 +279,7 @@ order()
 "#;
 
 #[test]
-fn both_sides_are_told_where_only_a_minisock_is_left() {
+fn both_sides_show_the_translation_of_a_minisock() {
     let daemon = Daemon::start(&[]);
     for namespace in [translating(), translating_in("ct zone set 5")] {
         for (addr, closing, state) in [
@@ -287,7 +288,7 @@ fn both_sides_are_told_where_only_a_minisock_is_left() {
             ("127.0.0.1", &["server"], "FIN_WAIT2"),
             ("::1", &["client"], "FIN_WAIT2"),
         ] {
-            // Beside one that nothing translates.
+            // Beside an untranslated connection.
             for (dialled, reached) in [("7000", "7001"), ("7200", "7200")] {
                 let args = [&[addr, reached, addr, dialled], closing].concat();
                 let mut ends = Workload::start(&namespace, "nat-minisock", CLOSING, &args);
@@ -303,7 +304,7 @@ fn both_sides_are_told_where_only_a_minisock_is_left() {
 }
 
 #[test]
-fn what_is_not_translated_has_no_nat_and_no_error() {
+fn an_untranslated_connection_has_no_nat_and_no_error() {
     let daemon = Daemon::start(&[]);
     // Without and with connection tracking.
     for namespace in [Namespace::new(), translating()] {
@@ -319,7 +320,7 @@ fn what_is_not_translated_has_no_nat_and_no_error() {
 }
 
 #[test]
-fn without_net_admin_the_answer_says_so() {
+fn without_net_admin_the_answer_has_an_error() {
     let copy = Copy::new();
     let capabilities = ["bpf", "perfmon", "sys_admin", "sys_ptrace", "dac_read_search"];
     let daemon = Daemon::start_by(copy.with(User::Root, &capabilities), &[]);

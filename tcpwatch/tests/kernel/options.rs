@@ -1,4 +1,4 @@
-//! The options of a live connection's socket: compared with what getsockopt() says to its owner.
+//! The options of a live connection's socket, compared with those that getsockopt() returns to its owner.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use crate::{
     workload::{Workload, python_args},
 };
 
-/// Says what getsockopt() tells of a client's socket: as it is, and after each change.
+/// Says the options of a client's socket from getsockopt(): at first, and after each change.
 const CLIENT: &str = r#"
 listener = listen(args[0])
 conn = connect(args[0], port_of(listener))
@@ -19,7 +19,7 @@ server = listener.accept()[0]
 SOCKET, TCP = socket.SOL_SOCKET, socket.IPPROTO_TCP
 def linger(on, seconds):
     return (SOCKET, socket.SO_LINGER, struct.pack("ii", on, seconds))
-def tell():
+def say_options():
     numbers = [conn.getsockopt(level, option) for level, option in [
         (SOCKET, socket.SO_KEEPALIVE),
         (TCP, socket.TCP_KEEPIDLE),
@@ -31,7 +31,7 @@ def tell():
     ]]
     say(*numbers, *struct.unpack("ii", conn.getsockopt(SOCKET, socket.SO_LINGER, 8)))
     order()
-tell()
+say_options()
 for change in [
     (SOCKET, socket.SO_KEEPALIVE, 1),
     (TCP, socket.TCP_KEEPIDLE, 33),
@@ -49,10 +49,10 @@ for change in [
     (SOCKET, socket.SO_KEEPALIVE, 0),
 ]:
     conn.setsockopt(*change)
-    tell()
+    say_options()
 "#;
 
-/// What the answer is to say after each.
+/// The expected place and value in the answer after each change.
 fn changes() -> [(&'static str, Value); 14] {
     [
         ("/keepalive/on", json!(true)),
@@ -72,8 +72,8 @@ fn changes() -> [(&'static str, Value); 14] {
     ]
 }
 
-/// The answer that agrees with what getsockopt() tells.
-fn told_by_getsockopt(client: &mut Workload) -> Value {
+/// The answer that agrees with getsockopt().
+fn options_of_getsockopt(client: &mut Workload) -> Value {
     let [keepalive, idle, interval, probes, nodelay, cork, user_timeout_ms, lingers, linger] =
         client.hear_numbers();
     json!({
@@ -95,12 +95,12 @@ fn side(daemon: &Daemon, ends: &Workload, role: &str) -> Value {
     daemon.detail(&rows["connections"][0])
 }
 
-/// Of its process's sums, the client's part is what its own answer says.
+/// Asserts that the client's part of its process's sums is the client's own answer.
 fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
     let (options, transfer) = (&client["options"], &client["transfer"]);
     let on = |place: &str, off: Value| u64::from(*options.pointer(place).unwrap() != off);
     let is_kept_alive = options["keepalive"]["on"] == json!(true);
-    let figures: Vec<_> = [
+    let values: Vec<_> = [
         ("keepalive_idle_seconds", "/keepalive/idle_seconds", is_kept_alive),
         ("keepalive_interval_seconds", "/keepalive/interval_seconds", is_kept_alive),
         ("keepalive_probes", "/keepalive/probes", is_kept_alive),
@@ -110,8 +110,8 @@ fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
     .into_iter()
     .map(|(name, place, is_on)| (name, options.pointer(place).unwrap().as_f64().filter(|_| is_on)))
     .collect();
-    let ranges = figures.iter().filter_map(|(name, figure)| {
-        figure.map(|figure| ((*name).to_owned(), json!({ "least": figure, "most": figure })))
+    let ranges = values.iter().filter_map(|(name, value)| {
+        value.map(|value| ((*name).to_owned(), json!({ "least": value, "most": value })))
     });
     let expected = json!({
         "options": {
@@ -130,19 +130,19 @@ fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
     });
     let labels = [("process", comm), ("role", "client")];
     eventually("a sweep saw it", || {
-        // Asking for them asks for a sweep.
+        // This request starts a sweep.
         let peers = daemon.json(&format!("/peers?comm={comm}&role=client"));
         let live = &peers["peers"][0]["live"];
-        let told: Value =
+        let shown: Value =
             expected.as_object().unwrap().keys().map(|key| (key.clone(), live[key].clone())).collect();
-        if told != expected {
-            return Err(format!("{told} is not {expected}"));
+        if shown != expected {
+            return Err(format!("{shown} is not {expected}"));
         }
         let metrics = daemon.metrics();
         for (option, count) in expected["options"].as_object().unwrap() {
             let labels = labels.iter().copied().chain([("option", option.as_str())]).collect::<Vec<_>>();
-            let told = metrics.sum("tcpwatch_held_connections_by_option", &labels).unwrap_or_default();
-            assert_eq!(Some(told), count.as_u64(), "{option}");
+            let shown = metrics.sum("tcpwatch_held_connections_by_option", &labels).unwrap_or_default();
+            assert_eq!(Some(shown), count.as_u64(), "{option}");
         }
         Ok(())
     });
@@ -164,35 +164,35 @@ fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
         let labels: Vec<_> = labels.iter().copied().chain(label).collect();
         assert_eq!(metrics.sum(name, &labels), Some(expected), "{name} {label:?}");
     }
-    for (name, figure) in figures {
-        for value in ["least", "most"] {
-            let labels = [&labels[..], &[("value", value)]].concat();
+    for (name, value) in values {
+        for bound in ["least", "most"] {
+            let labels = [&labels[..], &[("value", bound)]].concat();
             let metric = format!("tcpwatch_{name}");
-            let told = metrics.sum(&metric, &labels).map(|_| metrics.exact(&metric, &labels));
-            assert_eq!(told, figure, "{name} {value}");
+            let shown = metrics.sum(&metric, &labels).map(|_| metrics.exact(&metric, &labels));
+            assert_eq!(shown, value, "{name} {bound}");
         }
     }
 }
 
 #[test]
-fn options_are_what_getsockopt_says_whatever_identifies_the_socket() {
-    // The second knows sockets by their address.
+fn options_equal_getsockopt_whatever_identifies_the_socket() {
+    // The second daemon identifies sockets by their address.
     for ways in [&[][..], &["--hook", "state=raw_tp"]] {
         let daemon = Daemon::start(ways);
         for (addr, comm) in [("127.0.0.1", "options-4"), ("::1", "options-6")] {
             let namespace = Namespace::new();
             let mut client = Workload::start(&namespace, comm, CLIENT, &[addr]);
-            let told = told_by_getsockopt(&mut client);
+            let shown = options_of_getsockopt(&mut client);
             let answer = side(&daemon, &client, "client");
-            assert_eq!((&answer["options"], &answer["options_error"]), (&told, &Value::Null), "{answer}");
+            assert_eq!((&answer["options"], &answer["options_error"]), (&shown, &Value::Null), "{answer}");
             let server = side(&daemon, &client, "server")["options"].clone();
             for (place, value) in changes() {
                 client.order();
-                let told = told_by_getsockopt(&mut client);
+                let shown = options_of_getsockopt(&mut client);
                 let answer = side(&daemon, &client, "client");
                 let options = &answer["options"];
-                assert_eq!((options, options.pointer(place)), (&told, Some(&value)), "{place}");
-                // A sweep for each takes its time: once with most of them on, and with none.
+                assert_eq!((options, options.pointer(place)), (&shown, Some(&value)), "{place}");
+                // Only twice, as a sweep takes time: with most options on, and with none.
                 if value == json!(30.5) || (place, &value) == ("/keepalive/on", &json!(false)) {
                     counts_in(&daemon, comm, &answer);
                 }
@@ -206,25 +206,25 @@ fn options_are_what_getsockopt_says_whatever_identifies_the_socket() {
 }
 
 #[test]
-fn a_socket_is_found_in_the_daemons_own_namespace_and_in_another_by_turns() {
+fn a_socket_is_found_in_the_daemons_namespace_and_in_another() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let args = ["127.0.0.1"];
     let mut python = Command::new("python3");
     let here = Workload::spawn(python.args(python_args("here", CLIENT, &args))).unwrap();
     let mut clients = [Workload::start(&namespace, "elsewhere", CLIENT, &args), here];
-    let told = clients.each_mut().map(told_by_getsockopt);
+    let shown = clients.each_mut().map(options_of_getsockopt);
     for _ in 0..3 {
-        for (client, told) in clients.iter().zip(&told) {
+        for (client, shown) in clients.iter().zip(&shown) {
             let answer = side(&daemon, client, "client");
-            assert_eq!(&answer["options"], told, "{answer}");
+            assert_eq!(&answer["options"], shown, "{answer}");
         }
     }
 }
 
 const SYSCTLS: [&str; 3] = ["time", "intvl", "probes"];
 
-/// Says the figures of its namespace each time that it is told to.
+/// Says the keep-alive values of its namespace on each order.
 const DEFAULTS: &str = r#"
 listener = listen("127.0.0.1")
 conn = connect("127.0.0.1", port_of(listener))
@@ -236,34 +236,34 @@ while True:
 "#;
 
 #[test]
-fn without_figures_of_its_own_a_socket_has_those_of_its_namespace_as_they_are_now() {
+fn a_socket_without_keepalive_values_has_its_namespaces_present_ones() {
     let daemon = Daemon::start(&[]);
     let mut places = [Namespace::new(), Namespace::new()].map(|namespace| {
         let ends = Workload::start(&namespace, "defaults", DEFAULTS, &SYSCTLS);
         (namespace, ends)
     });
-    // Of both, once they agree with what the namespace says.
-    let figures = |places: &mut [(Namespace, Workload); 2]| {
+    // The values of both, each asserted to equal the namespace's.
+    let values = |places: &mut [(Namespace, Workload); 2]| {
         places.each_mut().map(|(_, ends)| {
-            let figures: [f64; 3] = ends.hear_numbers();
+            let values: [f64; 3] = ends.hear_numbers();
             let side = side(&daemon, ends, "client");
             let keepalive = &side["options"]["keepalive"];
-            let told = ["idle_seconds", "interval_seconds", "probes"].map(|name| keepalive[name].as_f64());
-            assert_eq!(told, figures.map(Some), "{side}");
-            figures
+            let shown = ["idle_seconds", "interval_seconds", "probes"].map(|name| keepalive[name].as_f64());
+            assert_eq!(shown, values.map(Some), "{side}");
+            values
         })
     };
-    let before = figures(&mut places);
-    let changed = before[0].map(|figure| figure + 2.0);
-    for (sysctl, figure) in SYSCTLS.iter().zip(changed) {
-        let write = format!("echo {figure} > /proc/sys/net/ipv4/tcp_keepalive_{sysctl}");
+    let before = values(&mut places);
+    let changed = before[0].map(|value| value + 2.0);
+    for (sysctl, value) in SYSCTLS.iter().zip(changed) {
+        let write = format!("echo {value} > /proc/sys/net/ipv4/tcp_keepalive_{sysctl}");
         places[0].0.run(&["sh", "-c", &write]);
     }
     for (_, ends) in &mut places {
         ends.order();
     }
-    assert_eq!(figures(&mut places), [changed, before[1]]);
-    // Summed, from the least to the most.
+    assert_eq!(values(&mut places), [changed, before[1]]);
+    // The sums have the least and the most.
     let ranges = ["keepalive_idle_seconds", "keepalive_interval_seconds", "keepalive_probes"]
         .into_iter()
         .zip(before[1].iter().zip(changed))
@@ -271,7 +271,7 @@ fn without_figures_of_its_own_a_socket_has_those_of_its_namespace_as_they_are_no
     let expected = Value::Object(ranges.collect());
     eventually("a sweep saw both", || {
         let answer = daemon.json("/processes?comm=defaults");
-        let told = &answer["processes"][0]["live"]["option_values"];
-        if *told == expected { Ok(()) } else { Err(format!("{told} is not {expected}")) }
+        let shown = &answer["processes"][0]["live"]["option_values"];
+        if *shown == expected { Ok(()) } else { Err(format!("{shown} is not {expected}")) }
     });
 }

@@ -1,10 +1,10 @@
-//! Whose a connection is: the process that opened, accepted or holds it, never the one that happened to run.
+//! Owners: the process that opened, accepted or holds a connection, never one that happened to run.
 
 use serde_json::{Value, json};
 
 use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
 
-/// Both ends of connections in one process each; says the port, then goes through its life as ordered.
+/// The server of `CLIENT`: says its port, accepts the given number of connections and holds them.
 const SERVER: &str = r#"
 listener = listen(args[0])
 say(port_of(listener))
@@ -73,7 +73,7 @@ fn sockets_older_than_the_daemon_are_found_with_their_owners() {
 }
 
 #[test]
-fn a_listener_is_its_process_until_it_closes() {
+fn a_listener_belongs_to_its_process_until_it_closes() {
     const LISTENS: &str = r#"
 listener = listen("::")
 say(port_of(listener))
@@ -94,7 +94,7 @@ order()
 }
 
 #[test]
-fn a_connection_not_yet_accepted_is_its_listeners() {
+fn an_unaccepted_connection_belongs_to_the_listener() {
     const NEVER_ACCEPTS: &str = "listener = listen(args[0])\nsay(port_of(listener))\norder()";
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
@@ -115,7 +115,7 @@ fn a_connection_not_yet_accepted_is_its_listeners() {
     );
 }
 
-/// Each worker accepts three connections, tells them its pid, and holds them.
+/// Each worker accepts three connections, sends its pid to them, and holds them.
 const PREFORK: &str = r#"
 listener = listen(args[0])
 workers = []
@@ -149,33 +149,33 @@ order()
 ";
 
 #[test]
-fn a_prefork_servers_connection_is_the_accepting_workers() {
+fn a_prefork_servers_connection_belongs_to_the_accepting_worker() {
     let daemon = Daemon::start(&[]);
     for addr in ["127.0.0.1", "::1"] {
         let namespace = Namespace::new();
         let mut server = Workload::start(&namespace, "prefork", PREFORK, &[addr]);
         let port = server.hear();
         let mut client = Workload::start(&namespace, "asks-who", ASKS_WHO, &[addr, &port]);
-        let told: [f64; 12] = client.hear_numbers();
-        // Who holds a socket is looked up now and then, not for each question.
+        let answered: [f64; 12] = client.hear_numbers();
+        // Holders are found by sweeps, not for each request.
         let rows = eventually("the workers are named", || {
             let rows = daemon.connections_in(&namespace);
             let owner = |port: u16| {
                 let row = rows.iter().find(|row| row["remote"]["port"] == port && row["role"] == "server");
                 row.and_then(|row| row["process"]["pid"].as_u64())
             };
-            let wrong = told.chunks(2).find(|told| owner(told[0] as u16) != Some(told[1] as u64));
-            // Some ways of seeing state changes leave listeners to the sweeps.
+            let wrong = answered.chunks(2).find(|pair| owner(pair[0] as u16) != Some(pair[1] as u64));
+            // Some hooks for state changes leave listeners to the sweeps.
             let listens = rows.iter().any(|row| row["role"] == "listener");
             if wrong.is_none() && listens { Ok(rows) } else { Err(format!("{wrong:?} in {rows:?}")) }
         });
-        let mut workers: Vec<u32> = told.chunks(2).map(|told| told[1] as u32).collect();
+        let mut workers: Vec<u32> = answered.chunks(2).map(|pair| pair[1] as u32).collect();
         workers.sort_unstable();
         workers.dedup();
         assert_eq!(workers.len(), 2);
         assert!(!workers.contains(&server.pid()));
         let listener = rows.iter().find(|row| row["role"] == "listener").unwrap();
-        assert_eq!(listener["process"]["pid"], server.pid(), "whoever called listen()");
+        assert_eq!(listener["process"]["pid"], server.pid(), "the process that called listen()");
         assert_eq!(server.ask(), "workers ended");
     }
 }

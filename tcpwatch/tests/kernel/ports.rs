@@ -1,10 +1,10 @@
-//! `/ports` beside a namespace that has few of them.
+//! `/ports`, in a network namespace that has few ports.
 
 use serde_json::{Value, json};
 
 use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
 
-/// Ten ports, two of them reserved. Of four connections one is closed, and one has a port outside the range.
+/// Ten ports, two of them reserved. One of four connections is closed, and one has a port outside the range.
 const USES_FOUR: &str = r#"
 for name, value in (
     ("ip_local_port_range", "50000 50009"),
@@ -32,16 +32,16 @@ order()
 "#;
 
 fn row_of(daemon: &Daemon, namespace: &Namespace) -> Option<Value> {
-    let told = daemon.json("/ports?limit=10000");
-    assert_eq!(told["truncated"], false);
-    let mut rows = told["ports"].as_array().unwrap().iter().filter(|row| row["netns"] == namespace.inode);
+    let answer = daemon.json("/ports?limit=10000");
+    assert_eq!(answer["truncated"], false);
+    let mut rows = answer["ports"].as_array().unwrap().iter().filter(|row| row["netns"] == namespace.inode);
     let row = rows.next().cloned();
     assert_eq!(rows.next(), None, "one destination");
     row
 }
 
 #[test]
-fn ports_in_use_and_available_are_told_until_there_is_none() {
+fn ports_in_use_and_available_are_shown_until_none_is_left() {
     let daemon = Daemon::start(&[]);
     for (addr, comm) in [("127.0.0.1", "dials-4"), ("::1", "dials-6")] {
         let namespace = Namespace::new();
@@ -56,11 +56,11 @@ fn ports_in_use_and_available_are_told_until_there_is_none() {
             "states": { "ESTABLISHED": 2, "TIME_WAIT": 1 },
             "comms": [comm],
         });
-        eventually("the ports are told", || match row_of(&daemon, &namespace) {
+        eventually("the ports are shown", || match row_of(&daemon, &namespace) {
             Some(row) if row == expected => Ok(()),
             other => Err(format!("{other:?}, not {expected}")),
         });
-        // Also the one outside the range.
+        // The one outside the range counts too.
         assert_eq!(daemon.metrics().sum("tcpwatch_local_ports_in_use", &[("process", comm)]), Some(4));
         // EADDRNOTAVAIL: the TIME_WAIT has the eighth.
         assert_eq!(ends.ask(), "99");

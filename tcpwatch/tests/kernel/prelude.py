@@ -9,7 +9,7 @@ def say(*words):
 
 
 def order():
-    """Waits until the test says so; ends when the test is gone."""
+    """Waits for the test's order; ends when the test is gone."""
     if not sys.stdin.readline():
         os._exit(0)
 
@@ -44,10 +44,10 @@ def errno_of(call):
     return 0
 
 
-# Classic BPF (include/uapi/linux/filter.h): the kernel asks a TCP socket's filter about each segment before
-# TCP sees it, so a filter that says 0 is a network that loses the segment.
+# Classic BPF (include/uapi/linux/filter.h): the kernel runs a TCP socket's filter on each segment before TCP sees
+# it, so a filter that returns 0 acts like a network that loses the segment.
 DROP_ALL = [(0x06, 0, 0, 0)]
-# One in four of those longer than 100 bytes, TCP header included: only such with data.
+# Drops one in four of the segments longer than 100 bytes, TCP header included: only segments with data.
 DROP_SOME_DATA = [
     (0x80, 0, 0, 0),  # A = length
     (0x25, 0, 3, 100),  # not longer: pass

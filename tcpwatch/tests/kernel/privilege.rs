@@ -1,4 +1,4 @@
-//! What the capabilities that are not always needed are for: what a daemon finds that has some of them only.
+//! The capabilities that are not always needed: what a daemon finds with some of them only.
 
 use std::process::Command;
 
@@ -16,13 +16,13 @@ use crate::{
     workload::{Workload, python_args},
 };
 
-/// Sockets that a process holds and such that none does; then a connection goes, and one changes hands.
+/// Sockets with and without a holder; then one connection ends, and one passes to another process.
 const SOCKETS: &str = r"
 listener = listen(args[0])
 def pair():
     return connect(args[0], port_of(listener)), listener.accept()[0]
 def close(first, second):
-    # Not before the other has closed, or an orphan waits for that.
+    # Only after the other has closed, so that no orphan waits for its FIN.
     first.shutdown(socket.SHUT_WR)
     read_to_end(second)
     second.close()
@@ -46,8 +46,8 @@ say(pid)
 order()
 ";
 
-/// Where it listens: in the machine's own namespace an earlier test's daemon may have had the same port at 127.0.0.1, and its
-/// connections be in TIME_WAIT.
+/// Its address. At 127.0.0.1 of the machine's own namespace an earlier test's daemon may have had the same port, with
+/// connections that are still in TIME_WAIT.
 const ADDR: &str = "127.0.0.9";
 
 /// Both ends of `half` but the orphan, of `kept`, and the client's end of `waiting`.
@@ -63,12 +63,12 @@ struct Place {
 }
 
 impl Place {
-    /// `enter`: a command that becomes the one that its arguments say, in the namespace.
+    /// Starts the process. `enter`: a command that enters the namespace and executes its arguments there.
     fn new(enter: &[&str]) -> Self {
         Self::of(&as_user(SOMEBODY_ELSE), enter)
     }
 
-    /// The same of the user that a command makes it.
+    /// Starts the process as another user: `user` is a command that executes its arguments as that user.
     fn of(user: &[String], enter: &[&str]) -> Self {
         let words: Vec<String> =
             enter.iter().map(|&word| word.to_owned()).chain(user.iter().cloned()).collect();
@@ -90,7 +90,7 @@ impl Place {
         rows
     }
 
-    /// What the daemon knows of the sockets that are older than it.
+    /// Asserts what the daemon knows of the sockets that are older than it.
     fn assert_found(&self, daemon: &Daemon, unheld: bool, exe: bool) {
         let rows = self.rows(daemon);
         let states: Vec<_> = rows.iter().map(|row| row["state"].as_str().unwrap()).collect();
@@ -114,7 +114,7 @@ impl Place {
         }
     }
 
-    /// What happens from now on is known in any case, and no later sweep forgets it.
+    /// Asserts that what happens from now on is known in any case, and that no later sweep forgets it.
     fn assert_followed(&mut self, daemon: &Daemon) {
         let child: u64 = self.workload.ask().parse().unwrap();
         let id = eventually("a sweep finds the new holder, and what was closed is listed", || {
@@ -135,8 +135,14 @@ impl Place {
 const OWN: &[&str] = &["env"];
 const NAMELESS: &[&str] = &["unshare", "--net", "sh", "-ec", "ip link set lo up\nexec \"$@\"", "sh"];
 
-/// What a daemon with these capabilities and the two that it always needs knows of sockets older than it.
-fn finds(user: User, capabilities: &[&str], unheld_in_named: bool, unheld_in_nameless: bool, exe: bool) {
+/// Asserts what a daemon with these capabilities, and the two that it always needs, knows of older sockets.
+fn assert_finds(
+    user: User,
+    capabilities: &[&str],
+    unheld_in_named: bool,
+    unheld_in_nameless: bool,
+    exe: bool,
+) {
     let namespace = Namespace::new();
     let enter_named = format!("--net={}", namespace.path());
     let mut own = Place::new(OWN);
@@ -164,30 +170,30 @@ fn finds(user: User, capabilities: &[&str], unheld_in_named: bool, unheld_in_nam
 }
 
 #[test]
-fn with_the_least_capabilities_held_sockets_are_found_everywhere_and_all_in_the_own_namespace() {
+fn with_the_fewest_capabilities_held_sockets_are_found_everywhere_and_all_in_the_own_namespace() {
     for user in [Root, Nobody] {
-        finds(user, &[], false, false, false);
+        assert_finds(user, &[], false, false, false);
     }
 }
 
 #[test]
 fn sys_admin_alone_enters_namespaces_that_have_a_name() {
     for user in [Root, Nobody] {
-        finds(user, &["sys_admin"], true, false, false);
+        assert_finds(user, &["sys_admin"], true, false, false);
     }
 }
 
 #[test]
 fn sys_ptrace_alone_finds_executables_and_enters_no_namespace() {
     for user in [Root, Nobody] {
-        finds(user, &["sys_ptrace"], false, false, true);
+        assert_finds(user, &["sys_ptrace"], false, false, true);
     }
 }
 
 #[test]
 fn sys_admin_and_sys_ptrace_find_everything() {
     for user in [Root, Nobody] {
-        finds(user, &["sys_admin", "sys_ptrace"], true, true, true);
+        assert_finds(user, &["sys_admin", "sys_ptrace"], true, true, true);
     }
 }
 
@@ -203,7 +209,7 @@ fn without_sys_ptrace_executables_are_known_of_the_own_user_if_they_may_no_more(
     }
 }
 
-/// Moves a namespace's only name to where Docker keeps its names, which only root may look into.
+/// A script that moves a namespace's only name to Docker's folder, which only root may read.
 fn named_by_docker(namespace: &Namespace) -> String {
     format!(
         "exec 9< {}\nmount -t tmpfs -o mode=755 tcpwatch-test /run\nmkdir -p /run/docker/netns\n\
@@ -220,7 +226,7 @@ fn dac_read_search_matters_to_others_than_root_for_namespaces_named_by_docker() 
     for (user, capabilities, found) in [(Root, &MOST[..], true), (Nobody, &MOST, false), (Nobody, &ALL, true)]
     {
         let namespace = Namespace::new();
-        // No process is left in it.
+        // Its process ends at once.
         drop(Place::new(&["nsenter", &format!("--net={}", namespace.path())]));
         let daemon = Daemon::start_by(copy.behind(&named_by_docker(&namespace), user, capabilities), &[]);
         let rows = daemon.connections_in(&namespace);

@@ -1,4 +1,4 @@
-//! The program as a whole: how it ends, and what it says when it cannot run.
+//! The program as a whole: how it ends, and its errors when it cannot run.
 
 use std::{
     io::Write as _,
@@ -13,7 +13,7 @@ use crate::{
 };
 
 #[test]
-fn a_signal_to_stop_ends_it_well_even_with_a_client_connected() {
+fn a_stop_signal_ends_the_daemon_even_with_a_client_connected() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut daemon = Daemon::start(&[]);
         let mut idle = TcpStream::connect(daemon.address).unwrap();
@@ -25,7 +25,7 @@ fn a_signal_to_stop_ends_it_well_even_with_a_client_connected() {
 }
 
 #[test]
-fn bad_options_are_refused_wherever_they_come_from() {
+fn bad_options_are_refused_from_every_source() {
     for args in [
         &["--no-such-option"][..],
         &["--linger", "close-wait=soon"],
@@ -55,7 +55,7 @@ fn a_taken_port_is_named_with_the_option_that_changes_it() {
 }
 
 #[test]
-fn without_privilege_it_says_what_would_give_it() {
+fn without_privilege_the_error_says_what_gives_it() {
     let copy = Copy::new();
     for user in [User::Root, User::Nobody] {
         let (code, _, said) = run(copy.with(user, &[]).args(["--listen", "127.0.0.1:0"]));

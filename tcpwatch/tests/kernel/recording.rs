@@ -1,5 +1,5 @@
-//! A run written down and played again says what the run itself said. Such a run is also the fixture of the
-//! tests that need no kernel: `tests/fixtures/record.sh` writes it.
+//! A recorded run gives, when replayed, the answers of the run itself. A run like this is also the fixture of the tests
+//! without a kernel: `tests/fixtures/record.sh` writes it.
 
 use std::{
     collections::HashSet,
@@ -36,7 +36,7 @@ impl Drop for TempFile {
     }
 }
 
-/// One of everything; the numbers are what tests/replay.rs expects.
+/// One connection of each kind; tests/replay.rs expects these numbers.
 fn run_workload(namespace: &Namespace, before: Vec<Workload>) -> Vec<Workload> {
     let mut all = before;
     let mut start = |comm: &str, program: &str, args: &[&str]| {
@@ -63,7 +63,7 @@ fn run_workload(namespace: &Namespace, before: Vec<Workload>) -> Vec<Workload> {
     start("slow-dial", DIALS, &["::1", "7200"]);
     start("mute-server", ANSWERS_LATE, &["127.0.0.1", "7400"]);
     start("hopeful", DIALS, &["127.0.0.1", "7400"]);
-    // Its SYN was lost, the next one is not.
+    // Its first SYN was lost, the next one is not.
     assert_eq!(all[late].ask(), "accepted");
     let half_closed = Workload::start(namespace, "half-closed", ENDS, &["close", "127.0.0.1", "7300"]);
     all.push(half_closed);
@@ -77,7 +77,7 @@ fn run_workload(namespace: &Namespace, before: Vec<Workload>) -> Vec<Workload> {
 }
 
 #[test]
-fn a_recorded_run_says_when_played_what_it_said_when_it_ran() {
+fn a_replayed_run_gives_the_answers_of_the_live_run() {
     let file = TempFile(std::env::temp_dir().join(format!("tcpwatch-run-{}", std::process::id())));
     let path = file.0.to_str().unwrap();
     let namespace = Namespace::new();
@@ -89,7 +89,7 @@ fn a_recorded_run_says_when_played_what_it_said_when_it_ran() {
 
     let mut daemon = Daemon::start(&[&LIMITS[..], &["--record", path]].concat());
     let workload = run_workload(&namespace, vec![old_server, old_client]);
-    // Asked of /metrics, for each look at /leaks is a sweep in the recording.
+    // From /metrics, as each request of /leaks adds a sweep to the recording.
     for (process, count) in [
         ("leaky-4", 3),
         ("leaky-6", 2),
@@ -123,7 +123,7 @@ fn a_recorded_run_says_when_played_what_it_said_when_it_ran() {
     }
 }
 
-/// What was said of these processes and this namespace, without ages and prose.
+/// The answers about these processes and this namespace, without ages and prose.
 struct Said {
     leaks: Vec<String>,
     rows: Vec<String>,
@@ -147,7 +147,7 @@ impl Said {
         );
         let netns_is_ours = |row: &Value| row["netns"] == namespace.inode;
         let mut rows = ask("/connections?limit=10000");
-        // As of the latest sweep, and one may have ended between this answer and the recording's end.
+        // Sums of the latest sweep: another sweep may have come between this answer and the recording's end.
         for row in rows["connections"].as_array_mut().unwrap() {
             for key in ["accepted", "queue", "queue_limit", "overflows"] {
                 row.as_object_mut().unwrap().remove(key);
@@ -170,7 +170,7 @@ fn without(mut object: Value, keys: &[&str]) -> Value {
     object
 }
 
-/// The recording without what the rest of this machine did meanwhile.
+/// Writes the recording without the sockets and processes of the rest of this machine.
 fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32>) {
     let recording = recorder::open(recorded).unwrap();
     let header = tcpwatch::events::recording::Header { node: "fixture".to_owned(), ..recording.header };

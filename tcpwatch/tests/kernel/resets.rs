@@ -1,4 +1,4 @@
-//! Resets, made to happen with real sockets: why, what they threw away, and that there are as many as the kernel counts.
+//! Resets with real sockets: their reasons, the data that they threw away, and their number, which is the kernel's.
 
 use serde_json::{Value, json};
 
@@ -7,6 +7,7 @@ use crate::{
     eventually::eventually,
     netns::{Namespace, needs},
     retransmits::{ADDRESS, joined},
+    witness::witnessed,
     workload::Workload,
 };
 
@@ -30,7 +31,7 @@ def disconnect(conn):
     assert ctypes.CDLL(None).connect(conn.fileno(), ctypes.create_string_buffer(28), 28) == 0
 ";
 
-/// A program, the errno that it says it saw, and the reset that each side's connection ended with.
+/// A program, the errno that it saw, and the reset with which each side's connection ended.
 struct Case {
     name: &'static str,
     program: &'static str,
@@ -87,7 +88,7 @@ server.close()
         client: || json!({ "direction": "sent", "reason": "zero_linger", "unread_bytes": 0, "unsent_bytes": 0 }),
         server: RECEIVED,
     },
-    // Some is on its way, and its acknowledgements never come.
+    // Data is in flight and never acknowledged.
     Case {
         name: "in-flight",
         program: r#"
@@ -194,15 +195,15 @@ server.close()
     },
 ];
 
-/// Whether each member of `expected` is in `told`.
-fn says(told: &Value, expected: &Value) -> bool {
+/// Whether each member of `expected` is in `shown`.
+fn says(shown: &Value, expected: &Value) -> bool {
     match expected.as_object() {
-        Some(members) => members.iter().all(|(name, value)| told[name] == *value),
-        None => told == expected,
+        Some(members) => members.iter().all(|(name, value)| shown[name] == *value),
+        None => shown == expected,
     }
 }
 
-/// The process's sums are those of its connections.
+/// Asserts that the process's sums are those of its connections.
 fn what_was_discarded_is_summed(daemon: &Daemon, comm: &str) {
     let ended = daemon.json(&format!("/history?comm={comm}"));
     let resets = || ended["connections"].as_array().unwrap().iter().map(|row| &row["reset"]);
@@ -212,49 +213,65 @@ fn what_was_discarded_is_summed(daemon: &Daemon, comm: &str) {
         let key = format!("{data}_bytes");
         let expected: u64 = resets().filter_map(|reset| reset[&key].as_u64()).sum();
         assert_eq!(answer["processes"][0]["reset_discarded"][&key], expected, "{comm}: {key}");
-        let told = metrics.sum(DISCARDED, &[("process", comm), ("data", data)]);
-        assert_eq!(told, Some(expected).filter(|bytes| *bytes > 0), "{comm}: {key}");
+        let total = metrics.sum(DISCARDED, &[("process", comm), ("data", data)]);
+        assert_eq!(total, Some(expected).filter(|bytes| *bytes > 0), "{comm}: {key}");
     }
 }
 
 #[test]
 fn each_reset_has_its_reason_and_none_is_missing() {
-    let daemon = Daemon::start(&[]);
-    let closes_are_told = !daemon.hook("close").starts_with("inferred");
-    for (case, addr) in CASES.iter().flat_map(|case| ["127.0.0.1", "::1"].map(|addr| (case, addr))) {
-        let namespace = Namespace::new();
-        let comm = format!("r.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });
-        let comm = comm.as_str();
-        let program = format!("{ENDS}\n{}\norder()\n", case.program);
-        let mut ends = Workload::start(&namespace, comm, &program, &[addr]);
-        assert_eq!(ends.hear(), case.errno.to_string(), "{comm}: the application's errno");
-        for (role, expected) in [("client", (case.client)()), ("server", (case.server)())] {
-            if expected.is_null() {
-                continue;
-            }
-            let told = eventually("the connection ends with its reset", || {
-                let ended = daemon.json(&format!("/history?comm={comm}"));
-                let told = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
-                let told = told.filter(|told| says(&told["reset"], &expected)).cloned();
-                told.ok_or_else(|| format!("{comm}, {role}: not {expected} in {ended}"))
-            });
-            let reason = expected["reason"].as_str().unwrap();
-            let labels = [("process", comm), ("role", role), ("reason", reason)];
-            eventually("the reset is counted", || match daemon.metrics().sum(RESETS, &labels) {
-                Some(1) => Ok(()),
-                other => Err(format!("{labels:?}: {other:?}")),
-            });
-            if closes_are_told && ["unread_data", "zero_linger"].contains(&reason) {
-                assert_eq!(told["closer"]["comm"], comm, "{told}");
+    witnessed(|witness| {
+        let daemon = witness.start(&[]);
+        for case in CASES {
+            for addr in ["127.0.0.1", "::1"] {
+                has_its_reason(&daemon, case, addr);
             }
         }
-        let sent = [("process", comm), ("direction", "sent")];
-        assert_eq!(daemon.metrics().sum(RESETS, &sent), ends.kernel_count("OutRsts"), "{comm}");
-        what_was_discarded_is_summed(&daemon, comm);
-    }
+    });
 }
 
-/// The connection's own reset is lost on its way, so its peer goes on; its next segment finds a listener, or nothing.
+fn has_its_reason(daemon: &Daemon, case: &Case, addr: &str) {
+    let closes_are_told = !daemon.hook("close").starts_with("inferred");
+    let namespace = Namespace::new();
+    let comm = format!("r.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });
+    let comm = comm.as_str();
+    let program = format!("{ENDS}\n{}\norder()\n", case.program);
+    let mut ends = Workload::start(&namespace, comm, &program, &[addr]);
+    assert_eq!(ends.hear(), case.errno.to_string(), "{comm}: the application's errno");
+    for (role, expected) in [("client", (case.client)()), ("server", (case.server)())] {
+        if expected.is_null() {
+            continue;
+        }
+        let told = eventually(&format!("{comm}: the {role}'s connection ends with {expected}"), || {
+            let ended = daemon.json(&format!("/history?comm={comm}"));
+            let told = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
+            let told = told.filter(|told| says(&told["reset"], &expected)).cloned();
+            told.ok_or_else(|| format!("{}; {ended}", kernel_resets(&ends)))
+        });
+        let reason = expected["reason"].as_str().unwrap();
+        let labels = [("process", comm), ("role", role), ("reason", reason)];
+        eventually(&format!("{comm}: the {role}'s reset is counted"), || {
+            match daemon.metrics().sum(RESETS, &labels) {
+                Some(1) => Ok(()),
+                other => Err(format!("{labels:?}: {other:?}; {}", kernel_resets(&ends))),
+            }
+        });
+        if closes_are_told && ["unread_data", "zero_linger"].contains(&reason) {
+            assert_eq!(told["closer"]["comm"], comm, "{told}");
+        }
+    }
+    let sent = [("process", comm), ("direction", "sent")];
+    assert_eq!(daemon.metrics().sum(RESETS, &sent), ends.kernel_count("OutRsts"), "{comm}");
+    what_was_discarded_is_summed(daemon, comm);
+}
+
+/// What the kernel counts of them, in a test's namespace.
+fn kernel_resets(ends: &Workload) -> String {
+    let counts = ["OutRsts", "EstabResets", "TCPAbortOnTimeout", "TCPAbortOnClose", "TCPAbortOnData"];
+    format!("kernel: {:?}", counts.map(|name| (name, ends.kernel_count(name).unwrap_or(0))))
+}
+
+/// The server's reset is lost, so its client goes on. The client's next segment finds a listener, or no socket.
 const HALF_OPEN: &str = r#"
 listener = listen("127.0.0.1")
 client = connect("127.0.0.1", port_of(listener))
@@ -270,14 +287,14 @@ say(errno_of(lambda: client.recv(1)))
 order()
 "#;
 
-fn is_told_without_connection(reason: &str) {
+fn assert_counted_without_connection(reason: &str) {
     let namespace = Namespace::new();
     let daemon = Daemon::start(&[]);
     let count = || daemon.metrics().sum(WITHOUT_CONNECTION, &[("reason", reason)]).unwrap();
     let before = count();
     let mut ends = Workload::start(&namespace, reason, HALF_OPEN, &[reason]);
     assert_eq!(ends.hear(), "104");
-    // Others on this machine may make some too.
+    // Other processes of this machine may cause some too.
     eventually("the reset is counted", || match count() {
         now if now > before => Ok(()),
         now => Err(format!("{before} before, {now} now")),
@@ -290,13 +307,13 @@ fn is_told_without_connection(reason: &str) {
 }
 
 #[test]
-fn a_segment_that_a_listener_refuses_is_told_as_such() {
-    is_told_without_connection("listener");
+fn a_reset_by_a_listener_counts_without_connection() {
+    assert_counted_without_connection("listener");
 }
 
 #[test]
-fn a_segment_that_finds_no_socket_is_told_as_such() {
-    is_told_without_connection("no_socket");
+fn a_reset_for_lack_of_a_socket_counts_without_connection() {
+    assert_counted_without_connection("no_socket");
 }
 
 const LATE: &str = r#"
@@ -314,7 +331,7 @@ order()
 "#;
 
 #[test]
-fn data_for_an_orphan_in_fin_wait2_is_refused_and_its_owner_named() {
+fn a_reset_by_an_orphan_in_fin_wait2_names_its_owner() {
     let namespace = Namespace::new();
     let daemon = Daemon::start(&[]);
     let mut ends = Workload::start(&namespace, "late", LATE, &[]);
@@ -334,7 +351,7 @@ fn data_for_an_orphan_in_fin_wait2_is_refused_and_its_owner_named() {
     assert_eq!(server["first_close"], "local", "{server}");
 }
 
-/// Connects, sends when told to, and says the errno of either.
+/// Connects, sends on order, and says the errno of each.
 const REFUSED: &str = r#"
 family = socket.AF_INET6 if ":" in args[0] else socket.AF_INET
 listener = listen(args[0])
@@ -351,17 +368,18 @@ if not errno:
 order()
 "#;
 
-/// Where a packet filter refuses, before or after the connection is established, and the errnos that the application sees.
+/// A packet filter's refusal: where it takes place, whether after the connection is established, and the errnos that
+/// the application sees.
 struct Refusal {
     comm: &'static str,
     addr: &'static str,
     hook: &'static str,
     established: bool,
     errnos: &'static [&'static str],
-    /// Whether it is told of the client where the packet filter's resets are; else it counts without a connection: within
-    /// one machine the filter is not told whose the segment is that comes in.
-    told: bool,
-    /// What the client's looks like where it is not.
+    /// Whether the reset is reported for the client, where a packet filter's resets are reported. Otherwise it counts
+    /// without a connection: an incoming segment has no socket yet when the filter refuses it.
+    reported: bool,
+    /// The reason of the client's received reset where it is not `policy`.
     otherwise: &'static str,
 }
 
@@ -372,7 +390,7 @@ const REFUSALS: [Refusal; 5] = [
         hook: "output",
         established: false,
         errnos: &["111"],
-        told: true,
+        reported: true,
         otherwise: "connecting",
     },
     Refusal {
@@ -381,7 +399,7 @@ const REFUSALS: [Refusal; 5] = [
         hook: "output",
         established: false,
         errnos: &["111"],
-        told: true,
+        reported: true,
         otherwise: "connecting",
     },
     Refusal {
@@ -390,7 +408,7 @@ const REFUSALS: [Refusal; 5] = [
         hook: "output",
         established: true,
         errnos: &["0", "104"],
-        told: true,
+        reported: true,
         otherwise: "established",
     },
     Refusal {
@@ -399,7 +417,7 @@ const REFUSALS: [Refusal; 5] = [
         hook: "input",
         established: true,
         errnos: &["0", "104"],
-        told: false,
+        reported: false,
         otherwise: "established",
     },
     Refusal {
@@ -408,18 +426,18 @@ const REFUSALS: [Refusal; 5] = [
         hook: "input",
         established: false,
         errnos: &["111"],
-        told: false,
+        reported: false,
         otherwise: "connecting",
     },
 ];
 
 #[test]
-fn what_a_packet_filter_refuses_is_told_as_policy() {
+fn a_packet_filters_reset_has_the_reason_policy() {
     needs("nft", "nftables");
     let daemon = Daemon::start(&[]);
-    let is_told = daemon.hook("policy_reset").starts_with("kprobe ");
+    let is_reported = daemon.hook("policy_reset").starts_with("kprobe ");
     let without = || daemon.metrics().sum(WITHOUT_CONNECTION, &[("reason", "policy")]).unwrap();
-    for Refusal { comm, addr, hook, established, errnos, told, otherwise } in &REFUSALS {
+    for Refusal { comm, addr, hook, established, errnos, reported, otherwise } in &REFUSALS {
         let namespace = Namespace::new();
         namespace.run(&["nft", "add table inet refusing"]);
         let chain = format!("add chain inet refusing {hook} {{ type filter hook {hook} priority 0; }}");
@@ -433,8 +451,8 @@ fn what_a_packet_filter_refuses_is_told_as_policy() {
             }
             assert_eq!(&ends.ask(), errno, "{comm}: the application's errno");
         }
-        let reason = if is_told && *told { "policy" } else { otherwise };
-        eventually("the reset is told", || {
+        let reason = if is_reported && *reported { "policy" } else { otherwise };
+        eventually("the reset is counted", || {
             let of_client = [("process", *comm), ("role", "client"), ("direction", "received")];
             let metrics = daemon.metrics();
             let those = metrics.sum(RESETS, &[&of_client[..], &[("reason", reason)]].concat());
@@ -443,7 +461,7 @@ fn what_a_packet_filter_refuses_is_told_as_policy() {
                 other => Err(format!("{comm}: {other:?} are {reason}")),
             }
         });
-        if is_told && !told {
+        if is_reported && !reported {
             eventually("it is counted without a connection", || match without() {
                 now if now > before => Ok(()),
                 now => Err(format!("{before} before, {now} now")),
@@ -452,7 +470,7 @@ fn what_a_packet_filter_refuses_is_told_as_policy() {
     }
 }
 
-/// Takes one connection and waits.
+/// Accepts one connection and waits.
 const TAKES: &str = r"
 listener = listen(args[0])
 say(port_of(listener))
@@ -470,9 +488,9 @@ order()
 "#;
 
 #[test]
-fn what_a_packet_filter_answers_in_place_of_a_socket_is_told_of_it() {
+fn a_packet_filters_reset_belongs_to_the_socket_it_answers_for() {
     let daemon = Daemon::start(&[]);
-    let is_told = daemon.hook("policy_reset").starts_with("kprobe ");
+    let is_reported = daemon.hook("policy_reset").starts_with("kprobe ");
     let (there, here) = joined();
     let mut server = Workload::start(&here, "filtered-server", TAKES, &[ADDRESS]);
     let port = server.hear();
@@ -483,9 +501,9 @@ fn what_a_packet_filter_answers_in_place_of_a_socket_is_told_of_it() {
     here.run(&["nft", &format!("add rule inet refusing input tcp dport {port} reject with tcp reset")]);
     assert_eq!(client.ask(), "104");
     let count = |process, reason| daemon.metrics().sum(RESETS, &[("process", process), ("reason", reason)]);
-    eventually("both sides are told", || {
-        let told = [count("filtered-server", "policy"), count("filtered-client", "established")];
-        if told == [is_told.then_some(1), Some(1)] { Ok(()) } else { Err(format!("{told:?}")) }
+    eventually("both sides are counted", || {
+        let shown = [count("filtered-server", "policy"), count("filtered-client", "established")];
+        if shown == [is_reported.then_some(1), Some(1)] { Ok(()) } else { Err(format!("{shown:?}")) }
     });
     let rows = daemon.connections_in(&here);
     assert!(rows.iter().any(|row| row["state"] == "ESTABLISHED"), "it knows nothing of it: {rows:?}");

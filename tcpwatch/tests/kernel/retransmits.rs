@@ -1,5 +1,5 @@
-//! Retransmits on a lossy link between two namespaces, compared with what the kernel counts: all of them, by kind, by
-//! process and by connection.
+//! Retransmits on a lossy link between two namespaces, compared with the kernel's counts: in total, by kind, by process
+//! and by connection.
 
 use std::process::Command;
 
@@ -12,6 +12,7 @@ use crate::{
     eventually::eventually,
     metrics::Metrics,
     netns::{Namespace, needs},
+    witness::{Witness, witnessed},
     workload::Workload,
 };
 
@@ -19,9 +20,10 @@ pub(crate) const ADDRESS: &str = "10.98.0.2";
 const RETRANSMITS: &str = "tcpwatch_retransmits_total";
 const BY_KIND: &str = "tcpwatch_retransmits_by_kind_total";
 const BYTES: &str = "tcpwatch_retransmitted_bytes_total";
+const KINDS: [&str; 7] = ["syn", "syn_ack", "fast", "slow_start", "timeout", "probe", "unknown"];
 const HELD_BACK: &str = "tcpwatch_records_held_back_total";
 
-/// Loss for what arrives at veth0. `rule` is nftables' language.
+/// Drops packets that arrive at veth0 and match `rule`, in the language of nftables.
 pub(crate) fn lose(namespace: &Namespace, rule: &str) {
     namespace.run(&["nft", "add table inet loss"]);
     namespace.run(&["nft", "add chain inet loss input { type filter hook input priority 0; }"]);
@@ -32,7 +34,7 @@ pub(crate) fn lose_nothing(namespace: &Namespace) {
     namespace.run(&["nft", "delete table inet loss"]);
 }
 
-/// Two joined namespaces: the client's, the server's.
+/// Two joined namespaces: the client's and the server's.
 pub(crate) fn joined() -> (Namespace, Namespace) {
     needs("nft", "nftables");
     let (client, server) = (Namespace::new(), Namespace::new());
@@ -40,7 +42,7 @@ pub(crate) fn joined() -> (Namespace, Namespace) {
     (client, server)
 }
 
-/// Answers each request of so many bytes with one, in a thread for each connection.
+/// Answers each request of the given size with one byte, in a thread for each connection.
 const SERVER: &str = r#"
 import threading
 def serve(conn, size):
@@ -63,7 +65,7 @@ while True:
     threading.Thread(target=serve, args=(conn, int(args[1])), daemon=True).start()
 "#;
 
-/// So many connections, and for each order a request on each of them.
+/// Opens the given number of connections; sends a request on each on order.
 const CLIENT: &str = r#"
 import threading
 conns = []
@@ -105,21 +107,20 @@ fn of_kinds(metrics: &Metrics, processes: &[&str], kinds: &[&str]) -> u64 {
     each.filter_map(|(process, kind)| metrics.sum(BY_KIND, &[("process", process), ("kind", kind)])).sum()
 }
 
-/// What the kernel counts is what the daemon does: altogether, and of each kind, as far as the kernel tells of kinds, but
-/// for the few whose kind no program saw. `handshakes`: whether segments of them were lost, whose time-outs the kernel
-/// counts among all others.
+/// Asserts that the daemon's counts are the kernel's: in total, and by kind where the kernel counts kinds, apart from
+/// the few segments whose kind no program saw. `handshakes`: whether segments of handshakes were lost, whose time-outs
+/// the kernel does not count separately.
 fn agree(daemon: &Daemon, sides: &[&Workload], processes: &[&str], handshakes: bool) -> Metrics {
     eventually("the counts are the kernel's", || {
-        // Asked for owners, it also looks at the sockets' own counts.
+        // A request about owners starts a sweep, which reads the sockets' own counts.
         daemon.json("/leaks");
         let before = kernel(sides, "RetransSegs");
         let metrics = daemon.metrics();
         let of = |kinds: &[&str]| of_kinds(&metrics, processes, kinds);
         let unknown = of(&["unknown"]);
-        let known = of(&["syn", "syn_ack", "fast", "slow_start", "timeout", "probe"]);
         let totals = [
             ("TcpRetransSegs", before, counted(&metrics, RETRANSMITS, processes)),
-            ("all kinds", before, known + unknown),
+            ("all kinds", before, of(&KINDS)),
         ];
         let mut kinds = vec![
             ("TCPSynRetrans", kernel(sides, "TCPSynRetrans"), of(&["syn", "syn_ack"])),
@@ -133,9 +134,9 @@ fn agree(daemon: &Daemon, sides: &[&Workload], processes: &[&str], handshakes: b
         let right = totals.iter().all(|(_, kernel, ours)| kernel == ours)
             && kinds.iter().all(|(_, kernel, ours)| (*ours..=ours + unknown).contains(kernel))
             && probes.2 <= probes.1
-            // One segment that the kernel sends as one packet may be some forty.
+            // A packet that the kernel sends at once may count as some forty segments.
             && unknown <= before / 4;
-        // Nothing happened while it was looked at.
+        // The count did not change during the comparison.
         if right && kernel(sides, "RetransSegs") == before {
             return Ok(metrics);
         }
@@ -144,7 +145,7 @@ fn agree(daemon: &Daemon, sides: &[&Workload], processes: &[&str], handshakes: b
 }
 
 /// `retrans:0/N` and `bytes_retrans:N` of each connection, by local port, as `ss -ti` shows them.
-fn told_by_ss(namespace: &Namespace) -> Vec<(u64, u64, u64)> {
+fn shown_by_ss(namespace: &Namespace) -> Vec<(u64, u64, u64)> {
     let output = Command::new("nsenter")
         .args([&format!("--net={}", namespace.path()), "ss", "-Htino", "state", "established"])
         .output()
@@ -160,27 +161,27 @@ fn told_by_ss(namespace: &Namespace) -> Vec<(u64, u64, u64)> {
         let port = local.rsplit_once(':').unwrap().1.parse().unwrap();
         (port, number(pair[1], "retrans:"), number(pair[1], "bytes_retrans:"))
     });
-    let mut told: Vec<_> = pairs.collect();
-    told.sort_unstable();
-    told
+    let mut shown: Vec<_> = pairs.collect();
+    shown.sort_unstable();
+    shown
 }
 
-/// The same as the daemon says.
-fn told_by_us(daemon: &Daemon, namespace: &Namespace) -> Vec<(u64, u64, u64)> {
+/// The same from the daemon.
+fn shown_by_daemon(daemon: &Daemon, namespace: &Namespace) -> Vec<(u64, u64, u64)> {
     let rows = daemon.connections_in(namespace).into_iter().filter(|row| row["role"] != "listener");
-    let mut told: Vec<_> = rows
+    let mut shown: Vec<_> = rows
         .map(|row| {
             let detail = daemon.detail(&row);
             let number = |key: &str| detail[key].as_u64().unwrap();
             (row["local"]["port"].as_u64().unwrap(), number("retransmits"), number("retransmitted_bytes"))
         })
         .collect();
-    told.sort_unstable();
-    told
+    shown.sort_unstable();
+    shown
 }
 
 #[test]
-fn on_a_lossy_link_all_counts_are_the_kernels() {
+fn transfers_on_a_lossy_link_have_the_kernels_counts() {
     let daemon = Daemon::start(&[]);
     let (there, here) = joined();
     let processes = ["lossy-client", "lossy-server"];
@@ -188,21 +189,21 @@ fn on_a_lossy_link_all_counts_are_the_kernels() {
     let port = server.hear();
     let mut client = Workload::start(&there, processes[0], CLIENT, &[ADDRESS, &port, "20", "300000"]);
     assert_eq!(client.hear(), "connected");
-    // Data, and what acknowledges them.
+    // Data segments, and acknowledgements.
     lose(&here, "numgen random mod 100 < 10");
     lose(&there, "numgen random mod 100 < 5");
     assert_eq!(client.ask(), "asked");
     let sides = [&client, &server];
     let metrics = agree(&daemon, &sides, &processes, false);
     assert!(of_kinds(&metrics, &processes, &["fast"]) > 0, "a test that loses nothing shows nothing");
-    let (shown, ours) = (told_by_ss(&there), told_by_us(&daemon, &there));
+    let (shown, ours) = (shown_by_ss(&there), shown_by_daemon(&daemon, &there));
     assert_eq!(shown, ours);
     assert!(shown.iter().map(|(_, _, bytes)| bytes).sum::<u64>() > 0);
     assert_eq!(
         counted(&metrics, BYTES, &processes[..1]),
         shown.iter().map(|(_, _, bytes)| bytes).sum::<u64>()
     );
-    // FINs too; sockets that no process holds any more go on retransmitting them.
+    // FINs are lost too; sockets without a holder go on retransmitting them.
     assert_eq!(client.ask(), "closed");
     eventually("both sides are closed", || {
         let left = client.sockets_in(4) + client.sockets_in(11) + server.sockets_in(9);
@@ -227,7 +228,7 @@ fn on_a_lossy_link_all_counts_are_the_kernels() {
 }
 
 #[test]
-fn handshakes_on_a_lossy_link_count_as_the_kernel_counts_them() {
+fn handshakes_on_a_lossy_link_have_the_kernels_counts() {
     let daemon = Daemon::start(&[]);
     let (there, here) = joined();
     let processes = ["shaky-client", "shaky-server"];
@@ -244,15 +245,15 @@ fn handshakes_on_a_lossy_link_count_as_the_kernel_counts_them() {
     assert!(of_kinds(&metrics, &processes[..1], &["syn"]) > 0);
     assert!(of_kinds(&metrics, &processes[1..], &["syn_ack"]) > 0);
     assert_eq!(metrics.sum(OPENED, &[("process", processes[1])]), Some(30));
-    // A server's connection inherits the number of its SYN-ACKs; what was lost is told by both.
-    assert_eq!(shape(&told_by_ss(&here)), shape(&told_by_us(&daemon, &here)));
+    // A server's connection inherits the number of its SYN-ACKs, in the kernel and in the daemon.
+    assert_eq!(shape(&shown_by_ss(&here)), shape(&shown_by_daemon(&daemon, &here)));
     assert_eq!(client.ask(), "closed");
     agree(&daemon, &[&client, &server], &processes, true);
 }
 
-/// Without the ports, which are the same.
-fn shape(told: &[(u64, u64, u64)]) -> Vec<u64> {
-    told.iter().map(|(_, segments, _)| *segments).collect()
+/// The numbers of segments, sorted by port.
+fn shape(shown: &[(u64, u64, u64)]) -> Vec<u64> {
+    shown.iter().map(|(_, segments, _)| *segments).collect()
 }
 
 const DIAL: &str = r#"
@@ -267,7 +268,7 @@ order()
 "#;
 
 #[test]
-fn syns_into_a_black_hole_are_counted_while_it_dials_and_after() {
+fn syns_into_a_black_hole_are_counted_during_the_connect_and_after() {
     let daemon = Daemon::start(&[]);
     let (there, here) = joined();
     lose(&here, "");
@@ -300,7 +301,7 @@ order()
 "#;
 
 #[test]
-fn a_syn_ack_belongs_to_the_listener_and_is_not_counted_again_with_its_connection() {
+fn a_syn_ack_retransmit_counts_for_the_listener_only() {
     let daemon = Daemon::start(&[]);
     let (there, here) = joined();
     let mut server = Workload::start(&here, "deaf-server", ACCEPTS, &[ADDRESS]);
@@ -320,18 +321,18 @@ fn a_syn_ack_belongs_to_the_listener_and_is_not_counted_again_with_its_connectio
     let metrics = agree(&daemon, &[&server], &["deaf-server"], true);
     assert_eq!(server_side(&peer, &metrics), Some(server.retransmitted()));
     lose_nothing(&here);
-    // With the next retransmit of the SYN-ACK comes the answer to it.
+    // The next retransmit of the SYN-ACK is answered.
     assert_eq!(server.hear(), "accepted");
     let metrics = agree(&daemon, &[&server], &["deaf-server"], true);
     assert_eq!(server_side(&peer, &metrics), Some(server.retransmitted()));
-    let inherited = told_by_us(&daemon, &here);
-    assert_eq!((shape(&inherited), inherited[0].1), (shape(&told_by_ss(&here)), server.retransmitted()));
+    let inherited = shown_by_daemon(&daemon, &here);
+    assert_eq!((shape(&inherited), inherited[0].1), (shape(&shown_by_ss(&here)), server.retransmitted()));
     assert_eq!(server.ask(), "closed");
     agree(&daemon, &[&server, &client], &["deaf-server", "deaf-client"], true);
 }
 
 #[test]
-fn a_storm_is_counted_to_the_last_segment_though_few_records_tell_of_it() {
+fn a_storm_is_counted_exactly_with_few_records() {
     let daemon = Daemon::start(&[]);
     let (there, here) = joined();
     let processes = ["storm-sender", "storm-reader"];
@@ -340,7 +341,7 @@ fn a_storm_is_counted_to_the_last_segment_though_few_records_tell_of_it() {
     let mut client = Workload::start(&there, processes[0], CLIENT, &[ADDRESS, &port, "4", "20000000"]);
     assert_eq!(client.hear(), "connected");
     lose(&here, "numgen random mod 100 < 5");
-    // A ring that nobody reads has room for some four hundred.
+    // The ring has room for some 400 records while nobody reads it.
     daemon.signal(Signal::STOP);
     client.order();
     eventually("there is a storm", || match client.retransmitted() {
@@ -352,7 +353,7 @@ fn a_storm_is_counted_to_the_last_segment_though_few_records_tell_of_it() {
     daemon.signal(Signal::CONT);
     let metrics = agree(&daemon, &[&client, &server], &processes, false);
     assert_eq!(metrics.sum("tcpwatch_records_lost_total", &[("cause", "ring_full")]), Some(0));
-    let held_back = eventually("what was held back is told", || {
+    let held_back = eventually("what was held back is counted", || {
         let status = daemon.json("/status")["records"]["held_back"].as_u64();
         let metric = daemon.metrics().sum(HELD_BACK, &[]);
         if status > Some(20) && status == metric { Ok(status) } else { Err(format!("{status:?} {metric:?}")) }
@@ -362,7 +363,7 @@ fn a_storm_is_counted_to_the_last_segment_though_few_records_tell_of_it() {
     agree(&daemon, &[&client, &server], &processes, false);
 }
 
-/// One request, told whether to send it.
+/// Two requests to warm up, then one on each order.
 const ONE_REQUEST: &str = r#"
 conn = connect(args[0], args[1])
 for _ in range(2):
@@ -383,6 +384,10 @@ order()
 
 #[test]
 fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
+    witnessed(a_tail_loss_probe);
+}
+
+fn a_tail_loss_probe(witness: &Witness) {
     let (there, here) = joined();
     let mut server = Workload::start(&here, "probed-server", SERVER, &[ADDRESS, "1"]);
     let port = server.hear();
@@ -403,7 +408,7 @@ fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
     let (old, old_probes) = (client.retransmitted(), client.kernel_count("TCPLossProbes").unwrap());
     assert!(old_probes > 0, "the kernel's first answer to a lost tail is a probe");
 
-    let daemon = Daemon::start(&[]);
+    let daemon = witness.start(&[]);
     lose_until_retransmitted(&mut client);
     assert_eq!(client.hear(), "answered");
     let new = client.retransmitted() - old;
@@ -414,7 +419,12 @@ fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
             counted(&metrics, RETRANSMITS, &["probing-client"]),
             of_kinds(&metrics, &["probing-client"], &["probe"]),
         );
-        if ours == (new, probes) { Ok(()) } else { Err(format!("{ours:?}, kernel: {new}, {probes}")) }
+        if ours == (new, probes) {
+            return Ok(());
+        }
+        let kinds = KINDS.map(|kind| (kind, of_kinds(&metrics, &["probing-client"], &[kind])));
+        let ss = shown_by_ss(&there);
+        Err(format!("{ours:?}, kernel: {new}, {probes}; {kinds:?}; ss: {ss:?}"))
     });
     let rows = daemon.connections_in(&there);
     let detail: Value = daemon.detail(&rows[0]);
@@ -423,7 +433,7 @@ fn a_tail_loss_probe_is_one_and_what_was_before_the_start_is_not_ours() {
 }
 
 #[test]
-fn what_fails_to_be_retransmitted_counts_as_the_kernel_counts_it() {
+fn failed_retransmits_have_the_kernels_count() {
     let daemon = Daemon::start(&[]);
     let (there, here) = joined();
     let mut server = Workload::start(&here, "failing-server", SERVER, &[ADDRESS, "1"]);
@@ -439,22 +449,22 @@ fn what_fails_to_be_retransmitted_counts_as_the_kernel_counts_it() {
     lose(&here, "");
     client.order();
     let now = timeouts(&client, client.kernel_count("TCPTimeouts").unwrap());
-    // Counted before it fails: this machine's own rules forbid it.
+    // A retransmit that this machine's own packet filter drops is counted before it fails.
     there.run(&["nft", "add table inet fail"]);
     there.run(&["nft", "add chain inet fail output { type filter hook output priority 0; }"]);
     there.run(&["nft", "add rule inet fail output oif veth0 drop"]);
     let now = timeouts(&client, now);
     assert!(client.kernel_count("TCPRetransFail").unwrap() > 0);
-    // Not counted: it has no route.
+    // A retransmit without a route is not counted.
     there.run(&["ip", "link", "set", "veth0", "down"]);
     timeouts(&client, now);
     there.run(&["nft", "delete table inet fail"]);
     there.run(&["ip", "link", "set", "veth0", "up"]);
     lose_nothing(&here);
     assert_eq!((client.hear(), client.hear()), ("sent".to_owned(), "answered".to_owned()));
-    // Those that the kernel counted, by the filter's errno; and those without a route.
+    // The kernel counts the ones with the filter's errno, not the ones without a route.
     let failed = client.kernel_count("TCPRetransFail").unwrap();
-    let errnos = eventually("the failures are told", || {
+    let errnos = eventually("the failures are counted", || {
         let peers = daemon.json("/peers?comm=failing-client");
         let errnos = peers["peers"][0]["retransmits_failed"].clone();
         if errnos["EPERM"] == failed { Ok(errnos) } else { Err(format!("{peers}, kernel: {failed}")) }
@@ -465,11 +475,11 @@ fn what_fails_to_be_retransmitted_counts_as_the_kernel_counts_it() {
     let detail = daemon.detail(&daemon.connections_in(&there)[0]);
     assert_eq!(detail["retransmits_failed"], errnos, "{detail}");
     eventually("the count is the kernel's", || {
-        // Asked for them, it also looks at the sockets: before Linux 6.18 nothing tells of a failure.
-        let told = told_by_us(&daemon, &there);
+        // This request starts a sweep: before Linux 6.18 no record reports a failure.
+        let shown = shown_by_daemon(&daemon, &there);
         let (kernel, ours) =
             (client.retransmitted(), counted(&daemon.metrics(), RETRANSMITS, &["failing-client"]));
-        let rows: Vec<_> = told.iter().map(|(_, segments, _)| *segments).collect();
+        let rows: Vec<_> = shown.iter().map(|(_, segments, _)| *segments).collect();
         if ours == kernel && rows == [kernel] { Ok(()) } else { Err(format!("{ours} {rows:?} of {kernel}")) }
     });
 }

@@ -1,4 +1,4 @@
-//! The program as another user, with fewer capabilities, or where it does not see the whole machine.
+//! Runs the program as another user, with fewer capabilities, or in a mount namespace that hides parts of the machine.
 
 use std::{
     fs::Permissions,
@@ -10,9 +10,9 @@ use std::{
 
 use crate::daemon::{TCPWATCH, tcpwatch};
 
-/// Of the daemon, where it is not root.
+/// User of the daemon, where it is not root.
 pub(crate) const NOBODY: u32 = 65534;
-/// Of processes that are neither root's nor the daemon's.
+/// User of processes that are neither root's nor the daemon's.
 pub(crate) const SOMEBODY_ELSE: u32 = 65533;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,20 +21,21 @@ pub(crate) enum User {
     Nobody,
 }
 
-/// By its path: a shell may have a lesser one built in, as busybox has.
+/// By its path: busybox's shell has a built-in one with fewer options.
 const SETPRIV: &str = "/usr/bin/setpriv";
 
-/// What a command is to follow to run as this user without any capability.
+/// The words before a command that run it as this user without any capability.
 pub(crate) fn as_user(uid: u32) -> [String; 6] {
     let [user, group] = ["reuid", "regid"].map(|what| format!("--{what}={uid}"));
     [SETPRIV, &user, &group, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"].map(str::to_owned)
 }
 
-/// All that tcpwatch can use.
+/// All capabilities that tcpwatch can use.
 pub(crate) const ALL: [&str; 6] =
     ["bpf", "perfmon", "net_admin", "sys_ptrace", "dac_read_search", "sys_admin"];
 
-/// The program, or another file, where everybody may read it, whatever the permissions of the way to `target/`.
+/// A copy of the program, or of another file, that everybody may read, whatever the permissions of the path to
+/// `target/`.
 pub(crate) struct Copy(PathBuf);
 
 impl Copy {
@@ -46,8 +47,8 @@ impl Copy {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let copy = Self(std::env::temp_dir().join(format!("tcpwatch-test-{}-{number}", std::process::id())));
-        // By another process: what this one has open for writing, and with it each child that a test begins at that
-        // moment, cannot be executed (ETXTBSY).
+        // By another process: a file that this one has open for writing, and that a child of another test inherits at
+        // that moment, cannot be executed (ETXTBSY).
         let status =
             Command::new("sh").args(["-c", "cat \"$0\" >\"$1\"", file]).arg(&copy.0).status().unwrap();
         assert!(status.success(), "copying {file}: {status}");
@@ -64,7 +65,7 @@ impl Copy {
         self.behind("", user, capabilities)
     }
 
-    /// The same, in a mount namespace of its own that a shell script has changed before.
+    /// The same, in a mount namespace of its own that a shell script has changed first.
     pub(crate) fn behind(&self, script: &str, user: User, capabilities: &[&str]) -> Command {
         let mut list = "-all".to_owned();
         for capability in capabilities {
@@ -74,7 +75,7 @@ impl Copy {
             "" => tcpwatch(SETPRIV),
             script => {
                 let mut command = tcpwatch("unshare");
-                // Private: what the script mounts is seen there only, and gone with the last process there.
+                // Private: what the script mounts is visible there only, and gone with the last process there.
                 command.args(["--mount", "--propagation=private", "sh", "-ec"]);
                 command.arg(format!("{script}\nexec \"$@\"")).args(["sh", SETPRIV]);
                 command
@@ -83,7 +84,7 @@ impl Copy {
         command.args([format!("--inh-caps={list}"), format!("--bounding-set={list}")]);
         if user == User::Nobody {
             command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]);
-            // Root gets what its bounding set has; others only what is ambient.
+            // Root gets its bounding set; other users only the ambient set.
             command.args(["--clear-groups".to_owned(), format!("--ambient-caps={list}")]);
         }
         command.arg(&self.0);
@@ -97,10 +98,10 @@ impl Drop for Copy {
     }
 }
 
-/// Exit code, what it printed and what it complained of.
+/// Exit code, stdout and stderr.
 pub(crate) fn run(command: &mut Command) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = command.output().expect("setpriv and unshare (util-linux)");
-    let [printed, said] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
-    (status.code(), printed, said)
+    let [printed, errors] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(!errors.contains("panicked") && !errors.contains("RUST_BACKTRACE"), "{errors}");
+    (status.code(), printed, errors)
 }

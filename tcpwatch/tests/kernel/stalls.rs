@@ -1,4 +1,4 @@
-//! Head-of-line blocking on a lossy link, compared with what the receiving application itself measures: each message
+//! Head-of-line blocking on a lossy link, compared with the receiving application's own measurement: each message
 //! carries the time at which it was sent.
 
 use serde_json::{Value, json};
@@ -17,8 +17,8 @@ const BLOCKED: &str = "tcpwatch_hol_blocked_seconds";
 const BLOCKED_BYTES: &str = "tcpwatch_hol_blocked_bytes_total";
 const RETRANSMITS: &str = "tcpwatch_retransmits_by_kind_total";
 
-/// Takes messages of 100 bytes, and measures by the time in each how long it took. All that waited for one lost segment
-/// come at once, the one that was in it first: it waited longest. Answers each if told so.
+/// Takes messages of 100 bytes, and measures by the time in each how long it took. All messages that waited for one
+/// lost segment arrive at once, the lost one first: it waited longest. With `answers` it answers each message.
 const RECEIVER: &str = r#"
 listener = listen(args[0])
 say(port_of(listener))
@@ -29,7 +29,7 @@ while True:
     if len(message) < 100:
         break
     now, sent = time.monotonic(), struct.unpack("d", message[:8])[0]
-    # Of what waited for the same, the first counts.
+    # Of several that waited for the same segment, the first counts.
     if now - sent > float(args[1]) and sent > last:
         stalls, seconds, last = stalls + 1, seconds + now - sent, now
     if args[2] == "answers":
@@ -38,7 +38,7 @@ say(stalls, seconds)
 order()
 "#;
 
-/// So many messages, one each so many seconds, or each after the answer to the one before.
+/// Sends the given number of messages, one each interval in seconds or, with interval 0, one after each answer.
 const SENDER: &str = r#"
 conn = connect(args[0], args[1])
 conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -57,7 +57,7 @@ say("closed")
 order()
 "#;
 
-/// How often, and for how many seconds.
+/// Number of stalls, and their seconds.
 fn blocked(metrics: &Metrics, process: &str, recoveries: &[&str]) -> (u64, f64) {
     let labels = |recovery| [("process", process), ("recovery", recovery)];
     let counts = recoveries.iter().filter_map(|one| metrics.sum(&format!("{BLOCKED}_count"), &labels(*one)));
@@ -65,7 +65,7 @@ fn blocked(metrics: &Metrics, process: &str, recoveries: &[&str]) -> (u64, f64) 
     (counts.sum(), seconds.sum())
 }
 
-/// What explains a stall that is not told.
+/// Counts of the kernel that may explain a stall which was not reported.
 const KERNEL_COUNTS: [&str; 6] = [
     "TCPLossProbes",
     "TCPTimeouts",
@@ -75,17 +75,17 @@ const KERNEL_COUNTS: [&str; 6] = [
     "TCPSpuriousRtxHostQueues",
 ];
 
-/// On the sending side.
+/// The recoveries of the sending side.
 const ALL: [&str; 3] = ["fast", "timeout", "probe"];
 
-/// What is lost on its way to the receiver at random: of messages and of acknowledgements.
+/// The rule for random loss on the way to the receiver.
 const AT_RANDOM: &str = "numgen random mod 100 < 8";
 
-/// Sends while `rule` loses something: what the daemon tells is within a tenth of what the receiver measured. Also says
-/// how many stalls that were.
+/// Sends while `rule` drops packets. Asserts that the daemon's stalls last as long as the receiver measured, within a
+/// tenth, and returns the number of stalls that the receiver saw.
 ///
-/// A kernel may leave a program out now and then, and what none saw is not told. Of retransmits it is known, because the
-/// socket counts them too; then another daemon measures again.
+/// The kernel may skip a run of a program, and what no program saw is not reported. The retransmits of kind `unknown`,
+/// which the socket counted, show that; then another daemon measures again.
 fn measure([sender, receiver]: [&str; 2], count: &str, interval: &str, rule: &str) -> (Daemon, Metrics, u64) {
     let measured = (0..5).find_map(|_| measure_once([sender, receiver], count, interval, rule));
     measured.expect("a run of which the programs saw everything")
@@ -110,24 +110,28 @@ fn measure_once(
     lose_nothing(&here);
     assert_eq!(client.ask(), "closed");
     let [stalls, seconds] = receiver.hear_numbers();
-    let measured = eventually("the stalls are told", || {
+    let measured = eventually("the stalls are reported", || {
         let metrics = daemon.metrics();
-        // With its end comes the last word on it.
+        // The last report comes with the connection's end.
         if metrics.sum(CLOSED, &[("process", sender)]) != Some(1) {
-            return Err("its end is not told".to_owned());
+            return Err("its end is not reported".to_owned());
         }
         let unseen = metrics.sum(RETRANSMITS, &[("process", sender), ("kind", "unknown")]).unwrap_or(0);
-        let (count, told) = blocked(&metrics, sender, &ALL);
-        println!("{sender}: {stalls} stalls of {seconds} s; told {count} of {told} s; {unseen} unseen");
+        let (count, reported) = blocked(&metrics, sender, &ALL);
+        println!(
+            "{sender}: {stalls} stalls of {seconds} s; reported {count} of {reported} s; {unseen} unseen"
+        );
         if unseen > 0 {
             return Ok(None);
         }
-        if (told - seconds).abs() <= 0.1 * seconds {
+        if (reported - seconds).abs() <= 0.1 * seconds {
             return Ok(Some(metrics));
         }
         let lost = metrics.sum("tcpwatch_records_lost_total", &[]);
         let counts = KERNEL_COUNTS.map(|name| (name, client.kernel_count(name)));
-        Err(format!("{count} of {told} s, for {stalls} of {seconds} s, lost: {lost:?}, kernel: {counts:?}"))
+        Err(format!(
+            "{count} of {reported} s, for {stalls} of {seconds} s, lost: {lost:?}, kernel: {counts:?}"
+        ))
     });
     measured.map(|metrics| (daemon, metrics, stalls as u64))
 }
@@ -152,7 +156,8 @@ fn a_request_that_is_lost_waits_for_a_probe_or_a_time_out() {
     assert_eq!(shown["count"].as_u64(), Some(blocked(&metrics, "asking-sender", &["probe"]).0), "{peers}");
 }
 
-/// Behind a message of 77 bytes come five of 100, the first of which says when it was sent; on a connection of their own.
+/// On each of several connections: sends a message of 77 bytes, then five of 100, the first of which has its sending
+/// time.
 const HOLED_SENDER: &str = r#"
 while True:
     conn = connect(args[0], args[1])
@@ -167,7 +172,7 @@ while True:
     conn.close()
 "#;
 
-/// Measures how long that first one waited.
+/// Measures how long that first message waited.
 const HOLED_RECEIVER: &str = r#"
 listener = listen(args[0])
 say(port_of(listener))
@@ -196,15 +201,15 @@ fn received_data_waits_as_long_as_the_receiver_measures() {
     for _ in 0..ROUNDS {
         assert_eq!(sender.hear(), "connected");
         lose(&here, HOLE);
-        // Without acknowledgements, as with the first that told of the hole the sender would send no more.
+        // Acknowledgements are dropped too: after the first that reports the hole the sender would retransmit.
         lose(&there, "");
         assert_eq!(sender.ask(), "sent");
         eventually("it is stalled now", || {
             let rows = daemon.connections_in(&here);
             let row = rows.iter().find(|row| row["state"] == "ESTABLISHED").ok_or("it is not there")?;
             let (stalled, seconds) = (&row["stalled"], row["stalled"]["duration_seconds"].as_f64());
-            let told = (&stalled["recovery"], &stalled["waiting_bytes"]) == (&json!("peer"), &json!(500));
-            let stands = if followed { told && seconds > Some(0.1) } else { stalled.is_null() };
+            let reported = (&stalled["recovery"], &stalled["waiting_bytes"]) == (&json!("peer"), &json!(500));
+            let stands = if followed { reported && seconds > Some(0.1) } else { stalled.is_null() };
             if stands { Ok(()) } else { Err(row.to_string()) }
         });
         lose_nothing(&there);
@@ -214,21 +219,22 @@ fn received_data_waits_as_long_as_the_receiver_measures() {
         sender.order();
     }
     let (expected, count) = if followed { (seconds, ROUNDS) } else { (0.0, 0) };
-    let metrics = eventually("the waits are told", || {
+    let metrics = eventually("the waits are reported", || {
         let metrics = daemon.metrics();
-        let told = blocked(&metrics, "late-receiver", &["peer"]);
-        if told.0 == count && (told.1 - expected).abs() <= 0.1 * expected {
+        let reported = blocked(&metrics, "late-receiver", &["peer"]);
+        if reported.0 == count && (reported.1 - expected).abs() <= 0.1 * expected {
             return Ok(metrics);
         }
-        Err(format!("{told:?}, for {count} of {seconds} s"))
+        Err(format!("{reported:?}, for {count} of {seconds} s"))
     });
-    println!("{seconds} s measured, {:?} told", blocked(&metrics, "late-receiver", &["peer"]));
+    println!("{seconds} s measured, {:?} reported", blocked(&metrics, "late-receiver", &["peer"]));
     let bytes = metrics.sum(BLOCKED_BYTES, &[("process", "late-receiver"), ("recovery", "peer")]);
     assert_eq!(bytes.unwrap_or(0), 500 * count);
     assert_eq!(blocked(&metrics, "holed-sender", &["peer"]).0, 0, "it received nothing");
 }
 
-/// Whether fexit serves. Where it does not, no other signal has it, and what is missing is said.
+/// Whether fexit serves the signal. Asserts where it does not that no other signal has fexit, and that `/status` says
+/// what is lost.
 fn follows_out_of_order(daemon: &Daemon) -> bool {
     let out_of_order = daemon.signal_status("out_of_order");
     if out_of_order["hook"] == "fexit tcp_data_queue" {
@@ -241,8 +247,9 @@ fn follows_out_of_order(daemon: &Daemon) -> bool {
 }
 
 #[test]
-fn a_stall_is_one_of_whatever_made_the_request_good_at_last() {
-    // Of the segments with a request, the first so many: it, its probe, what is sent after a time-out.
+fn a_stall_counts_under_the_recovery_that_ended_it() {
+    // Lost are the first segments with a request: 1 is the request, 2 also its probe, 3 also the retransmit after a
+    // time-out.
     for (lost, recovery) in [(1, "probe"), (2, "timeout"), (3, "timeout")] {
         let rule = format!("ip length > 100 numgen inc mod 1000 < {lost}");
         let (_, metrics, stalls) = measure(["unlucky-sender", "unlucky-receiver"], "3", "0", &rule);
@@ -252,8 +259,8 @@ fn a_stall_is_one_of_whatever_made_the_request_good_at_last() {
     }
 }
 
-/// Sends so many megabytes. On one processor with whoever reads them, or segments overtake each other between the two
-/// queues of the processors, which the kernel takes for losses.
+/// Sends the given number of MiB. Runs on the same processor as the reader: segments could overtake each other between
+/// the queues of two processors, which the kernel takes for losses.
 const BULK: &str = r#"
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 conn = connect(args[0], args[1])
@@ -274,8 +281,8 @@ say("read")
 order()
 "#;
 
-/// A gigabyte over a link that loses nothing. `None` when the kernel took it for one that does: segments overtook each
-/// other, or its probes were needless and the peer's word of it did not arrive.
+/// Sends a GiB over a link that loses nothing. `None` when the kernel assumed a loss all the same: segments overtook
+/// each other, or an unnecessary probe was not reported as a duplicate.
 fn clean_transfer(daemon: &Daemon) -> Option<Value> {
     let (there, here) = joined();
     let mut sink = Workload::start(&here, "clean-sink", SINK, &[ADDRESS]);
@@ -299,7 +306,7 @@ fn a_gigabyte_over_a_clean_link_never_stalls() {
 }
 
 #[test]
-fn a_connection_into_a_black_hole_is_stalled_now_and_until_it_ends() {
+fn a_connection_into_a_black_hole_is_stalled_until_it_goes_on() {
     let daemon = Daemon::start(&[]);
     let (there, here) = joined();
     let mut receiver = Workload::start(&here, "gone-receiver", RECEIVER, &[ADDRESS, "1", "listens"]);

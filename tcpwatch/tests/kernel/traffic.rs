@@ -1,4 +1,4 @@
-//! The data that connections carried, beside what the applications sent.
+//! The data that connections carried, compared with what the applications sent.
 
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ say("closed")
 order()
 "#;
 
-/// As sent and as received, by role.
+/// Sent and received bytes of the clients, then of the servers.
 fn sums(daemon: &Daemon, comm: &str) -> [Option<u64>; 4] {
     let metrics = daemon.metrics();
     let sum = |name: &str, role| metrics.sum(name, &[("process", comm), ("role", role)]);
@@ -54,7 +54,7 @@ fn ends_of(daemon: &Daemon, path: &str) -> Result<[Value; 2], String> {
 }
 
 #[test]
-fn what_was_sent_and_received_is_told_to_the_byte() {
+fn sent_and_received_bytes_are_exact() {
     let daemon = Daemon::start(&[]);
     let types_known = !daemon.hook("state").starts_with("tracepoint ");
     for (comm, [at, dials]) in [
@@ -67,22 +67,22 @@ fn what_was_sent_and_received_is_told_to_the_byte() {
         namespace.run(&["ip", "address", "add", "fd00::1/128", "dev", "lo", "nodad"]);
         let mut ends = Workload::start(&namespace, comm, ENDS, &[at, dials]);
         assert_eq!(ends.hear(), "carried");
-        // Those that live, as a sweep sees them.
+        // Live connections, from a sweep.
         eventually("the data of live connections counts", || {
             let live = format!("/connections?limit=10000&state=ESTABLISHED&pid={}", ends.pid());
             let [client, server] = ends_of(&daemon, &live)?.map(|row| daemon.detail(&row));
-            let told = [&client, &server].map(|row| json!([row["sent_bytes"], row["received_bytes"]]));
+            let shown = [&client, &server].map(|row| json!([row["sent_bytes"], row["received_bytes"]]));
             let counted = sums(&daemon, comm);
             let all = [100_000, 5_000, 5_000, 100_000].map(Some);
-            if told == [json!([100_000, 5_000]), json!([5_000, 100_000])] && counted == all {
+            if shown == [json!([100_000, 5_000]), json!([5_000, 100_000])] && counted == all {
                 Ok(())
             } else {
-                Err(format!("{comm}: {told:?} {counted:?}"))
+                Err(format!("{comm}: {shown:?} {counted:?}"))
             }
         });
         assert_eq!(ends.ask(), "closed");
         let [client, server] = eventually("both ends are over", || {
-            // The client's is in TIME_WAIT.
+            // The client's connection is in TIME_WAIT.
             let live = daemon.json(&format!("/connections?limit=10000&pid={}", ends.pid()));
             let client =
                 live["connections"].as_array().unwrap().iter().find(|row| row["state"] == "TIME_WAIT");
@@ -112,10 +112,10 @@ fn what_was_sent_and_received_is_told_to_the_byte() {
         for (role, direction) in [("client", "received"), ("server", "sent")] {
             let of_role = [("process", comm), ("role", role)];
             let metrics = daemon.metrics();
-            let told = metrics.sum("tcpwatch_after_close_bytes_total", &of_role);
+            let total = metrics.sum("tcpwatch_after_close_bytes_total", &of_role);
             let labels = [&of_role[..], &[("direction", direction)]].concat();
             let directed = metrics.sum("tcpwatch_after_close_bytes_total", &labels);
-            assert_eq!([told, directed], [Some(300); 2], "{role}");
+            assert_eq!([total, directed], [Some(300); 2], "{role}");
         }
         let peers = daemon.json(&format!("/peers?comm={comm}&role=client&sort=bytes"));
         let row = &peers["peers"][0];
@@ -144,7 +144,7 @@ order()
 "#;
 
 #[test]
-fn what_was_repeated_counts_once() {
+fn retransmitted_bytes_count_once() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let mut ends = Workload::start(&namespace, "traffic-lossy", LOSES, &[]);

@@ -1,4 +1,4 @@
-//! Network namespaces that the daemon may not enter, without CAP_SYS_ADMIN: what it cannot know there.
+//! Network namespaces that the daemon may not enter without CAP_SYS_ADMIN: the limits of what it knows there.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -38,7 +38,7 @@ order()
 "#;
 
 #[test]
-fn without_sys_admin_a_loss_in_another_namespace_is_told_and_not_made_good() {
+fn without_sys_admin_a_loss_in_another_namespace_stays_unrepaired() {
     let copy = Copy::new();
     let daemon = Daemon::start_by(copy.with(Root, &ALL_BUT_SYS_ADMIN), &["--ring-size", "4KiB"]);
     let namespace = Namespace::new();
@@ -62,16 +62,16 @@ fn without_sys_admin_a_loss_in_another_namespace_is_told_and_not_made_good() {
     daemon.signal(Signal::STOP);
     let after: u16 = storm.ask().parse().unwrap();
     daemon.signal(Signal::CONT);
-    eventually("the loss is told", || {
+    eventually("the loss is reported", || {
         let lost = daemon.metrics().sum("tcpwatch_records_lost_total", &[("cause", "ring_full")]);
         if lost > Some(0) { Ok(()) } else { Err(format!("{lost:?}")) }
     });
-    // Its records are among the lost, so this is a sweep that began after the loss.
+    // The records of this connection were lost too, so a sweep that finds it began after the loss.
     eventually("a sweep finds what is held", || {
         state_of(after).filter(|state| state == "ESTABLISHED").ok_or("not listed")
     });
     let status = daemon.json("/status");
-    // ReportedFacts apart by address: another socket may have this one's meanwhile.
+    // Where sockets are identified by their address, another may have this one's by now.
     if status["identity"] == "socket cookie" {
         let state = state_of(before);
         assert_eq!(state.as_deref(), Some("ESTABLISHED"), "who knows whether it lives on without a holder");
@@ -81,7 +81,7 @@ fn without_sys_admin_a_loss_in_another_namespace_is_told_and_not_made_good() {
     assert!(problems.contains("cannot enter network namespace"), "{problems}");
 }
 
-/// An orphan whose peer closes when it is told to; then a connection is handed on, which sweeps find.
+/// An orphan whose peer closes on order; then a connection is passed to another process, which sweeps find.
 const ORPHAN: &str = r#"
 listener = listen("127.0.0.1")
 orphan, peer = connect("127.0.0.1", port_of(listener)), listener.accept()[0]
@@ -102,14 +102,14 @@ order()
 "#;
 
 #[test]
-fn without_sys_admin_an_orphan_elsewhere_stays_in_fin_wait2_until_its_timer_ends() {
+fn without_sys_admin_an_orphan_in_another_namespace_stays_in_fin_wait2() {
     let copy = Copy::new();
     for (capabilities, state) in [(&ALL_BUT_SYS_ADMIN[..], "FIN_WAIT2"), (&ALL, "TIME_WAIT")] {
         let daemon = Daemon::start_by(copy.with(Root, capabilities), &["--linger", "fin-wait2=1s"]);
         let namespace = Namespace::new();
         let mut workload = Workload::start(&namespace, "leaves-orphan", ORPHAN, &[]);
         assert_eq!(workload.hear(), "closed");
-        // By the kernel's own list.
+        // From the kernel's own list.
         let waits_for = |workload: &Workload, state: u8| {
             eventually("the peer's segment arrives", || match workload.sockets_in(state) {
                 1 => Ok(()),
@@ -127,7 +127,7 @@ fn without_sys_admin_an_orphan_elsewhere_stays_in_fin_wait2_until_its_timer_ends
                 return Err(format!("{rows:#?}"));
             }
             let found: Vec<_> = orphans.map(|row| row["state"].as_str().unwrap().to_owned()).collect();
-            // That sweep was in this namespace perhaps before the peer closed; the next is not.
+            // That sweep may have visited this namespace before the peer closed; the next one does so after.
             if found == [state] { Ok(()) } else { Err(format!("{found:?}")) }
         });
         if state == "FIN_WAIT2" {

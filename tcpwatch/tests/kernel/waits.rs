@@ -1,9 +1,8 @@
-//! How long a connection had been idle when a side closed it, and how long clients wait for answers: what the programs
-//! themselves know of it.
+//! Idle times before a close and answer times of clients, compared with the applications' own measurements.
 
 use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
 
-/// Answers each byte with one after so many seconds. When told, closes what it accepted.
+/// Answers each byte with one byte after the given seconds. On order, closes the accepted connections.
 const SERVER: &str = r#"
 import threading
 def serve(conn):
@@ -30,7 +29,7 @@ say("closed")
 order()
 "#;
 
-/// Asks once, waits so many seconds after the answer and then, when told, closes.
+/// Asks once, waits the given seconds after the answer, and closes on order.
 const CLIENT: &str = r#"
 conn = connect(args[0], args[1])
 conn.send(b"x")
@@ -44,9 +43,9 @@ say(time.monotonic() - answered)
 order()
 "#;
 
-/// What `/history`, or for what is left in TIME_WAIT `/connections`, tells of it.
+/// The process's connection in `/history`, or in `/connections` while it is in TIME_WAIT.
 fn idle_of(daemon: &Daemon, namespace: &Namespace, process: &str) -> serde_json::Value {
-    eventually("the close is told", || {
+    eventually("the close is shown", || {
         let rows = daemon.connections_in(namespace).into_iter();
         let row = rows.filter(|row| row["process"]["comm"] == process).map(|row| daemon.detail(&row)).next();
         let live = row.filter(|detail| !detail["first_close"].is_null());
@@ -56,7 +55,7 @@ fn idle_of(daemon: &Daemon, namespace: &Namespace, process: &str) -> serde_json:
 }
 
 #[test]
-fn the_idle_time_before_a_close_is_told_whoever_closes() {
+fn the_idle_time_before_a_close_is_known_whichever_side_closes() {
     let daemon = Daemon::start(&[]);
     for (process, first, closes) in [("idle-local", "local", "client"), ("idle-peer", "peer", "server")] {
         let namespace = Namespace::new();
@@ -71,12 +70,12 @@ fn the_idle_time_before_a_close_is_told_whoever_closes() {
             client.order();
             client.hear_numbers()
         };
-        let told = idle_of(&daemon, &namespace, process);
-        assert_eq!(told["first_close"], first, "{told}");
+        let row = idle_of(&daemon, &namespace, process);
+        assert_eq!(row["first_close"], first, "{row}");
         for side in ["sending_seconds", "receiving_seconds"] {
-            let idle = told["idle"][side].as_f64().unwrap();
-            // To a tick of the kernel, of which there are at least a hundred in a second.
-            assert!(idle >= 0.67 && idle <= measured + 0.03, "{side} of {measured}: {told}");
+            let idle = row["idle"][side].as_f64().unwrap();
+            // Exact to a tick of the kernel, which has at least 100 a second.
+            assert!(idle >= 0.67 && idle <= measured + 0.03, "{side} of {measured}: {row}");
         }
         let labels = [("process", process), ("closed", first)];
         let metrics = daemon.metrics();
@@ -98,12 +97,12 @@ fn a_connection_that_is_closed_at_once_was_not_idle() {
         client.order();
         client.hear_numbers()
     };
-    let told = idle_of(&daemon, &namespace, "busy-client");
-    // 32 ticks are at least as many milliseconds.
-    assert!(told["idle"].is_null() || measured > 0.03, "{measured}: {told}");
+    let row = idle_of(&daemon, &namespace, "busy-client");
+    // 32 ticks, the limit, are at least 32 ms.
+    assert!(row["idle"].is_null() || measured > 0.03, "{measured}: {row}");
 }
 
-/// Asks again and again, a while after each answer.
+/// Asks repeatedly, two seconds after each answer.
 const ASKING: &str = r#"
 conn = connect(args[0], args[1])
 say("connected")
@@ -113,7 +112,7 @@ while True:
     time.sleep(2)
 "#;
 
-/// Hears again and again, and never asked.
+/// Receives repeatedly, and never asks.
 const LISTENING: &str = r#"
 conn = connect(args[0], args[1])
 say("connected")
@@ -121,7 +120,7 @@ while conn.recv(1):
     pass
 "#;
 
-/// Sends by itself.
+/// Sends without being asked.
 const PUSHING: &str = r#"
 listener = listen(args[0])
 say(port_of(listener))
@@ -132,7 +131,7 @@ while True:
 "#;
 
 #[test]
-fn how_long_clients_wait_for_answers_is_sampled() {
+fn answer_times_of_clients_are_sampled() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let mut server = Workload::start(&namespace, "slow-server", SERVER, &["127.0.0.1", "0.3"]);
@@ -142,7 +141,7 @@ fn how_long_clients_wait_for_answers_is_sampled() {
     let mut listening = Workload::start(&namespace, "hearing-client", LISTENING, &["127.0.0.1", &pushes]);
     assert_eq!((asking.hear(), listening.hear()), ("connected".to_owned(), "connected".to_owned()));
     let answers = eventually("there is a sample", || {
-        // Asked for owners, it sweeps.
+        // A request about owners starts a sweep.
         daemon.json("/leaks");
         let peers = daemon.json("/peers?comm=asking-client");
         let answers = peers["peers"][0]["answers"].clone();

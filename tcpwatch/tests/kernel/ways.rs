@@ -1,5 +1,5 @@
-//! Whichever way a signal comes, the answers are the same: two daemons watch one workload, one by the ways it
-//! chose, one by the ways it was told to take.
+//! Every way to a signal leads to the same answers: two daemons watch one workload, one by the ways that it chose, one
+//! by ways that `--hook` forces.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -21,7 +21,7 @@ const FENTRY: &str = "state=fentry,close=fentry,accept=fexit,minisock=fentry";
 const KPROBE: &str = "state=kprobe,close=kprobe,accept=kretprobe,minisock=kprobe";
 const RAW: &str = "state=raw_tp,retransmit=raw_tp,synack=raw_tp";
 
-/// A worker accepts what its parent listens for, then each connection ends in its own way.
+/// A worker accepts connections of its parent's listener; then each connection ends differently.
 const SERVER: &str = r#"
 listener = listen(args[0])
 say(port_of(listener))
@@ -65,10 +65,11 @@ order()
 /// include/net/tcp_states.h
 const TIME_WAIT: u8 = 6;
 
-/// Longer than the two daemons' programs are apart, or one socket's processor from the other's.
+/// Tolerance for equal durations: longer than the delay between the programs of the two daemons, or between the clocks
+/// of two processors.
 const SAME_SECONDS: f64 = 0.05;
 
-/// Everything that both know of the namespace's connections: by port of the client and role.
+/// Every connection of the namespace that the daemon knows, live or ended, sorted by its ports.
 fn lives(daemon: &Daemon, namespace: &Namespace) -> Vec<Value> {
     let live = daemon.connections_in(namespace);
     let live = live.iter().map(|row| daemon.detail(row));
@@ -80,9 +81,9 @@ fn lives(daemon: &Daemon, namespace: &Namespace) -> Vec<Value> {
     lives
 }
 
-/// What must not depend on the way: all but the id and the durations, and the unread bytes, which without a hook for
-/// the close are those of the last sweep.
-fn answer(life: &Value) -> Value {
+/// The part of an answer that must not depend on the way: without the id and the durations, and without the unread
+/// bytes, which are those of the last sweep where no hook reports the close.
+fn comparable(life: &Value) -> Value {
     let steps = life["life"].as_array().unwrap();
     let states: Vec<_> = steps.iter().map(|step| json!([step["state"], step["cause"]])).collect();
     let pid = |place: &str| life[place]["pid"].clone();
@@ -97,19 +98,19 @@ fn answer(life: &Value) -> Value {
 
 fn durations(life: &Value) -> Vec<f64> {
     let steps = life["life"].as_array().unwrap();
-    // The last lasts until it is asked for.
+    // The last step lasts until the request.
     steps.iter().rev().skip(1).map(|step| step["duration_seconds"].as_f64().unwrap()).collect()
 }
 
-/// Both daemons, asked until they agree: sweeps come when they come.
+/// Asks both daemons until they agree, because each sweeps in its own time.
 fn agree(chosen: &Daemon, forced: &Daemon, namespace: &Namespace) -> Vec<Value> {
     let connections = |daemon: &Daemon| {
-        // That a socket listens some ways tell later than others.
+        // Some ways report a new listener later than others.
         lives(daemon, namespace).into_iter().filter(|life| life["role"] != "listener").collect::<Vec<_>>()
     };
-    eventually("both say the same", || {
+    eventually("both daemons agree", || {
         let (ours, theirs) = (connections(chosen), connections(forced));
-        let answers = |lives: &[Value]| lives.iter().map(answer).collect::<Vec<_>>();
+        let answers = |lives: &[Value]| lives.iter().map(comparable).collect::<Vec<_>>();
         if answers(&ours) != answers(&theirs) {
             return Err(format!("{:#?}\nbut\n{:#?}", answers(&ours), answers(&theirs)));
         }
@@ -126,15 +127,15 @@ fn agree(chosen: &Daemon, forced: &Daemon, namespace: &Namespace) -> Vec<Value> 
     })
 }
 
-/// Whether this kernel takes these ways; if not, it is said why of each that it does not take.
-fn can_take(ways: &str) -> bool {
+/// Whether this kernel accepts these ways; where not, asserts that `check` says why for each.
+fn accepts(ways: &str) -> bool {
     let output = tcpwatch(TCPWATCH).args(["check", "--json", "--hook", ways]).output().unwrap();
     let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
     let Some(signals) = checked["signals"].as_array().filter(|_| checked["verdict"] != "unusable") else {
         assert!(checked["error"].as_str().unwrap().contains("state changes"), "{checked}");
         return false;
     };
-    // Another signal may be one that this kernel does not give at all.
+    // Signals that were not asked for may be missing on this kernel.
     let asked = |key: &str| ways.split(',').any(|choice| choice.starts_with(&format!("{key}=")));
     let refused: Vec<_> =
         signals.iter().filter(|one| one["hook"].is_null() && asked(one["key"].as_str().unwrap())).collect();
@@ -144,13 +145,13 @@ fn can_take(ways: &str) -> bool {
     refused.is_empty()
 }
 
-/// Again where the kernel skipped a program, as it does with one that would run inside itself: what that one would have
-/// told is found by a sweep, and then not to the moment.
-fn give_the_same_answers(ways: &str) {
+/// Compares the answers; repeats where the kernel skipped a run of a program, as it does when the program would run
+/// inside itself: a sweep finds what the skipped run would have reported, but later.
+fn assert_same_answers(ways: &str) {
     const ATTEMPTS: usize = 3;
     for attempt in 1..=ATTEMPTS {
-        // Before the daemons, or `/history` could tell one of them of another test's namespace, removed in between,
-        // whose number one of these got.
+        // Before the daemons: otherwise a namespace could get the inode of another test's that was removed in between,
+        // and `/history` of one daemon would have that test's connections.
         let namespaces = [Namespace::new(), Namespace::new()];
         let daemons = [Daemon::start(&[]), Daemon::start(&["--hook", ways])];
         let outcome = catch_unwind(AssertUnwindSafe(|| compare(&daemons, &namespaces, ways)));
@@ -180,18 +181,18 @@ fn compare([chosen, forced]: &[Daemon; 2], namespaces: &[Namespace; 2], ways: &s
             let wrong = lives.iter().find(|life| life["process"]["pid"] != owner(life));
             wrong.map_or(Ok(()), |life| Err(life.to_string()))
         });
-        // Long enough to tell a duration from none.
+        // Long enough to distinguish a duration from none.
         thread::sleep(Duration::from_millis(200));
         assert_eq!(client.ask(), "done");
         assert_eq!(server.ask(), "done");
         assert_eq!(client.ask(), "done");
         let lives = agree(chosen, forced, namespace);
         assert_eq!(lives.len(), 12, "{lives:#?}");
-        // The one that its server reset by closing.
+        // The connection that its server reset by closing it.
         let unread = |life: &&Value| life["state"] == "ESTABLISHED" && life["unread_bytes"] == 5;
         if ways != RAW {
-            let told = self::lives(forced, namespace);
-            for lives in [&lives, &told] {
+            let by_force = self::lives(forced, namespace);
+            for lives in [&lives, &by_force] {
                 assert_eq!(lives.iter().filter(unread).count(), 1, "closed with unread bytes: {lives:#?}");
             }
         }
@@ -200,7 +201,7 @@ fn compare([chosen, forced]: &[Daemon; 2], namespaces: &[Namespace; 2], ways: &s
     if ways == RAW {
         return;
     }
-    // The end of TIME_WAIT, by the hook that tells it.
+    // The end of TIME_WAIT, by the hook that reports it.
     while workloads.iter().any(|(server, _)| server.sockets_in(TIME_WAIT) > 0) {
         thread::sleep(Duration::from_secs(1));
     }
@@ -221,14 +222,14 @@ fn compare([chosen, forced]: &[Daemon; 2], namespaces: &[Namespace; 2], ways: &s
 }
 
 #[test]
-fn each_way_gives_the_same_answers_or_says_why_it_cannot_be_taken() {
+fn each_way_gives_the_same_answers_or_check_reports_why_not() {
     for ways in [RAW, FENTRY, KPROBE] {
-        if can_take(ways) {
-            give_the_same_answers(ways);
+        if accepts(ways) {
+            assert_same_answers(ways);
         } else {
-            // A kernel with kprobes takes them all; any takes raw tracepoints.
+            // A kernel with kprobes accepts all ways; every kernel accepts raw tracepoints.
             let kprobes = Path::new("/sys/bus/event_source/devices/kprobe").exists();
-            assert!(!kprobes && ways != RAW, "this kernel should take {ways}");
+            assert!(!kprobes && ways != RAW, "this kernel should accept {ways}");
         }
     }
 }

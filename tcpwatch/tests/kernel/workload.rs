@@ -1,7 +1,7 @@
 //! Processes with connections: Python programs, each a process of its own in the test's namespace.
 //!
-//! Such a program `say`s lines that the test reads and waits for `order`s that the test sends, so that both
-//! know where the other is. It ends when the test drops it, and by itself when the test is gone.
+//! Each program `say`s lines that the test reads and waits for `order`s that the test sends, which keeps both in step.
+//! It ends when the test drops it, and by itself when the test is gone.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -13,10 +13,10 @@ use std::{
 
 use crate::{eventually::DEADLINE, netns::Namespace};
 
-/// What every program begins with.
+/// The beginning of every program.
 const PRELUDE: &str = include_str!("prelude.py");
 
-/// What python3 is to be given to run `program` as the process `comm`; `args` are its `args`.
+/// The arguments with which python3 runs `program` as the process `comm`; `args` are the program's.
 pub(crate) fn python_args(comm: &str, program: &str, args: &[&str]) -> Vec<String> {
     let program = format!("{PRELUDE}\n{program}");
     ["-c", &program, comm].iter().chain(args).map(|&arg| arg.to_owned()).collect()
@@ -30,7 +30,7 @@ pub(crate) struct Workload {
 impl Workload {
     /// Runs `program` as the process `comm`; `args` are its `args`.
     pub(crate) fn start(namespace: &Namespace, comm: &str, program: &str, args: &[&str]) -> Self {
-        // Debian's own, where it is: the shims of version managers are processes in between.
+        // Debian's own python3 where present: the shims of version managers are processes in between.
         let python = if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" };
         // nsenter becomes the program, so its pid is the program's.
         let mut command = Command::new("nsenter");
@@ -39,7 +39,7 @@ impl Workload {
         Self::spawn(&mut command).expect("these tests need nsenter (util-linux)")
     }
 
-    /// Of a command that runs python3 with [`python_args`].
+    /// Starts a command that runs python3 with [`python_args`].
     pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (sender, lines) = channel();
@@ -62,7 +62,7 @@ impl Workload {
         self.lines.recv_timeout(DEADLINE).expect("a line from the program: it failed or hangs")
     }
 
-    /// The next line it says, after work that takes its time.
+    /// The next line it says, with a longer deadline.
     pub(crate) fn hear_for_long(&mut self) -> String {
         self.lines.recv_timeout(6 * DEADLINE).expect("a line from the program: it failed or hangs")
     }
@@ -96,7 +96,7 @@ impl Workload {
         self.kernel_count("RetransSegs").unwrap()
     }
 
-    /// A count of its namespace's TCP, as `nstat` shows it without its prefix; `None` where the kernel has none.
+    /// A TCP counter of its namespace, by its name in `nstat` without the prefix; `None` where the kernel has none.
     pub(crate) fn kernel_count(&self, wanted: &str) -> Option<u64> {
         ["snmp", "netstat"].iter().find_map(|file| {
             let text = std::fs::read_to_string(format!("/proc/{}/net/{file}", self.pid())).unwrap();
@@ -111,7 +111,7 @@ impl Workload {
         })
     }
 
-    /// How many sockets of its namespace are in `state`, by the kernel's own list; TIME_WAIT included.
+    /// Number of sockets of its namespace in `state`, from the kernel's own list; TIME_WAIT included.
     pub(crate) fn sockets_in(&self, state: u8) -> usize {
         ["tcp", "tcp6"]
             .iter()

@@ -1,4 +1,4 @@
-//! A tracker that is told what a kernel would tell it: sockets, records, looks and processes in few words.
+//! A tracker, and short ways to give it what a kernel would report: sockets, records, sightings and processes.
 #![allow(dead_code, unused_imports, reason = "each test uses its part")]
 
 use std::num::NonZeroU16;
@@ -16,10 +16,7 @@ pub(crate) use tcpwatch::{
         tracker::{Ended, Limits, Tracker},
     },
     tcp::{
-        connect_outcome::{
-            Outcome,
-            errno::{EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT},
-        },
+        connect_outcome::Outcome,
         first_close::FirstClose,
         life::Cause,
         reset_reason::{Discarded, ResetReason},
@@ -29,6 +26,9 @@ pub(crate) use tcpwatch::{
         },
         ticks::TickRate,
     },
+};
+pub(crate) use tcpwatch_common::errno::{
+    EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT,
 };
 pub(crate) use tcpwatch_common::{
     FLAG_FIN_RECEIVED as FIN, FLAG_HELD as HELD, FLAG_MINISOCK as MINISOCK, FLAG_ORPHAN as ORPHAN,
@@ -81,7 +81,7 @@ pub(crate) fn process(pid: u32, comm: &str) -> TaskRecord {
     TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.into() }
 }
 
-/// A reset that was sent, for no segment; the rest is filled in with `ResetRecord { .., ..reset() }`.
+/// A reset that was sent, not in answer to a segment. Other fields are set with `ResetRecord { .., ..reset() }`.
 pub(crate) fn reset(time_ns: u64, socket: Socket, state: TcpState) -> ResetRecord {
     ResetRecord {
         socket,
@@ -102,8 +102,8 @@ pub(crate) fn received_reset(time_ns: u64, socket: Socket, state: TcpState) -> R
     ResetRecord { received: true, ..reset(time_ns, socket, state) }
 }
 
-/// What an iterator says of a socket; the rest is filled in with `Seen { .., ..look() }`.
-pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
+/// A socket as an iterator finds it. Other fields are set with `Seen { .., ..sighting() }`.
+pub(crate) fn sighting(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
     Seen {
         socket,
         state,
@@ -117,6 +117,7 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         sent_jiffies: 0,
         data_received_jiffies: 0,
         data_sent: false,
+        unacknowledged: 0,
         rtt_ns: None,
         sending_jiffies: [0; 3],
         out_of_order: 0,
@@ -133,15 +134,15 @@ pub(crate) fn look(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
     }
 }
 
-/// The same through a descriptor of one of the processes that every world knows.
-pub(crate) fn look_held(time_ns: u64, socket: Socket, state: TcpState, pid: u32) -> Seen {
+/// The same, through a descriptor of one of the processes that every world knows.
+pub(crate) fn held_sighting(time_ns: u64, socket: Socket, state: TcpState, pid: u32) -> Seen {
     let comm = match pid {
         CURL => "curl",
         NGINX => "nginx",
         WORKER => "worker",
         _ => "another",
     };
-    Seen { holder: Some((process(pid, comm), 3)), ..look(time_ns, socket, state) }
+    Seen { holder: Some((process(pid, comm), 3)), ..sighting(time_ns, socket, state) }
 }
 
 const TICK_RATE: TickRate = TickRate(NonZeroU16::new(1000).unwrap());
@@ -151,12 +152,12 @@ pub(crate) fn jiffies(time_ns: u64) -> u64 {
     (1 << 32) - 300_000 + time_ns / 1_000_000
 }
 
-/// A look at a minisock of a kernel whose ticks are known.
-pub(crate) fn look_minisock(time_ns: u64, socket: Socket, state: TcpState, expires_ns: u64) -> Seen {
+/// A sighting of a minisock, by a kernel whose ticks are known.
+pub(crate) fn minisock_sighting(time_ns: u64, socket: Socket, state: TcpState, expires_ns: u64) -> Seen {
     Seen {
         jiffies: jiffies(time_ns),
         expires_jiffies: jiffies(expires_ns),
-        ..look(
+        ..sighting(
             time_ns,
             Socket::new(socket.cookie, socket.netns, socket.local, socket.remote, MINISOCK),
             state,
@@ -198,46 +199,52 @@ impl World {
         self.tracker.apply(&Record::Task(task));
     }
 
-    pub(crate) fn tell(&mut self, time_ns: u64, socket: Socket, what: What) {
+    pub(crate) fn report(&mut self, time_ns: u64, socket: Socket, what: What) {
         self.tracker.apply(&Record::Socket(SocketRecord { socket, time_ns, what, traffic: None }));
     }
 
-    pub(crate) fn tell_all<const N: usize>(&mut self, socket: Socket, records: [(u64, What); N]) {
+    pub(crate) fn report_all<const N: usize>(&mut self, socket: Socket, records: [(u64, What); N]) {
         for (time_ns, what) in records {
-            self.tell(time_ns, socket, what);
+            self.report(time_ns, socket, what);
         }
     }
 
-    /// The same of a transition that tells the traffic so far.
-    pub(crate) fn tell_with(&mut self, time_ns: u64, socket: Socket, what: What, traffic: (u64, u64)) {
+    /// The same for a transition that reports the traffic so far.
+    pub(crate) fn report_with_traffic(
+        &mut self,
+        time_ns: u64,
+        socket: Socket,
+        what: What,
+        traffic: (u64, u64),
+    ) {
         let (sent_bytes, received_bytes) = traffic;
         let traffic = Some(Traffic { sent_bytes, received_bytes });
         self.tracker.apply(&Record::Socket(SocketRecord { socket, time_ns, what, traffic }));
     }
 
-    pub(crate) fn tell_reset(&mut self, reset: ResetRecord) {
+    pub(crate) fn report_reset(&mut self, reset: ResetRecord) {
         self.tracker.apply(&Record::Reset(Box::new(reset)));
     }
 
     /// The client connects at 1 and is established at 2.
     pub(crate) fn connect(&mut self) {
-        self.tell_all(client(HELD), [(1, to(Close, SynSent, CURL)), (2, to(SynSent, Established, 0))]);
+        self.report_all(client(HELD), [(1, to(Close, SynSent, CURL)), (2, to(SynSent, Established, 0))]);
     }
 
     /// Nginx listens on every address, and the server's side is established at 2.
     pub(crate) fn serve(&mut self) {
-        self.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
-        self.tell(2, server(0), to(SynRecv, Established, 0));
+        self.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+        self.report(2, server(0), to(SynRecv, Established, 0));
     }
 
     /// The client's TIME_WAIT, entered at `time_ns`.
     pub(crate) fn time_wait(&mut self, time_ns: u64) {
         self.connect();
-        self.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
-        self.tell(time_ns, client(ORPHAN | FIN), ended(FinWait2, 0));
+        self.report_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+        self.report(time_ns, client(ORPHAN | FIN), ended(FinWait2, 0));
     }
 
-    /// A sweep of the one namespace in which all of this happens.
+    /// A sweep of the one namespace in which everything happens.
     pub(crate) fn sweep(&mut self, began_ns: u64, seen: &[Seen]) {
         self.tracker.begin_sweep(began_ns);
         self.finish_sweep(seen);
@@ -271,7 +278,7 @@ impl World {
         self.tracker.ended().back().expect("one has ended")
     }
 
-    /// By name.
+    /// The name of the connection's owner.
     pub(crate) fn owner(&self, cookie: u64) -> Option<&str> {
         self.name(self.row(cookie).process)
     }
@@ -280,12 +287,12 @@ impl World {
         process.map(|id| &*self.tracker.processes().get(id).comm)
     }
 
-    /// Who opened it, whose it is, who closed it.
+    /// The names of opener, owner and closer.
     pub(crate) fn names(&self, conn: &Conn) -> [Option<&str>; 3] {
         [conn.opener, conn.process, conn.closer].map(|process| self.name(process))
     }
 
-    /// Opened, closed and retransmitted, over all groups.
+    /// Connections opened, connections closed and segments retransmitted, over all groups.
     pub(crate) fn counts(&self) -> [u64; 3] {
         let mut sums = [0; 3];
         for group in self.tracker.groups().iter() {
@@ -299,7 +306,7 @@ impl World {
         sums
     }
 
-    /// The same of the groups with this process name.
+    /// The same for the groups with this process name.
     pub(crate) fn counts_of(&self, name: &str) -> [u64; 3] {
         let of = self.tracker.groups().iter().filter(|group| group.key.process.as_deref() == Some(name));
         of.fold([0; 3], |[opened, closed, retransmits], group| {
@@ -308,7 +315,7 @@ impl World {
         })
     }
 
-    /// How many times the state was seen to last how many seconds.
+    /// How many times the duration of the state was observed, and the sum of the durations in seconds.
     pub(crate) fn observed(&self, state: TcpState) -> (u64, f64) {
         let histograms = self.tracker.groups().iter().filter_map(|group| group.counts.duration(state));
         histograms.fold((0, 0.0), |(count, sum), histogram| {
@@ -316,7 +323,7 @@ impl World {
         })
     }
 
-    /// Connects over all groups, by what became of them.
+    /// Connects by outcome, over all groups; non-zero only.
     pub(crate) fn connects(&self) -> Vec<(Outcome, u64)> {
         let sum = |outcome: Outcome| {
             let counts = self.tracker.groups().iter().map(|group| group.counts.connects[outcome as usize]);
@@ -330,7 +337,7 @@ impl World {
         self.tracker.groups().iter().map(|group| group.counts.attempts).sum()
     }
 
-    /// Over all groups, as counted by the tick at `now_ns`.
+    /// Resets by reason, over all groups, as counted by the tick at `now_ns`; non-zero only.
     pub(crate) fn resets(&mut self, now_ns: u64) -> Vec<(ResetReason, u64)> {
         self.tracker.expire(now_ns);
         let sum = |reset: ResetReason| {
@@ -340,7 +347,7 @@ impl World {
         all.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// What resets threw away, over all groups.
+    /// Data that resets threw away, over all groups.
     pub(crate) fn discarded(&self) -> Discarded {
         let mut sum = Discarded::default();
         for group in self.tracker.groups().iter() {
@@ -349,7 +356,7 @@ impl World {
         sum
     }
 
-    /// Who closed first, over all groups.
+    /// Closed connections by who closed first, over all groups; non-zero only.
     pub(crate) fn first_closes(&self) -> Vec<(FirstClose, u64)> {
         let sum = |first: FirstClose| {
             self.tracker.groups().iter().map(|group| group.counts.closed[first as usize]).sum::<u64>()
@@ -358,7 +365,7 @@ impl World {
         all.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// What must hold after whatever was told.
+    /// Asserts what must hold after any input.
     pub(crate) fn assert_consistent(&self) {
         let waiting = self.tracker.table().iter().filter(|conn| conn.is(ConnFlags::CONNECTING)).count();
         let over: u64 = self.connects().iter().map(|(_, count)| count).sum();
@@ -372,11 +379,10 @@ impl World {
             sum += listed.len();
         }
         assert_eq!((table.iter().count(), table.len()), (sum, sum));
-        for (slot, conn) in table.slots() {
+        for (slot, conn) in table.keys() {
             assert_eq!(table.find(conn.cookie), Some(slot), "two rows of one socket: {conn:?}");
             if conn.is(ConnFlags::MINISOCK) {
-                let (netns, local, remote) = conn.ends();
-                assert_eq!(table.find_minisock(netns, local, remote), Some(slot), "{conn:?}");
+                assert_eq!(table.find_minisock(conn.ends()), Some(slot), "{conn:?}");
             }
         }
     }

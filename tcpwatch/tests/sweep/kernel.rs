@@ -74,14 +74,14 @@ impl Kernel {
         Socket::new(cookie, NETNS, full.local, full.remote, flags)
     }
 
-    fn tell(&mut self, cookie: u64, what: What) {
+    fn report(&mut self, cookie: u64, what: What) {
         let time_ns = self.tick();
         self.records.push((time_ns, self.socket(cookie), what));
     }
 
     fn enter(&mut self, cookie: u64, state: TcpState, value: u32) {
         let from = self.sockets[&cookie].state;
-        self.tell(cookie, to(from, state, value));
+        self.report(cookie, to(from, state, value));
         self.sockets.get_mut(&cookie).unwrap().state = state;
     }
 
@@ -95,7 +95,7 @@ impl Kernel {
 
     fn end(&mut self, cookie: u64, error: u8) {
         let state = self.sockets[&cookie].state;
-        self.tell(cookie, ended(state, error));
+        self.report(cookie, ended(state, error));
         self.closed += u64::from(state.follows_established());
         let full = self.sockets.remove(&cookie).unwrap();
         let kept = match state {
@@ -122,7 +122,7 @@ impl Kernel {
         peer.map(|(cookie, _)| *cookie)
     }
 
-    /// One thing that a process or a timer may do.
+    /// One random action of a process or a timer.
     pub(crate) fn step(&mut self) {
         let cookies: Vec<_> = self.sockets.keys().copied().collect();
         if cookies.is_empty() || self.random.one_in(3) {
@@ -148,7 +148,7 @@ impl Kernel {
             },
             (CloseWait, Some(pid)) => self.answer_close(cookie, pid),
             (FinWait2, Some(pid)) => {
-                self.tell(cookie, What::Close { state, pid: Some(pid), unread_bytes: 0 });
+                self.report(cookie, What::Close { state, pid: Some(pid), unread_bytes: 0 });
                 self.orphan(cookie);
             }
             _ => {}
@@ -199,13 +199,13 @@ impl Kernel {
             self.sockets.get_mut(&peer).unwrap().fin_received = true;
             self.end(peer, 0);
         } else if let Some(minisock) = self.minisocks.get_mut(&(remote, local)) {
-            // No record tells.
+            // No record reports it.
             (minisock.state, minisock.expires_ns) = (TimeWait, self.now_ns + MINUTE);
         }
     }
 
     fn abort(&mut self, cookie: u64, pid: u32) {
-        self.tell(cookie, What::Close { state: Established, pid: Some(pid), unread_bytes: 0 });
+        self.report(cookie, What::Close { state: Established, pid: Some(pid), unread_bytes: 0 });
         let peer = self.peer(cookie);
         self.end(cookie, 0);
         if let Some(peer) = peer {
@@ -222,36 +222,36 @@ impl Kernel {
         }
     }
 
-    /// What the iterators find while `meanwhile` happens between any two looks.
-    pub(crate) fn look_at_all(&mut self, meanwhile: impl Fn(&mut Self)) -> Vec<Seen> {
-        let mut seen = vec![look_held(self.tick(), listener(LISTENER, "0.0.0.0"), Listen, NGINX)];
+    /// What the iterators find, with `meanwhile` happening between any two sightings.
+    pub(crate) fn sightings(&mut self, meanwhile: impl Fn(&mut Self)) -> Vec<Seen> {
+        let mut seen = vec![held_sighting(self.tick(), listener(LISTENER, "0.0.0.0"), Listen, NGINX)];
         for cookie in self.sockets.keys().copied().collect::<Vec<_>>() {
             meanwhile(self);
             if self.sockets.contains_key(&cookie) {
                 let time_ns = self.tick();
-                seen.push(look(time_ns, self.socket(cookie), self.sockets[&cookie].state));
+                seen.push(sighting(time_ns, self.socket(cookie), self.sockets[&cookie].state));
             }
         }
         for ends in self.minisocks.keys().copied().collect::<Vec<_>>() {
             meanwhile(self);
             if let Some(minisock) = self.minisocks.get(&ends).copied() {
                 let socket = Socket::new(minisock.cookie, NETNS, ends.0, ends.1, MINISOCK);
-                seen.push(look_minisock(self.tick(), socket, minisock.state, minisock.expires_ns));
+                seen.push(minisock_sighting(self.tick(), socket, minisock.state, minisock.expires_ns));
             }
         }
         for cookie in self.sockets.keys().copied().collect::<Vec<_>>() {
             meanwhile(self);
             if let Some(Full { state, holder: Some(pid), .. }) = self.sockets.get(&cookie).copied() {
-                seen.push(look_held(self.tick(), self.socket(cookie), state, pid));
+                seen.push(held_sighting(self.tick(), self.socket(cookie), state, pid));
             }
         }
         seen
     }
 
-    /// The truth; the owners of full sockets only.
+    /// The rows that the table must have; owners are known of full sockets only.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let full = self.sockets.iter().map(|(cookie, full)| {
-            // Not accepted yet: the listener's.
+            // Not accepted yet: it belongs to the listener.
             let owner = full.holder.or(Some(NGINX));
             (full.local, full.remote, full.state, Some((*cookie, owner)))
         });

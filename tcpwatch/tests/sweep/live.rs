@@ -1,4 +1,4 @@
-//! What sweeps sum of the connections that live, by group. 1000 ticks a second.
+//! Sums over live connections, by group. 1000 ticks a second.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::scenario::*;
 
 const NOW: u64 = 1000 * SECOND;
 
-/// Looked at through a descriptor of this process; 30 ms busy, 20 of them limited by the peer's window.
+/// A sighting through a descriptor of this process; 30 ms busy, 20 ms of them limited by the peer's window.
 fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
     Seen {
         jiffies: jiffies(now_ns),
@@ -30,7 +30,7 @@ fn seen(now_ns: u64, socket: Socket, pid: u32) -> Seen {
         receive_buffer: 131_072,
         min_rtt_ns: Some(3_000_000),
         rtt_variation_ns: 2_000_000,
-        ..look_held(now_ns, socket, Established, pid)
+        ..held_sighting(now_ns, socket, Established, pid)
     }
 }
 
@@ -61,26 +61,26 @@ fn a_connection_with_several_holders_counts_once_in_each_sweep() {
         assert_eq!((live.connections, live.out_of_order_packets), (1, 7));
         let on: Vec<_> = live.options().filter(|(_, count)| *count > 0).collect();
         assert_eq!(on, [("keepalive", 1), ("nodelay", 1), ("user_timeout", 1)]);
-        let figures: Vec<_> =
+        let values: Vec<_> =
             live.option_values().map(|(name, range)| (name, range.least, range.most)).collect();
         let keepalive = [("idle_seconds", 60.0), ("interval_seconds", 5.0), ("probes", 9.0)];
-        let names = keepalive.map(|(name, figure)| (format!("keepalive_{name}"), figure, figure));
+        let names = keepalive.map(|(name, value)| (format!("keepalive_{name}"), value, value));
         let expected = names.iter().map(|(name, least, most)| (name.as_str(), *least, *most));
-        assert_eq!(figures, expected.chain([("user_timeout_seconds", 1.5, 1.5)]).collect::<Vec<_>>());
+        assert_eq!(values, expected.chain([("user_timeout_seconds", 1.5, 1.5)]).collect::<Vec<_>>());
         assert_eq!((live.send_buffer_bytes, live.receive_buffer_bytes), (87_040, 131_072));
         assert_eq!(live.by_congestion, BTreeMap::from([("cubic".into(), 1)]));
         assert_eq!((live.delivery_rate, live.window_probes), (5_000, 2));
         let seconds = [live.busy_seconds(), live.limited_seconds(1), live.limited_seconds(2)];
         let times = [live.round_trips, live.least_round_trips, live.variations];
         let times = times.map(|times| times.spread().unwrap().mean_seconds);
-        let told = seconds.iter().chain(&times).map(|seconds| (seconds * 1e3).round() as u32);
-        assert_eq!(told.collect::<Vec<_>>(), [30, 20, 0, 4, 3, 2]);
+        let milliseconds = seconds.iter().chain(&times).map(|seconds| (seconds * 1e3).round() as u32);
+        assert_eq!(milliseconds.collect::<Vec<_>>(), [30, 20, 0, 4, 3, 2]);
     }
     assert_eq!(live(&world, "worker"), Live::default());
 }
 
 #[test]
-fn what_a_sweep_does_not_find_any_more_takes_its_share_away() {
+fn a_connection_that_a_sweep_misses_leaves_the_sums() {
     let mut world = world();
     world.sweep(NOW, &[seen(NOW, client(HELD), CURL), seen(NOW, server(HELD), NGINX)]);
     assert_eq!(["curl", "nginx"].map(|comm| live(&world, comm).connections), [1, 1]);

@@ -1,4 +1,4 @@
-//! What a sweep of all sockets puts right, and what it must leave alone.
+//! Sweeps of all sockets: what they repair, and what they must leave alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 #[path = "../scenario/mod.rs"]

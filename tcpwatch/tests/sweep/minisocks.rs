@@ -1,8 +1,8 @@
-//! TIME_WAIT and orphaned FIN_WAIT2, of which sweeps know more than records.
+//! TIME_WAIT and orphaned FIN_WAIT2, of which sweeps report more than records do.
 
 use crate::scenario::*;
 
-/// The table's TIME_WAIT of the client, entered at second 1000 (Ticks are not known yet).
+/// The client's TIME_WAIT is entered at this second 1000, when the kernel's ticks are not known yet.
 const THEN: u64 = 1000 * SECOND;
 
 fn time_wait() -> World {
@@ -12,20 +12,51 @@ fn time_wait() -> World {
 }
 
 #[test]
-fn a_minisock_is_known_again_by_its_ends_and_keeps_its_owner() {
+fn a_minisock_is_recognised_by_its_addresses_and_keeps_its_owner() {
     let mut world = time_wait();
     let again = Socket::new(555, NETNS, client(0).local, client(0).remote, MINISOCK);
-    world.sweep(THEN + SECOND, &[look_minisock(THEN + SECOND, again, TimeWait, THEN + MINUTE)]);
+    world.sweep(THEN + SECOND, &[minisock_sighting(THEN + SECOND, again, TimeWait, THEN + MINUTE)]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), world.names(row)), (TimeWait, THEN, [Some("curl"); 3]));
     assert_eq!(world.tracker.table().len(), 1);
     assert_eq!(world.tracker.repairs().appeared, 0);
 }
 
+/// The record of its end is written before the kernel removes it.
+#[test]
+fn a_sighting_soon_after_the_record_of_its_end_does_not_bring_a_minisock_back() {
+    for (after_ns, state) in [(50_000_000, None), (SECOND, Some(TimeWait))] {
+        let mut world = time_wait();
+        world.tracker.begin_sweep(THEN + 1);
+        world.report(THEN + 2, client(0), What::MinisockEnd);
+        let seen_ns = THEN + 2 + after_ns;
+        world.finish_sweep(&[minisock_sighting(seen_ns, client(0), TimeWait, seen_ns + MINUTE)]);
+        assert_eq!(world.state(1), state, "{after_ns} ns after it");
+    }
+}
+
+/// The record of its socket's end may still be on its way.
+#[test]
+fn a_sighting_soon_after_a_record_does_not_turn_a_socket_into_a_minisock() {
+    for (after_ns, vanished, minisock) in [(50_000_000, 0, false), (SECOND, 1, true)] {
+        let mut world = World::new();
+        world.connect();
+        world.report_all(
+            client(HELD),
+            [(THEN, to(Established, FinWait1, CURL)), (THEN, to(FinWait1, FinWait2, 0))],
+        );
+        let seen_ns = THEN + after_ns;
+        world.sweep(THEN + 1, &[minisock_sighting(seen_ns, client(0), TimeWait, seen_ns + MINUTE)]);
+        assert_eq!(world.tracker.repairs().vanished, vanished, "{after_ns} ns after it");
+        assert_eq!(world.row(1).is(ConnFlags::MINISOCK), minisock, "{after_ns} ns after it");
+        assert_eq!(world.tracker.sweep_left_doubts(), !minisock);
+    }
+}
+
 #[test]
 fn an_older_minisock_is_dated_by_its_timer() {
     let mut world = World::new();
-    let seen = look_minisock(THEN, client(0), TimeWait, THEN + 20 * SECOND);
+    let seen = minisock_sighting(THEN, client(0), TimeWait, THEN + 20 * SECOND);
     world.sweep(THEN, &[seen]);
     let row = world.row(1);
     assert_eq!(
@@ -41,23 +72,23 @@ fn an_older_minisock_is_dated_by_its_timer() {
 }
 
 #[test]
-fn an_older_minisock_on_a_listeners_port_is_the_servers() {
+fn an_older_minisock_on_a_listeners_port_has_the_server_role() {
     let mut world = World::new();
-    let seen = look_minisock(THEN, server(0), TimeWait, THEN + 20 * SECOND);
-    world.sweep(THEN, &[seen, look_held(THEN, listener(9, "0.0.0.0"), Listen, NGINX)]);
+    let seen = minisock_sighting(THEN, server(0), TimeWait, THEN + 20 * SECOND);
+    world.sweep(THEN, &[seen, held_sighting(THEN, listener(9, "0.0.0.0"), Listen, NGINX)]);
     assert_eq!(world.row(2).role.name(), "server");
     assert_eq!(world.counts_of("nginx"), [0, 0, 0]);
 }
 
 #[test]
-fn the_kernels_timer_corrects_the_tables() {
+fn the_kernels_timer_replaces_the_estimated_one() {
     let mut world = World::new();
     world.connect();
-    world.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
-    world.tell(THEN, client(ORPHAN), ended(FinWait2, 0));
+    world.report_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+    world.report(THEN, client(ORPHAN), ended(FinWait2, 0));
     assert_eq!(world.row(1).expires_ns, THEN + MINUTE);
     // tcp_fin_timeout is 10 s here.
-    world.sweep(THEN, &[look_minisock(THEN, client(0), FinWait2, THEN + 10 * SECOND)]);
+    world.sweep(THEN, &[minisock_sighting(THEN, client(0), FinWait2, THEN + 10 * SECOND)]);
     world.tracker.expire(THEN + 16 * SECOND);
     assert_eq!(world.state(1), None);
 }
@@ -67,13 +98,14 @@ fn corrected_timers_end_minisocks_in_the_order_of_the_kernel() {
     let mut world = World::new();
     // Ticks are unknown at first: the table expects each to end after a minute.
     for cookie in 1..=8 {
-        world.tell(THEN, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
+        world.report(THEN, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
     }
     let expires = |cookie: u16| THEN + MINUTE - u64::from(cookie) * 7 * SECOND;
-    let seen: Vec<_> =
-        (1..=8).map(|cookie| look_minisock(THEN, numbered(cookie, 0), TimeWait, expires(cookie))).collect();
+    let seen: Vec<_> = (1..=8)
+        .map(|cookie| minisock_sighting(THEN, numbered(cookie, 0), TimeWait, expires(cookie)))
+        .collect();
     world.sweep(THEN, &seen);
-    // The wheel's step more than the earlier of them.
+    // Later than the fifth's expiry by more than a step of the timer wheel.
     world.tracker.expire(expires(5) + 5 * SECOND);
     let mut left: Vec<_> = world.tracker.table().iter().map(|conn| conn.cookie).collect();
     left.sort_unstable();
@@ -81,13 +113,13 @@ fn corrected_timers_end_minisocks_in_the_order_of_the_kernel() {
 }
 
 #[test]
-fn an_older_minisock_does_not_wait_for_the_younger_ones_before_it() {
+fn an_older_minisock_expires_before_a_younger_one_that_was_known_earlier() {
     let mut world = time_wait();
     world.sweep(
         THEN + SECOND,
         &[
-            look_minisock(THEN + SECOND, client(0), TimeWait, THEN + MINUTE),
-            look_minisock(THEN + SECOND, numbered(50, 0), TimeWait, THEN + 5 * SECOND),
+            minisock_sighting(THEN + SECOND, client(0), TimeWait, THEN + MINUTE),
+            minisock_sighting(THEN + SECOND, numbered(50, 0), TimeWait, THEN + 5 * SECOND),
         ],
     );
     world.tracker.expire(THEN + 15 * SECOND);
@@ -98,11 +130,11 @@ fn an_older_minisock_does_not_wait_for_the_younger_ones_before_it() {
 fn a_fin_wait2_whose_peer_closed_became_a_time_wait() {
     let mut world = World::new();
     world.connect();
-    world.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
-    world.tell(THEN, client(ORPHAN), ended(FinWait2, 0));
+    world.report_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+    world.report(THEN, client(ORPHAN), ended(FinWait2, 0));
     let now_ns = THEN + 30 * SECOND;
     // It has 50 s left of its minute: the peer's FIN came 20 s after.
-    world.sweep(now_ns, &[look_minisock(now_ns, client(0), TimeWait, now_ns + 50 * SECOND)]);
+    world.sweep(now_ns, &[minisock_sighting(now_ns, client(0), TimeWait, now_ns + 50 * SECOND)]);
     let row = world.row(1);
     assert_eq!(
         (row.state(), row.since_ns(), world.names(row)),
@@ -126,7 +158,7 @@ fn a_minisock_that_is_gone_is_removed_and_was_counted_before() {
 fn a_namespace_that_is_gone_takes_its_minisocks_but_not_its_sockets() {
     for (all, minisock_left) in [(true, false), (false, true)] {
         let mut world = time_wait();
-        world.tell(THEN, server(0), to(SynRecv, Established, 0));
+        world.report(THEN, server(0), to(SynRecv, Established, 0));
         world.tracker.begin_sweep(THEN + SECOND);
         world.finish_sweep_of(&[], &Coverage { all, ..covering(&[NETNS + 1]) });
         assert_eq!((world.state(1).is_some(), world.state(2)), (minisock_left, Some(Established)));
@@ -134,20 +166,20 @@ fn a_namespace_that_is_gone_takes_its_minisocks_but_not_its_sockets() {
 }
 
 #[test]
-fn a_minisock_newer_than_the_look_is_left_as_it_is() {
+fn a_minisock_newer_than_the_sighting_is_left_unchanged() {
     let mut world = World::new();
     world.time_wait(THEN);
-    let seen = look_minisock(THEN - SECOND, client(0), FinWait2, THEN + 5 * SECOND);
+    let seen = minisock_sighting(THEN - SECOND, client(0), FinWait2, THEN + 5 * SECOND);
     world.sweep(THEN - 2 * SECOND, &[seen]);
     assert_eq!((world.state(1), world.row(1).expires_ns), (Some(TimeWait), THEN + MINUTE));
 }
 
 #[test]
-fn a_connection_whose_end_was_lost_becomes_the_time_wait_with_its_ends() {
+fn a_connection_whose_end_was_lost_becomes_the_time_wait_with_its_addresses() {
     let mut world = World::new();
     world.connect();
-    world.tell(3, client(HELD), to(Established, FinWait1, CURL));
-    world.sweep(THEN, &[look_minisock(THEN, client(0), TimeWait, THEN + 50 * SECOND)]);
+    world.report(3, client(HELD), to(Established, FinWait1, CURL));
+    world.sweep(THEN, &[minisock_sighting(THEN, client(0), TimeWait, THEN + 50 * SECOND)]);
     let row = world.row(1);
     assert_eq!(
         (row.state(), row.since_ns(), row.is(ConnFlags::MINISOCK)),
@@ -160,16 +192,16 @@ fn a_connection_whose_end_was_lost_becomes_the_time_wait_with_its_ends() {
     assert_eq!((world.state(1), world.counts()), (None, [1, 1, 0]));
 }
 
-/// As above, but the ring still told of the connection while the sweep ran, or the sweep did not get to
-/// cover the namespace. There is one connection, so there is one row.
+/// As above, but the ring still reported the connection while the sweep ran, or the sweep did not cover the namespace.
+/// There is one connection, so there must be one row.
 #[test]
 fn a_connection_whose_end_was_lost_while_the_sweep_ran_is_not_doubled() {
     for coverage in [covering(&[NETNS]), covering(&[])] {
         let mut world = World::new();
         world.connect();
         world.tracker.begin_sweep(THEN - 2 * SECOND);
-        world.tell(THEN - SECOND, client(HELD), to(Established, FinWait1, CURL));
-        let seen = look_minisock(THEN, client(0), TimeWait, THEN + MINUTE);
+        world.report(THEN - SECOND, client(HELD), to(Established, FinWait1, CURL));
+        let seen = minisock_sighting(THEN, client(0), TimeWait, THEN + MINUTE);
         world.finish_sweep_of(&[seen], &coverage);
         world.assert_consistent();
         let row = world.row(1);
@@ -179,14 +211,14 @@ fn a_connection_whose_end_was_lost_while_the_sweep_ran_is_not_doubled() {
 }
 
 #[test]
-fn a_minisock_that_ended_since_the_look_stays_ended() {
+fn a_minisock_that_ended_after_the_sighting_stays_ended() {
     let minisock = Socket::new(0, NETNS, client(0).local, client(0).remote, MINISOCK);
     let again = Socket::new(77, NETNS, client(0).local, client(0).remote, HELD);
     for (socket, what) in [(minisock, What::MinisockEnd), (again, to(SynSent, Established, 0))] {
         let mut world = time_wait();
         world.tracker.begin_sweep(THEN + SECOND);
-        world.tell(THEN + 3 * SECOND, socket, what);
-        world.finish_sweep(&[look_minisock(THEN + 2 * SECOND, client(0), TimeWait, THEN + MINUTE)]);
+        world.report(THEN + 3 * SECOND, socket, what);
+        world.finish_sweep(&[minisock_sighting(THEN + 2 * SECOND, client(0), TimeWait, THEN + MINUTE)]);
         assert_eq!(world.state(1), None, "{what:?}");
         assert_eq!(world.tracker.table().count(TimeWait), 0, "{what:?}");
         assert_eq!(world.tracker.repairs().appeared, 0, "{what:?}");
@@ -194,12 +226,12 @@ fn a_minisock_that_ended_since_the_look_stays_ended() {
 }
 
 #[test]
-fn a_minisock_never_heard_of_that_ended_since_the_look_does_not_appear() {
+fn an_unknown_minisock_that_ended_after_the_sighting_is_not_added() {
     let mut world = World::new();
     world.tracker.begin_sweep(THEN);
     let minisock = Socket::new(0, NETNS, client(0).local, client(0).remote, MINISOCK);
-    world.tell(THEN + 3 * SECOND, minisock, What::MinisockEnd);
-    world.finish_sweep(&[look_minisock(THEN + 2 * SECOND, client(0), TimeWait, THEN + MINUTE)]);
+    world.report(THEN + 3 * SECOND, minisock, What::MinisockEnd);
+    world.finish_sweep(&[minisock_sighting(THEN + 2 * SECOND, client(0), TimeWait, THEN + MINUTE)]);
     assert!(world.tracker.table().is_empty());
 }
 
@@ -207,42 +239,42 @@ fn a_minisock_never_heard_of_that_ended_since_the_look_does_not_appear() {
 fn a_socket_seen_full_and_then_as_a_minisock_is_the_minisock() {
     let mut world = World::new();
     world.connect();
-    world.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+    world.report_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
     world.tracker.begin_sweep(THEN);
-    world.tell(THEN + 2, client(ORPHAN | FIN), ended(FinWait2, 0));
+    world.report(THEN + 2, client(ORPHAN | FIN), ended(FinWait2, 0));
     world.finish_sweep(&[
-        look(THEN + 1, client(ORPHAN), FinWait2),
-        look_minisock(THEN + 3, client(0), TimeWait, THEN + MINUTE),
+        sighting(THEN + 1, client(ORPHAN), FinWait2),
+        minisock_sighting(THEN + 3, client(0), TimeWait, THEN + MINUTE),
     ]);
     assert_eq!((world.state(1), world.tracker.table().len()), (Some(TimeWait), 1));
     world.assert_consistent();
 }
 
 #[test]
-fn a_full_socket_found_where_the_table_has_its_minisock_is_a_new_life() {
+fn a_full_socket_in_place_of_its_minisock_is_a_new_connection() {
     let mut world = time_wait();
     let again = Socket::new(1, NETNS, end("10.0.0.1", 40_001), end("10.0.0.2", 80), HELD);
     // It connected again; those records were lost.
-    world.sweep(THEN + SECOND, &[look_held(THEN + SECOND, again, Established, CURL)]);
+    world.sweep(THEN + SECOND, &[held_sighting(THEN + SECOND, again, Established, CURL)]);
     world.assert_consistent();
     assert_eq!((world.state(1), world.row(1).is(ConnFlags::MINISOCK)), (Some(Established), false));
-    world.tell(THEN + MINUTE, again, ended(Established, ECONNRESET));
+    world.report(THEN + MINUTE, again, ended(Established, ECONNRESET));
     world.assert_consistent();
     assert!(world.tracker.table().is_empty());
 }
 
 #[test]
-fn a_minisock_that_outlives_its_estimate_keeps_its_owner_and_its_life() {
+fn a_minisock_that_outlives_its_estimate_keeps_its_owner_and_steps() {
     let mut world = World::new();
     world.connect();
-    world.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
-    world.tell(THEN, client(ORPHAN), ended(FinWait2, 0));
+    world.report_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+    world.report(THEN, client(ORPHAN), ended(FinWait2, 0));
     world.tracker.expire(THEN + MINUTE);
     assert_eq!(world.state(1), None);
     // The peer's FIN came in its last seconds and set the timer anew.
     let again = Socket::new(555, NETNS, client(0).local, client(0).remote, MINISOCK);
     let now = THEN + MINUTE + 2 * SECOND;
-    world.sweep(now, &[look_minisock(now, again, TimeWait, THEN + 2 * MINUTE - 5 * SECOND)]);
+    world.sweep(now, &[minisock_sighting(now, again, TimeWait, THEN + 2 * MINUTE - 5 * SECOND)]);
     let row = world.row(555);
     assert_eq!(
         (row.state(), row.since_ns(), world.names(row)),

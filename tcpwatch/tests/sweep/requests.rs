@@ -1,5 +1,5 @@
-//! Handshakes under way, which only sweeps tell of. The kernel gives the connection that comes of one the
-//! request's cookie (inet_csk_clone_lock, net/ipv4/inet_connection_sock.c).
+//! Requests: handshakes under way, which only sweeps find. When one completes, the kernel gives the connection the
+//! request's cookie (inet_csk_clone_lock in net/ipv4/inet_connection_sock.c).
 
 use crate::scenario::*;
 
@@ -9,13 +9,13 @@ fn request() -> Socket {
 
 fn requested() -> World {
     let mut world = World::new();
-    world.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
-    world.sweep(10, &[look(11, request(), SynRecv), listening(11)]);
+    world.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+    world.sweep(10, &[sighting(11, request(), SynRecv), listening(11)]);
     world
 }
 
 fn listening(time_ns: u64) -> Seen {
-    look_held(time_ns, listener(9, "0.0.0.0"), Listen, NGINX)
+    held_sighting(time_ns, listener(9, "0.0.0.0"), Listen, NGINX)
 }
 
 #[test]
@@ -30,12 +30,12 @@ fn a_request_is_a_syn_recv_of_its_listener() {
 #[test]
 fn a_request_keeps_its_age_over_sweeps() {
     let mut world = requested();
-    world.sweep(20, &[look(21, request(), SynRecv), listening(21)]);
+    world.sweep(20, &[sighting(21, request(), SynRecv), listening(21)]);
     assert_eq!(world.row(2).since_ns(), 11);
 }
 
 #[test]
-fn a_request_that_comes_to_nothing_leaves_no_trace() {
+fn a_request_that_fails_leaves_no_trace() {
     let mut world = requested();
     world.sweep(20, &[listening(21)]);
     assert_eq!(world.state(2), None);
@@ -46,23 +46,26 @@ fn a_request_that_comes_to_nothing_leaves_no_trace() {
 #[test]
 fn a_request_that_is_established_is_a_connection_like_any_other() {
     let mut world = requested();
-    world.tell(15, server(0), to(SynRecv, Established, 0));
+    world.report(15, server(0), to(SynRecv, Established, 0));
     let row = world.row(2);
     assert_eq!((row.state(), world.owner(2), world.counts()), (Established, Some("nginx"), [1, 0, 0]));
     assert!(!row.is(ConnFlags::REQUEST), "it is a full socket now");
     assert!(row.is(ConnFlags::UNACCEPTED), "and nobody has accepted it");
-    assert_eq!(row.accepted(), None, "or nobody has looked since");
-    world.tell(16, server(HELD), to(Established, CloseWait, 0));
+    assert_eq!(row.accepted(), None, "or no sweep has seen it since");
+    world.report(16, server(HELD), to(Established, CloseWait, 0));
     assert_eq!(world.row(2).accepted(), Some(true));
-    world.tell_all(server(HELD), [(17, to(CloseWait, LastAck, WORKER)), (18, ended(LastAck, 0))]);
+    world.report_all(server(HELD), [(17, to(CloseWait, LastAck, WORKER)), (18, ended(LastAck, 0))]);
     assert_eq!((world.counts(), world.tracker.ended().len()), ([1, 1, 0], 1));
 }
 
 #[test]
-fn a_request_that_a_sweep_finds_accepted_is_one_no_more() {
+fn a_request_that_a_sweep_finds_accepted_is_a_connection() {
     let mut world = requested();
     // The record of its establishment was lost.
-    world.sweep(SECOND, &[look_held(SECOND + 1, server(HELD), Established, WORKER), listening(SECOND + 1)]);
+    world.sweep(
+        SECOND,
+        &[held_sighting(SECOND + 1, server(HELD), Established, WORKER), listening(SECOND + 1)],
+    );
     let row = world.row(2);
     assert_eq!((row.state(), row.accepted(), world.owner(2)), (Established, Some(true), Some("worker")));
     assert!(!row.is(ConnFlags::REQUEST));

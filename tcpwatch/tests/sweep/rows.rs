@@ -1,4 +1,4 @@
-//! Full sockets: what appears, changes and vanishes.
+//! Full sockets that appear, change or vanish.
 
 use crate::scenario::*;
 use tcpwatch::model::tracker::Repairs;
@@ -6,29 +6,29 @@ use tcpwatch::model::tracker::Repairs;
 const NONE: Repairs = Repairs { appeared: 0, changed: 0, vanished: 0 };
 
 #[test]
-fn the_first_sweep_finds_what_is_older_and_repairs_nothing() {
+fn the_first_sweep_finds_older_connections_and_repairs_nothing() {
     let mut world = World::new();
-    world.sweep(10, &[look_held(11, client(HELD), Established, CURL)]);
+    world.sweep(10, &[held_sighting(11, client(HELD), Established, CURL)]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.at_least()), (Established, 11, true));
     assert_eq!((row.role.name(), world.owner(1)), ("client", Some("curl")));
     assert_eq!(world.tracker.repairs(), NONE);
-    world.tell(20, client(HELD), ended(Established, ECONNRESET));
+    world.report(20, client(HELD), ended(Established, ECONNRESET));
     assert_eq!(world.counts(), [0, 1, 0]);
     assert_eq!(world.observed(Established).0, 0, "its beginning was not seen");
 }
 
 #[test]
-fn what_appears_in_a_later_sweep_is_a_repair() {
+fn a_connection_first_found_by_a_later_sweep_is_a_repair() {
     let mut world = World::new();
     world.sweep(10, &[]);
-    world.sweep(20, &[look_held(21, client(HELD), CloseWait, CURL)]);
+    world.sweep(20, &[held_sighting(21, client(HELD), CloseWait, CURL)]);
     assert_eq!(world.state(1), Some(CloseWait));
     assert_eq!(world.tracker.repairs(), Repairs { appeared: 1, ..NONE });
 }
 
 #[test]
-fn what_both_tell_alike_is_no_repair() {
+fn a_sighting_that_agrees_with_the_records_is_no_repair() {
     let mut world = World::new();
     world.sweep(0, &[]);
     world.connect();
@@ -37,9 +37,9 @@ fn what_both_tell_alike_is_no_repair() {
         world.sweep(
             began_ns,
             &[
-                look_held(began_ns + 1, client(HELD), Established, CURL),
-                look(began_ns + 1, server(0), Established),
-                look_held(began_ns + 1, listener(9, "0.0.0.0"), Listen, NGINX),
+                held_sighting(began_ns + 1, client(HELD), Established, CURL),
+                sighting(began_ns + 1, server(0), Established),
+                held_sighting(began_ns + 1, listener(9, "0.0.0.0"), Listen, NGINX),
             ],
         );
     }
@@ -49,47 +49,47 @@ fn what_both_tell_alike_is_no_repair() {
 }
 
 #[test]
-fn a_state_that_no_record_told_of_is_entered_at_the_look() {
+fn a_state_without_a_record_is_entered_at_the_sighting() {
     let mut world = World::new();
     world.connect();
-    world.sweep(10, &[Seen { unread_bytes: 5, ..look_held(SECOND, client(HELD), CloseWait, CURL) }]);
+    world.sweep(10, &[Seen { unread_bytes: 5, ..held_sighting(SECOND, client(HELD), CloseWait, CURL) }]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, SECOND, 5));
     assert!(row.is(ConnFlags::STATE_OLDER) && !row.is(ConnFlags::OLDER) && row.at_least());
     let steps: Vec<_> = row.life().steps().map(|step| (step.state, step.cause)).collect();
     assert_eq!(steps.last(), Some(&(CloseWait, Cause::Unknown)));
     assert_eq!(world.tracker.repairs(), Repairs { changed: 1, ..NONE });
-    world.tell(2 * SECOND, client(HELD), ended(CloseWait, ECONNRESET));
+    world.report(2 * SECOND, client(HELD), ended(CloseWait, ECONNRESET));
     assert_eq!((world.observed(Established).0, world.observed(CloseWait).0), (0, 0));
     assert_eq!(world.counts(), [1, 1, 0]);
 }
 
 #[test]
-fn an_establishment_that_a_sweep_found_is_counted_as_opened() {
+fn an_establishment_found_by_a_sweep_counts_as_opened() {
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    world.sweep(10, &[look_held(SECOND, client(HELD), Established, CURL)]);
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
+    world.sweep(10, &[held_sighting(SECOND, client(HELD), Established, CURL)]);
     assert_eq!(world.counts(), [1, 0, 0]);
-    world.tell(2 * SECOND, client(HELD), ended(Established, ECONNRESET));
+    world.report(2 * SECOND, client(HELD), ended(Established, ECONNRESET));
     assert_eq!(world.counts(), [1, 1, 0]);
 }
 
 #[test]
-fn a_record_that_is_newer_than_the_look_wins() {
+fn a_record_newer_than_the_sighting_wins() {
     let mut world = World::new();
     world.connect();
     world.tracker.begin_sweep(10);
-    world.tell(15, client(HELD), to(Established, CloseWait, 3));
+    world.report(15, client(HELD), to(Established, CloseWait, 3));
     let old = Socket::new(1, NETNS, end("0.0.0.0", 0), client(0).remote, HELD);
-    world.finish_sweep(&[look_held(12, old, Established, CURL)]);
+    world.finish_sweep(&[held_sighting(12, old, Established, CURL)]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, 15, 3));
     assert_eq!((row.local, world.tracker.repairs()), (client(0).local, NONE));
 }
 
-/// A change is told, and whoever makes it loses the processor before it has.
+/// A change is reported before it is made, and in between its task may lose the processor.
 #[test]
-fn what_a_look_finds_soon_after_a_record_is_no_sign_of_a_lost_one() {
+fn a_sighting_soon_after_a_record_is_no_sign_of_a_lost_record() {
     let soon = 50_000_000;
     let steps = [to(Close, SynSent, CURL), to(SynSent, Established, 0), ended(Established, ECONNRESET)];
     for (count, before, now) in
@@ -98,27 +98,27 @@ fn what_a_look_finds_soon_after_a_record_is_no_sign_of_a_lost_one() {
         let mut world = World::new();
         world.tracker.begin_sweep(1);
         for (time_ns, step) in (2..).zip(&steps[..count]) {
-            world.tell(time_ns, client(HELD), *step);
+            world.report(time_ns, client(HELD), *step);
         }
-        world.finish_sweep(&[look_held(soon, client(HELD), before, CURL)]);
+        world.finish_sweep(&[held_sighting(soon, client(HELD), before, CURL)]);
         assert_eq!((world.state(1), world.tracker.repairs()), (now, NONE), "{before}");
         world.assert_consistent();
     }
-    // Later it is one.
+    // A later sighting is one.
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    world.sweep(10, &[look_held(soon, client(HELD), Close, CURL)]);
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
+    world.sweep(10, &[held_sighting(soon, client(HELD), Close, CURL)]);
     assert_eq!(world.state(1), Some(SynSent));
-    world.sweep(SECOND, &[look_held(SECOND + 1, client(HELD), Close, CURL)]);
+    world.sweep(SECOND, &[held_sighting(SECOND + 1, client(HELD), Close, CURL)]);
     assert_eq!((world.state(1), world.tracker.repairs()), (None, Repairs { vanished: 1, ..NONE }));
 }
 
 #[test]
-fn what_the_sweep_does_not_find_is_over() {
+fn a_connection_that_the_sweep_does_not_find_is_over() {
     let mut world = World::new();
     world.connect();
     world.serve();
-    world.sweep(10, &[look_held(11, listener(9, "0.0.0.0"), Listen, NGINX)]);
+    world.sweep(10, &[held_sighting(11, listener(9, "0.0.0.0"), Listen, NGINX)]);
     assert_eq!((world.state(1), world.state(2), world.state(9)), (None, None, Some(Listen)));
     assert_eq!(world.tracker.repairs(), Repairs { vanished: 2, ..NONE });
     assert_eq!((world.last_ended().cause, world.last_ended().ended_ns), (Cause::Unknown, 10));
@@ -129,13 +129,13 @@ fn what_the_sweep_does_not_find_is_over() {
 #[test]
 fn a_connect_that_vanished_was_never_open() {
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
     world.sweep(10, &[]);
     assert_eq!((world.state(1), world.counts()), (None, [0, 0, 0]));
 }
 
 #[test]
-fn only_in_a_covered_namespace_is_what_was_not_found_over() {
+fn a_missing_connection_is_over_only_in_a_covered_namespace() {
     for (coverage, left) in [
         (covering(&[]), true),
         (covering(&[NETNS + 1]), true),
@@ -152,7 +152,7 @@ fn only_in_a_covered_namespace_is_what_was_not_found_over() {
 }
 
 #[test]
-fn what_was_heard_of_since_the_sweep_began_is_not_over() {
+fn a_connection_with_records_since_the_sweep_began_is_not_over() {
     for what in [
         to(Established, CloseWait, 0),
         What::Retransmit { state: Established, total: Some(1) },
@@ -161,14 +161,14 @@ fn what_was_heard_of_since_the_sweep_began_is_not_over() {
         let mut world = World::new();
         world.connect();
         world.tracker.begin_sweep(10);
-        world.tell(11, client(HELD), what);
+        world.report(11, client(HELD), what);
         world.finish_sweep(&[]);
         assert!(world.state(1).is_some(), "{what:?}");
     }
 }
 
 #[test]
-fn what_began_since_the_sweep_did_is_not_over() {
+fn a_connection_opened_since_the_sweep_began_is_not_over() {
     let mut world = World::new();
     world.tracker.begin_sweep(0);
     world.connect();
@@ -177,51 +177,51 @@ fn what_began_since_the_sweep_did_is_not_over() {
 }
 
 #[test]
-fn what_ended_since_the_look_stays_ended() {
+fn a_connection_that_ended_after_the_sighting_stays_ended() {
     let mut world = World::new();
     world.connect();
     world.tracker.begin_sweep(10);
-    world.tell(15, client(HELD), ended(Established, ECONNRESET));
-    world.finish_sweep(&[look_held(12, client(HELD), Established, CURL)]);
+    world.report(15, client(HELD), ended(Established, ECONNRESET));
+    world.finish_sweep(&[held_sighting(12, client(HELD), Established, CURL)]);
     assert!(world.tracker.table().is_empty());
     assert_eq!((world.tracker.repairs(), world.counts()), (NONE, [1, 1, 0]));
 }
 
 #[test]
-fn what_ended_unseen_and_without_room_stays_ended() {
+fn an_untracked_connection_that_ended_after_the_sighting_stays_ended() {
     let mut world = World::with_limits(Limits { connections: 1, ..LIMITS });
     world.connect();
     world.tracker.begin_sweep(10);
-    world.tell(15, server(HELD), ended(Established, ECONNRESET));
-    world.tell(16, client(HELD), ended(Established, ECONNRESET));
-    world.finish_sweep(&[look_held(12, server(HELD), Established, NGINX)]);
+    world.report(15, server(HELD), ended(Established, ECONNRESET));
+    world.report(16, client(HELD), ended(Established, ECONNRESET));
+    world.finish_sweep(&[held_sighting(12, server(HELD), Established, NGINX)]);
     assert_eq!(world.state(2), None);
 }
 
 #[test]
-fn what_ended_before_the_look_and_lives_again_is_found() {
+fn a_socket_that_ended_before_the_sighting_and_reconnected_is_found() {
     let mut world = World::new();
     world.connect();
     world.tracker.begin_sweep(10);
-    world.tell(11, client(HELD), ended(Established, ECONNRESET));
+    world.report(11, client(HELD), ended(Established, ECONNRESET));
     // Connected again; those records were lost.
-    world.finish_sweep(&[look_held(SECOND, client(HELD), Established, CURL)]);
+    world.finish_sweep(&[held_sighting(SECOND, client(HELD), Established, CURL)]);
     assert_eq!(world.state(1), Some(Established));
 }
 
 #[test]
-fn an_end_before_the_sweep_does_not_hide_a_later_life() {
+fn an_end_of_an_unknown_socket_does_not_hide_a_sighting() {
     let mut world = World::new();
-    world.tell(20, client(HELD), ended(Established, ECONNRESET));
-    world.sweep(10, &[look_held(12, client(HELD), Established, CURL)]);
+    world.report(20, client(HELD), ended(Established, ECONNRESET));
+    world.sweep(10, &[held_sighting(12, client(HELD), Established, CURL)]);
     assert_eq!(world.state(1), Some(Established));
 }
 
 #[test]
-fn a_listeners_queue_is_told_until_it_is_gone() {
+fn a_listeners_queue_is_known_until_it_is_gone() {
     let mut world = World::new();
     let queue = ListenQueue { waiting: 3, limit: 128, drops: 7 };
-    world.sweep(10, &[Seen { queue, ..look_held(11, listener(9, "0.0.0.0"), Listen, NGINX) }]);
+    world.sweep(10, &[Seen { queue, ..held_sighting(11, listener(9, "0.0.0.0"), Listen, NGINX) }]);
     assert_eq!((world.tracker.queue(9), world.row(9).role.name()), (Some(&queue), "listener"));
     world.sweep(20, &[]);
     assert!(world.tracker.queue(9).is_none() && world.state(9).is_none());
@@ -229,7 +229,7 @@ fn a_listeners_queue_is_told_until_it_is_gone() {
 }
 
 #[test]
-fn an_older_state_is_dated_by_the_last_segment_where_that_says_something() {
+fn an_older_state_is_dated_by_the_last_segment_where_that_entered_it() {
     let (now_ns, then) = (1000 * SECOND, 900 * SECOND);
     for (state, received, sent, since_ns) in [
         (CloseWait, then, 800 * SECOND, then),
@@ -242,7 +242,7 @@ fn an_older_state_is_dated_by_the_last_segment_where_that_says_something() {
             jiffies: jiffies(now_ns),
             received_jiffies: times[0],
             sent_jiffies: times[1],
-            ..look_held(now_ns, client(HELD), state, CURL)
+            ..held_sighting(now_ns, client(HELD), state, CURL)
         };
         world.sweep(now_ns, &[seen]);
         assert_eq!((world.row(1).since_ns(), world.row(1).at_least()), (since_ns, true), "{state}");

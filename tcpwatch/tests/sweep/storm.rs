@@ -1,4 +1,4 @@
-//! Against a kernel in miniature: with nothing lost the table is the kernel's, with records lost it is again
+//! Against a kernel in miniature: with nothing lost the table equals the kernel's; with records lost it does so again
 //! after the next sweep.
 
 use crate::{
@@ -9,21 +9,21 @@ use crate::{
 struct Storm {
     kernel: Kernel,
     world: World,
-    /// Of how many records one is lost; 0: none.
+    /// One record in this many is lost; 0: none.
     loss: u64,
 }
 
 impl Storm {
     fn new(seed: u64, loss: u64) -> Self {
         let mut world = World::reported_by(ReportedFacts { minisock_ends: true, ..ReportedFacts::default() });
-        world.tell(1, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+        world.report(1, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
         Self { kernel: Kernel::new(seed), world, loss }
     }
 
     fn drain(&mut self) {
         for (time_ns, socket, what) in self.kernel.take_records() {
             if self.loss == 0 || !self.kernel.random.one_in(self.loss) {
-                self.world.tell(time_ns, socket, what);
+                self.world.report(time_ns, socket, what);
             }
         }
         self.world.assert_consistent();
@@ -38,7 +38,7 @@ impl Storm {
             }
         }
         self.drain();
-        // With nothing lost every end is told, and the timer is not needed.
+        // With nothing lost every end is reported, and the timer is not needed.
         if self.loss > 0 {
             self.world.tracker.expire(self.kernel.now_ns);
         }
@@ -48,13 +48,13 @@ impl Storm {
         self.drain();
         self.kernel.now_ns += 1;
         self.world.tracker.begin_sweep(self.kernel.now_ns);
-        let seen = self.kernel.look_at_all(meanwhile);
+        let seen = self.kernel.sightings(meanwhile);
         self.drain();
         self.world.finish_sweep(&seen);
         self.world.assert_consistent();
     }
 
-    /// When all that was told has long happened.
+    /// A sweep a second after the last record, during which nothing happens.
     fn quiet_sweep(&mut self) {
         self.kernel.sleep(SECOND);
         self.sweep(|_| ());
@@ -74,7 +74,7 @@ impl Storm {
     }
 }
 
-/// Now and then something happens between two looks.
+/// Something happens between every second pair of sightings.
 fn busy(kernel: &mut Kernel) {
     if kernel.random.one_in(2) {
         kernel.step();
@@ -97,9 +97,9 @@ fn with_nothing_lost_the_counts_are_exact_and_sweeps_change_none() {
 }
 
 #[test]
-fn with_nothing_lost_a_sweep_under_load_adds_and_takes_nothing() {
-    // Only sweeps tell of a minisock's change of state, and of who holds what.
-    let told = |rows: Vec<Row>| -> Vec<_> {
+fn with_nothing_lost_a_sweep_under_load_adds_and_removes_nothing() {
+    // Only sweeps report a minisock's change of state and the holders.
+    let known_by_records = |rows: Vec<Row>| -> Vec<_> {
         let rows = rows.into_iter();
         rows.map(|(local, remote, state, full)| (local, remote, full.map(|(cookie, _)| (cookie, state))))
             .collect()
@@ -109,7 +109,11 @@ fn with_nothing_lost_a_sweep_under_load_adds_and_takes_nothing() {
         for round in 0..8 {
             storm.rage(30);
             storm.sweep(busy);
-            assert_eq!(told(storm.rows()), told(storm.kernel.rows()), "seed {seed}, round {round}");
+            assert_eq!(
+                known_by_records(storm.rows()),
+                known_by_records(storm.kernel.rows()),
+                "seed {seed}, round {round}"
+            );
             let repairs = storm.world.tracker.repairs();
             assert_eq!((repairs.appeared, repairs.changed, repairs.vanished), (0, 0, 0), "seed {seed}");
         }
@@ -117,7 +121,7 @@ fn with_nothing_lost_a_sweep_under_load_adds_and_takes_nothing() {
 }
 
 #[test]
-fn after_a_sweep_in_calm_the_table_is_the_kernels_whatever_was_lost() {
+fn after_a_calm_sweep_the_table_is_the_kernels_whatever_was_lost() {
     for loss in [0, 10, 3, 2, 1] {
         for seed in 0..100 {
             let mut storm = Storm::new(seed, loss);

@@ -1,21 +1,21 @@
-//! What happens when a table is full.
+//! Full tables.
 
 use crate::scenario::*;
 
 fn open(world: &mut World, time_ns: u64, cookie: u16) {
-    world.tell(time_ns, numbered(cookie, HELD), to(Close, SynSent, CURL));
+    world.report(time_ns, numbered(cookie, HELD), to(Close, SynSent, CURL));
 }
 
 #[test]
-fn a_full_table_takes_no_more_and_counts_them() {
+fn a_full_table_refuses_connections_and_counts_them() {
     let mut world = World::with_limits(Limits { connections: 2, ..LIMITS });
     for cookie in 1..=4 {
         open(&mut world, 1, cookie);
     }
     assert_eq!((world.tracker.table().len(), world.tracker.untracked()), (2, 2));
     assert_eq!((world.state(2), world.state(3)), (Some(SynSent), None));
-    // BufferSizes again.
-    world.tell(2, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
+    // There is room again.
+    world.report(2, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
     open(&mut world, 3, 5);
     assert_eq!((world.state(5), world.tracker.untracked()), (Some(SynSent), 2));
 }
@@ -24,7 +24,7 @@ fn a_full_table_takes_no_more_and_counts_them() {
 fn in_a_full_table_the_oldest_time_wait_gives_way() {
     let mut world = World::with_limits(Limits { connections: 3, ..LIMITS });
     for (cookie, time_ns) in [(1, 10), (2, 20)] {
-        world.tell(time_ns, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
+        world.report(time_ns, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
     }
     open(&mut world, 30, 3);
     open(&mut world, 40, 4);
@@ -40,17 +40,17 @@ fn in_a_full_table_the_oldest_time_wait_gives_way() {
 #[test]
 fn a_fin_wait2_does_not_give_way_because_a_peer_may_be_stuck() {
     let mut world = World::with_limits(Limits { connections: 1, ..LIMITS });
-    world.tell(10, numbered(1, ORPHAN), ended(FinWait2, 0));
+    world.report(10, numbered(1, ORPHAN), ended(FinWait2, 0));
     open(&mut world, 30, 2);
     assert_eq!((world.state(1), world.state(2)), (Some(FinWait2), None));
 }
 
 #[test]
-fn an_untracked_connection_harms_nobody() {
+fn an_untracked_connection_changes_nothing() {
     let mut world = World::with_limits(Limits { connections: 1, ..LIMITS });
     open(&mut world, 1, 1);
-    world.tell_all(client(HELD), [(2, to(SynSent, Established, 0))]);
-    world.tell_all(
+    world.report_all(client(HELD), [(2, to(SynSent, Established, 0))]);
+    world.report_all(
         numbered(2, HELD),
         [
             (3, to(Close, SynSent, CURL)),
@@ -64,29 +64,29 @@ fn an_untracked_connection_harms_nobody() {
 }
 
 #[test]
-fn what_only_ends_takes_nobodys_place() {
+fn the_end_of_an_untracked_connection_evicts_nothing() {
     let mut world = World::with_limits(Limits { connections: 1, ..LIMITS });
-    world.tell(10, numbered(1, ORPHAN | FIN), ended(FinWait2, 0));
-    // Not in the table, and not to be.
-    world.tell(20, numbered(2, HELD), ended(Established, ECONNRESET));
+    world.report(10, numbered(1, ORPHAN | FIN), ended(FinWait2, 0));
+    // Not in the table, and not to be added.
+    world.report(20, numbered(2, HELD), ended(Established, ECONNRESET));
     assert_eq!((world.state(1), world.tracker.untracked()), (Some(TimeWait), 0));
 }
 
 #[test]
-fn of_those_that_ended_the_latest_are_kept() {
+fn the_latest_ended_connections_are_kept() {
     let mut world = World::with_limits(Limits { ended: 2, ..LIMITS });
     for cookie in 1..=4 {
         open(&mut world, 1, cookie);
-        world.tell(u64::from(cookie) + 1, numbered(cookie, HELD), ended(SynSent, ECONNREFUSED));
+        world.report(u64::from(cookie) + 1, numbered(cookie, HELD), ended(SynSent, ECONNREFUSED));
     }
     let kept: Vec<_> = world.tracker.ended().iter().map(|ended| ended.conn.cookie).collect();
     assert_eq!(kept, [3, 4]);
 }
 
 #[test]
-fn no_history_is_a_choice() {
+fn a_limit_of_0_keeps_no_ended_connections() {
     let mut world = World::with_limits(Limits { ended: 0, ..LIMITS });
     open(&mut world, 1, 1);
-    world.tell(2, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
+    world.report(2, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
     assert!(world.tracker.ended().is_empty());
 }

@@ -1,4 +1,4 @@
-//! What becomes of connects: each attempt counted once, by whoever made it, with the right outcome.
+//! Connects: each attempt counts once, for the process that made it, with the right outcome.
 
 use crate::scenario::*;
 
@@ -9,9 +9,9 @@ const EINVAL: u8 = 22;
 
 fn fails(socket: Socket, error: u8) -> Outcome {
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    assert_eq!((world.attempts(), world.connects()), (1, vec![]), "nothing became of it yet");
-    world.tell(SECOND, socket, ended(SynSent, error));
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
+    assert_eq!((world.attempts(), world.connects()), (1, vec![]), "no outcome yet");
+    world.report(SECOND, socket, ended(SynSent, error));
     world.assert_consistent();
     assert_eq!((world.counts_of("curl"), world.attempts()), ([0, 0, 0], 1));
     let outcome = world.last_ended().conn.connect.expect("an outcome");
@@ -20,7 +20,7 @@ fn fails(socket: Socket, error: u8) -> Outcome {
 }
 
 #[test]
-fn a_connect_that_fails_is_told_by_its_errno_and_by_whether_a_syn_was_sent() {
+fn a_failed_connect_is_classified_by_errno_and_whether_a_syn_was_sent() {
     for (error, outcome) in [
         (ECONNREFUSED, Outcome::Refused),
         (ETIMEDOUT, Outcome::TimedOut),
@@ -33,29 +33,29 @@ fn a_connect_that_fails_is_told_by_its_errno_and_by_whether_a_syn_was_sent() {
     ] {
         assert_eq!(fails(client(HELD), error), outcome, "errno {error}");
     }
-    // Its own port: chosen before, by bind().
+    // bind() chose its port before connect().
     assert_eq!(fails(client(HELD | UNSENT), 0), Outcome::NoPort);
     let without_port = Socket::new(1, NETNS, end("10.0.0.1", 0), end("10.0.0.2", 80), HELD);
     assert_eq!(fails(without_port, 0), Outcome::NoPort);
 }
 
 #[test]
-fn where_no_errno_is_told_only_what_needs_none_is_known() {
+fn without_errnos_only_no_port_is_known() {
     for (port, outcome) in [(40_000, Outcome::Unknown), (0, Outcome::NoPort)] {
         let mut world =
             World::reported_by(ReportedFacts { errnos_missing: true, ..ReportedFacts::default() });
         let socket = Socket::new(1, NETNS, end("10.0.0.1", port), end("10.0.0.2", 80), HELD);
-        world.tell_all(socket, [(1, to(Close, SynSent, CURL)), (2, ended(SynSent, 0))]);
+        world.report_all(socket, [(1, to(Close, SynSent, CURL)), (2, ended(SynSent, 0))]);
         assert_eq!(world.connects(), [(outcome, 1)]);
     }
 }
 
 #[test]
-fn a_connect_that_succeeds_is_never_a_failed_one_however_it_ends() {
+fn a_successful_connect_counts_as_established_however_it_ends() {
     for error in [0, ECONNRESET, ETIMEDOUT, EHOSTUNREACH] {
         let mut world = World::new();
         world.connect();
-        world.tell(3, client(HELD), ended(Established, error));
+        world.report(3, client(HELD), ended(Established, error));
         assert_eq!(
             (world.connects(), world.attempts()),
             (vec![(Outcome::Established, 1)], 1),
@@ -63,12 +63,12 @@ fn a_connect_that_succeeds_is_never_a_failed_one_however_it_ends() {
         );
         assert_eq!(world.last_ended().conn.connect, Some(Outcome::Established));
     }
-    // A pooled one, idle for hours, closed by its owner.
+    // A pooled connection, idle for hours, closed by its owner.
     let mut world = World::new();
     world.connect();
-    world.tell(100 * MINUTE, client(HELD), to(Established, FinWait1, CURL));
-    world.tell(100 * MINUTE + 1, client(ORPHAN), to(FinWait1, FinWait2, 0));
-    world.tell(100 * MINUTE + 2, client(ORPHAN | FIN), ended(FinWait2, 0));
+    world.report(100 * MINUTE, client(HELD), to(Established, FinWait1, CURL));
+    world.report(100 * MINUTE + 1, client(ORPHAN), to(FinWait1, FinWait2, 0));
+    world.report(100 * MINUTE + 2, client(ORPHAN | FIN), ended(FinWait2, 0));
     world.tracker.expire(200 * MINUTE);
     assert_eq!((world.connects(), world.attempts()), (vec![(Outcome::Established, 1)], 1));
 }
@@ -80,23 +80,23 @@ fn a_simultaneous_open_is_one_attempt_with_one_outcome() {
         (to(SynRecv, Established, 0), Outcome::Established),
         (ended(SynRecv, ECONNRESET), Outcome::Reset),
         (ended(SynRecv, ETIMEDOUT), Outcome::TimedOut),
-        // UNSENT is told of SYN_SENT only.
+        // UNSENT is reported for SYN_SENT only.
         (ended(SynRecv, 0), Outcome::Aborted),
     ] {
         let mut world = World::new();
-        world.tell_all(client(HELD), opening);
+        world.report_all(client(HELD), opening);
         assert_eq!((world.attempts(), world.connects()), (1, vec![]));
-        world.tell(3, client(HELD), last);
+        world.report(3, client(HELD), last);
         assert_eq!((world.attempts(), world.connects()), (1, vec![(outcome, 1)]), "{last:?}");
         world.assert_consistent();
     }
 }
 
 #[test]
-fn a_servers_connection_is_no_connect() {
+fn a_passive_open_is_no_connect() {
     let mut world = World::new();
     world.serve();
-    world.tell(3, server(HELD), ended(Established, ECONNRESET));
+    world.report(3, server(HELD), ended(Established, ECONNRESET));
     assert_eq!((world.connects(), world.attempts()), (vec![], 0));
     assert_eq!(world.last_ended().conn.connect, None);
 }
@@ -106,8 +106,8 @@ fn a_socket_that_tries_again_is_another_attempt() {
     let mut world = World::new();
     for round in 0..3 {
         let time_ns = 10 * round;
-        world.tell(time_ns + 1, client(HELD), to(Close, SynSent, CURL));
-        world.tell(time_ns + 2, client(HELD), ended(SynSent, ECONNREFUSED));
+        world.report(time_ns + 1, client(HELD), to(Close, SynSent, CURL));
+        world.report(time_ns + 2, client(HELD), ended(SynSent, ECONNREFUSED));
     }
     world.connect();
     assert_eq!(world.connects(), [(Outcome::Established, 1), (Outcome::Refused, 3)]);
@@ -118,19 +118,19 @@ fn a_socket_that_tries_again_is_another_attempt() {
 fn a_socket_that_listened_before_it_connects_is_a_client() {
     let mut world = World::new();
     let socket = client(HELD | PASSIVE);
-    world.tell_all(socket, [(1, to(Close, SynSent, CURL)), (2, ended(SynSent, ECONNREFUSED))]);
+    world.report_all(socket, [(1, to(Close, SynSent, CURL)), (2, ended(SynSent, ECONNREFUSED))]);
     assert_eq!(world.connects(), [(Outcome::Refused, 1)]);
     assert_eq!(world.last_ended().conn.role.name(), "client");
 }
 
 #[test]
-fn refusals_are_booked_to_whoever_dialled() {
+fn a_failed_connect_counts_for_the_process_that_connected() {
     let mut world = World::new();
     // Two at once, answered in the other order.
-    world.tell(1, numbered(1, HELD), to(Close, SynSent, CURL));
-    world.tell(2, numbered(2, HELD), to(Close, SynSent, WORKER));
-    world.tell(3, numbered(2, HELD), ended(SynSent, ETIMEDOUT));
-    world.tell(4, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
+    world.report(1, numbered(1, HELD), to(Close, SynSent, CURL));
+    world.report(2, numbered(2, HELD), to(Close, SynSent, WORKER));
+    world.report(3, numbered(2, HELD), ended(SynSent, ETIMEDOUT));
+    world.report(4, numbered(1, HELD), ended(SynSent, ECONNREFUSED));
     let of = |name: &str| {
         let group = world.tracker.groups().iter().find(|group| group.key.process.as_deref() == Some(name));
         let counts = &group.expect("a group").counts;
@@ -148,43 +148,46 @@ fn an_attempt_from_before_the_start_counts_when_it_ends() {
         for swept in [false, true] {
             let mut world = World::new();
             if swept {
-                world.sweep(1, &[look_held(2, client(HELD), SynSent, CURL)]);
+                world.sweep(1, &[held_sighting(2, client(HELD), SynSent, CURL)]);
                 assert_eq!((world.attempts(), world.connects()), (0, vec![]));
             }
-            world.tell(3, client(HELD), last);
+            world.report(3, client(HELD), last);
             assert_eq!((world.attempts(), world.connects()), (1, vec![(outcome, 1)]), "{last:?}");
         }
     }
 }
 
 #[test]
-fn an_attempt_whose_end_was_lost_is_unknown_unless_what_follows_shows_it() {
+fn a_connect_with_a_lost_end_is_unknown_unless_later_records_show_it() {
     // A sweep finds it gone.
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
     world.sweep(5, &[]);
     assert_eq!(world.connects(), [(Outcome::Unknown, 1)]);
     // The socket lives again.
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    world.tell(2, client(HELD), to(Close, SynSent, CURL));
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
+    world.report(2, client(HELD), to(Close, SynSent, CURL));
     assert_eq!((world.connects(), world.attempts()), (vec![(Outcome::Unknown, 1)], 2));
-    // It was established, as its end shows, or a sweep sees.
+    // It was established, as its end or a sweep shows.
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    world.tell(3, client(HELD), ended(CloseWait, ECONNRESET));
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
+    world.report(3, client(HELD), ended(CloseWait, ECONNRESET));
     assert_eq!(world.connects(), [(Outcome::Established, 1)]);
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    world.sweep(5, &[look_held(SECOND, client(HELD), Established, CURL)]);
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
+    world.sweep(5, &[held_sighting(SECOND, client(HELD), Established, CURL)]);
     assert_eq!(world.connects(), [(Outcome::Established, 1)]);
 }
 
 #[test]
-fn durations_of_successes_stand_apart_and_all_together() {
+fn durations_are_kept_of_all_connects_and_of_successful_ones() {
     let mut world = World::new();
-    world.tell_all(numbered(1, HELD), [(0, to(Close, SynSent, CURL)), (SECOND, to(SynSent, Established, 0))]);
-    world.tell_all(
+    world.report_all(
+        numbered(1, HELD),
+        [(0, to(Close, SynSent, CURL)), (SECOND, to(SynSent, Established, 0))],
+    );
+    world.report_all(
         numbered(2, HELD),
         [(0, to(Close, SynSent, CURL)), (3 * SECOND, ended(SynSent, ECONNREFUSED))],
     );
@@ -195,10 +198,10 @@ fn durations_of_successes_stand_apart_and_all_together() {
 }
 
 #[test]
-fn repeated_syns_are_told_apart_from_later_retransmits() {
+fn repeated_syns_are_counted_apart_from_later_retransmits() {
     let retransmit = |state, total| What::Retransmit { state, total: Some(total) };
     let mut world = World::new();
-    world.tell_all(
+    world.report_all(
         client(HELD),
         [
             (1, to(Close, SynSent, CURL)),
@@ -209,29 +212,29 @@ fn repeated_syns_are_told_apart_from_later_retransmits() {
         ],
     );
     assert_eq!((world.row(1).syn_retransmits(), world.row(1).total_retrans), (Some(2), Some(7)));
-    // The records of them were lost.
+    // The records of the SYNs were lost.
     let mut world = World::new();
-    world.tell(1, client(HELD), to(Close, SynSent, CURL));
-    world.tell(9, client(HELD), What::End { from: SynSent, error: ETIMEDOUT, total_retrans: 6 });
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
+    world.report(9, client(HELD), What::End { from: SynSent, error: ETIMEDOUT, total_retrans: 6 });
     assert_eq!(world.last_ended().conn.syn_retransmits(), Some(6));
 }
 
-/// What connect() returned at once.
+/// connect() returned this errno at once.
 fn failed(error: u8) -> What {
     What::ConnectFailed { pid: Some(CURL), error }
 }
 
 #[test]
-fn a_connect_that_fails_before_syn_sent_is_an_attempt_and_has_ended() {
+fn a_connect_that_fails_before_syn_sent_counts_and_is_kept_as_ended() {
     for (error, outcome) in [
         (ENETUNREACH, Outcome::Unreachable),
         (EHOSTUNREACH, Outcome::Unreachable),
         (EACCES, Outcome::Unreachable),
-        // Of a blackhole route.
+        // The errno of a blackhole route.
         (EINVAL, Outcome::Other),
     ] {
         let mut world = World::new();
-        world.tell(5, client(HELD), failed(error));
+        world.report(5, client(HELD), failed(error));
         world.assert_consistent();
         assert_eq!((world.attempts(), world.connects()), (1, vec![(outcome, 1)]), "errno {error}");
         assert_eq!((world.counts_of("curl"), world.tracker.table().len()), ([0, 0, 0], 0));
@@ -245,17 +248,17 @@ fn a_connect_that_fails_before_syn_sent_is_an_attempt_and_has_ended() {
 }
 
 #[test]
-fn a_socket_may_fail_before_and_after_syn_sent_and_succeed_at_last() {
+fn a_socket_may_fail_before_and_after_syn_sent_and_then_connect() {
     let mut world = World::new();
     for round in 0..3 {
         let time_ns = 10 * round;
-        world.tell(time_ns, client(HELD), failed(ENETUNREACH));
-        world.tell(time_ns + 1, client(HELD), to(Close, SynSent, CURL));
-        world.tell(time_ns + 2, client(HELD | UNSENT), ended(SynSent, 0));
+        world.report(time_ns, client(HELD), failed(ENETUNREACH));
+        world.report(time_ns + 1, client(HELD), to(Close, SynSent, CURL));
+        world.report(time_ns + 2, client(HELD | UNSENT), ended(SynSent, 0));
     }
-    world.tell(40, client(HELD), failed(ENETUNREACH));
-    world.tell(41, client(HELD), to(Close, SynSent, CURL));
-    world.tell(42, client(HELD), to(SynSent, Established, 0));
+    world.report(40, client(HELD), failed(ENETUNREACH));
+    world.report(41, client(HELD), to(Close, SynSent, CURL));
+    world.report(42, client(HELD), to(SynSent, Established, 0));
     world.assert_consistent();
     let expected = [(Outcome::Established, 1), (Outcome::Unreachable, 4), (Outcome::NoPort, 3)];
     assert_eq!((world.connects(), world.attempts()), (expected.to_vec(), 8));
@@ -263,23 +266,23 @@ fn a_socket_may_fail_before_and_after_syn_sent_and_succeed_at_last() {
 }
 
 #[test]
-fn one_that_fails_at_once_ends_what_was_thought_to_live() {
+fn a_connect_that_fails_at_once_ends_the_sockets_older_connection() {
     let mut world = World::new();
     world.connect();
     // Its end was lost.
-    world.tell(9, client(HELD), failed(ENETUNREACH));
+    world.report(9, client(HELD), failed(ENETUNREACH));
     world.assert_consistent();
     assert_eq!(world.connects(), [(Outcome::Established, 1), (Outcome::Unreachable, 1)]);
     assert_eq!((world.attempts(), world.find(1).is_none(), world.tracker.ended().len()), (2, true, 2));
 }
 
 #[test]
-fn one_that_fails_at_once_is_counted_where_there_is_no_room_and_by_nobody() {
+fn a_connect_that_fails_at_once_counts_in_a_full_table_and_without_a_process() {
     let mut world = World::with_limits(Limits { connections: 1, ended: 0, ..LIMITS });
     world.connect();
-    // One that listened before, of a process that is not known.
+    // A socket that listened before, of an unknown process.
     let socket = numbered(2, HELD | PASSIVE);
-    world.tell(9, socket, What::ConnectFailed { pid: None, error: ENETUNREACH });
+    world.report(9, socket, What::ConnectFailed { pid: None, error: ENETUNREACH });
     world.assert_consistent();
     assert_eq!((world.attempts(), world.state(1), world.tracker.untracked()), (2, Some(Established), 0));
     let nobody = world.tracker.groups().iter().find(|group| group.key.process.is_none()).unwrap();

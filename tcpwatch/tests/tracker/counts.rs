@@ -1,4 +1,4 @@
-//! Opened, closed, retransmitted, and how long.
+//! Counts: opened, closed and retransmitted, and the durations of states.
 
 use tcpwatch::{
     events::decode::{Kind, Retransmits},
@@ -18,12 +18,12 @@ fn end_with(total_retrans: u32) -> What {
 }
 
 #[test]
-fn retransmits_are_counted_once_each_however_they_are_told() {
+fn each_retransmit_counts_once_however_it_is_reported() {
     for (records, counted) in [
         (&[retransmit(1), retransmit(2), end_with(2)][..], 2),
         // Several segments in one record, or records lost between.
         (&[retransmit(4), end_with(4)], 4),
-        // All records lost: the end tells.
+        // All records lost: the end has the total.
         (&[end_with(6)], 6),
         (&[retransmit(1), end_with(6)], 6),
         // The end's 24 bits are full before the socket's 32.
@@ -36,14 +36,14 @@ fn retransmits_are_counted_once_each_however_they_are_told() {
         let mut world = World::new();
         world.connect();
         for (time_ns, what) in (3..).zip(records) {
-            world.tell(time_ns, client(HELD), *what);
+            world.report(time_ns, client(HELD), *what);
         }
         assert_eq!(world.counts()[2], counted, "{records:?}");
     }
 }
 
 #[test]
-fn of_an_older_connection_only_what_happens_before_our_eyes_is_counted() {
+fn retransmits_before_the_first_record_do_not_count() {
     for (records, counted) in [
         (&[retransmit(40)][..], 1),
         (&[retransmit(40), retransmit(42), end_with(43)], 4),
@@ -53,35 +53,38 @@ fn of_an_older_connection_only_what_happens_before_our_eyes_is_counted() {
     ] {
         let mut world = World::new();
         for (time_ns, what) in (3..).zip(records) {
-            world.tell(time_ns, client(HELD), *what);
+            world.report(time_ns, client(HELD), *what);
         }
         assert_eq!(world.counts()[2], counted, "{records:?}");
     }
 }
 
 #[test]
-fn a_sweep_makes_good_lost_retransmits() {
+fn a_sweep_counts_the_retransmits_of_lost_records() {
     let mut world = World::new();
     world.connect();
-    // What is told at last was not lost, and is of a known kind.
+    // A sweep counts only what is not reported within a second: records come late, and know the kind.
     for (time_ns, total_retrans, counted) in
         [(5, 3, 0), (SECOND, 4, 0), (SECOND + 10, 4, 3), (2 * SECOND, 4, 3), (2 * SECOND + 20, 5, 4)]
     {
-        world.sweep(time_ns, &[Seen { total_retrans, ..look(time_ns + 1, client(HELD), Established) }]);
+        world.sweep(time_ns, &[Seen { total_retrans, ..sighting(time_ns + 1, client(HELD), Established) }]);
         assert_eq!(world.counts()[2], counted, "{time_ns}");
     }
-    world.tell(3 * SECOND, client(HELD), retransmit(6));
+    world.report(3 * SECOND, client(HELD), retransmit(6));
     assert_eq!(world.counts()[2], 6);
-    world.sweep(9 * SECOND, &[Seen { total_retrans: 6, ..look(9 * SECOND + 1, client(HELD), Established) }]);
+    world.sweep(
+        9 * SECOND,
+        &[Seen { total_retrans: 6, ..sighting(9 * SECOND + 1, client(HELD), Established) }],
+    );
     assert_eq!(world.counts()[2], 6);
 }
 
 #[test]
-fn of_an_older_connection_a_sweep_says_where_counting_starts() {
+fn retransmits_before_the_first_sweep_do_not_count() {
     let mut world = World::new();
-    world.sweep(5, &[Seen { total_retrans: 30, ..look(6, client(HELD), Established) }]);
+    world.sweep(5, &[Seen { total_retrans: 30, ..sighting(6, client(HELD), Established) }]);
     assert_eq!(world.counts()[2], 0);
-    world.tell(9, client(HELD), retransmit(31));
+    world.report(9, client(HELD), retransmit(31));
     assert_eq!(world.counts()[2], 1);
 }
 
@@ -90,7 +93,7 @@ fn opening_and_closing_are_counted_once_each() {
     let mut world = World::new();
     for cookie in 1..=5 {
         let socket = numbered(cookie, HELD);
-        world.tell_all(
+        world.report_all(
             socket,
             [
                 (1, to(Close, SynSent, CURL)),
@@ -99,7 +102,7 @@ fn opening_and_closing_are_counted_once_each() {
                 (4, to(FinWait1, FinWait2, 0)),
             ],
         );
-        world.tell(5, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
+        world.report(5, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
     }
     assert_eq!(world.counts(), [5, 5, 0]);
     world.tracker.expire(2 * MINUTE);
@@ -107,13 +110,13 @@ fn opening_and_closing_are_counted_once_each() {
 }
 
 #[test]
-fn an_establishment_whose_record_was_lost_is_counted_by_what_follows_it() {
+fn a_lost_establishment_is_counted_with_the_next_record() {
     for next in
         [to(Established, CloseWait, 0), to(Established, FinWait1, CURL), ended(Established, ECONNRESET)]
     {
         let mut world = World::new();
-        world.tell(1, client(HELD), to(Close, SynSent, CURL));
-        world.tell(3, client(HELD), next);
+        world.report(1, client(HELD), to(Close, SynSent, CURL));
+        world.report(3, client(HELD), next);
         assert_eq!(world.counts()[0], 1, "{next:?}: its opening was seen, so it is ours to count");
     }
 }
@@ -123,8 +126,8 @@ fn a_state_whose_end_was_lost_has_no_known_duration() {
     let mut world = World::new();
     world.connect();
     // ESTABLISHED -> FIN_WAIT1 was lost.
-    world.tell(9, client(HELD), to(FinWait1, FinWait2, 0));
-    world.tell(10, client(HELD), ended(FinWait2, ECONNRESET));
+    world.report(9, client(HELD), to(FinWait1, FinWait2, 0));
+    world.report(10, client(HELD), ended(FinWait2, ECONNRESET));
     assert_eq!((world.observed(Established).0, world.observed(FinWait1).0), (0, 0));
     assert_eq!(world.observed(FinWait2).0, 1);
 }
@@ -133,9 +136,9 @@ fn a_state_whose_end_was_lost_has_no_known_duration() {
 fn a_group_is_free_again_once_its_last_connection_is_gone() {
     let mut world = World::with_limits(Limits { label_sets: 1, ..LIMITS });
     world.connect();
-    world.tell(3, client(HELD), ended(Established, ECONNRESET));
+    world.report(3, client(HELD), ended(Established, ECONNRESET));
     let later = 20 * MINUTE;
-    world.tell(later, server(0), to(SynRecv, Established, 0));
+    world.report(later, server(0), to(SynRecv, Established, 0));
     let roles: Vec<_> = world.tracker.groups().iter().map(|group| group.key.role.name()).collect();
     assert_eq!(roles, ["unknown", "server"], "the client's place was taken");
     assert_eq!(world.counts(), [2, 1, 0], "and no count lost");
@@ -145,7 +148,7 @@ fn a_group_is_free_again_once_its_last_connection_is_gone() {
 fn a_group_with_a_connection_keeps_its_place() {
     let mut world = World::with_limits(Limits { label_sets: 1, ..LIMITS });
     world.connect();
-    world.tell(20 * MINUTE, server(0), to(SynRecv, Established, 0));
+    world.report(20 * MINUTE, server(0), to(SynRecv, Established, 0));
     let roles: Vec<_> = world.tracker.groups().iter().map(|group| group.key.role.name()).collect();
     assert_eq!(roles, ["unknown", "client"]);
     assert_eq!(world.counts(), [2, 0, 0]);
@@ -161,72 +164,73 @@ fn kinds(world: &World, process: &str) -> Vec<(&'static str, u64)> {
     kinds.filter(|(_, count)| *count > 0).collect()
 }
 
-/// What the programs tell of a socket: its own count, and theirs.
-fn told(world: &mut World, time_ns: u64, socket: Socket, total: Option<u32>, segments: &[(Kind, u64)]) {
-    let mut told = Retransmits { since_ns: 3, ..Retransmits::default() };
+/// A record of a socket's retransmits: the socket's own count, and the programs' by kind.
+fn report(world: &mut World, time_ns: u64, socket: Socket, total: Option<u32>, segments: &[(Kind, u64)]) {
+    let mut retransmits = Retransmits { since_ns: 3, ..Retransmits::default() };
     for (kind, count) in segments {
-        told.segments[*kind as usize] = *count;
+        retransmits.segments[*kind as usize] = *count;
     }
     let state = if socket == listener(9, "0.0.0.0") { Listen } else { Established };
     let record = SocketRecord { socket, time_ns, what: What::Retransmit { state, total }, traffic: None };
-    world.tracker.apply(&Record::Retransmit(record, Box::new(told)));
+    world.tracker.apply(&Record::Retransmit(record, Box::new(retransmits)));
 }
 
 #[test]
-fn kinds_are_those_that_the_programs_saw_and_their_sum_is_the_sockets_count() {
+fn retransmit_kinds_are_the_programs_and_their_sum_is_the_sockets() {
     let mut world = World::new();
     world.connect();
-    told(&mut world, 4, client(HELD), Some(2), &[(Kind::Fast, 2)]);
+    report(&mut world, 4, client(HELD), Some(2), &[(Kind::Fast, 2)]);
     // One was not seen.
-    told(&mut world, 5, client(HELD), Some(5), &[(Kind::Fast, 3), (Kind::Timeout, 1)]);
-    // What a sweep saw long before it is told cannot be given a kind any more.
+    report(&mut world, 5, client(HELD), Some(5), &[(Kind::Fast, 3), (Kind::Timeout, 1)]);
+    // Segments that a sweep counted long before their record stay of an unknown kind.
     for time_ns in [6, 2 * SECOND] {
-        world.sweep(time_ns, &[Seen { total_retrans: 7, ..look(time_ns + 1, client(HELD), Established) }]);
+        world
+            .sweep(time_ns, &[Seen { total_retrans: 7, ..sighting(time_ns + 1, client(HELD), Established) }]);
     }
-    told(
+    report(
         &mut world,
         3 * SECOND,
         client(HELD),
         Some(8),
         &[(Kind::Fast, 3), (Kind::Timeout, 1), (Kind::Probe, 3)],
     );
-    world.tell(4 * SECOND, client(HELD), end_with(9));
+    world.report(4 * SECOND, client(HELD), end_with(9));
     assert_eq!(kinds(&world, "curl"), [("fast", 3), ("timeout", 1), ("probe", 1), ("unknown", 4)]);
     assert_eq!((world.counts()[2], world.last_ended().conn.total_retrans), (9, Some(9)));
 }
 
 #[test]
-fn of_an_older_connection_all_that_the_programs_saw_is_counted() {
+fn of_an_older_connection_the_retransmits_that_the_programs_saw_count() {
     let mut world = World::new();
-    told(&mut world, 4, client(HELD), Some(40), &[(Kind::Fast, 3)]);
-    told(&mut world, 5, client(HELD), Some(42), &[(Kind::Fast, 5)]);
+    report(&mut world, 4, client(HELD), Some(40), &[(Kind::Fast, 3)]);
+    report(&mut world, 5, client(HELD), Some(42), &[(Kind::Fast, 5)]);
     assert_eq!((world.counts()[2], world.row(1).total_retrans), (5, Some(42)));
 }
 
 #[test]
-fn syn_acks_are_the_listeners_and_its_connection_does_not_count_them_again() {
+fn syn_ack_retransmits_count_for_the_listener_only() {
     // A sweep may have seen the request.
-    for looked in [false, true] {
+    for swept in [false, true] {
         let mut world = World::new();
-        world.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+        world.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
         for (time_ns, count) in [(4, 1), (5, 2), (6, 3)] {
-            told(&mut world, time_ns, listener(9, "0.0.0.0"), None, &[(Kind::SynAck, count)]);
+            report(&mut world, time_ns, listener(9, "0.0.0.0"), None, &[(Kind::SynAck, count)]);
         }
-        if looked {
+        if swept {
             let request = server(REQUEST);
-            world.sweep(7, &[look(8, listener(9, "0.0.0.0"), Listen), look(8, request, SynRecv)]);
+            world.sweep(7, &[sighting(8, listener(9, "0.0.0.0"), Listen), sighting(8, request, SynRecv)]);
         }
-        world.tell(10, server(0), to(SynRecv, Established, 3));
+        world.report(10, server(0), to(SynRecv, Established, 3));
         world.sweep(
             11,
             &[
-                look(12, listener(9, "0.0.0.0"), Listen),
-                Seen { total_retrans: 3, ..look(12, server(HELD), Established) },
+                sighting(12, listener(9, "0.0.0.0"), Listen),
+                Seen { total_retrans: 3, ..sighting(12, server(HELD), Established) },
             ],
         );
         assert_eq!(world.row(2).total_retrans, Some(3));
-        world.tell(13, server(HELD), What::End { from: Established, error: ECONNRESET, total_retrans: 4 });
-        assert_eq!(kinds(&world, "nginx"), [("syn_ack", 3), ("unknown", 1)], "looked: {looked}");
+        world.report(13, server(HELD), What::End { from: Established, error: ECONNRESET, total_retrans: 4 });
+        assert_eq!(kinds(&world, "nginx"), [("syn_ack", 3), ("unknown", 1)], "swept: {swept}");
         let group =
             world.tracker.groups().iter().find(|group| group.counts.retransmitted.total() > 0).unwrap();
         assert_eq!((group.key.role.name(), group.key.peer.to_string()), ("server", ":80".to_owned()));
@@ -234,17 +238,17 @@ fn syn_acks_are_the_listeners_and_its_connection_does_not_count_them_again() {
 }
 
 #[test]
-fn without_a_place_in_the_table_they_are_counted_as_nobodys_and_once() {
+fn retransmits_of_an_untracked_socket_count_once_for_no_process() {
     let mut world = World::with_limits(Limits { connections: 1, ..LIMITS });
     world.connect();
     let untracked = numbered(7, HELD);
-    told(&mut world, 4, untracked, Some(12), &[(Kind::Fast, 2)]);
-    told(&mut world, 5, untracked, Some(13), &[(Kind::Fast, 3)]);
+    report(&mut world, 4, untracked, Some(12), &[(Kind::Fast, 2)]);
+    report(&mut world, 5, untracked, Some(13), &[(Kind::Fast, 3)]);
     assert_eq!(kinds(&world, ""), [("fast", 3)]);
     // A place is free now.
-    world.tell(6, client(HELD), ended(Established, ECONNRESET));
-    told(&mut world, 7, untracked, Some(15), &[(Kind::Fast, 5)]);
+    world.report(6, client(HELD), ended(Established, ECONNRESET));
+    report(&mut world, 7, untracked, Some(15), &[(Kind::Fast, 5)]);
     assert_eq!(kinds(&world, ""), [("fast", 5)]);
-    world.tell(8, untracked, What::End { from: Established, error: 0, total_retrans: 15 });
+    world.report(8, untracked, What::End { from: Established, error: 0, total_retrans: 15 });
     assert_eq!(world.counts()[2], 5);
 }

@@ -6,13 +6,13 @@ use tcpwatch::{
     model::{groups::Closer, table::Idle},
 };
 
-/// ReportedFacts of the client's socket just before it changes its state. 1000 ticks a second.
-fn tell_idle(world: &mut World, time_ns: u64) {
-    let told = IdleRecord { cookie: 1, time_ns, sent_ticks: 5000, received_ticks: 4000 };
-    world.tracker.apply(&Record::Idle(told));
+/// Reports the idle time of the client's socket, just before it changes its state. 1000 ticks a second.
+fn report_idle(world: &mut World, time_ns: u64) {
+    let record = IdleRecord { cookie: 1, time_ns, sent_ticks: 5000, received_ticks: 4000 };
+    world.tracker.apply(&Record::Idle(record));
 }
 
-/// By who closed.
+/// Number and seconds of the idle times, by closer.
 fn counted(world: &World) -> [(u64, f64); Closer::ALL.len()] {
     let mut counted = [(0, 0.0); Closer::ALL.len()];
     for group in world.tracker.groups().iter() {
@@ -25,12 +25,12 @@ fn counted(world: &World) -> [(u64, f64); Closer::ALL.len()] {
 }
 
 #[test]
-fn it_counts_by_who_closed_and_stays_with_the_connection() {
+fn idle_time_counts_by_closer_and_stays_with_the_connection() {
     for (next, expected) in [(FinWait1, [(1, 4.0), (0, 0.0)]), (CloseWait, [(0, 0.0), (1, 4.0)])] {
         let mut world = World::new();
         world.connect();
-        tell_idle(&mut world, 3);
-        world.tell(3, client(HELD), to(Established, next, CURL));
+        report_idle(&mut world, 3);
+        world.report(3, client(HELD), to(Established, next, CURL));
         assert_eq!(counted(&world), expected);
         let idle = Idle { sending_ns: 5 * SECOND, receiving_ns: 4 * SECOND };
         assert_eq!(world.row(1).idle(), Some(idle));
@@ -38,20 +38,20 @@ fn it_counts_by_who_closed_and_stays_with_the_connection() {
 }
 
 #[test]
-fn of_a_reset_it_is_only_told() {
+fn idle_time_before_a_reset_is_kept_and_not_counted() {
     let mut world = World::new();
     world.connect();
-    tell_idle(&mut world, 3);
-    world.tell(3, client(HELD), ended(Established, ECONNRESET));
+    report_idle(&mut world, 3);
+    world.report(3, client(HELD), ended(Established, ECONNRESET));
     assert_eq!(counted(&world), [(0, 0.0); 2]);
     assert!(world.last_ended().conn.idle().is_some());
 }
 
 #[test]
-fn of_a_connection_that_is_not_known_nothing_is_said() {
+fn idle_time_of_an_unknown_connection_is_dropped() {
     let mut world = World::new();
-    tell_idle(&mut world, 3);
-    world.tell(3, client(HELD), to(Established, FinWait1, CURL));
+    report_idle(&mut world, 3);
+    world.report(3, client(HELD), to(Established, FinWait1, CURL));
     assert_eq!(world.row(1).idle(), None);
     assert_eq!(counted(&world), [(0, 0.0); 2]);
 }

@@ -9,7 +9,7 @@ fn lived(conn: &Conn) -> Vec<(TcpState, Cause, u64)> {
 #[test]
 fn a_client_that_closes_first_ends_in_time_wait_and_is_named_as_closer() {
     let mut world = World::new();
-    world.tell_all(
+    world.report_all(
         client(HELD),
         [
             (1, to(Close, SynSent, CURL)),
@@ -17,8 +17,8 @@ fn a_client_that_closes_first_ends_in_time_wait_and_is_named_as_closer() {
             (3, to(Established, FinWait1, CURL)),
         ],
     );
-    world.tell(4, client(ORPHAN), to(FinWait1, FinWait2, 0));
-    world.tell(5, client(ORPHAN | FIN), ended(FinWait2, 0));
+    world.report(4, client(ORPHAN), to(FinWait1, FinWait2, 0));
+    world.report(5, client(ORPHAN | FIN), ended(FinWait2, 0));
     let row = world.row(1);
     assert_eq!(
         lived(row),
@@ -39,16 +39,16 @@ fn a_client_that_closes_first_ends_in_time_wait_and_is_named_as_closer() {
 }
 
 #[test]
-fn a_close_after_a_shutdown_is_no_state_of_its_own() {
+fn a_close_after_a_shutdown_adds_no_step() {
     for (last, steps, closer) in [(FinWait1, 3, WORKER), (FinWait2, 4, CURL)] {
         let mut world = World::new();
         world.connect();
-        world.tell(3, client(HELD), to(Established, FinWait1, CURL));
+        world.report(3, client(HELD), to(Established, FinWait1, CURL));
         if last == FinWait2 {
-            world.tell(4, client(HELD), to(FinWait1, FinWait2, 0));
+            world.report(4, client(HELD), to(FinWait1, FinWait2, 0));
         }
         let pid = if last == FinWait1 { WORKER } else { 0 };
-        world.tell(9, client(ORPHAN), to(last, last, pid));
+        world.report(9, client(ORPHAN), to(last, last, pid));
         let row = world.row(1);
         assert_eq!((row.state(), row.since_ns(), lived(row).len()), (last, steps, steps as usize));
         assert_eq!(row.closer, world.tracker.processes().by_pid(closer), "{last}");
@@ -57,10 +57,10 @@ fn a_close_after_a_shutdown_is_no_state_of_its_own() {
 }
 
 #[test]
-fn a_server_that_closes_second_leaves_nothing() {
+fn a_server_that_closes_second_leaves_no_minisock() {
     let mut world = World::new();
     world.serve();
-    world.tell_all(
+    world.report_all(
         server(HELD | FIN),
         [(3, to(Established, CloseWait, 7)), (4, to(CloseWait, LastAck, NGINX)), (5, ended(LastAck, 0))],
     );
@@ -80,8 +80,8 @@ fn a_server_that_closes_second_leaves_nothing() {
 fn a_server_that_closes_first_keeps_the_time_wait() {
     let mut world = World::new();
     world.serve();
-    world.tell_all(server(HELD), [(3, to(Established, FinWait1, NGINX)), (4, to(FinWait1, FinWait2, 0))]);
-    world.tell(5, server(ORPHAN | FIN), ended(FinWait2, 0));
+    world.report_all(server(HELD), [(3, to(Established, FinWait1, NGINX)), (4, to(FinWait1, FinWait2, 0))]);
+    world.report(5, server(ORPHAN | FIN), ended(FinWait2, 0));
     assert_eq!(world.state(2), Some(TimeWait));
     assert_eq!(world.names(world.row(2)), [None, Some("nginx"), Some("nginx")]);
 }
@@ -90,7 +90,7 @@ fn a_server_that_closes_first_keeps_the_time_wait() {
 fn a_simultaneous_close_goes_through_closing_to_time_wait() {
     let mut world = World::new();
     world.connect();
-    world.tell_all(
+    world.report_all(
         client(ORPHAN | FIN),
         [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, Closing, 0)), (5, ended(Closing, 0))],
     );
@@ -100,9 +100,9 @@ fn a_simultaneous_close_goes_through_closing_to_time_wait() {
 }
 
 #[test]
-fn a_simultaneous_open_is_still_the_clients() {
+fn a_simultaneous_open_keeps_the_client_role() {
     let mut world = World::new();
-    world.tell_all(
+    world.report_all(
         client(HELD),
         [(1, to(Close, SynSent, CURL)), (2, to(SynSent, SynRecv, 0)), (3, to(SynRecv, Established, 0))],
     );
@@ -127,10 +127,10 @@ fn a_reset_ends_every_state_and_leaves_no_minisock() {
         let mut world = World::new();
         let mut from = Close;
         for (time_ns, state) in (1..).zip(path) {
-            world.tell(time_ns, client(ORPHAN | FIN), to(from, *state, 0));
+            world.report(time_ns, client(ORPHAN | FIN), to(from, *state, 0));
             from = *state;
         }
-        world.tell(9, client(ORPHAN | FIN), ended(from, ECONNRESET));
+        world.report(9, client(ORPHAN | FIN), ended(from, ECONNRESET));
         assert!(world.tracker.table().is_empty(), "{from}");
         let ended = world.last_ended();
         assert_eq!((ended.cause, ended.conn.error), (Cause::Peer, ECONNRESET), "{from}");
@@ -141,11 +141,11 @@ fn a_reset_ends_every_state_and_leaves_no_minisock() {
 }
 
 #[test]
-fn a_connect_that_fails_is_observed_but_was_never_open() {
+fn a_failed_connect_has_a_duration_but_was_never_open() {
     for (error, cause) in [(ECONNREFUSED, Cause::Peer), (ETIMEDOUT, Cause::Timer), (0, Cause::Application)] {
         let mut world = World::new();
-        world.tell(SECOND, client(HELD), to(Close, SynSent, CURL));
-        world.tell(4 * SECOND, client(HELD), ended(SynSent, error));
+        world.report(SECOND, client(HELD), to(Close, SynSent, CURL));
+        world.report(4 * SECOND, client(HELD), ended(SynSent, error));
         assert_eq!(world.last_ended().cause, cause, "errno {error}");
         assert_eq!(world.counts(), [0, 0, 0], "errno {error}");
         assert_eq!(world.observed(SynSent), (1, 3.0), "errno {error}");
@@ -156,9 +156,9 @@ fn a_connect_that_fails_is_observed_but_was_never_open() {
 fn a_listener_ends_by_its_application_and_is_not_counted() {
     let mut world = World::new();
     let socket = listener(9, "0.0.0.0");
-    world.tell(1, socket, to(Close, Listen, NGINX));
+    world.report(1, socket, to(Close, Listen, NGINX));
     assert_eq!(world.names(world.row(9)), [Some("nginx"), Some("nginx"), None]);
-    world.tell(2, socket, ended(Listen, 0));
+    world.report(2, socket, ended(Listen, 0));
     assert_eq!(world.last_ended().cause, Cause::Application);
     assert!(world.tracker.table().is_empty());
     assert_eq!(world.counts(), [0, 0, 0]);
@@ -169,16 +169,16 @@ fn a_half_close_held_open_becomes_time_wait_once_the_peers_fin_comes() {
     let mut world = World::new();
     world.connect();
     // shutdown(SHUT_WR): the descriptor stays.
-    world.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
-    world.tell(5, client(HELD | FIN), ended(FinWait2, 0));
+    world.report_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+    world.report(5, client(HELD | FIN), ended(FinWait2, 0));
     assert_eq!(world.state(1), Some(TimeWait));
 }
 
 #[test]
-fn fin_wait2_that_its_holder_disconnects_is_over() {
+fn a_disconnect_in_fin_wait2_ends_the_connection() {
     let mut world = World::new();
     world.connect();
-    world.tell_all(
+    world.report_all(
         client(HELD),
         [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0)), (5, ended(FinWait2, 0))],
     );
@@ -186,20 +186,20 @@ fn fin_wait2_that_its_holder_disconnects_is_over() {
 }
 
 #[test]
-fn a_connecting_socket_gets_its_own_end_with_the_next_record() {
+fn a_connecting_socket_gets_its_local_address_with_the_next_record() {
     let mut world = World::new();
     let bare = Socket::new(1, NETNS, end("0.0.0.0", 0), end("10.0.0.2", 80), HELD);
-    world.tell(1, bare, to(Close, SynSent, CURL));
-    world.tell(2, client(HELD), to(SynSent, Established, 0));
+    world.report(1, bare, to(Close, SynSent, CURL));
+    world.report(2, client(HELD), to(SynSent, Established, 0));
     assert_eq!(world.row(1).local, end("10.0.0.1", 40_000));
 }
 
 #[test]
-fn clocks_of_two_processors_that_differ_make_no_negative_duration() {
+fn clocks_that_differ_make_no_negative_duration() {
     let mut world = World::new();
-    world.tell(5 * SECOND, client(HELD), to(Close, SynSent, CURL));
-    world.tell(4 * SECOND, client(HELD), to(SynSent, Established, 0));
-    world.tell(3 * SECOND, client(HELD), ended(Established, ECONNRESET));
+    world.report(5 * SECOND, client(HELD), to(Close, SynSent, CURL));
+    world.report(4 * SECOND, client(HELD), to(SynSent, Established, 0));
+    world.report(3 * SECOND, client(HELD), ended(Established, ECONNRESET));
     let since: Vec<_> = world.last_ended().conn.life().steps().map(|step| step.since_ns).collect();
     assert_eq!(since, [5 * SECOND, 5 * SECOND]);
     assert_eq!((world.observed(SynSent), world.observed(Established)), ((1, 0.0), (1, 0.0)));

@@ -1,4 +1,4 @@
-//! What records make of the table, the processes and the counts.
+//! How records change the table, the processes and the counts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 #[path = "../scenario/mod.rs"]

@@ -1,12 +1,12 @@
-//! What the kernel keeps of a socket after CLOSE, of which no state change tells.
+//! Minisocks: what the kernel keeps of a socket after CLOSE, and whose changes of state it does not report.
 
 use crate::scenario::*;
 
 /// The client's orphaned FIN_WAIT2 since 4, a minisock since `time_ns`.
 fn orphaned_fin_wait2(world: &mut World, time_ns: u64) {
     world.connect();
-    world.tell_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
-    world.tell(time_ns, client(ORPHAN), ended(FinWait2, 0));
+    world.report_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
+    world.report(time_ns, client(ORPHAN), ended(FinWait2, 0));
 }
 
 #[test]
@@ -29,13 +29,13 @@ fn an_orphan_in_fin_wait2_stays_there_until_its_timer_ends_it() {
 }
 
 #[test]
-fn a_minisock_is_in_the_state_that_its_end_tells_whatever_was_lost_before() {
+fn a_minisocks_state_follows_from_the_sockets_end_alone() {
     for (flags, state) in [(ORPHAN, FinWait2), (ORPHAN | FIN, TimeWait)] {
         let mut world = World::new();
         world.connect();
-        world.tell(3, client(HELD), to(Established, FinWait1, CURL));
+        world.report(3, client(HELD), to(Established, FinWait1, CURL));
         // FIN_WAIT1 -> FIN_WAIT2 was lost.
-        world.tell(10, client(flags), ended(FinWait2, 0));
+        world.report(10, client(flags), ended(FinWait2, 0));
         assert_eq!((world.state(1), world.row(1).is(ConnFlags::MINISOCK)), (Some(state), true));
         assert_eq!(world.observed(FinWait1).0, 0);
         world.tracker.expire(10 + MINUTE);
@@ -58,8 +58,8 @@ fn a_time_wait_lasts_a_minute() {
 fn each_minisock_expires_in_its_own_time() {
     let mut world = World::new();
     for (cookie, time_ns) in (1..).zip([10, 20, 30]) {
-        world.tell(time_ns, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
-        world.tell(time_ns + 5, numbered(cookie + 100, ORPHAN), ended(FinWait2, 0));
+        world.report(time_ns, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
+        world.report(time_ns + 5, numbered(cookie + 100, ORPHAN), ended(FinWait2, 0));
     }
     world.tracker.expire(MINUTE + 20);
     let left: Vec<_> = world.tracker.table().iter().map(|conn| conn.cookie).collect();
@@ -68,21 +68,21 @@ fn each_minisock_expires_in_its_own_time() {
 }
 
 #[test]
-fn a_told_end_is_exact_and_says_whether_it_was_the_timer() {
-    for (told_ns, cause) in
+fn a_reported_end_is_exact_and_shows_whether_the_timer_caused_it() {
+    for (reported_ns, cause) in
         [(30 * SECOND, Cause::Peer), (10 + MINUTE, Cause::Timer), (63 * SECOND, Cause::Timer)]
     {
         let mut world = World::new();
         world.time_wait(10);
         let minisock = Socket::new(0, NETNS, client(0).local, client(0).remote, MINISOCK);
-        world.tell(told_ns, minisock, What::MinisockEnd);
+        world.report(reported_ns, minisock, What::MinisockEnd);
         assert_eq!(world.state(1), None);
-        assert_eq!((world.last_ended().cause, world.last_ended().ended_ns), (cause, told_ns));
+        assert_eq!((world.last_ended().cause, world.last_ended().ended_ns), (cause, reported_ns));
     }
 }
 
 #[test]
-fn where_ends_are_told_the_timer_gives_them_time_to_be() {
+fn where_ends_are_reported_the_timer_waits_for_the_record() {
     let mut world = World::reported_by(ReportedFacts { minisock_ends: true, ..ReportedFacts::default() });
     world.time_wait(10);
     world.tracker.expire(64 * SECOND);
@@ -92,18 +92,18 @@ fn where_ends_are_told_the_timer_gives_them_time_to_be() {
 }
 
 #[test]
-fn a_told_end_of_what_is_not_there_or_not_a_minisock_changes_nothing() {
+fn the_reported_end_of_an_unknown_minisock_changes_nothing() {
     let mut world = World::new();
     world.connect();
     for socket in [client(0), server(0)] {
         let minisock = Socket::new(0, NETNS, socket.local, socket.remote, MINISOCK);
-        world.tell(9, minisock, What::MinisockEnd);
+        world.report(9, minisock, What::MinisockEnd);
     }
     assert_eq!((world.state(1), world.tracker.ended().len()), (Some(Established), 0));
 }
 
 #[test]
-fn a_new_connection_with_the_same_ends_replaces_the_minisock() {
+fn a_new_connection_with_the_same_addresses_replaces_the_minisock() {
     let again = |flags| Socket::new(77, NETNS, client(0).local, client(0).remote, flags);
     for (socket, what) in [
         (again(HELD), to(Close, SynSent, CURL)),
@@ -113,7 +113,7 @@ fn a_new_connection_with_the_same_ends_replaces_the_minisock() {
     ] {
         let mut world = World::new();
         world.time_wait(10);
-        world.tell(20, socket, what);
+        world.report(20, socket, what);
         assert_eq!((world.state(1), world.state(77).is_some()), (None, true), "{what:?}");
         let ended = world.last_ended();
         assert_eq!((ended.conn.cookie, ended.ended_ns), (1, 20), "{what:?}");
@@ -126,31 +126,31 @@ fn a_minisock_is_replaced_once_the_new_connections_port_is_known() {
     let mut world = World::new();
     world.time_wait(10);
     let bare = Socket::new(77, NETNS, end("0.0.0.0", 0), client(0).remote, HELD);
-    world.tell(20, bare, to(Close, SynSent, CURL));
+    world.report(20, bare, to(Close, SynSent, CURL));
     assert_eq!(world.state(1), Some(TimeWait));
     let again = Socket::new(77, NETNS, client(0).local, client(0).remote, HELD);
-    world.tell(21, again, to(SynSent, Established, 0));
+    world.report(21, again, to(SynSent, Established, 0));
     assert_eq!((world.state(1), world.state(77)), (None, Some(Established)));
 }
 
 #[test]
-fn the_same_ends_elsewhere_replace_nothing() {
+fn the_same_addresses_in_another_namespace_replace_nothing() {
     let mut world = World::new();
     world.time_wait(10);
     let elsewhere = Socket::new(77, NETNS + 1, client(0).local, client(0).remote, HELD);
-    world.tell(20, elsewhere, to(Close, SynSent, CURL));
-    // Nor does the other side of the same connection.
-    world.tell(21, server(0), to(SynRecv, Established, 0));
+    world.report(20, elsewhere, to(Close, SynSent, CURL));
+    // Neither does the other side of the same connection.
+    world.report(21, server(0), to(SynRecv, Established, 0));
     assert_eq!(world.state(1), Some(TimeWait));
 }
 
 #[test]
-fn a_time_wait_that_follows_a_time_wait_with_the_same_ends_is_one_row() {
+fn a_time_wait_replaces_one_with_the_same_addresses() {
     let mut world = World::new();
     world.time_wait(10);
-    // All that came before its end was lost.
+    // All records before its end were lost.
     let again = Socket::new(77, NETNS, client(0).local, client(0).remote, ORPHAN | FIN);
-    world.tell(20, again, ended(FinWait2, 0));
+    world.report(20, again, ended(FinWait2, 0));
     assert_eq!((world.state(1), world.state(77)), (None, Some(TimeWait)));
     assert_eq!(world.tracker.table().count(TimeWait), 1);
     world.assert_consistent();

@@ -1,37 +1,37 @@
-//! Whose a connection is, by what records say.
+//! The owner of a connection, from records.
 
 use crate::scenario::*;
 
-/// Listeners, each its own process, and to whom a connection to `local` belongs until it is accepted.
+/// The owner of an unaccepted connection to `local`, where these listeners (address and process) exist.
 fn listening(listeners: &[(&str, u32)], local: &str) -> Option<String> {
     let mut world = World::new();
     for ((addr, pid), cookie) in listeners.iter().zip(10..) {
-        world.tell(0, listener(cookie, addr), to(Close, Listen, *pid));
+        world.report(0, listener(cookie, addr), to(Close, Listen, *pid));
     }
     let remote = if local.contains('.') { "10.0.0.1" } else { "fd00::1" };
     let socket = Socket::new(2, NETNS, end(local, 80), end(remote, 40_000), PASSIVE);
-    world.tell(1, socket, to(SynRecv, Established, 0));
+    world.report(1, socket, to(SynRecv, Established, 0));
     assert!(world.row(2).is(ConnFlags::UNACCEPTED));
     assert!(!world.row(2).is(ConnFlags::OWNER_SEEN));
     world.owner(2).map(str::to_owned)
 }
 
 #[test]
-fn a_connection_not_yet_accepted_belongs_to_the_listener_that_the_kernel_chose() {
+fn an_unaccepted_connection_belongs_to_the_listener_that_the_kernel_chooses() {
     for (listeners, local, owner) in [
         (&[][..], "10.0.0.2", None),
         (&[("0.0.0.0", NGINX)], "10.0.0.2", Some("nginx")),
         (&[("10.0.0.9", NGINX)], "10.0.0.2", None),
-        // Its own address before any.
+        // A listener on the very address comes before one on every address.
         (&[("0.0.0.0", NGINX), ("10.0.0.2", WORKER)], "10.0.0.2", Some("worker")),
         (&[("10.0.0.2", WORKER), ("0.0.0.0", NGINX)], "10.0.0.2", Some("worker")),
         (&[("::", NGINX), ("fd00::2", WORKER)], "fd00::2", Some("worker")),
-        // Of both families: IPv4 goes to `::` where nobody listens on 0.0.0.0.
+        // A listener on `::` serves both families: IPv4 goes to it where nobody listens on 0.0.0.0.
         (&[("::", NGINX)], "10.0.0.2", Some("nginx")),
         (&[("::", NGINX), ("0.0.0.0", WORKER)], "10.0.0.2", Some("worker")),
         (&[("::", NGINX), ("0.0.0.0", WORKER)], "fd00::2", Some("nginx")),
         (&[("0.0.0.0", WORKER)], "fd00::2", None),
-        // SO_REUSEPORT: any of them may have it.
+        // SO_REUSEPORT: either may accept it.
         (&[("0.0.0.0", NGINX), ("0.0.0.0", WORKER)], "10.0.0.2", None),
         (&[("0.0.0.0", NGINX), ("0.0.0.0", NGINX)], "10.0.0.2", Some("nginx")),
         (&[("0.0.0.0", NGINX), ("0.0.0.0", 0)], "10.0.0.2", None),
@@ -41,27 +41,27 @@ fn a_connection_not_yet_accepted_belongs_to_the_listener_that_the_kernel_chose()
 }
 
 #[test]
-fn a_listener_elsewhere_is_not_the_owner() {
+fn a_listener_in_another_namespace_or_on_another_port_is_not_the_owner() {
     let mut world = World::new();
-    world.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+    world.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
     for (cookie, netns, port) in [(20, NETNS + 1, 80), (21, NETNS, 81)] {
         let socket = Socket::new(cookie, netns, end("10.0.0.2", port), end("10.0.0.1", 40_000), PASSIVE);
-        world.tell(1, socket, to(SynRecv, Established, 0));
+        world.report(1, socket, to(SynRecv, Established, 0));
         assert_eq!(world.owner(cookie), None);
     }
 }
 
 #[test]
-fn a_listener_that_is_gone_owns_nothing_new() {
+fn a_closed_listener_owns_no_new_connection() {
     let mut world = World::new();
     world.serve();
-    world.tell(3, listener(9, "0.0.0.0"), ended(Listen, 0));
-    world.tell(4, numbered(80, PASSIVE), to(SynRecv, Established, 0));
+    world.report(3, listener(9, "0.0.0.0"), ended(Listen, 0));
+    world.report(4, numbered(80, PASSIVE), to(SynRecv, Established, 0));
     assert_eq!((world.owner(2), world.owner(80)), (Some("nginx"), None));
 }
 
 #[test]
-fn on_loopback_the_servers_side_is_the_listeners_not_the_clients() {
+fn on_loopback_each_side_has_its_own_owner() {
     let mut world = World::new();
     world.serve();
     world.connect();
@@ -70,7 +70,7 @@ fn on_loopback_the_servers_side_is_the_listeners_not_the_clients() {
 }
 
 #[test]
-fn whoever_closes_it_had_it() {
+fn the_process_that_closes_becomes_the_owner() {
     for what in [
         to(Established, FinWait1, WORKER),
         to(CloseWait, LastAck, WORKER),
@@ -78,7 +78,7 @@ fn whoever_closes_it_had_it() {
     ] {
         let mut world = World::new();
         world.serve();
-        world.tell(3, server(HELD), what);
+        world.report(3, server(HELD), what);
         assert_eq!(world.names(world.row(2)), [None, Some("worker"), Some("worker")], "{what:?}");
         assert!(
             world.row(2).is(ConnFlags::OWNER_SEEN) && !world.row(2).is(ConnFlags::UNACCEPTED),
@@ -89,13 +89,13 @@ fn whoever_closes_it_had_it() {
 
 #[test]
 fn a_close_by_an_unknown_process_names_nobody() {
-    // It had accepted the connection, so it need not be whoever listens.
-    const NOT_TOLD: u32 = 999;
-    for pid in [0, NOT_TOLD] {
+    // Some process had accepted the connection, and it need not be the listener's.
+    const UNREPORTED: u32 = 999;
+    for pid in [0, UNREPORTED] {
         let mut world = World::new();
         world.serve();
-        world.tell(3, server(0), to(Established, FinWait1, pid));
-        world.tell(
+        world.report(3, server(0), to(Established, FinWait1, pid));
+        world.report(
             4,
             server(0),
             What::Close { state: FinWait1, pid: Some(pid).filter(|pid| *pid != 0), unread_bytes: 0 },
@@ -109,58 +109,61 @@ fn a_close_by_an_unknown_process_names_nobody() {
 fn a_later_closer_replaces_an_earlier_one() {
     let mut world = World::new();
     world.serve();
-    world.tell(3, server(HELD), to(Established, FinWait1, NGINX));
-    world.tell(4, server(HELD), What::Close { state: FinWait1, pid: Some(WORKER), unread_bytes: 0 });
+    world.report(3, server(HELD), to(Established, FinWait1, NGINX));
+    world.report(4, server(HELD), What::Close { state: FinWait1, pid: Some(WORKER), unread_bytes: 0 });
     assert_eq!(world.names(world.row(2)), [None, Some("worker"), Some("worker")]);
 }
 
 #[test]
-fn a_held_socket_has_been_accepted_by_somebody() {
+fn a_held_socket_is_accepted() {
     let mut world = World::new();
     world.serve();
     assert!(world.row(2).is(ConnFlags::UNACCEPTED));
-    world.tell(3, server(HELD), to(Established, CloseWait, 0));
+    world.report(3, server(HELD), to(Established, CloseWait, 0));
     assert!(!world.row(2).is(ConnFlags::UNACCEPTED));
     assert_eq!(world.row(2).accepted(), Some(true));
 }
 
 #[test]
-fn whether_it_was_accepted_is_unknown_until_somebody_looked() {
+fn whether_it_was_accepted_is_unknown_until_a_sweep() {
     let mut world = World::new();
     world.serve();
     assert_eq!(world.row(2).accepted(), None);
-    world.sweep(5, &[look_held(5, listener(9, "0.0.0.0"), Listen, NGINX), look(6, server(0), Established)]);
+    world.sweep(
+        5,
+        &[held_sighting(5, listener(9, "0.0.0.0"), Listen, NGINX), sighting(6, server(0), Established)],
+    );
     assert_eq!(world.row(2).accepted(), Some(false));
 }
 
 #[test]
-fn a_reused_pid_does_not_rename_what_its_first_carrier_had() {
+fn a_reused_pid_does_not_rename_earlier_owners() {
     let mut world = World::new();
     world.connect();
     world.learn(TaskRecord { start_ns: 77_777, ..process(CURL, "wget") });
-    world.tell(3, numbered(50, HELD), to(Close, SynSent, CURL));
+    world.report(3, numbered(50, HELD), to(Close, SynSent, CURL));
     assert_eq!((world.owner(1), world.owner(50)), (Some("curl"), Some("wget")));
-    world.tell(4, client(HELD), to(Established, FinWait1, CURL));
+    world.report(4, client(HELD), to(Established, FinWait1, CURL));
     assert_eq!(world.names(world.row(1)), [Some("curl"), Some("wget"), Some("wget")]);
 }
 
 #[test]
-fn counts_go_to_the_name_that_the_owner_has_by_then() {
+fn each_count_goes_to_the_owner_at_that_time() {
     let mut world = World::new();
     world.serve();
-    world.tell(3, server(HELD), to(Established, FinWait1, WORKER));
-    world.tell(4, server(HELD), ended(FinWait1, ECONNRESET));
+    world.report(3, server(HELD), to(Established, FinWait1, WORKER));
+    world.report(4, server(HELD), ended(FinWait1, ECONNRESET));
     assert_eq!((world.counts_of("nginx"), world.counts_of("worker")), ([1, 0, 0], [0, 1, 0]));
     assert_eq!(world.counts(), [1, 1, 0]);
 }
 
 #[test]
-fn a_child_of_a_listener_without_backlog_is_a_servers_connection_too() {
-    // sk_max_ack_backlog is 0 and so inherited as nothing: only that nobody holds it tells.
+fn a_connection_of_a_listener_with_backlog_0_is_a_servers() {
+    // The inherited sk_max_ack_backlog is 0 and shows nothing; that nobody holds the socket does.
     let mut world = World::new();
-    world.tell(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+    world.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
     let socket = Socket::new(2, NETNS, end("10.0.0.2", 80), end("10.0.0.1", 40_000), 0);
-    world.tell(1, socket, to(SynRecv, Established, 0));
+    world.report(1, socket, to(SynRecv, Established, 0));
     let row = world.row(2);
     assert_eq!(
         (row.role, row.is(ConnFlags::OLDER), row.is(ConnFlags::UNACCEPTED)),
@@ -170,12 +173,12 @@ fn a_child_of_a_listener_without_backlog_is_a_servers_connection_too() {
 }
 
 #[test]
-fn who_closed_is_not_guessed_when_the_record_of_the_close_was_lost() {
+fn a_lost_close_record_leaves_owner_and_closer_unknown() {
     let mut world = World::new();
     world.serve();
     assert_eq!(world.owner(2), Some("nginx"));
-    world.tell(3, server(ORPHAN), to(FinWait1, FinWait2, 0));
+    world.report(3, server(ORPHAN), to(FinWait1, FinWait2, 0));
     assert_eq!((world.owner(2), world.row(2).accepted()), (None, Some(true)));
-    world.tell(4, server(ORPHAN | FIN), ended(FinWait2, 0));
+    world.report(4, server(ORPHAN | FIN), ended(FinWait2, 0));
     assert_eq!((world.state(2), world.owner(2)), (Some(TimeWait), None));
 }

@@ -1,8 +1,9 @@
-//! Whatever is told, in whatever order: no panic, and the tables agree with themselves.
+//! Random input in random order: no panic, and the tables stay consistent.
 
 use std::time::SystemTime;
 
 use tcpwatch::{
+    events::decode::Ends,
     findings::{LeakHistory, leaks, lingering::LingerLimits},
     tcp::time::Clock,
 };
@@ -11,7 +12,7 @@ use crate::scenario::*;
 
 const SMALL: Limits = Limits { connections: 12, ended: 5, label_sets: 4 };
 
-/// Few of everything, so that they meet.
+/// Random input. Few addresses, cookies and processes, so that they collide.
 struct Chaos {
     random: Random,
     now_ns: u64,
@@ -69,9 +70,9 @@ impl Chaos {
         Record::Socket(SocketRecord { socket: self.socket(), time_ns: self.time(), what, traffic: None })
     }
 
-    fn look(&mut self) -> Seen {
+    fn sighting(&mut self) -> Seen {
         let (time_ns, socket) = (self.time(), self.socket());
-        let mut seen = look(time_ns, socket, self.random.pick(TcpState::ALL));
+        let mut seen = sighting(time_ns, socket, self.random.pick(TcpState::ALL));
         if socket.is_minisock() {
             seen.state = self.random.pick(&[TimeWait, FinWait2]);
         } else if self.random.one_in(2) {
@@ -85,12 +86,12 @@ impl Chaos {
         seen
     }
 
-    /// One thing that can happen to a tracker.
+    /// Gives the tracker one piece of input.
     fn happen(&mut self, world: &mut World) {
         match self.random.below(40) {
             0 => world.tracker.begin_sweep(self.now_ns),
             1 => {
-                let seen: Vec<_> = (0..self.random.below(12)).map(|_| self.look()).collect();
+                let seen: Vec<_> = (0..self.random.below(12)).map(|_| self.sighting()).collect();
                 let namespaces = self.random.pick(&[&[][..], &[NETNS], &[NETNS, NETNS + 1]]);
                 let coverage = Coverage { all: self.random.one_in(2), ..covering(namespaces) };
                 world.finish_sweep_of(&seen, &coverage);
@@ -132,7 +133,7 @@ fn after_expiry_no_minisock_is_overdue() {
 }
 
 #[test]
-fn whatever_the_tables_hold_findings_are_made_of_it() {
+fn findings_are_made_of_any_tables() {
     let limits = LingerLimits::default();
     for seed in 0..100 {
         let mut chaos = Chaos::new(seed);
@@ -160,10 +161,10 @@ fn once_everything_is_gone_no_process_and_no_group_is_held() {
             chaos.happen(&mut world);
         }
         let rows: Vec<_> = world.tracker.table().iter().map(|conn| (conn.cookie, conn.ends())).collect();
-        for (cookie, (netns, local, remote)) in rows {
+        for (cookie, Ends { netns, local, remote }) in rows {
             let socket = Socket::new(cookie, netns, local, remote, 0);
-            world.tell(chaos.now_ns, socket, ended(Established, ECONNRESET));
-            world.tell(chaos.now_ns, socket, What::MinisockEnd);
+            world.report(chaos.now_ns, socket, ended(Established, ECONNRESET));
+            world.report(chaos.now_ns, socket, What::MinisockEnd);
         }
         world.sweep(chaos.now_ns, &[]);
         assert!(world.tracker.table().is_empty() && world.tracker.unconnected().is_empty(), "seed {seed}");

@@ -9,19 +9,19 @@ use tcpwatch::{
     },
 };
 
-fn tell(world: &mut World, time_ns: u64, told: &Retransmits) {
+fn report(world: &mut World, time_ns: u64, retransmits: &Retransmits) {
     let what = What::Retransmit { state: Established, total: None };
     let record = SocketRecord { socket: client(HELD), time_ns, what, traffic: None };
-    world.tracker.apply(&Record::Retransmit(record, Box::new(told.clone())));
+    world.tracker.apply(&Record::Retransmit(record, Box::new(retransmits.clone())));
 }
 
-/// So many stalls of up to 100 ms, each of 50 ms.
+/// `count` stalls of 50 ms each, in the bucket of up to 100 ms.
 fn blocked(count: u64, bytes: u64) -> Blocked {
     let durations = Histogram::of([0, 0, count, 0, 0, 0, 0, 0, 0], count * 50_000_000);
     Blocked { durations, bytes }
 }
 
-/// Stalls, seconds and bytes of curl's group.
+/// Number, seconds and bytes of the stalls in curl's group.
 fn counted(world: &World, recovery: Recovery) -> (u64, f64, u64) {
     let of = world.tracker.groups().iter().filter(|group| group.key.process.as_deref() == Some("curl"));
     let stalls = of.filter_map(|group| group.counts.stalls.as_deref());
@@ -31,42 +31,42 @@ fn counted(world: &World, recovery: Recovery) -> (u64, f64, u64) {
 }
 
 #[test]
-fn what_is_told_again_and_again_counts_once() {
+fn repeated_reports_count_once() {
     let mut world = World::new();
     world.connect();
-    let mut told = Retransmits { since_ns: 3, ..Retransmits::default() };
-    told.stalls[Recovery::Fast as usize] = blocked(2, 3000);
-    told.failures[0] = 1;
-    tell(&mut world, 4, &told);
-    tell(&mut world, 5, &told);
-    told.stalls[Recovery::Fast as usize] = blocked(3, 4000);
-    told.stalls[Recovery::Timeout as usize] = blocked(1, 0);
-    told.failures[0] = 3;
-    tell(&mut world, 6, &told);
+    let mut retransmits = Retransmits { since_ns: 3, ..Retransmits::default() };
+    retransmits.stalls[Recovery::Fast as usize] = blocked(2, 3000);
+    retransmits.failures[0] = 1;
+    report(&mut world, 4, &retransmits);
+    report(&mut world, 5, &retransmits);
+    retransmits.stalls[Recovery::Fast as usize] = blocked(3, 4000);
+    retransmits.stalls[Recovery::Timeout as usize] = blocked(1, 0);
+    retransmits.failures[0] = 3;
+    report(&mut world, 6, &retransmits);
     // The programs lost their count and began anew.
     let mut anew = Retransmits { since_ns: 7, ..Retransmits::default() };
     anew.stalls[Recovery::Fast as usize] = blocked(1, 500);
-    tell(&mut world, 8, &anew);
-    // Of the count before it, late.
-    tell(&mut world, 9, &told);
+    report(&mut world, 8, &anew);
+    // The count before it, late.
+    report(&mut world, 9, &retransmits);
     assert_eq!(counted(&world, Recovery::Fast), (4, 0.2, 4500));
     assert_eq!(counted(&world, Recovery::Timeout), (1, 0.05, 0));
     assert_eq!(counted(&world, Recovery::Probe), (0, 0.0, 0));
     let failures: u64 = world.tracker.groups().iter().map(|group| group.counts.failures[0]).sum();
     assert_eq!(failures, 3);
-    let tally = world.row(1).retransmits.as_deref().unwrap();
-    assert_eq!((tally.stalls[0].durations.count(), tally.failures[0]), (4, 3));
+    let socket = world.row(1).retransmits.as_deref().unwrap();
+    assert_eq!((socket.stalls[0].durations.count(), socket.failures[0]), (4, 3));
 }
 
 #[test]
-fn a_connection_is_stalled_until_it_is_told_that_it_is_not() {
+fn a_connection_is_stalled_until_a_report_says_otherwise() {
     let mut world = World::new();
     world.connect();
     let stalled = Some(Stalled { since_ns: 3, recovery: Recovery::Timeout, bytes: 7 });
-    let mut told = Retransmits { since_ns: 3, stalled, ..Retransmits::default() };
-    tell(&mut world, 4, &told);
+    let mut retransmits = Retransmits { since_ns: 3, stalled, ..Retransmits::default() };
+    report(&mut world, 4, &retransmits);
     assert_eq!(world.row(1).stalled(), stalled);
-    told.stalled = None;
-    tell(&mut world, 5, &told);
+    retransmits.stalled = None;
+    report(&mut world, 5, &retransmits);
     assert_eq!(world.row(1).stalled(), None);
 }

@@ -1,7 +1,7 @@
-//! What a tool costs a machine that makes as many connections as it can.
+//! The cost of a tool on a machine that makes as many connections as it can.
 //!
-//! In: the tool. Out: throughput beside none, in pairs; the tool's processor time and the kernel's BPF time for each
-//! connection, and the share of what it should have reported that it reported.
+//! In: the tool. Out: the throughput with and without it, in pairs; the tool's processor time and the kernel's BPF time
+//! for each connection; the share that it reported of what it should have reported.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -17,21 +17,21 @@ use crate::load::Report;
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Churn {
     pub(crate) tool: String,
-    /// Throughput with the tool over that without, pair by pair.
+    /// Ratio of the throughputs with and without the tool, pair by pair.
     pub(crate) kept: Option<Spread>,
     pub(crate) without_per_second: Option<Spread>,
-    /// Of the whole unit, with over without.
+    /// Ratio of the durations of the whole unit, with and without the tool.
     pub(crate) p99_ratio: Option<Spread>,
     pub(crate) cpu_us: Option<Spread>,
     pub(crate) bpf_us: Option<Spread>,
-    /// By program, slowest first; of the last run.
+    /// By program, slowest first, from the last run.
     pub(crate) programs: Vec<ProgramCost>,
-    /// Share of what it should have reported.
+    /// Share that it reported of what it should have reported.
     pub(crate) lost: Option<Spread>,
     pub(crate) rss_mib: Option<Spread>,
     /// Pairs thrown away because somebody else used the processors.
     pub(crate) disturbed: usize,
-    /// Why it could not be measured.
+    /// The reason why it could not be measured.
     pub(crate) error: Option<String>,
 }
 
@@ -96,7 +96,7 @@ fn measure(bench: &Bench, tool: Tool, churn: &mut Churn) -> Result<()> {
     churn.rss_mib = Spread::of(kept.iter().map(|(_, with)| with.rss_mib));
     churn.lost = Spread::of(kept.iter().filter_map(|(_, with)| with.lost));
     if tool != Tool::Ss {
-        // Not in the same runs: the statistics take time of their own.
+        // Not in the same runs, as the statistics cost time themselves.
         let _stats = BpfStats::on()?;
         let runs = (0..bench.pairs.div_ceil(2)).map(|_| run_with(bench, tool)).collect::<Result<Vec<_>>>()?;
         let us = |with: &With| {
@@ -122,7 +122,7 @@ fn costs(with: &With) -> Vec<ProgramCost> {
         .collect()
 }
 
-/// A namespace of its own for each run: connections in TIME_WAIT of one would slow the next.
+/// Each run has a namespace of its own: TIME_WAITs of one run would slow the next.
 fn run_without(bench: &Bench) -> Result<(Report, f64)> {
     let inside = Namespace::new("churn")?;
     machine::settle()?;

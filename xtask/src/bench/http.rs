@@ -1,4 +1,4 @@
-//! A server that keeps its connections alive: where nothing opens or closes, a tracer must not be felt.
+//! A server that keeps its connections alive: where nothing opens or closes, a tracer must cost nothing.
 
 use std::{
     fs,
@@ -65,7 +65,7 @@ struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -76,7 +76,7 @@ fn run(bench: &Bench, nginx: &Path, tool: Option<Tool>) -> Result<(Wrk, f64)> {
     let folder = bench.folder.join("nginx");
     fs::create_dir_all(&folder).context("making a folder for nginx")?;
     fs::write(folder.join("nginx.conf"), CONFIGURATION).context("writing nginx's configuration")?;
-    // Each on a processor of its own: else how they happen to be placed is most of the difference between two runs.
+    // Each on a processor of its own: otherwise their random placement is most of the difference between two runs.
     let mut server = inside.command("taskset");
     server
         .args(["-c", "0"])

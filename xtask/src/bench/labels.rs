@@ -1,4 +1,4 @@
-//! `/metrics` when all label sets are taken.
+//! The cost of `/metrics` when all label sets are taken.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ pub(crate) struct Labels {
 }
 
 const QUESTIONS: usize = 15;
-/// As many as there may be unless `--max-label-sets` says otherwise.
+/// The default limit of label sets (`--max-label-sets`).
 const SETS: usize = 1000;
 
 pub(crate) fn labels(bench: &Bench) -> Result<Labels> {

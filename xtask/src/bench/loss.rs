@@ -1,6 +1,5 @@
-//! What tcpwatch loses: at rising rates, and when it is kept from reading.
-//!
-//! Then whether its table is right again, and after how long.
+//! Records that tcpwatch loses, at rising rates and when it is kept from reading; whether its table is right again
+//! afterwards, and after how long.
 
 use std::{
     process::Command,
@@ -22,16 +21,16 @@ use crate::{command, load::unit};
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Loss {
     pub(crate) what: String,
-    /// Connections a second that were asked for; `null` for as many as possible.
+    /// Requested connections a second; `null` for as many as possible.
     pub(crate) rate: Option<u32>,
     pub(crate) per_second: f64,
     pub(crate) records: f64,
     pub(crate) lost: f64,
-    /// From the end of the load until answers were complete again.
+    /// Time from the end of the load until answers were complete again.
     pub(crate) complete_after_seconds: f64,
-    /// Connections, there and in the kernel's list, when both agreed or the time for it was up.
+    /// Connections in the table and in the kernel's list, when both agreed or the time was up.
     pub(crate) connections: [u64; 2],
-    /// From the end of the load until both agreed; `null` when they did not.
+    /// Time from the end of the load until both agreed; `null` when they did not.
     pub(crate) equal_after_seconds: Option<f64>,
 }
 
@@ -44,7 +43,7 @@ enum Starved {
 }
 
 const RATES: [u32; 4] = [5_000, 10_000, 20_000, 30_000];
-/// A sweep follows a loss within seconds; it may not follow the one before at once.
+/// Time for a repair: a sweep follows a loss within seconds, as sweeps have a pause between them.
 const REPAIR_LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn loss(bench: &Bench) -> Result<Vec<Loss>> {
@@ -121,7 +120,7 @@ fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Resu
     })
 }
 
-/// Those between the load's addresses, which nobody else uses.
+/// Connections between the load's addresses, which nobody else uses.
 fn listed(running: &Running) -> Result<u64> {
     let mut sum = 0;
     for network in [unit::SOURCES, unit::LISTENERS] {

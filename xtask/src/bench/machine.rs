@@ -1,4 +1,4 @@
-//! The machine that the figures are of: what it is, and what its processors do.
+//! The machine on which is measured: its description, and the use of its processors.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::command;
 
-/// What stands over the tables.
+/// The description above the tables.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
@@ -49,7 +49,7 @@ impl Machine {
     }
 }
 
-/// What the processors did, by when.
+/// A reading of the processors' times.
 struct Used {
     seconds: f64,
     at: Instant,
@@ -72,7 +72,7 @@ impl Used {
         let stolen = processors(&read("/proc/stat")?).context("reading /proc/stat")?.stolen;
         let mut stats = Vec::new();
         for entry in fs::read_dir("/proc").context("listing /proc")? {
-            // Most are no processes, and a process may end meanwhile.
+            // Most entries are not processes, and a process may end in the meantime.
             if let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) {
                 stats.extend(process_ticks(&stat));
             }
@@ -82,10 +82,10 @@ impl Used {
     }
 }
 
-/// What somebody else uses of the processors: processes that we did not start, and other guests of the host.
+/// Processor time that others use: processes that this program did not start, and other guests of the host.
 ///
-/// Summed up over processes, because from what the processors did in all nothing can be subtracted: whether a process
-/// is charged for the softirqs that it sets off, which are half of the load's work, depends on how the kernel was built
+/// It is summed over processes. Subtracting this program's time from the processors' total would be wrong: whether a
+/// process is charged for the softirqs that it causes, half of the load's work, depends on how the kernel was built
 /// (IRQ_TIME_ACCOUNTING).
 pub(crate) struct Foreign(Used);
 
@@ -100,13 +100,13 @@ impl Foreign {
     }
 }
 
-/// Of /proc's times, on every architecture that tcpwatch runs on (USER_HZ).
+/// Ticks a second of the times in /proc (USER_HZ), the same on every architecture that tcpwatch runs on.
 pub(crate) const TICKS_PER_SECOND: f64 = 100.0;
 
 #[derive(Debug, PartialEq)]
 struct Processors {
     busy: f64,
-    /// By the host's other guests.
+    /// Time that the host's other guests used.
     stolen: f64,
 }
 
@@ -124,7 +124,7 @@ fn processors(stat: &str) -> Option<Processors> {
 struct ProcessTicks {
     pid: u32,
     parent: u32,
-    /// Also of its children that it has waited for, so that nothing is lost when one ends.
+    /// Includes the children that it has waited for, so that nothing is lost when one ends.
     ticks: f64,
 }
 
@@ -137,7 +137,8 @@ fn process_ticks(stat: &str) -> Option<ProcessTicks> {
     Some(ProcessTicks { pid: pid.parse().ok()?, parent: fields.get(1)?.parse().ok()?, ticks })
 }
 
-/// Of all but `own`, what it started, and the kernel's threads, which work for the load too.
+/// The processor time of all processes except `own`, its descendants, and the kernel's threads, which also work for the
+/// load.
 fn foreign_ticks(processes: &[ProcessTicks], own: u32) -> f64 {
     const KERNEL_THREADS: u32 = 2;
     let parents: HashMap<u32, u32> = processes.iter().map(|process| (process.pid, process.parent)).collect();
@@ -148,7 +149,7 @@ fn foreign_ticks(processes: &[ProcessTicks], own: u32) -> f64 {
     processes.iter().filter(foreign).map(|process| process.ticks).sum()
 }
 
-/// Waits until what the last run left behind (connections in TIME_WAIT, a namespace that ends) is done with.
+/// Waits until the remains of the last run (connections in TIME_WAIT, a namespace that ends) are gone.
 pub(crate) fn settle() -> Result<()> {
     const QUIET: f64 = 0.05;
     let until = Instant::now() + Duration::from_secs(20);
@@ -176,6 +177,8 @@ pub(crate) fn stopped() -> bool {
     STOP.get().is_some_and(|stop| stop.load(Ordering::Relaxed))
 }
 
+/// Sleeps.
+///
 /// # Errors
 /// A signal asked to stop.
 pub(crate) fn sleep(time: Duration) -> Result<()> {
@@ -190,11 +193,11 @@ pub(crate) fn sleep(time: Duration) -> Result<()> {
     }
 }
 
-/// Processor time of all threads of a process that there are.
+/// Processor time of all present threads of a process.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     let mut nanoseconds = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))? {
-        // A thread may end meanwhile.
+        // A thread may end in the meantime.
         if let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) {
             nanoseconds += text.split(' ').next().and_then(|first| first.parse::<f64>().ok()).unwrap_or(0.0);
         }
@@ -202,12 +205,12 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(nanoseconds / 1e9)
 }
 
-/// `VmRSS` or `VmHWM`.
+/// Memory of a process, by `VmRSS` or `VmHWM`.
 pub(crate) fn memory_mib(pid: u32, which: &str) -> Result<f64> {
     Ok(kibibytes(&format!("/proc/{pid}/status"), &format!("{which}:"))? / 1024.0)
 }
 
-/// Nanoseconds and runs of the BPF programs that a process has open, while [`BpfStats`] stands.
+/// Nanoseconds and runs of the BPF programs that a process has open, measured while a [`BpfStats`] lives.
 pub(crate) fn bpf_time(pid: u32) -> Result<Vec<ProgramTime>> {
     let mut programs: Vec<ProgramTime> = Vec::new();
     for entry in
@@ -260,7 +263,7 @@ impl Drop for BpfStats {
     }
 }
 
-/// A network namespace with loopback, gone with this.
+/// A network namespace with loopback, removed when dropped.
 pub(crate) struct Namespace {
     pub(crate) name: String,
 }
@@ -303,7 +306,7 @@ fn kibibytes(file: &str, name: &str) -> Result<f64> {
     }
 }
 
-/// What follows `name` in the first line that begins with it.
+/// The rest of the first line that begins with `name`.
 fn first(file: &str, name: &str) -> Result<String> {
     let text = read(file)?;
     let found = text.lines().find_map(|line| line.strip_prefix(name)).map(|rest| rest.trim().to_owned());

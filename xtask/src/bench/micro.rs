@@ -1,4 +1,4 @@
-//! Criterion's benches of the daemon without a kernel: run, and their figures taken over.
+//! Runs Criterion's benches of the daemon without a kernel, and takes over their results.
 
 use std::{fs, path::Path};
 

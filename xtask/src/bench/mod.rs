@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: what tcpwatch costs, beside other tools, in one run.
 //!
-//! `load` makes the connections, `tool` starts what is measured, `machine` watches the processors; a file for each
-//! part; `report` writes it down. Machines are shared and noisy: what counts are ratios within one run.
+//! `load` makes the connections, `tool` starts the measured programs, `machine` watches the processors, `report` writes
+//! the document; each part has a file. Machines are shared and noisy: only ratios within one run count.
 
 mod churn;
 mod http;
@@ -84,7 +84,7 @@ enum Part {
     Micro,
 }
 
-/// What all parts run, and the Debian packages that have it.
+/// Programs that all parts run, and their Debian packages.
 const TOOLS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
@@ -97,10 +97,10 @@ const TOOLS: [(&str, &str); 9] = [
     ("bpftrace", "bpftrace"),
 ];
 
-/// Pairs that are made before it is given up, for each that is wanted.
+/// Pairs to try, for each wanted pair, before giving up.
 const ATTEMPTS: usize = 3;
 
-/// What all parts need.
+/// State that all parts need.
 struct Bench {
     tcpwatch: PathBuf,
     folder: PathBuf,
@@ -110,14 +110,14 @@ struct Bench {
     scales: Vec<u64>,
 }
 
-/// What was measured with and without a tool.
+/// Measurements with and without a tool.
 struct Pairs<T> {
     kept: Vec<T>,
-    /// How many were thrown away because somebody else used the processors.
+    /// Pairs that were thrown away because somebody else used the processors.
     disturbed: usize,
 }
 
-/// All figures, as the JSON has them; what was not asked for, or failed, is `null`.
+/// All measured values, as in the JSON document; parts that were not requested, or failed, are `null`.
 #[derive(Debug, Deserialize, Serialize)]
 struct Results {
     machine: Machine,
@@ -168,7 +168,7 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// All parts when none is named. One that fails leaves the others their figures.
+/// Measures the named parts, or all. A part that fails leaves the values of the others.
 fn measure(bench: &Bench, parts: &[Part]) -> Result<Results> {
     let tools = || std::iter::once(Tool::Tcpwatch).chain(Tool::PEERS);
     let mut failures = Vec::new();
@@ -208,8 +208,8 @@ fn part<T>(
 }
 
 impl Bench {
-    /// As many pairs as wanted of those that `pair` makes, each with the share of the processors that somebody else
-    /// used meanwhile.
+    /// Makes the wanted number of pairs. `pair` returns each with the share of the processors that somebody else used
+    /// in the meantime.
     fn pairs<T>(&self, wanted: usize, mut pair: impl FnMut() -> Result<(T, f64)>) -> Result<Pairs<T>> {
         let mut pairs = Pairs { kept: Vec::new(), disturbed: 0 };
         while pairs.kept.len() < wanted && pairs.kept.len() + pairs.disturbed < wanted * ATTEMPTS {
@@ -231,7 +231,7 @@ impl Bench {
         Ok(pairs)
     }
 
-    /// One run of the load: as many connections as can be, unless `options` say otherwise.
+    /// One run of the load: as many connections as possible, unless `options` say otherwise.
     fn load(&self, inside: &Namespace, options: &[&str]) -> Result<Report> {
         let mut load = inside.command(machine::xtask()?);
         load.args(["load", "--seconds", &self.seconds.to_string()]).args(options);
@@ -243,7 +243,7 @@ impl Bench {
             report.failures,
             report.first_failure.as_deref().unwrap_or("there were none")
         );
-        // A moment for what is on its way.
+        // Gives records on their way time to arrive.
         machine::sleep(Duration::from_millis(300))?;
         Ok(report)
     }

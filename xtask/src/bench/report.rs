@@ -1,4 +1,4 @@
-//! The measured values as a document: the budget first, then the tables that it is taken from.
+//! The measured values as a document: the budget first, then the tables on which it rests.
 
 use std::fmt::Write as _;
 
@@ -15,11 +15,11 @@ struct Line {
     measure: &'static str,
     must: &'static str,
     aim: &'static str,
-    /// What was measured, and whether it is within each bound; `None` where that part did not run.
+    /// The measured value, and whether it is within each bound; `None` where the part did not run.
     measured: Option<(String, bool, bool)>,
 }
 
-/// Lines that are missed: what was tried, and why it is so. By measure.
+/// Missed lines of the budget: what was tried, and the reason, by measure.
 const NOTES: [(&str, &str); 4] = [
     (
         "throughput kept, both processors saturated",
@@ -181,7 +181,7 @@ fn lines(results: &Results) -> Vec<Line> {
             measure: "requests kept, connections kept alive",
             must: "≥ 0.99",
             aim: "no difference measurable",
-            // None beyond the spread of the pairs.
+            // No difference beyond the spread of the pairs.
             measured: results.http.as_ref().and_then(|http| http.kept).map(|kept| {
                 (kept.show(three_digits), kept.median >= 0.99, kept.median >= 0.99 && kept.most >= 1.0)
             }),

@@ -1,4 +1,4 @@
-//! What many live connections cost: memory, the first sweep, answers, and doing nothing.
+//! The cost of many live connections: memory, the first sweep, answers, and idling.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -23,13 +23,13 @@ pub(crate) struct Scale {
     pub(crate) lingering: u64,
     pub(crate) rss_mib: f64,
     pub(crate) most_mib: f64,
-    /// From the start of the process until it knew all of them with their owners.
+    /// Time from the start of the process until it knew all connections with their owners.
     pub(crate) ready_seconds: f64,
     pub(crate) ready_cpu_seconds: f64,
     pub(crate) leaks_ms: Option<Spread>,
     pub(crate) connections_ms: Option<Spread>,
     pub(crate) metrics_ms: Option<Spread>,
-    /// Percent of one processor, while nothing happens and nobody asks; and how many sweeps fell in that time.
+    /// Percent of one processor, while nothing happens and nobody asks, and the number of sweeps in that time.
     pub(crate) idle_percent: f64,
     pub(crate) idle_sweeps: u32,
     /// `ss -tanp`; not tried where it would take minutes.
@@ -42,9 +42,10 @@ const SS_SOCKETS: u64 = 100_000;
 /// For each hundred sockets one pair is half closed.
 const LINGERING_SHARE: u64 = 100;
 const QUESTIONS: usize = 9;
-/// Idle is from one sweep to the next, but no longer than this.
+/// The idle measurement lasts from one sweep to the next, at most this.
 const IDLE: Duration = Duration::from_secs(120);
-/// How long others' are waited for: as long as the kernel keeps a TIME_WAIT, and tcpwatch may be late by some seconds.
+/// How long to wait for TIME_WAITs of others: as long as the kernel keeps one, and the seconds by which tcpwatch may be
+/// late.
 const MINISOCKS: Duration = Duration::from_secs(75);
 
 pub(crate) fn scale(bench: &Bench) -> Result<Vec<Scale>> {
@@ -53,7 +54,7 @@ pub(crate) fn scale(bench: &Bench) -> Result<Vec<Scale>> {
 
 fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     let inside = Namespace::new("scale")?;
-    // The clients' ends that were closed are to be gone, and not to make tcpwatch sweep as often as it does for them.
+    // The closed clients' ends must be gone first: while there are minisocks, tcpwatch sweeps more often.
     command::output(inside.command("sysctl").args(["-q", "net.ipv4.tcp_fin_timeout=1"]))?;
     let (pairs, half_closed) = (sockets / 2, sockets / LINGERING_SHARE);
     let mut command = inside.command(machine::xtask()?);
@@ -70,7 +71,7 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &inside, &bench.folder)?;
     let ready_seconds = began.elapsed().as_secs_f64();
     let ready_cpu_seconds = running.cpu_seconds()?;
-    // What is half closed lingers after 30 s.
+    // Half-closed connections count as lingering after 30 s.
     machine::sleep(Duration::from_secs(34).saturating_sub(held_since.elapsed()))?;
     let ask = |path: &str| -> Result<Option<Spread>> {
         let mut times = Vec::new();
@@ -119,12 +120,12 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     Ok(scale)
 }
 
-/// Waits for it, and says whether it came.
+/// Waits for a condition, and returns whether it came true.
 fn next_sweep(running: &Running) -> Result<u32> {
     let since = Instant::now();
     let before = running.metric("tcpwatch_sweeps_total")?;
     while since.elapsed() < IDLE {
-        // Seldom, because asking costs too.
+        // Rarely, as asking costs processor time too.
         machine::sleep(Duration::from_secs(5))?;
         if running.metric("tcpwatch_sweeps_total")? > before {
             return Ok(1);
@@ -133,7 +134,7 @@ fn next_sweep(running: &Running) -> Result<u32> {
     Ok(0)
 }
 
-/// While there are any, tcpwatch sweeps more often.
+/// The number of minisocks; while there are any, tcpwatch sweeps more often.
 fn minisocks(running: &Running) -> Result<f64> {
     let of = |state: &str| running.metric_of("tcpwatch_connections", &format!("state=\"{state}\""));
     Ok(of("TIME_WAIT")? + of("FIN_WAIT2")?)

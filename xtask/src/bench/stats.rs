@@ -1,8 +1,8 @@
-//! Measured values of several runs, and what may be concluded from them.
+//! Measured values of several runs: the median and the spread.
 
 use serde::{Deserialize, Serialize};
 
-/// The middle of several runs, with how far they spread.
+/// The median of several runs, with the least and the most.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -12,7 +12,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// `None` of no runs.
+    /// `None` without runs.
     pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut figures: Vec<f64> = figures.into_iter().collect();
         figures.sort_by(f64::total_cmp);
@@ -26,7 +26,7 @@ impl Spread {
         Some(Self { median, least, most, runs: figures.len() })
     }
 
-    /// `median (least–most)`, each written by `figure`.
+    /// `median (least–most)`, each formatted by `figure`.
     pub(crate) fn show(&self, figure: impl Fn(f64) -> String) -> String {
         if self.runs == 1 {
             return figure(self.median);

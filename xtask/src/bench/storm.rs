@@ -18,10 +18,10 @@ use crate::{command, load::Report};
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Storm {
-    /// Throughput with tcpwatch over that without, pair by pair.
+    /// Ratio of the throughputs with and without tcpwatch, pair by pair.
     pub(crate) kept: Option<Spread>,
     pub(crate) retransmits_per_second: f64,
-    /// Segments that tcpwatch counted, over the kernel's own count.
+    /// Ratio of the segments that tcpwatch counted to the kernel's own count.
     pub(crate) counted: f64,
     pub(crate) bpf_ns_per_retransmit: f64,
     pub(crate) lost: f64,
@@ -29,7 +29,7 @@ pub(crate) struct Storm {
     pub(crate) disturbed: usize,
 }
 
-/// One of so many segments is dropped.
+/// One segment in this many is dropped.
 const ONE_IN: u32 = 50;
 const BYTES: &str = "1000000";
 const SERVER: &str = "10.201.0.2";
@@ -53,7 +53,7 @@ pub(crate) fn storm(bench: &Bench) -> Result<Storm> {
     let ns: u64 = machine::bpf_time(running.pid())?.iter().map(|program| program.run_time_ns).sum();
     drop(stats);
     let kernel = ends.iter().map(retransmitted).sum::<Result<f64>>()?;
-    // What is counted in the kernel is read each second.
+    // The daemon reads the BPF programs' counts once a second.
     machine::sleep(Duration::from_secs(3))?;
     let counted = running.metric_of("tcpwatch_retransmits_total", &format!("{PORT}\""))?;
     Ok(Storm {
@@ -77,7 +77,7 @@ fn link() -> Result<[Namespace; 2]> {
         let ip =
             |arguments: &[&str]| command::output(Command::new("ip").args(["-n", &end.name]).args(arguments));
         ip(&["addr", "add", address, "dev", "veth0"])?;
-        // Packets as on a wire: loss of one is not loss of forty.
+        // Packets as small as on a wire: otherwise the loss of one would be a loss of forty segments.
         ip(&["link", "set", "veth0", "gso_max_segs", "1"])?;
         ip(&["link", "set", "veth0", "up"])?;
         let drop = format!(
@@ -89,7 +89,7 @@ fn link() -> Result<[Namespace; 2]> {
     Ok(ends)
 }
 
-/// Megabytes each way are this load's unit.
+/// This load's unit is megabytes each way.
 fn transfers(bench: &Bench, [a, b]: &[Namespace; 2]) -> Result<Report> {
     machine::settle()?;
     let address = format!("{SERVER}{PORT}");

@@ -1,4 +1,4 @@
-//! The tools that are measured: tcpwatch, and what others use for a part of what it does.
+//! The measured tools: tcpwatch, and tools that do a part of what it does.
 
 use std::{
     fs::{self, File},
@@ -28,10 +28,10 @@ pub(crate) enum Tool {
     Ss,
 }
 
-/// One line for each of the ten times that the kernel announces a state of one of a connection's two sockets.
+/// A bpftrace program that prints a line for each change of state: ten for the two sockets of a connection.
 const STATES: &str = "tracepoint:sock:inet_sock_set_state { printf(\"%llu %d %s %p %d %d %d %d\\n\", nsecs, pid, comm, \
                       args->skaddr, args->oldstate, args->newstate, args->sport, args->dport); }";
-/// One line for each socket, at its end.
+/// A bpftrace program that prints a line for each socket, at its end.
 const LIFE: &str = "tracepoint:sock:inet_sock_set_state { if (args->oldstate == 7) { @birth[args->skaddr] = nsecs; \
                     @pid[args->skaddr] = pid; } if (args->newstate == 7) { printf(\"%d %d %d %llu\\n\", \
                     @pid[args->skaddr], args->sport, args->dport, nsecs - @birth[args->skaddr]); \
@@ -52,7 +52,8 @@ impl Tool {
         }
     }
 
-    /// Lines that one connection of the load makes it print, if nothing is lost; `None` where that says nothing.
+    /// Lines that it prints for one connection of the load, if nothing is lost; `None` where their number means
+    /// nothing.
     pub(crate) fn lines_per_connection(self) -> Option<u64> {
         match self {
             Self::Tcpwatch | Self::Ss => None,
@@ -61,7 +62,7 @@ impl Tool {
         }
     }
 
-    /// `inside`: where the load will be, for the one tool that must be there too.
+    /// `inside`: the namespace of the load, for the one tool that must run there too.
     fn command(self, tcpwatch: &Path, inside: &Namespace) -> Command {
         match self {
             Self::Tcpwatch => {
@@ -88,7 +89,7 @@ fn bpftrace(program: &str) -> Command {
     command
 }
 
-/// These look for tracepoints where tracefs is mounted on most machines. Where it is not, it is for them alone.
+/// These tools look for tracefs where most machines mount it. Where it is not mounted, it is mounted for them alone.
 fn with_tracefs(program: &str) -> Command {
     const MOUNT: &str =
         "test -d /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; exec \"$@\"";
@@ -97,29 +98,29 @@ fn with_tracefs(program: &str) -> Command {
     command
 }
 
-/// A tool that runs. Stopped when dropped.
+/// A running tool; stopped when dropped.
 pub(crate) struct Running {
     child: Child,
     tool: Tool,
     printed: PathBuf,
-    /// Of tcpwatch: where it answers.
+    /// The address of tcpwatch's HTTP server.
     address: Option<String>,
-    /// One connection for all questions: each of its own would leave a TIME_WAIT, and tcpwatch looks after those.
+    /// One connection for all requests: one for each would leave TIME_WAITs, which tcpwatch follows at a cost.
     agent: ureq::Agent,
 }
 
-/// Until a tool has loaded its programs.
+/// How long a tool may take to load its programs.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 impl Running {
-    /// Starts it and waits until it watches. What it prints goes to a file in `folder`.
+    /// Starts the tool and waits until it is ready. Its output goes to a file in `folder`.
     pub(crate) fn start(tool: Tool, tcpwatch: &Path, inside: &Namespace, folder: &Path) -> Result<Self> {
         let mut command = tool.command(tcpwatch, inside);
         let printed = folder.join("printed");
         let file = File::create(&printed).with_context(|| format!("creating {}", printed.display()))?;
         command.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped());
         let child = command.spawn().with_context(|| format!("starting {}", tool.name()))?;
-        // A connection is kept only if the whole answer is read, that of an error too.
+        // A connection is kept alive only if the whole answer is read, also of an error.
         let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let mut running = Self { child, tool, printed, address: None, agent };
         running.wait_until_it_watches()?;
@@ -143,7 +144,7 @@ impl Running {
                 thread::sleep(Duration::from_millis(5));
             }
         } else if self.tool != Tool::Ss {
-            // They say nothing before the first connection: their programs show that they are there.
+            // They print nothing before the first connection: their loaded programs show that they are ready.
             while machine::bpf_time(self.child.id())?.is_empty() {
                 if let Some(status) = self.child.try_wait()? {
                     let mut said = String::new();
@@ -155,7 +156,7 @@ impl Running {
             }
             thread::sleep(Duration::from_millis(500));
         }
-        // A pipe that nobody reads would stop it.
+        // An unread pipe would block the tool.
         thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Ok(())
     }
@@ -164,7 +165,7 @@ impl Running {
         self.child.id()
     }
 
-    /// Its processor time so far. Of the one that starts others: theirs when they have ended.
+    /// Its processor time so far. For a tool that starts other processes: theirs, once they have ended.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         if self.tool != Tool::Ss {
             return machine::cpu_seconds(self.pid());
@@ -176,7 +177,7 @@ impl Running {
         Ok(fields.sum::<f64>() / machine::TICKS_PER_SECOND)
     }
 
-    /// What tcpwatch answers; an error for any status but 200.
+    /// The answer of tcpwatch; an error for any status other than 200.
     pub(crate) fn get(&self, path: &str) -> Result<String> {
         let address = self.address.as_deref().context("only tcpwatch answers")?;
         let mut response = self.agent.get(format!("http://{address}{path}")).call()?;
@@ -195,7 +196,7 @@ impl Running {
         self.metric_of(name, "")
     }
 
-    /// Over those label sets that contain `part`.
+    /// The sum of a metric over the label sets that contain `part`.
     pub(crate) fn metric_of(&self, name: &str, part: &str) -> Result<f64> {
         let text = self.get("/metrics")?;
         let lines = text.lines().filter(|line| {
@@ -208,7 +209,7 @@ impl Running {
         kill(Pid::from_raw(self.pid().cast_signed()), signal).with_context(|| format!("sending {signal}"))
     }
 
-    /// Stops it, and says how many lines it printed.
+    /// Stops the tool, and returns the number of lines that it printed.
     pub(crate) fn stop(mut self) -> Result<u64> {
         self.end();
         let file = File::open(&self.printed).context("reading what a tool printed")?;
@@ -216,14 +217,14 @@ impl Running {
     }
 
     fn end(&mut self) {
-        // Asked first, so that what it has not printed yet is printed.
+        // SIGINT first, so that the tool prints what it still holds.
         if self.signal(Signal::SIGINT).is_ok() {
             let until = Instant::now() + Duration::from_secs(10);
             while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
                 thread::sleep(Duration::from_millis(20));
             }
         }
-        // It may have ended.
+        // The process may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Many connections one after the other, on several threads: what kind and how many in, a report out.
+//! Many connections one after the other, on several threads. In: their kind and number. Out: a report.
 
 use std::{
     net::{SocketAddrV4, TcpListener},
@@ -14,14 +14,14 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 use super::{Args, Report, unit};
 
-/// Open loop: what begins later than this after it was due is late. Well above what a sleep overshoots.
+/// Open loop: a unit that begins later than this after it was due is late. Well above the error of a sleep.
 const LATE: Duration = Duration::from_millis(1);
-/// How often a server without clients looks whether it is to stop.
+/// How often a server without clients checks whether to stop.
 const LOOK: Duration = Duration::from_millis(200);
-/// So that a listener that cannot accept, or an absent server, is not asked as fast as the processor can.
+/// Pause after a failure: a listener that cannot accept, or an absent server, must not cause a busy loop.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
-/// What a worker counted.
+/// The counts of one worker.
 struct Tally {
     connections: u64,
     failures: u64,
@@ -31,12 +31,12 @@ struct Tally {
     latency: Histogram<u64>,
 }
 
-/// What all workers share.
+/// State that all workers share.
 struct Course<'a> {
     start: Instant,
     end: Instant,
     limit: u64,
-    /// Open loop: between two connections, over all workers.
+    /// Open loop: time between two connections, over all workers.
     interval: Option<Duration>,
     next: AtomicU64,
     stop: &'a AtomicBool,
@@ -70,7 +70,7 @@ pub(crate) fn churn(args: &Args, stop: &AtomicBool) -> Result<Report> {
     report(tallies, start.elapsed(), args.rate.is_some())
 }
 
-/// One connection of the given number; `None` where there was none to be had.
+/// Makes the connection of the given number; `None` where none came in time.
 type Units = Box<dyn FnMut(u64) -> Result<Option<()>> + Send>;
 
 fn units(args: &Args, listener: Option<&TcpListener>, worker: usize) -> Result<Units> {

@@ -1,7 +1,8 @@
-//! Many connections open at once: how many in, "ready" out when all are there, held until standard input ends.
+//! Many connections open at once. In: their number. Out: "ready" when all are open. They are held until standard input
+//! ends.
 //!
-//! A process may have only so many descriptors, so others, each with a share, do the holding. Each of them ends
-//! with its standard input, which is ours: so none outlives us, however we end.
+//! The number of descriptors of a process is limited, so child processes hold the connections, each a share. Each child
+//! ends with its standard input, a pipe from this process: no child outlives it, however it ends.
 
 use std::{
     env,
@@ -26,11 +27,11 @@ use nix::{
 
 use super::unit;
 
-/// What a process has open besides its connections, with room to spare.
+/// Descriptors that a process needs besides its connections, with a margin.
 const SPARE_DESCRIPTORS: u64 = 100;
-/// How often a share reports its progress, in connections.
+/// Connections after which a child reports its progress.
 const STEP: u64 = 1000;
-/// How often to look whether to stop.
+/// Interval of checks whether to stop.
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(crate) fn hold(pairs: u64, half_closed: u64, bytes: usize, stop: &AtomicBool) -> Result<()> {
@@ -85,7 +86,7 @@ pub(crate) fn hold(pairs: u64, half_closed: u64, bytes: usize, stop: &AtomicBool
     end(children)
 }
 
-/// How many connections each process makes, and how many of them it half closes: as even as can be.
+/// The connections that each process makes, and how many of them it half closes, distributed evenly.
 fn shares(pairs: u64, half_closed: u64, most: u64) -> Vec<[u64; 2]> {
     let count = pairs.div_ceil(most);
     let part = |all: u64, index: u64| all * (index + 1) / count - all * index / count;
@@ -124,7 +125,7 @@ fn input_ended() -> Result<bool> {
     }
 }
 
-/// One process of it.
+/// One child process.
 pub(crate) fn share(pairs: u64, half_closed: u64, bytes: usize) -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("asking how many descriptors there may be")?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("allowing all descriptors that there may be")?;
@@ -136,7 +137,7 @@ pub(crate) fn share(pairs: u64, half_closed: u64, bytes: usize) -> Result<()> {
         let mut ends = unit::pair(&listener, to, unit::source(index))?;
         unit::exchange(&mut ends, &mut bytes)?;
         let [client, server] = ends;
-        // Dropped is closed.
+        // Dropping it closes it.
         held.push(((index >= half_closed).then_some(client), server));
         if (index + 1) % STEP == 0 {
             println!("{STEP}");

@@ -1,7 +1,7 @@
 //! `cargo xtask load`: TCP connections of a known kind in, one line of JSON about them out.
 //!
-//! `unit` is one connection from connect to close, `churn` makes many of them, `hold` keeps many open. Everything
-//! stays in the network namespace that this runs in. It measures itself only; what it does to others `bench` says.
+//! `unit` is one connection from connect to close, `churn` makes many of them, `hold` keeps many open. Everything stays
+//! in the network namespace that this runs in. It measures only itself; `bench` measures its effect on others.
 
 mod churn;
 mod hold;
@@ -86,21 +86,21 @@ pub(crate) enum Close {
     Reset,
 }
 
-/// What is printed at the end.
+/// The report that is printed at the end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Those that were well to the end.
+    /// Units that succeeded.
     pub(crate) connections: u64,
     pub(crate) failures: u64,
     pub(crate) first_failure: Option<String>,
     pub(crate) seconds: f64,
     pub(crate) per_second: f64,
-    /// Of the whole unit, the clients' ends where only they are driven.
+    /// Durations of whole units, or of the clients' ends where only they are driven.
     pub(crate) p50_us: u64,
     pub(crate) p99_us: u64,
-    /// Open loop: how many began more than a millisecond after they were due.
+    /// Open loop: units that began more than a millisecond after they were due.
     pub(crate) late: Option<u64>,
-    /// What this process used, in its own code and in the kernel.
+    /// Processor time of this process, in its own code and in the kernel.
     pub(crate) cpu_seconds: f64,
 }
 

@@ -1,7 +1,7 @@
-//! One connection, from connect to close: addresses in, how it went out.
+//! One connection, from connect to close. In: addresses. Out: whether it succeeded.
 //!
-//! Sockets are blocking, with limits in time: on loopback nearly everything has happened when the call returns, so
-//! a poller would only add calls.
+//! Sockets are blocking, with time limits: on loopback nearly everything has happened when the call returns, so a
+//! poller would only add calls.
 
 use std::{
     io::{self, Read, Write},
@@ -21,16 +21,16 @@ use nix::{
 
 use super::Close;
 
-/// What takes longer has failed. A lost SYN is sent again after 1, 3 and 7 s.
+/// Time limit of each call. A lost SYN is sent again after 1, 3 and 7 s.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 const LIMIT_TIMEVAL: TimeVal = TimeVal::new(10, 0);
 
 /// All addresses of clients.
 pub(crate) const SOURCES: &str = "127.1.0.0/16";
-/// And of listeners of workers that drive both ends.
+/// The addresses of listeners of workers that drive both ends.
 pub(crate) const LISTENERS: &str = "127.2.0.0/16";
 
-/// The listener's address for a worker, up to the 253rd.
+/// The listener's address of a worker; there are at most 253 workers.
 pub(crate) fn listener(worker: usize) -> Option<Ipv4Addr> {
     let host = u8::try_from(worker + 1).ok().filter(|host| *host < 255)?;
     Some(Ipv4Addr::new(127, 2, 0, host))
@@ -42,7 +42,7 @@ pub(crate) fn source(index: u64) -> Ipv4Addr {
     Ipv4Addr::new(127, 1, high as u8 + 1, low as u8 + 1)
 }
 
-/// A listener, whose connections inherit the limits in time.
+/// A listener; its connections inherit the time limits.
 pub(crate) fn listen(address: SocketAddrV4, limit: Duration) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
     let limit =
@@ -65,7 +65,7 @@ pub(crate) fn connect(to: SocketAddrV4, source: Option<Ipv4Addr>) -> Result<TcpS
     setsockopt(&socket, sockopt::ReceiveTimeout, &LIMIT_TIMEVAL).context("limiting how long to receive")?;
     setsockopt(&socket, sockopt::SendTimeout, &LIMIT_TIMEVAL).context("limiting how long to send")?;
     if let Some(source) = source {
-        // Else the port is chosen now, before the peer is known, and one port serves one connection.
+        // Otherwise bind() chooses the port before the peer is known, and each port serves only one connection.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).context("leaving the port to connect")?;
         let from = SockaddrIn::from(SocketAddrV4::new(source, 0));
         socket::bind(socket.as_raw_fd(), &from).with_context(|| format!("binding to {source}"))?;
@@ -82,14 +82,14 @@ pub(crate) fn pair(listener: &TcpListener, to: SocketAddrV4, source: Ipv4Addr) -
     Ok([client, server])
 }
 
-/// After a failure: what was connected and not accepted would be taken for the next one.
+/// Empties the accept queue after a failure: a connection left in it would be taken for the next one.
 pub(crate) fn forget_unaccepted(listener: &TcpListener) -> Result<()> {
     listener.set_nonblocking(true).context("making a listener wait for nobody")?;
     while listener.accept().is_ok() {}
     listener.set_nonblocking(false).context("making a listener wait")
 }
 
-/// `bytes` holds what is sent, and what is received.
+/// Exchanges data; `bytes` is the buffer for sending and for receiving.
 pub(crate) fn exchange([client, server]: &mut [TcpStream; 2], bytes: &mut [u8]) -> Result<()> {
     client.write_all(bytes).context("the client's write")?;
     server.read_exact(bytes).context("the server's read")?;

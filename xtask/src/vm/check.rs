@@ -1,4 +1,4 @@
-//! What `tcpwatch check --json` says of the kernel it runs on, and whether that is what was expected.
+//! The report of `tcpwatch check --json`, compared with what is expected of the kernel.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -24,7 +24,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Signal {
     /// As `--hook` names it.
     pub(crate) key: String,
-    /// For people.
+    /// The signal's name for people.
     pub(crate) signal: String,
     /// Its first word is the way; none where the signal is lost.
     pub(crate) hook: Option<String>,
@@ -66,14 +66,14 @@ impl Verdict {
 }
 
 impl Check {
-    /// From all that the program printed, its log included.
+    /// Reads the answer from the program's output, which includes its log.
     pub(crate) fn parse(printed: &str) -> Result<Self> {
         let json = printed.lines().find(|line| line.starts_with('{'));
         let json = json.with_context(|| format!("no JSON in what `tcpwatch check` printed: {printed}"))?;
         serde_json::from_str(json).with_context(|| format!("reading what `tcpwatch check` printed: {json}"))
     }
 
-    /// What is not as the table says; `forced` are the ways that were asked for.
+    /// The differences from the table; `forced` are the ways that were asked for.
     pub(crate) fn faults(&self, exit_code: i32, series: &Series, forced: Option<&Forced>) -> Vec<String> {
         let mut faults = Vec::new();
         if exit_code != self.verdict.exit_code() {
@@ -87,7 +87,7 @@ impl Check {
         }
         for (key, _) in WAYS {
             let asked = forced.and_then(|forced| forced.hooks.iter().find(|(of, _)| *of == key));
-            // A signal that this kernel does not give it gives in no other way either.
+            // Where the best way is missing, the others are missing too.
             let expected = series.way(key).map(|own| asked.map_or(own, |(_, way)| *way));
             let Some(signal) = self.signals.iter().find(|signal| signal.key == key) else {
                 faults.push(format!("the signal {key} is missing"));

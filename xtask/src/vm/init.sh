@@ -1,9 +1,9 @@
 #!/bin/sh
-# Process 1 of the guest: makes the system that the kernel tests expect, runs the plan that xtask wrote, says on
-# the second serial port how each of its steps went, and turns the machine off. The first port is the kernel's.
+# Process 1 of the guest: makes the system that the kernel tests expect, runs the plan that xtask wrote, reports
+# each step's result on the second serial port, and turns the machine off. The first port is the kernel's.
 
 if [ "$1" != in-root ]; then
-    # The first file system of all cannot be left by pivot_root(), which runc calls: the same as a mount can.
+    # runc calls pivot_root(), which cannot leave the initial file system, but can leave a mount of it.
     mount --bind / /root
     cd /root || exit 1
     mount --move . /
@@ -17,7 +17,7 @@ mount -t devtmpfs devtmpfs /dev
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
-# Nothing is mounted on /tmp, /run or the like: what is tested may lie there, as it does on the host.
+# Nothing is mounted on /tmp, /run or the like: the tested programs may lie there, as they do on the host.
 chmod 1777 /tmp
 mkdir -p /run/netns
 hostname guest
@@ -36,15 +36,15 @@ seconds() {
 step() {
     number=$1 limit=$2
     shift 2
-    # Into the kernel's log too, so that a complaint there has its place.
+    # Into the kernel's log too, so that a warning there can be assigned to a step.
     echo "<4>vm: step $number" >/dev/kmsg
     printf '\n@vm begin %s %s\n' "$number" "$(seconds)"
     timeout -s KILL "$limit" "$@"
     printf '\n@vm end %s %s %s\n' "$number" "$?" "$(seconds)"
-    # What a failed test leaves behind must not make others fail.
+    # The remains of a failed test must not make others fail.
     kill -KILL -1
     for namespace in /run/netns/*; do
-        # Not with `ip`: to this shell that is busybox's own, which knows no namespaces.
+        # Not with `ip`: in this shell that is busybox's own, which does not support namespaces.
         [ -e "$namespace" ] && umount "$namespace" && rm "$namespace"
     done
 }

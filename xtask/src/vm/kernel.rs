@@ -1,5 +1,5 @@
-//! Debian's kernels: the newest of a series, fetched through apt with an apt state of its own and only
-//! unpacked, into `target/vm/kernels/SERIES`. What is there already is used as it is.
+//! Debian's kernels: the newest of a series, fetched by apt with a state of its own and only unpacked, into
+//! `target/vm/kernels/SERIES`. A kernel that is there already is used without fetching.
 //!
 //! apt checks the signatures. The mirrors are those that this machine's apt uses; the suites are each
 //! series' own, for this machine's sources know at most one of them.
@@ -30,7 +30,7 @@ pub(crate) struct Kernel {
     pub(crate) modules: PathBuf,
 }
 
-/// The kernels of `series`, in that order; fetches those that `folder` lacks, or all when `anew`.
+/// The kernels of `series`, in that order. Fetches those that `folder` lacks, or all with `anew`.
 pub(crate) fn kernels(folder: &Path, series: &[&Series], anew: bool) -> Result<Vec<Kernel>> {
     let missing: Vec<&Series> =
         series.iter().copied().filter(|series| anew || find(folder, series).is_err()).collect();
@@ -94,7 +94,7 @@ fn fetch(apt: &Apt, folder: &Path, series: &Series) -> Result<()> {
     }
     let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
     debian::unpack(&apt.options, &packages, &into)?;
-    // Last: without it, what is there counts for nothing.
+    // Written last: a folder without it counts as incomplete.
     let version_file = version_file(folder, series);
     fs::write(&version_file, version + "\n").with_context(|| format!("writing {}", version_file.display()))
 }

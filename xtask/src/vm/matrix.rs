@@ -1,5 +1,6 @@
-//! The matrix: what tcpwatch sees on each kernel, by which hook, at what cost to the verifier, and which test proves it.
-//! Markdown, aligned so that it can be read in a terminal too; it is printed, and written to docs/kernel-support.md.
+//! The matrix: what tcpwatch sees on each kernel, by which hook, at what cost to the verifier, and which test proves
+//! it. Markdown, aligned so that it can be read in a terminal too; it is printed, and written to
+//! docs/kernel-support.md.
 
 use std::collections::BTreeMap;
 
@@ -119,7 +120,7 @@ fn programs(runs: &[Run]) -> String {
 }
 
 fn tests(runs: &[Run]) -> String {
-    // Those that a kernel skips have no step there.
+    // Tests that a kernel skips have no step there.
     let mut names: Vec<String> = Vec::new();
     for (step, _) in runs.iter().flat_map(|run| &run.steps) {
         if step.what != What::Check && !names.contains(&step.name()) {

@@ -1,9 +1,9 @@
-//! `cargo xtask vm`: the kernel tests and the real program on kernels other than this machine's, each booted in
-//! QEMU, and a matrix of what was seen there.
+//! `cargo xtask vm`: the kernel tests and the real program on kernels other than this machine's, each booted in QEMU,
+//! and a matrix of the results.
 //!
-//! `support` is the table of what is expected; `kernel` fetches, `modules`, `root` and `plan` make a guest,
-//! `qemu` boots it, `run` judges what it said with `check`, and `matrix` prints it. `init.sh` is the guest's own
-//! side. Needs no KVM and no root, except to install what is missing.
+//! `support` is the table of what is expected; `kernel` fetches kernels; `modules`, `root` and `plan` make a guest;
+//! `qemu` boots it; `run` compares the guest's output with the table, using `check`; `matrix` prints the results.
+//! `init.sh` runs in the guest. Needs no KVM, and root only to install what is missing.
 
 mod check;
 mod kernel;
@@ -38,7 +38,7 @@ use crate::{command, debian, test};
 
 const DOCUMENT: &str = "docs/kernel-support.md";
 
-/// What this command itself runs, and the Debian packages that have it.
+/// Programs that this command itself runs, and their Debian packages.
 const TOOLS: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
@@ -154,12 +154,12 @@ fn prepare(folder: PathBuf, args: &Args) -> Result<Common> {
     })
 }
 
-/// With what only a debugger reads, the two would take most of the guest's memory.
+/// Strips debug information, with which the two programs would take most of the guest's memory.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     command::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(from))
 }
 
-/// In the order of `work`, whichever ends first.
+/// The results in the order of `work`, whichever ends first.
 fn run_all(common: &Common, work: Vec<(&'static Series, Kernel)>, jobs: usize) -> Result<Vec<Run>> {
     let waiting: Mutex<VecDeque<_>> = Mutex::new(work.into_iter().enumerate().collect());
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();

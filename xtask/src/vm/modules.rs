@@ -1,5 +1,5 @@
-//! Kernel modules for the guest: those wanted and all that they need, uncompressed, in the order in which they
-//! can be loaded. So the guest needs no modprobe and no module index.
+//! Kernel modules for the guest: the wanted ones and their dependencies, uncompressed, in the order in which they can
+//! be loaded. So the guest needs no modprobe and no module index.
 
 use std::{
     collections::BTreeMap,
@@ -57,7 +57,7 @@ fn find(folder: &Path, files: &mut Files) -> Result<()> {
 }
 
 fn require(name: &str, files: &mut Files, ordered: &mut Vec<Module>) -> Result<()> {
-    // Taken out, so that each is read once.
+    // Taken out of the map, so that each is read once.
     let file = files.insert(name.to_owned(), None).with_context(|| format!("no module {name}"))?;
     let Some(file) = file else { return Ok(()) };
     let bytes = read(&file)?;

@@ -1,5 +1,4 @@
-//! What a guest is to do, step by step, and what it says of each step: xtask's end of the protocol whose other
-//! end is `init.sh`.
+//! The steps that a guest runs, and its report of each: xtask's side of the protocol whose other side is `init.sh`.
 
 use std::{path::Path, time::Duration};
 
@@ -7,10 +6,10 @@ use anyhow::{Context, Result};
 
 use super::support::{FORCED, Forced, Series, skipped};
 
-/// The longest that a step may take, by the guest's clock; the longest test takes a quarter of it.
+/// Time limit of a step, by the guest's clock; the longest test takes a quarter of it.
 const STEP_LIMIT_SECONDS: u32 = 300;
-/// What the random workloads are shortened to, for an emulated processor, and the seed that makes each run of
-/// the matrix the same. `cargo xtask test` runs them longer and from ever new seeds.
+/// Variables that shorten the random workloads for an emulated processor, and set the seed, so that each run of the
+/// matrix is the same. `cargo xtask test` runs them longer and with new seeds.
 const RANDOM: &str = "TCPWATCH_ROUNDS=1 TCPWATCH_COMPARISONS=20 TCPWATCH_SEED=1";
 
 #[derive(Debug)]
@@ -29,14 +28,14 @@ pub(crate) enum What {
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct Outcome {
-    /// 137 when it took too long.
+    /// The exit code; 137 when it took too long.
     pub(crate) exit_code: i32,
     pub(crate) printed: String,
     /// By the guest's clock.
     pub(crate) took: Duration,
 }
 
-/// First all with the ways that tcpwatch chooses, then some with each set of forced ones.
+/// All tests with the ways that tcpwatch chooses, then some with each set of forced ways.
 pub(crate) fn steps(tests: &[String], series: &Series) -> Vec<Step> {
     let mut steps = Vec::new();
     for forced in std::iter::once(None).chain(FORCED.iter().map(Some)) {
@@ -49,7 +48,7 @@ pub(crate) fn steps(tests: &[String], series: &Series) -> Vec<Step> {
     steps
 }
 
-/// The steps as `init.sh` is to run them.
+/// The steps in the form that `init.sh` reads.
 pub(crate) fn script(steps: &[Step], tests: &Path, tcpwatch: &Path) -> String {
     let mut script = String::new();
     for (number, step) in steps.iter().enumerate() {
@@ -83,7 +82,7 @@ impl Step {
     }
 }
 
-/// What a guest has said so far.
+/// The guest's report so far.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     /// In the order of the steps, the last of which may be missing.
@@ -95,7 +94,7 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
-    /// One more line. Says whether a step has ended with it.
+    /// Reads one more line, and returns whether a step ended with it.
     pub(crate) fn line(&mut self, line: &str) -> Result<bool> {
         let Some(said) = line.strip_prefix("@vm ") else {
             self.printed += line;
@@ -126,7 +125,7 @@ impl Heard {
         }
     }
 
-    /// What the step that has not ended printed.
+    /// The output so far of the step that has not ended.
     pub(crate) fn unfinished(&self) -> &str {
         self.printed.trim()
     }

@@ -1,7 +1,7 @@
-//! One guest: QEMU without hardware help, in virtual time, until it turns itself off or its time is over.
+//! One guest: QEMU without hardware virtualisation, in virtual time, until it turns itself off or exceeds its time.
 //!
-//! The guest's clock counts its instructions (`-icount`), and where it would be idle it jumps: a TIME_WAIT
-//! of 60 s costs nothing, and a busy machine makes no timer of TCP run out. It takes one processor for that.
+//! The guest's clock counts its instructions (`-icount`) and jumps while the guest is idle: a TIME_WAIT of 60 s costs
+//! nothing, and a busy machine does not let TCP's timers expire. This allows only one processor.
 
 use std::{
     fs,
@@ -15,12 +15,11 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// The guest's speed: 1 ns an instruction is near that of a real machine, so what the tests demand in time stays
-/// what it is.
+/// The guest's speed: 1 ns an instruction is near that of a real machine, so the tests keep their time limits.
 const ICOUNT: &str = "shift=0,sleep=off";
-/// The initramfs with what it unpacks to takes a fifth of it.
+/// The guest's memory; the initramfs, packed and unpacked, takes a fifth of it.
 const MEMORY: &str = "1536";
-/// 4: warnings, and what is worse, go to the console. What goes wrong ends the guest, as does its reboot.
+/// Log level 4: warnings and worse go to the console. A panic and a reboot end the guest.
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=5 printk.devkmsg=on oops=panic panic=-1 mitigations=off \
                             nowatchdog rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on";
 
@@ -36,18 +35,18 @@ pub(crate) struct Guest<'a> {
 /// How a guest ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// By itself, be it well or not.
+    /// By itself, with success or not.
     Off,
     TimedOut,
 }
 
 impl Guest<'_> {
-    /// Gives each line that the guest says to `hear`.
+    /// Passes each line that the guest prints to `hear`.
     pub(crate) fn run(&self, mut hear: impl FnMut(&str)) -> Result<End> {
         fs::write(self.console, "").with_context(|| format!("creating {}", self.console.display()))?;
         let mut console = std::ffi::OsString::from("file:");
         console.push(self.console);
-        // It ends with us, however we end.
+        // QEMU ends with this process, however that ends.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
@@ -84,7 +83,7 @@ impl Guest<'_> {
     }
 }
 
-/// What is said, line by line, until the saying ends.
+/// The guest's output, line by line, until it ends.
 fn lines(said: ChildStdout) -> Receiver<String> {
     let (sender, receiver) = channel();
     thread::spawn(move || {
@@ -101,7 +100,7 @@ fn lines(said: ChildStdout) -> Receiver<String> {
     receiver
 }
 
-/// Lines of a kernel's log that must not be there.
+/// Lines that must not be in a kernel's log.
 pub(crate) fn complaints(log: &str) -> Vec<&str> {
     const MARKS: [&str; 9] = [
         "WARNING:",

@@ -23,7 +23,7 @@ const SYMLINK: u32 = 0o120_777;
 /// An initramfs in the making (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
 pub(crate) struct Root<W: Write> {
     out: W,
-    /// Each once: what is written twice would be unpacked twice.
+    /// Paths written so far: a file written twice would be unpacked twice.
     present: BTreeSet<PathBuf>,
     inodes: u32,
 }
@@ -96,7 +96,7 @@ impl<W: Write> Root<W> {
         let found = command::find_program(name).with_context(|| format!("no program {name}"))?;
         let real = fs::canonicalize(&found).with_context(|| format!("resolving {}", found.display()))?;
         self.executable(&real, &real)?;
-        // Under the name it is called by too, python3 for python3.11.
+        // Also under the name by which it is called, python3 for python3.11.
         let file_name = Path::new(name).file_name().unwrap_or_default();
         if real.file_name() != Some(file_name) {
             self.link(&real.with_file_name(file_name), &real)?;
@@ -115,10 +115,10 @@ impl<W: Write> Root<W> {
         let mut ldd = Command::new("ldd");
         let listed = ldd.arg(file).env_remove("LD_LIBRARY_PATH").env("LC_ALL", "C").output();
         let listed = listed.context("starting ldd")?;
-        // It fails on what is linked statically, and says so.
+        // ldd fails on a statically linked program, and says so.
         for library in String::from_utf8_lossy(&listed.stdout).lines().filter_map(library) {
             let real = fs::canonicalize(library).with_context(|| format!("resolving {library}"))?;
-            // By the name that the program asks for, in the folder that is no link.
+            // By the name that the program asks for, in the real folder instead of a link to it.
             let folder = Path::new(library).parent().map(fs::canonicalize);
             let folder = folder.with_context(|| format!("{library} is in no folder"))?;
             let folder = folder.with_context(|| format!("resolving the folder of {library}"))?;

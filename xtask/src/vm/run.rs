@@ -1,4 +1,4 @@
-//! One kernel's run: its guest made and booted, what it said judged against the table.
+//! One kernel's run: makes the guest, boots it, and compares its report with the table.
 
 use std::{
     fs,
@@ -20,8 +20,8 @@ use super::{
 };
 use crate::test;
 
-/// What the tests use of the kernel and Debian does not build in: `ip link add type veth`, `ss`, and of nftables the
-/// address translation, the zones of connection tracking and the loss at random; and what tcpwatch asks about translations.
+/// Modules that the tests need: for `ip link add type veth`, for `ss`, for nftables' address translation, zones of
+/// connection tracking and random loss, and for tcpwatch's requests about translations.
 const MODULES: [&str; 10] = [
     "veth",
     "tcp_diag",
@@ -34,7 +34,7 @@ const MODULES: [&str; 10] = [
     "nft_reject_inet",
     "nf_conntrack_netlink",
 ];
-/// What `init.sh` and the tests' own `sh` call of busybox.
+/// The commands of busybox that `init.sh` and the tests' own `sh` call.
 const APPLETS: [&str; 17] = [
     "cat", "chmod", "chroot", "env", "hostname", "insmod", "kill", "mkdir", "mount", "poweroff", "rm", "sh",
     "sleep", "stty", "timeout", "true", "umount",
@@ -52,7 +52,7 @@ const NOT_OF_PYTHON: [&str; 9] = [
     "unittest",
 ];
 
-/// What is the same for all kernels.
+/// The part that is the same for all kernels.
 #[derive(Debug)]
 pub(crate) struct Common {
     /// The kernel tests' executable and tcpwatch: as built, and without what only a debugger reads.
@@ -63,7 +63,7 @@ pub(crate) struct Common {
     pub(crate) python: PathBuf,
     pub(crate) folder: PathBuf,
     pub(crate) limit: Duration,
-    /// What passed with all the same is taken from the log.
+    /// Take results from the log where an identical run passed.
     pub(crate) resume: bool,
 }
 
@@ -78,15 +78,15 @@ pub(crate) struct Run {
     pub(crate) series: &'static Series,
     pub(crate) kernel: Kernel,
     pub(crate) steps: Vec<(Step, Option<Outcome>)>,
-    /// What `tcpwatch check` said, one for each set of ways.
+    /// The answers of `tcpwatch check`, one for each set of ways.
     pub(crate) checks: Vec<Check>,
-    /// All that is not as it is to be.
+    /// All differences from the table.
     pub(crate) faults: Vec<String>,
     pub(crate) took: Duration,
 }
 
 impl Common {
-    /// Boots the kernel and runs all of its plan.
+    /// Boots the kernel and runs its whole plan.
     pub(crate) fn run(&self, series: &'static Series, kernel: Kernel) -> Result<Run> {
         let steps = plan::steps(&self.tests, series);
         let logs = self.folder.join("logs");
@@ -146,7 +146,7 @@ impl Common {
         Ok(run)
     }
 
-    /// The same only where a run would be the same.
+    /// A hash of everything that determines a run.
     fn fingerprint(&self, kernel: &Kernel, steps: &[Step]) -> Result<String> {
         let [tests, tcpwatch] = &self.executables;
         let mut hasher = DefaultHasher::new();
@@ -190,7 +190,7 @@ impl Common {
     }
 }
 
-/// How the last step went, for whoever waits.
+/// A line about the last step, to show progress.
 fn report_progress(series: &Series, steps: &[Step], heard: &Heard, elapsed: Duration) {
     let count = heard.outcomes.len();
     let (Some(step), Some(outcome)) = (steps.get(count - 1), heard.outcomes.last()) else { return };
@@ -236,8 +236,7 @@ fn judge(series: &'static Series, kernel: Kernel, steps: Vec<Step>, heard: Heard
 }
 
 impl Outcome {
-    /// Why this is no passed test. A test that skips itself has not passed: what is to be skipped stands in the
-    /// table.
+    /// The reason why the test did not pass. A test that skips itself did not: the table lists the tests to be skipped.
     pub(crate) fn fault(&self) -> Option<String> {
         let why = match self.exit_code {
             0 if !self.printed.contains("test result: ok. 1 passed") => "it was not run",

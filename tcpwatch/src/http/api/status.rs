@@ -12,7 +12,7 @@ use crate::{
         render::text::{bytes, duration, table},
     },
     kernel::{
-        probes::{Hooks, Signal},
+        probes::{Hooks, SignalReport},
         procfs::{self, OwnUsage},
     },
     model::tracker::Repairs,
@@ -159,8 +159,9 @@ impl Render for Status {
 
 /// The signals, their hooks, and what is lost.
 pub fn signals(hooks: &Hooks) -> String {
-    let row = |signal: &Signal| {
-        vec![signal.key.to_owned(), signal.signal.to_owned(), signal.hook.unwrap_or("none").to_owned()]
+    let row = |signal: &SignalReport| {
+        let hook = signal.hook.as_deref().unwrap_or("none");
+        vec![signal.key.to_string(), signal.signal.to_owned(), hook.to_owned()]
     };
     let rows: Vec<_> = hooks.signals.iter().map(row).collect();
     let mut text = table(&["KEY", "SIGNAL", "HOOK"], &rows);

@@ -340,8 +340,8 @@ fn connect(conn: &Conn, nanos: Option<u64>) -> Option<Connect> {
 
 fn reset(told: &ObservedReset) -> ShownReset {
     ShownReset {
-        direction: told.reset.direction(),
-        reason: told.reset,
+        direction: told.reason.direction(),
+        reason: told.reason,
         process_exited: told.exiting,
         discarded: told.discarded,
     }

@@ -1,9 +1,9 @@
-//! Where the members of the running kernel's structs lie: a small reader of BTF.
+//! A small reader of BTF, the running kernel's description of its types.
 //!
-//! In: the bytes of /sys/kernel/btf/vmlinux. Out: byte offsets of named members, also of those in nested
-//! anonymous structs and unions; and the parameters of functions. It keeps one offset for each type while it
-//! lives and is dropped after the start; it does not resolve relocations.
-//! Format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h of the kernel.
+//! In: the bytes of /sys/kernel/btf/vmlinux. Out: byte offsets of named members, also of members in nested anonymous
+//! structs and unions; and the parameters of functions. It keeps one offset for each type and is dropped after the
+//! start; it does not resolve relocations. Format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h of the
+//! kernel.
 
 pub mod offsets;
 
@@ -21,7 +21,7 @@ pub enum BtfError {
     NoStruct(String),
     #[error("`struct {0}` of this kernel has no member `{1}`")]
     NoMember(String, String),
-    #[error("`struct {0}` of this kernel has at `{1}` not the bits that were looked for")]
+    #[error("`struct {0}` of this kernel has a different bit field at `{1}`")]
     BitField(String, String),
 }
 
@@ -37,23 +37,25 @@ const TYPE_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
 const PARAM_BYTES: usize = 8;
 
-/// The kernel's typedef for a tracepoint's probes is this and its name.
+/// The kernel's typedef for a tracepoint's probes is this prefix and the tracepoint's name.
 const TRACEPOINT: &[u8] = b"btf_trace_";
 
-/// A parsed BTF: the bytes, and where each type begins.
+/// Parsed BTF: the bytes, and the beginning of each type.
 #[derive(Debug)]
 pub struct Btf<'a> {
     bytes: &'a [u8],
     strings: usize,
     /// Byte offset of type id `n + 1`.
     types: Vec<u32>,
-    /// The named structs; a name that several types carry keeps its first.
+    /// The named structs; of several with one name, the first.
     structs: HashMap<&'a [u8], u32>,
-    /// The functions, and the typedefs that stand for tracepoints (`btf_trace_<name>`).
+    /// The functions, and the typedefs that describe tracepoints (`btf_trace_<name>`).
     functions: HashMap<&'a [u8], u32>,
 }
 
 impl<'a> Btf<'a> {
+    /// Indexes the types.
+    ///
     /// # Errors
     /// When the bytes are not BTF in this machine's byte order, or are cut short.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
@@ -84,8 +86,8 @@ impl<'a> Btf<'a> {
         Ok(btf)
     }
 
-    /// Byte offset of `path` in `struct name`; dots step into a member that is itself a struct. `member:5` is a bit field
-    /// of five bits, which must be the lowest of a byte, or what a kernel gives bytes of its own in place of one.
+    /// Byte offset of `path` in `struct name`; dots step into a member that is itself a struct. `member:5` is a bit
+    /// field of five bits, which must be the lowest of a byte; a kernel may have a whole member in its place.
     ///
     /// # Errors
     /// When the kernel has no such struct or member, or the member is another bit field.
@@ -110,8 +112,8 @@ impl<'a> Btf<'a> {
         }
     }
 
-    /// The structs that the function's parameters point to, `None` for any other parameter; `None` where the
-    /// kernel has no such function.
+    /// For each parameter of a function the struct that it points to, `None` for any other type; `None` where the
+    /// kernel does not have the function.
     ///
     /// # Errors
     /// When the BTF is malformed.
@@ -120,7 +122,8 @@ impl<'a> Btf<'a> {
         self.prototype(*at as usize).map(Some)
     }
 
-    /// The same for what a tracepoint passes to its probes.
+    /// For each argument that a tracepoint passes to its probes the struct that it points to, as in
+    /// [`Self::parameters`].
     ///
     /// # Errors
     /// When the BTF is malformed.
@@ -153,7 +156,7 @@ impl<'a> Btf<'a> {
             .collect()
     }
 
-    /// The type of kind `wanted` behind types of the kinds `steps`, and its number of parts.
+    /// Follows types of the kinds `steps` to the one of kind `wanted`: its offset and its number of parts.
     fn behind(&self, mut at: usize, steps: &[u32], wanted: u32) -> Result<(usize, usize), BtfError> {
         while steps.contains(&self.kind_at(at)?) {
             at = self.type_at(read_u32(self.bytes, at + 8)?).ok_or(BtfError::Malformed(at))?;
@@ -168,11 +171,12 @@ impl<'a> Btf<'a> {
         Ok((read_u32(self.bytes, at + 4)? >> 24) & 0x1f)
     }
 
-    /// Bit offset, bits where it is a bit field (else 0) and type id of a member, looked for in nested anonymous structs and unions too.
+    /// Bit offset, width if it is a bit field (else 0) and type id of a member, also of one in a nested anonymous
+    /// struct or union.
     fn member(&self, at: usize, name: &[u8], depth: u32) -> Result<Option<(u32, u32, u32)>, BtfError> {
         let info = read_u32(self.bytes, at + 4)?;
         let (kind, vlen) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
-        // The depth bounds what a malformed, self-containing type could do.
+        // The limit ends the recursion of a malformed type that contains itself.
         if (kind != KIND_STRUCT && kind != KIND_UNION) || depth > 16 {
             return Ok(None);
         }
@@ -222,8 +226,7 @@ impl<'a> Btf<'a> {
     }
 }
 
-/// Bytes that follow `struct btf_type`, by kind; `None` for a kind this reader does not know and so
-/// cannot step over.
+/// Bytes that follow `struct btf_type`, by kind; `None` for an unknown kind, which cannot be skipped.
 fn trailing_bytes(kind: u32, vlen: usize) -> Option<usize> {
     Some(match kind {
         // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
@@ -332,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_of_functions_and_tracepoints_are_told() {
+    fn parameters_of_functions_and_tracepoints_are_read() {
         let bytes = sample();
         let btf = Btf::parse(&bytes).unwrap();
         let outer = &b"outer"[..];
@@ -342,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_found_where_they_lie() {
+    fn offsets_of_members_are_found() {
         let bytes = sample();
         let btf = Btf::parse(&bytes).unwrap();
         for (name, path, offset) in [

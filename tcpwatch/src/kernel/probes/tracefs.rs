@@ -1,72 +1,66 @@
-//! Where the fields of a tracepoint's record lie: its `format` file in tracefs.
+//! Offsets of the fields of a tracepoint's record, from its `format` file in tracefs.
 
-use std::{io, path::Path};
+use std::{fmt, io, path::Path};
 
-/// Where tracefs is mounted.
+use crate::kernel::btf::offsets::Global;
+
+/// Mount points of tracefs.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
-/// Global of the BPF object (`tcpwatch-ebpf/src/format.rs`), category and name of the tracepoint, field.
-const FIELDS: &[(&str, &str, &str)] = &[
-    ("TP_STATE_SKADDR", "sock/inet_sock_set_state", "skaddr"),
-    ("TP_STATE_OLDSTATE", "sock/inet_sock_set_state", "oldstate"),
-    ("TP_STATE_NEWSTATE", "sock/inet_sock_set_state", "newstate"),
-    ("TP_STATE_PROTOCOL", "sock/inet_sock_set_state", "protocol"),
-    ("TP_STATE_SPORT", "sock/inet_sock_set_state", "sport"),
-    ("TP_STATE_DPORT", "sock/inet_sock_set_state", "dport"),
-    ("TP_STATE_SADDR_V6", "sock/inet_sock_set_state", "saddr_v6"),
-    ("TP_STATE_DADDR_V6", "sock/inet_sock_set_state", "daddr_v6"),
-    ("TP_RETRANSMIT_SKADDR", "tcp/tcp_retransmit_skb", "skaddr"),
-    ("TP_RETRANSMIT_STATE", "tcp/tcp_retransmit_skb", "state"),
-    ("TP_RETRANSMIT_SPORT", "tcp/tcp_retransmit_skb", "sport"),
-    ("TP_RETRANSMIT_DPORT", "tcp/tcp_retransmit_skb", "dport"),
-    ("TP_RETRANSMIT_SADDR_V6", "tcp/tcp_retransmit_skb", "saddr_v6"),
-    ("TP_RETRANSMIT_DADDR_V6", "tcp/tcp_retransmit_skb", "daddr_v6"),
-    ("TP_SYNACK_SKADDR", "tcp/tcp_retransmit_synack", "skaddr"),
-    ("TP_SYNACK_SPORT", "tcp/tcp_retransmit_synack", "sport"),
-    ("TP_SYNACK_SADDR_V6", "tcp/tcp_retransmit_synack", "saddr_v6"),
-];
-
-#[derive(Debug, Default)]
-pub(crate) struct Formats {
-    /// Value of each `TP_*` global.
-    pub(crate) globals: Vec<(&'static str, u32)>,
-    /// What stands in the way of a tracepoint (`category:name`).
-    pub(crate) problems: Vec<(String, String)>,
+/// A tracepoint, and the fields of its record that a program reads.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Tracepoint {
+    pub(crate) category: &'static str,
+    pub(crate) name: &'static str,
+    /// Global of the BPF object that carries the field's offset, and the field.
+    pub(crate) fields: &'static [(&'static str, &'static str)],
 }
 
-/// Reads what this kernel's tracepoints look like.
-pub(crate) fn resolve() -> Formats {
-    let mut formats = Formats::default();
-    for (global, tracepoint, field) in FIELDS {
-        match offset(tracepoint, field) {
-            Ok(offset) => formats.globals.push((*global, offset)),
-            Err(problem) => formats.problems.push((tracepoint.replace('/', ":"), problem)),
-        }
+impl fmt::Display for Tracepoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.category, self.name)
     }
-    formats
 }
 
-fn offset(tracepoint: &str, field: &str) -> Result<u32, String> {
-    let path = |mount: &str| Path::new(mount).join("events").join(tracepoint).join("format");
-    let mut refused = Vec::new();
-    for mount in TRACEFS {
-        match std::fs::read_to_string(path(mount)) {
-            Ok(format) => {
-                return offset_in(&format, field)
-                    .ok_or_else(|| format!("its record has no field {field} on this kernel"));
+impl Tracepoint {
+    /// Resolves the fields on the running kernel: appends the value of each global to `globals`.
+    ///
+    /// # Errors
+    /// Why a field's offset is unknown; those of the others are resolved all the same.
+    pub(crate) fn resolve(&self, globals: &mut Vec<Global>) -> Result<(), String> {
+        let format = self.read_format()?;
+        let mut missing = None;
+        for (global, field) in self.fields {
+            match offset_in(&format, field) {
+                Some(offset) => globals.push((*global, offset)),
+                None => missing = missing.or(Some(field)),
             }
-            Err(error) => refused.push((path(mount), error)),
         }
+        missing.map_or(Ok(()), |field| Err(format!("its record has no field {field} on this kernel")))
     }
-    // A mount that refuses says more than one that is not there.
-    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    match refused.iter().find(|(_, error)| !absent(error)) {
-        Some((path, error)) => Err(format!("cannot read {}: {error}", path.display())),
-        None => Err(format!("tracefs is not mounted, or has no events: no {}", path(TRACEFS[0]).display())),
+
+    fn read_format(&self) -> Result<String, String> {
+        let path =
+            |mount: &str| Path::new(mount).join("events").join(self.category).join(self.name).join("format");
+        let mut refused = Vec::new();
+        for mount in TRACEFS {
+            match std::fs::read_to_string(path(mount)) {
+                Ok(format) => return Ok(format),
+                Err(error) => refused.push((path(mount), error)),
+            }
+        }
+        // A mount that refuses explains more than one that does not exist.
+        let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match refused.iter().find(|(_, error)| !absent(error)) {
+            Some((path, error)) => Err(format!("cannot read {}: {error}", path.display())),
+            None => {
+                Err(format!("tracefs is not mounted, or has no events: no {}", path(TRACEFS[0]).display()))
+            }
+        }
     }
 }
 
-/// A line such as `field:__u16 sport; offset:24; size:2; signed:0;`, with tabs between.
+/// The offset from a line such as `field:__u16 sport; offset:24; size:2; signed:0;`, with tabs between.
 fn offset_in(format: &str, field: &str) -> Option<u32> {
     let line = format.lines().find(|line| {
         let declaration = line.trim().strip_prefix("field:").and_then(|rest| rest.split(';').next());

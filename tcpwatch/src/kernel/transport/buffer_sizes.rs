@@ -1,31 +1,33 @@
-//! How the memory for records is shared out.
+//! The division of the memory for records.
 
 use std::io;
 
 use tcpwatch_common::QueueSlot;
 
-/// Of the memory for records, the ring's share (one quarter); the queues of state changes have the rest, as far as
-/// powers of two allow.
+/// The ring's share of the memory for records (one quarter); the queues of state changes get the rest, as far as powers
+/// of two allow.
 const RING_SHARE: u32 = 4;
-/// The least that a ring buffer can have, on kernels with the smallest pages.
+/// The smallest ring buffer: a page, on kernels with the smallest pages.
 const SMALLEST_RING_BYTES: u32 = 4096;
-/// Unless told otherwise: two tenths of a second of the most that two processors can make, so that the timer comes before
-/// a queue is half full; and on large machines 128 KiB for each.
+/// The defaults: room for 0.2 s of the highest rate of two processors, so that the timer fires before a queue is half
+/// full; and on large machines 128 KiB for each processor.
 const RECORD_BYTES: u32 = 8 << 20;
 const RECORD_BYTES_EACH: u32 = 128 << 10;
 
-/// How much room records have on their way.
+/// Sizes of the buffers for records on their way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BufferSizes {
     pub ring_bytes: u32,
     pub processors: u32,
-    /// Slots of each processor's queue.
+    /// Slots of each processor's queue, a power of two.
     pub slots: u32,
 }
 
 impl BufferSizes {
+    /// Divides `record_bytes`, or the default.
+    ///
     /// # Errors
-    /// With the file that does not say how many processors there are.
+    /// The file from which the number of processors cannot be read.
     pub(crate) fn new(record_bytes: Option<u32>) -> Result<Self, (&'static str, io::Error)> {
         let processors = aya::util::nr_cpus()?;
         let processors = u32::try_from(processors).unwrap_or(u32::MAX);
@@ -34,7 +36,7 @@ impl BufferSizes {
         });
         let ring_bytes = (record_bytes / RING_SHARE).max(SMALLEST_RING_BYTES);
         let slots = (record_bytes - record_bytes / RING_SHARE) / (size_of::<QueueSlot>() as u32 * processors);
-        // The greatest power of two that is no more, and at least one.
+        // The greatest power of two that fits, and at least one.
         Ok(Self { ring_bytes, processors, slots: 1 << slots.max(1).ilog2() })
     }
 }

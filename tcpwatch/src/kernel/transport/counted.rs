@@ -1,33 +1,32 @@
-//! The counts of retransmits and stalls that the programs keep, looked into for what they have not told yet.
+//! The counts of retransmits and stalls that the programs keep, read for changes that no record has reported yet.
 //!
-//! A program tells of a socket's at once, and then once a second (`TELL_NS` in tcpwatch-ebpf/src/counted.rs). In between,
-//! and for a while after, its counts are read here, one system call for each socket of which something changed in the
-//! last two seconds.
+//! A program reports the first change of a socket at once, and later ones at most once a second. In between, and for a
+//! while after, its counts are read here: one system call for each socket that changed in the last two seconds.
 
 use aya::maps::{HashMap, MapData};
 use rustc_hash::FxHashMap;
 use tcpwatch_common::{KIND_RETRANSMIT, RetransmitEvent, state::LISTEN};
 
-/// A count of the programs (`Counted` in tcpwatch-ebpf/src/counted.rs): the record as it would be told first, and last of
-/// when the change under way is. What is between is theirs.
+/// A socket's counts (`Counted` in the BPF crate): first the record as a program would emit it, last the time of the
+/// change in progress. What lies between is the programs' own.
 type Entry = [u64; EVENT_WORDS + PRIVATE_WORDS + 1];
 const EVENT_WORDS: usize = size_of::<RetransmitEvent>() / 8;
 const PRIVATE_WORDS: usize = 7;
 
-/// Longer than the programs hold back.
+/// Longer than the programs hold records back.
 const BUSY_NS: u64 = 2_000_000_000;
 
 pub struct CountedRetransmits {
     counted: HashMap<MapData, u64, Entry>,
-    /// Sockets of which something changed lately, by cookie.
+    /// Sockets that changed lately, by cookie.
     busy: FxHashMap<u64, Busy>,
 }
 
 #[derive(PartialEq, Eq)]
 struct Busy {
-    /// Of the last change.
+    /// Time of the last change.
     time_ns: u64,
-    /// Segments then: two processors may change a listener's at one time.
+    /// Segments at that time: two processors may change a listener's counts at once.
     segments: u64,
 }
 
@@ -36,29 +35,29 @@ impl CountedRetransmits {
         Self { counted, busy: FxHashMap::default() }
     }
 
-    /// Notes which socket a record of the ring tells of, if it is one of a retransmit.
+    /// Notes the socket of a record from the ring, if it reports a retransmit.
     pub fn note(&mut self, record: &[u8]) {
         if record.first() == Some(&KIND_RETRANSMIT)
             && let Ok(event) = bytemuck::try_pod_read_unaligned::<RetransmitEvent>(record)
         {
-            let told = Busy { time_ns: event.socket.time_ns, segments: segments(&event) };
-            self.busy.insert(event.socket.cookie, told);
+            let reported = Busy { time_ns: event.socket.time_ns, segments: segments(&event) };
+            self.busy.insert(event.socket.cookie, reported);
         }
     }
 
-    /// Hands out a record for each socket that changed since it was last told of, as of `until_ns` at the latest.
-    pub fn look(&mut self, until_ns: u64, mut tell: impl FnMut(&[u8])) {
+    /// Emits a record for each socket that changed since its last record, dated `until_ns` at the latest.
+    pub fn look(&mut self, until_ns: u64, mut emit: impl FnMut(&[u8])) {
         let counted = &self.counted;
         self.busy.retain(|cookie, busy| {
-            // Gone with its socket, after the last word on it, or given up for others.
+            // Removed with its socket, after its last record, or evicted for another.
             let Ok(entry) = counted.get(cookie, 0) else { return false };
             let Ok(mut event) = bytemuck::try_pod_read_unaligned::<RetransmitEvent>(bytemuck::cast_slice(
                 &entry[..EVENT_WORDS],
             )) else {
                 return false;
             };
-            // Changed while it was copied. Of a listener, which several processors change at once, each number is right
-            // by itself.
+            // Changed while it was copied. Several processors change a listener's counts at once: there each number is
+            // right by itself.
             if event.socket.time_ns != entry[EVENT_WORDS + PRIVATE_WORDS] && event.socket.new_state != LISTEN
             {
                 return true;
@@ -69,7 +68,7 @@ impl CountedRetransmits {
             }
             *busy = now;
             event.socket.time_ns = event.socket.time_ns.min(until_ns);
-            tell(bytemuck::bytes_of(&event));
+            emit(bytemuck::bytes_of(&event));
             true
         });
     }

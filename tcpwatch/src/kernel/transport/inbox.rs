@@ -1,8 +1,8 @@
-//! Records that came by several ways, in the order of their times.
+//! Merges the records of several queues in the order of their times.
 //!
-//! Each processor has a queue of its own, and the ring is one more. Two records about one socket are written one
-//! after the other, wherever that is; so whoever reads all queues after a certain time has, of all that was written
-//! before it, everything. What is newer waits for the next round.
+//! Each processor has a queue of its own, and the ring is one more. Two records about one socket are written one after
+//! the other, in whichever queues. So a reader that reads all queues after a moment has every record from before that
+//! moment. Newer records wait for the next round.
 
 use std::ops::Range;
 
@@ -15,11 +15,11 @@ pub trait Queued {
     /// The time of the queue's next record.
     fn next_time(&self, queue: usize) -> Option<u64>;
 
-    /// Shows that record where it lies, and takes it. Called only where there is one.
+    /// Passes the next record, in place, and removes it. Called only where there is one.
     fn take(&mut self, queue: usize, each: impl FnOnce(&QueueSlot));
 }
 
-/// Where a record lies among the bytes of all.
+/// A record of the ring: its place among the bytes of all.
 #[derive(Clone, Copy)]
 struct Raw {
     time_ns: u64,
@@ -34,14 +34,14 @@ impl Raw {
     }
 }
 
-/// What came through the ring and was not yet taken.
+/// Records of the ring that were not yet taken.
 #[derive(Default)]
 pub struct Inbox {
     records: Vec<Raw>,
     bytes: Vec<u8>,
 }
 
-/// Where the next record comes from.
+/// The source of the next record.
 #[derive(Clone, Copy)]
 enum From {
     Ring,
@@ -49,7 +49,7 @@ enum From {
 }
 
 impl Inbox {
-    /// Every record has its time at byte 8; one that is shorter is malformed, and comes first.
+    /// Adds a record of the ring. Every record has its time at byte 8; a shorter one is malformed, and comes first.
     pub fn push(&mut self, record: &[u8]) {
         let time = record.get(8..16).and_then(|bytes| bytes.try_into().ok());
         self.records.push(Raw {
@@ -61,8 +61,8 @@ impl Inbox {
         self.bytes.extend_from_slice(record);
     }
 
-    /// Takes the records up to `until_ns`, in order. At the same time those of the ring come first, and of those the
-    /// process before what it did.
+    /// Takes the records up to `until_ns`, in order. Of equal times the ring's come first, and among those a process
+    /// before the records that name it.
     pub fn take(&mut self, queues: &mut impl Queued, until_ns: u64, mut each: impl FnMut(&[u8])) {
         self.records.sort_by_key(|record| (record.time_ns, record.kind != KIND_TASK));
         let mut taken = 0;
@@ -72,7 +72,7 @@ impl Inbox {
                     each(&self.bytes[self.records[taken].range()]);
                     taken += 1;
                 }
-                // As long as no other is older.
+                // As long as no other queue has an older one.
                 From::Queue(queue) => loop {
                     queues.take(queue, |slot| each(record(bytemuck::bytes_of(slot))));
                     if queues.next_time(queue).is_none_or(|time| time >= until) {
@@ -98,7 +98,7 @@ impl Inbox {
         }
     }
 
-    /// Who has the oldest record, and when the oldest of the others is.
+    /// The source of the oldest record, and the time of the oldest record of the others.
     fn next(&self, queues: &impl Queued, taken: usize, until_ns: u64) -> Option<(From, u64)> {
         let after = until_ns.saturating_add(1);
         let (mut first, mut second) = ((after, None), after);
@@ -116,7 +116,7 @@ impl Inbox {
     }
 }
 
-/// What of a slot is the record.
+/// The record in a slot, without the rest.
 fn record(slot: &[u8]) -> &[u8] {
     match slot[0] {
         KIND_TASK => &slot[..size_of::<TaskEvent>()],
@@ -154,7 +154,7 @@ mod tests {
     }
 
     fn queue(events: &[(u64, u64)]) -> VecDeque<SocketEvent> {
-        events.iter().map(|told| event(KIND_TRANSITION, *told)).collect()
+        events.iter().map(|one| event(KIND_TRANSITION, *one)).collect()
     }
 
     /// The number at byte 16 of each: a cookie, or the start of a process.
@@ -169,8 +169,8 @@ mod tests {
     #[test]
     fn records_come_in_the_order_of_their_times_and_what_is_newer_waits() {
         let mut inbox = Inbox::default();
-        for told in [(9, 2), (4, 3)] {
-            inbox.push(bytemuck::bytes_of(&event(KIND_ACCEPT, told)));
+        for one in [(9, 2), (4, 3)] {
+            inbox.push(bytemuck::bytes_of(&event(KIND_ACCEPT, one)));
         }
         let mut queues =
             vec![queue(&[(1, 10), (2, 11), (5, 12), (11, 13)]), queue(&[(3, 20), (9, 21)]), queue(&[])];
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_passed_on_as_such() {
+    fn malformed_records_are_passed_on() {
         let mut inbox = Inbox::default();
         inbox.push(&[1, 2, 3]);
         inbox.push(&[0; 200]);

@@ -1,4 +1,4 @@
-//! How many records were lost, and why.
+//! Counters of lost records, by cause.
 
 use std::os::fd::RawFd;
 
@@ -15,7 +15,7 @@ const HELD_BACK: [u32; 5] = [
     counter::HELD_BACK_OUT_OF_ORDER,
 ];
 
-/// Counts of lost records. Valid while the `Probes` that it came with live.
+/// Reads the counters. Valid as long as the `Probes` that it was created with.
 pub struct LossCounters {
     pub(crate) counters: PerCpuArray<MapData, u64>,
     /// Descriptors of the attached programs.
@@ -23,15 +23,15 @@ pub struct LossCounters {
 }
 
 impl LossCounters {
-    /// Records lost since the start: those without room in the ring, and runs of a program that the kernel
-    /// skipped because they would have run inside itself (Linux 5.12 and later tell).
+    /// Records lost since the start: for want of space, and by runs that the kernel skipped because the program would
+    /// have run inside itself (reported from Linux 5.12 on).
     pub fn read(&self) -> LostRecords {
         let full = (0..counter::LOST_COUNT).map(|index| self.sum(index)).sum();
         let skipped = self.programs.iter().filter_map(|fd| recursion_misses(*fd)).sum();
         LostRecords { ring_full: full, run_skipped: skipped }
     }
 
-    /// What the programs only count.
+    /// What the programs count without a record.
     pub fn unrecorded(&self) -> UnrecordedCounts {
         UnrecordedCounts {
             held_back: HELD_BACK.into_iter().map(|index| self.sum(index)).sum(),

@@ -1,5 +1,5 @@
-//! How records travel from the BPF programs to the daemon: the queues of state changes and the ring buffer, merged in the
-//! order of their times, and the counters of what was lost on the way.
+//! The transport of records from the BPF programs to the daemon: the queues of state changes and the ring buffer,
+//! merged in the order of their times, and the counters of lost records.
 
 pub(crate) mod buffer_sizes;
 pub(crate) mod counted;

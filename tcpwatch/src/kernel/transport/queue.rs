@@ -13,18 +13,18 @@ use tcpwatch_common::{Queue, QueueSlot};
 
 use crate::kernel::transport::inbox::Queued;
 
-/// All queues, as they were when last looked at.
+/// The queues of all processors, with the records that were there at the last [`Queues::look`].
 pub struct Queues {
     queues: Mapping<Queue>,
     slots: Mapping<QueueSlot>,
     /// Slots of each queue.
     size: u32,
-    /// Of each queue, the records taken and those that were there.
+    /// For each queue: records taken, and records written, since the start.
     seen: Vec<(u64, u64)>,
 }
 
 impl Queues {
-    /// `size`: slots of each queue, of which there is one for each of `processors`.
+    /// Maps one queue for each processor. `size`: slots of a queue, a power of two.
     pub(crate) fn map(queues: impl AsFd, slots: impl AsFd, processors: u32, size: u32) -> io::Result<Self> {
         Ok(Self {
             queues: Mapping::new(queues, processors)?,
@@ -34,7 +34,7 @@ impl Queues {
         })
     }
 
-    /// Looks for new records.
+    /// Notes how many records each queue has.
     pub fn look(&mut self) {
         for at in 0..self.seen.len() {
             let queue = self.queues.at(at).as_ptr();
@@ -44,7 +44,7 @@ impl Queues {
         }
     }
 
-    /// Gives the program room up to there.
+    /// Frees the slots of all records taken.
     fn release(&self, queue: usize, taken: u64) {
         let queue = self.queues.at(queue).as_ptr();
         // SAFETY: within a mapped Queue, as long as `self` lives; the kernel's program only reads it.
@@ -72,7 +72,7 @@ impl Queued for Queues {
 
     fn take(&mut self, queue: usize, each: impl FnOnce(&QueueSlot)) {
         let (taken, there) = self.seen[queue];
-        // SAFETY: as in `next_time`; it is given back below.
+        // SAFETY: as in `next_time`; the slot is freed below.
         each(unsafe { &*self.slot(queue, taken) });
         let taken = taken + 1;
         self.seen[queue].0 = taken;
@@ -82,7 +82,7 @@ impl Queued for Queues {
     }
 }
 
-/// Slots are given back by so many, as the processor that writes wants the word that says so for itself.
+/// Slots freed at once: each release takes the cache line with `tail` from the processor that writes.
 const RELEASED_AT_ONCE: u64 = 64;
 
 /// The values of an array map.

@@ -1,8 +1,8 @@
-//! The ring of what is rare, read as far as programs have begun to write.
+//! The ring buffer of rare records, read as far as programs have begun to write.
 //!
-//! A program reserves room, writes, and hands over; one that is interrupted in between hides whatever others hand over
-//! behind it. The queues do not wait for that, so reading the ring only as far as it can be read would show the end of a
-//! socket before what came before it.
+//! A program reserves space, writes, and submits; one that is interrupted in between hides everything that others
+//! submit after it. The queues do not wait for that, so reading only what is submitted would show the end of a socket
+//! before what happened before it.
 #![allow(
     unsafe_code,
     reason = "memory that the kernel writes, and tokio cannot know that the ring keeps its descriptor"
@@ -29,14 +29,16 @@ pub struct Ring {
     positions: Positions,
 }
 
-/// How often it is looked whether an interrupted program went on.
+/// How often to check whether an interrupted program has submitted.
 const INTERRUPTED_POLL: Duration = Duration::from_micros(50);
-/// Longer than a processor serves others first; then what can be read has to do.
+/// Longer than a processor runs other tasks first; after that, only what is submitted is read.
 const INTERRUPTED_LIMIT: Duration = Duration::from_secs(1);
 
 impl Ring {
+    /// Maps the ring's positions. Needs a tokio runtime.
+    ///
     /// # Errors
-    /// When it cannot be polled or mapped. Wants a tokio runtime.
+    /// When the ring cannot be polled or mapped.
     pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
         let positions = Positions::map(&ring)?;
         // SAFETY: a RingBuf owns its map's descriptor, always names that one, and closes it when dropped.
@@ -45,16 +47,16 @@ impl Ring {
         Ok(Self { ring, positions })
     }
 
-    /// Completes when the kernel says that there is something to read.
+    /// Completes when the kernel reports that there is something to read.
     ///
     /// # Errors
-    /// When it cannot be polled any more.
+    /// When the ring cannot be polled any more.
     pub async fn readable(&self) -> io::Result<()> {
-        // Cleared before reading: what arrives meanwhile makes it ready again.
+        // Cleared before reading: a record that arrives meanwhile makes it ready again.
         self.ring.readable().await.map(|mut ready| ready.clear_ready())
     }
 
-    /// Hands out the records that programs have begun to write until now, and waits for those that are not ready.
+    /// Passes the records that programs have begun to write until now, and waits for those that are not submitted yet.
     pub fn read(&mut self, mut each: impl FnMut(&[u8])) {
         let until = self.positions.reserved();
         let mut interrupted: Option<Instant> = None;
@@ -68,7 +70,7 @@ impl Ring {
                 return;
             }
             if interrupted.get_or_insert_with(Instant::now).elapsed() > INTERRUPTED_LIMIT {
-                tracing::warn!("a program that was interrupted while it wrote a record does not go on");
+                tracing::warn!("an interrupted program has not submitted its record in time");
                 return;
             }
             thread::sleep(INTERRUPTED_POLL);
@@ -76,7 +78,7 @@ impl Ring {
     }
 }
 
-/// How far the ring is read, and how far it is reserved: bytes since its beginning, each at the start of a page
+/// The consumer's and the producers' position: bytes since the beginning, each at the start of a page
 /// (kernel/bpf/ringbuf.c, struct bpf_ringbuf).
 struct Positions {
     pages: NonNull<u8>,
@@ -100,10 +102,10 @@ impl Positions {
         self.load(self.page)
     }
 
-    /// Whether it is not read up to there.
+    /// Whether the consumer's position is before this one.
     fn is_before(&self, position: usize) -> bool {
         let read = self.load(0);
-        // They wrap around where addresses are 32 bits.
+        // Positions wrap around where addresses have 32 bits.
         position.wrapping_sub(read).cast_signed() > 0
     }
 

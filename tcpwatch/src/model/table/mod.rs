@@ -1,9 +1,8 @@
 //! The connections that exist now: a slab, found by socket cookie, listed by state.
 //!
-//! What stands too long in a state that should be short is found without looking at the connections in others. Sockets that
-//! live on as the kernel's minisocks (TIME_WAIT, orphaned FIN_WAIT2) are also found by their ends, because whoever reuses
-//! those ends replaces them.
-//! Bounded by `limit`; the caller decides what happens at it.
+//! The lists find a connection that stands too long in a state without a walk through all others. A minisock (TIME_WAIT,
+//! orphaned FIN_WAIT2) is also found by its ends, because a socket that reuses those ends replaces it.
+//! Bounded by `limit`; the caller decides what happens when it is reached.
 
 mod conn;
 
@@ -13,9 +12,9 @@ use hashbrown::{HashTable, hash_table::Entry};
 use rustc_hash::FxBuildHasher;
 use slab::Slab;
 
-pub use self::conn::{Conn, ConnFlags, EndFacts, Ends, Idle};
+pub use self::conn::{Conn, ConnFlags, EndFacts, Idle};
 use crate::{
-    events::decode::{Endpoint, Socket, Traffic},
+    events::decode::{Ends, Socket, Traffic},
     model::groups::Role,
     tcp::{
         life::{Cause, Life},
@@ -23,7 +22,7 @@ use crate::{
     },
 };
 
-/// Where a connection lies in the slab.
+/// The place of a connection in the table; valid while the connection is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnKey(u32);
 
@@ -36,31 +35,32 @@ struct List {
     len: usize,
 }
 
-/// A list for each state, and one more: minisocks in FIN_WAIT2, whose clock runs from another moment.
+/// The index of the list of minisocks in FIN_WAIT2, behind the list of each state: their timers start when they become
+/// minisocks, not when they enter the state.
 const ORPHANED_FIN_WAIT2: usize = TcpState::COUNT;
 
-/// Minisocks need no exact order: one may stand so much too late. Each sweep reads the kernel's clocks anew, which moves the
-/// step of the timer wheel where they expire together by a little, and all that came before it would be looked at.
+/// How far a minisock may stand behind its exact place in the order of expiry. Each sweep reads the kernel's clocks anew,
+/// which shifts the computed expiry of a step of the timer wheel a little; without this slack each new minisock would walk
+/// past all minisocks of its step.
 const EXPIRY_SLACK_NS: u64 = 50_000_000;
 
-/// Rows for which room is reserved at once, as far as the limit goes: address space, of which only what is used takes
-/// memory. A table that grew would be copied, as the allocator moves only its largest blocks.
+/// Connections for which address space is reserved at the start, unless the limit is lower. Only used pages take memory. A
+/// growing table would be copied, because the allocator remaps only its largest blocks.
 const RESERVED_ROWS: usize = 1 << 20;
 
-/// An element of an index: where the connection lies, and the hash by which it is found, so that the index grows
-/// without looking at connections.
+/// An entry of an index: the connection's place and its hash, so that the index grows without reading connections.
 #[derive(Clone, Copy)]
-struct Key {
+struct IndexEntry {
     hash: u32,
-    slot: u32,
+    conn: u32,
 }
 
 pub struct Table {
     conns: Slab<Conn>,
-    by_cookie: HashTable<Key>,
-    minisocks: HashTable<Key>,
-    /// Where those lie that were found last, by the lower bits of the cookie: what is told of a connection comes together,
-    /// and with what is told of its other side.
+    by_cookie: HashTable<IndexEntry>,
+    minisocks: HashTable<IndexEntry>,
+    /// The connections found last, by the lower bits of their cookies: the records of a connection arrive close to each
+    /// other and to those of its other end.
     recent: [Cell<u32>; 8],
     lists: [List; TcpState::COUNT + 1],
     limit: usize,
@@ -91,14 +91,14 @@ impl Table {
     }
 
     #[inline]
-    pub fn get(&self, slot: ConnKey) -> &Conn {
-        &self.conns[slot.0 as usize]
+    pub fn get(&self, key: ConnKey) -> &Conn {
+        &self.conns[key.0 as usize]
     }
 
-    /// For everything but the state, which [`Table::enter`] changes.
+    /// The connection, to change anything but its state, which only [`Table::enter`] changes.
     #[inline]
-    pub fn get_mut(&mut self, slot: ConnKey) -> &mut Conn {
-        &mut self.conns[slot.0 as usize]
+    pub fn get_mut(&mut self, key: ConnKey) -> &mut Conn {
+        &mut self.conns[key.0 as usize]
     }
 
     pub fn find(&self, cookie: u64) -> Option<ConnKey> {
@@ -120,16 +120,16 @@ impl Table {
 
     fn find_in_index(&self, cookie: u64) -> Option<ConnKey> {
         let hash = hash(cookie);
-        let same = |key: &Key| key.hash == hash && self.conns[key.slot as usize].cookie == cookie;
-        self.by_cookie.find(spread(hash), same).map(|key| ConnKey(key.slot))
+        let same =
+            |entry: &IndexEntry| entry.hash == hash && self.conns[entry.conn as usize].cookie == cookie;
+        self.by_cookie.find(spread(hash), same).map(|entry| ConnKey(entry.conn))
     }
 
     /// The minisock with these ends, seen from its own side.
-    pub fn find_minisock(&self, netns: u32, local: Endpoint, remote: Endpoint) -> Option<ConnKey> {
-        let ends = (netns, local, remote);
+    pub fn find_minisock(&self, ends: Ends) -> Option<ConnKey> {
         let hash = hash_ends(&ends);
-        let same = |key: &Key| key.hash == hash && self.conns[key.slot as usize].ends() == ends;
-        self.minisocks.find(spread(hash), same).map(|key| ConnKey(key.slot))
+        let same = |entry: &IndexEntry| entry.hash == hash && self.conns[entry.conn as usize].ends() == ends;
+        self.minisocks.find(spread(hash), same).map(|entry| ConnKey(entry.conn))
     }
 
     /// Adds a connection that is not in the table; its owner and group are set afterwards.
@@ -139,7 +139,7 @@ impl Table {
         life: Life,
         role: Role,
         now_ns: u64,
-        marks: ConnFlags,
+        flags: ConnFlags,
     ) -> ConnKey {
         let conn = Conn {
             cookie: socket.cookie,
@@ -154,10 +154,10 @@ impl Table {
             closer: None,
             group: None,
             role,
-            // Also of one that goes on where another was.
-            marks: marks - (ConnFlags::TRAFFIC_TOLD | ConnFlags::AFTER_CLOSE_TOLD),
+            // Also where the connection continues one that had these flags.
+            flags: flags - (ConnFlags::TRAFFIC_KNOWN | ConnFlags::AFTER_CLOSE_KNOWN),
             error: 0,
-            total_retrans: (!marks.contains(ConnFlags::OLDER)).then_some(0),
+            total_retrans: (!flags.contains(ConnFlags::OLDER)).then_some(0),
             retransmits: None,
             end: None,
             traffic: Traffic::default(),
@@ -168,64 +168,65 @@ impl Table {
             previous: NONE,
             next: NONE,
         };
-        let slot = self.conns.insert(conn) as u32;
+        let key = self.conns.insert(conn) as u32;
         let hash = hash(socket.cookie);
-        self.by_cookie.insert_unique(spread(hash), Key { hash, slot }, |key| spread(key.hash));
-        self.recent(socket.cookie).set(slot);
-        self.link(slot);
-        ConnKey(slot)
+        self.by_cookie
+            .insert_unique(spread(hash), IndexEntry { hash, conn: key }, |entry| spread(entry.hash));
+        self.recent(socket.cookie).set(key);
+        self.link(key);
+        ConnKey(key)
     }
 
-    /// Moves the connection to `state` as of `now_ns`.
-    pub fn enter(&mut self, slot: ConnKey, state: TcpState, cause: Cause, now_ns: u64) {
-        self.unlink(slot.0);
-        let conn = self.get_mut(slot);
+    /// Moves the connection to `state` at `now_ns`.
+    pub fn enter(&mut self, key: ConnKey, state: TcpState, cause: Cause, now_ns: u64) {
+        self.unlink(key.0);
+        let conn = self.get_mut(key);
         conn.life.enter(state, cause, now_ns);
         conn.seen_ns = now_ns;
-        conn.marks.remove(ConnFlags::STATE_OLDER);
-        self.link(slot.0);
+        conn.flags.remove(ConnFlags::STATE_OLDER);
+        self.link(key.0);
     }
 
-    /// The kernel replaced the socket by a minisock in the state that the connection is in. Returns another that had
-    /// its ends until now: it is over, and no longer found by them.
+    /// The kernel replaced the socket by a minisock in the connection's present state. Returns the minisock that had the
+    /// same ends until now: it is over and no longer found by them.
     #[must_use]
-    pub fn shrink(&mut self, slot: ConnKey, expires_ns: u64) -> Option<ConnKey> {
-        if self.get(slot).is(ConnFlags::MINISOCK) {
-            self.expire_at(slot, expires_ns);
+    pub fn shrink(&mut self, key: ConnKey, expires_ns: u64) -> Option<ConnKey> {
+        if self.get(key).is(ConnFlags::MINISOCK) {
+            self.expire_at(key, expires_ns);
             return None;
         }
-        self.unlink(slot.0);
-        let conn = self.get_mut(slot);
-        conn.marks.insert(ConnFlags::MINISOCK);
+        self.unlink(key.0);
+        let conn = self.get_mut(key);
+        conn.flags.insert(ConnFlags::MINISOCK);
         conn.expires_ns = expires_ns;
         let (ends, cookie, lost) = (conn.ends(), conn.cookie, conn.has_lost_cookie());
-        self.link(slot.0);
+        self.link(key.0);
         if lost {
-            self.forget_cookie(slot.0, cookie);
+            self.forget_cookie(key.0, cookie);
         }
         let conns = &self.conns;
-        let key = Key { hash: hash_ends(&ends), slot: slot.0 };
-        let same = |other: &Key| other.hash == key.hash && conns[other.slot as usize].ends() == ends;
-        match self.minisocks.entry(spread(key.hash), same, |key| spread(key.hash)) {
-            Entry::Occupied(mut had) => Some(ConnKey(std::mem::replace(had.get_mut(), key).slot)),
+        let entry = IndexEntry { hash: hash_ends(&ends), conn: key.0 };
+        let same = |other: &IndexEntry| other.hash == entry.hash && conns[other.conn as usize].ends() == ends;
+        match self.minisocks.entry(spread(entry.hash), same, |entry| spread(entry.hash)) {
+            Entry::Occupied(mut had) => Some(ConnKey(std::mem::replace(had.get_mut(), entry).conn)),
             Entry::Vacant(free) => {
-                free.insert(key);
+                free.insert(entry);
                 None
             }
         }
     }
 
-    fn forget_cookie(&mut self, slot: u32, cookie: u64) {
-        if let Ok(entry) = self.by_cookie.find_entry(spread(hash(cookie)), |key| key.slot == slot) {
+    fn forget_cookie(&mut self, key: u32, cookie: u64) {
+        if let Ok(entry) = self.by_cookie.find_entry(spread(hash(cookie)), |entry| entry.conn == key) {
             entry.remove();
         }
     }
 
-    /// A minisock's timer was set anew.
-    pub fn expire_at(&mut self, slot: ConnKey, expires_ns: u64) {
-        let conn = self.get_mut(slot);
+    /// Corrects when a minisock expires.
+    pub fn expire_at(&mut self, key: ConnKey, expires_ns: u64) {
+        let conn = self.get_mut(key);
         conn.expires_ns = expires_ns;
-        // Looked for from the place that it had: a correction moves it by little, and many are younger.
+        // Searched from its present place: a correction moves it little, and many minisocks stand behind it.
         let (list, mut before, mut after) = (usize::from(conn.list), conn.previous, conn.next);
         let sooner =
             self.conns.get(before as usize).is_some_and(|conn| is_later(conn.expires_ns, expires_ns));
@@ -234,19 +235,19 @@ impl Table {
         {
             (before, after) = (after, conn.next);
         }
-        if sooner || before != self.get(slot).previous {
-            self.unlink(slot.0);
-            self.link_behind(slot.0, list, before);
+        if sooner || before != self.get(key).previous {
+            self.unlink(key.0);
+            self.link_behind(key.0, list, before);
         }
     }
 
-    pub fn remove(&mut self, slot: ConnKey) -> Conn {
-        self.unlink(slot.0);
-        let conn = self.conns.remove(slot.0 as usize);
-        self.forget_cookie(slot.0, conn.cookie);
+    pub fn remove(&mut self, key: ConnKey) -> Conn {
+        self.unlink(key.0);
+        let conn = self.conns.remove(key.0 as usize);
+        self.forget_cookie(key.0, conn.cookie);
         if conn.is(ConnFlags::MINISOCK)
             && let Ok(entry) =
-                self.minisocks.find_entry(spread(hash_ends(&conn.ends())), |key| key.slot == slot.0)
+                self.minisocks.find_entry(spread(hash_ends(&conn.ends())), |entry| entry.conn == key.0)
         {
             entry.remove();
         }
@@ -266,7 +267,7 @@ impl Table {
         self.conns.iter().map(|(_, conn)| conn)
     }
 
-    pub fn slots(&self) -> impl Iterator<Item = (ConnKey, &Conn)> {
+    pub fn keys(&self) -> impl Iterator<Item = (ConnKey, &Conn)> {
         self.conns.iter().map(|(key, conn)| (ConnKey(key as u32), conn))
     }
 
@@ -276,13 +277,13 @@ impl Table {
         self.walk(state.index()).chain(orphaned.into_iter().flatten())
     }
 
-    /// The connections that entered `state` at or before `limit_ns`. All of the list are looked at: what a
-    /// sweep found stands behind younger ones.
+    /// The connections that entered `state` at or before `limit_ns`. Walks the whole list: connections that a sweep found
+    /// stand behind younger ones.
     pub fn lingering(&self, state: TcpState, limit_ns: u64) -> impl Iterator<Item = &Conn> + use<'_> {
         self.in_state(state).filter(move |conn| conn.since_ns() <= limit_ns)
     }
 
-    /// The minisock, of those in this state, that became one first.
+    /// The minisock in this state that expires first.
     pub fn oldest_minisock(&self, state: TcpState) -> Option<(ConnKey, &Conn)> {
         let list = if state == TcpState::FinWait2 { ORPHANED_FIN_WAIT2 } else { state.index() };
         let first = self.lists[list].first;
@@ -310,8 +311,8 @@ impl Table {
         self.link_behind(key, list, self.lists[list].last);
     }
 
-    /// Behind `previous`, or as far before it as those reach that expire later. Only minisocks expire; to all others the
-    /// end of the list is the right place. Nearly always it is for minisocks too, as all run for the same time.
+    /// Links it behind `previous`, or further to the front where `previous` and others expire later. Only minisocks expire;
+    /// all others belong at the end of the list. Minisocks nearly always do too, as all their timers run equally long.
     fn link_behind(&mut self, key: u32, list: usize, mut previous: u32) {
         let expires_ns = self.conns[key as usize].expires_ns;
         if expires_ns != u64::MAX {
@@ -349,34 +350,34 @@ impl Table {
     }
 }
 
-/// Of two times at which minisocks expire: by more than it matters.
+/// Whether a minisock expires later than another by more than the slack.
 fn is_later(expires_ns: u64, than_ns: u64) -> bool {
     expires_ns > than_ns.saturating_add(EXPIRY_SLACK_NS)
 }
 
-/// The kernel gives cookies in sequence to the sockets that a processor makes, and what was made together is told of
-/// together: sixteen such lie side by side, so that their records find them in the processor's cache.
+/// The kernel assigns cookies in sequence to the sockets that a processor creates, and records of sockets created together
+/// arrive together: sixteen consecutive cookies lie side by side, so that their records find them in the processor's cache.
 fn hash(cookie: u64) -> u32 {
     side_by_side(FxBuildHasher.hash_one(cookie >> 4), cookie as u32 & 0xf, 4)
 }
 
-/// The ephemeral ports of one client toward one server rise by a few with each connection: those of 128 such ports lie
-/// side by side. Of a connection within this machine both sides are looked for in one place.
-fn hash_ends((netns, local, remote): &Ends) -> u32 {
+/// The ephemeral ports of one client toward one server rise a little with each connection: 128 consecutive ports lie side
+/// by side. Both ends of a connection within this machine have the same hash.
+fn hash_ends(Ends { netns, local, remote }: &Ends) -> u32 {
     let (ports, lower) = (local.port ^ remote.port, local.port.min(remote.port));
     let [local, remote] = [local, remote].map(|end| FxBuildHasher.hash_one(end.addr.to_bits()));
     let block = u64::from(*netns) << 32 | u64::from(ports >> 7) << 16 | u64::from(lower);
     side_by_side(FxBuildHasher.hash_one(block ^ local.wrapping_add(remote)), u32::from(ports >> 1) & 0x3f, 6)
 }
 
-/// `place`: where in its block of `1 << bits` it lies.
+/// `place`: the place within its block of `1 << bits`.
 fn side_by_side(block: u64, place: u32, bits: u32) -> u32 {
     let block = (block ^ (block >> 32)) as u32;
-    // What hashbrown compares first (see `spread`) is to differ between neighbours.
+    // Neighbours must differ in the bits that hashbrown compares first (see `spread`).
     (block << bits | place) ^ (place << 25)
 }
 
-/// hashbrown takes the place from the lower bits, and from the seven uppermost what it compares first.
+/// hashbrown takes the place from the lower bits and compares the seven uppermost bits first.
 fn spread(hash: u32) -> u64 {
     u64::from(hash) << 32 | u64::from(hash)
 }
@@ -386,6 +387,7 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use super::*;
+    use crate::events::decode::Endpoint;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -406,28 +408,28 @@ mod tests {
     #[test]
     fn lists_keep_the_order_of_entry_through_moves_and_removals() {
         let mut table = Table::new(10);
-        let slots: Vec<_> =
+        let keys: Vec<_> =
             (0..4).map(|cookie| insert(&mut table, cookie, TcpState::Established, cookie)).collect();
-        table.enter(slots[1], TcpState::CloseWait, Cause::Peer, 10);
-        table.enter(slots[3], TcpState::CloseWait, Cause::Peer, 11);
-        table.enter(slots[0], TcpState::CloseWait, Cause::Peer, 12);
-        table.remove(slots[3]);
+        table.enter(keys[1], TcpState::CloseWait, Cause::Peer, 10);
+        table.enter(keys[3], TcpState::CloseWait, Cause::Peer, 11);
+        table.enter(keys[0], TcpState::CloseWait, Cause::Peer, 12);
+        table.remove(keys[3]);
         assert_eq!(cookies(table.in_state(TcpState::CloseWait)), [1, 0]);
         assert_eq!(cookies(table.in_state(TcpState::Established)), [2]);
         assert_eq!(cookies(table.lingering(TcpState::CloseWait, 11)), [1]);
         assert_eq!(table.count(TcpState::CloseWait), 2);
         assert_eq!(table.find(3), None);
-        assert_eq!(table.find(2), Some(slots[2]));
+        assert_eq!(table.find(2), Some(keys[2]));
     }
 
     #[test]
     fn minisocks_stand_in_the_order_in_which_they_expire_whatever_corrects_their_timers() {
         let mut table = Table::new(10);
-        let slots: Vec<_> = (0..5)
+        let keys: Vec<_> = (0..5)
             .map(|cookie| {
-                let slot = insert(&mut table, cookie, TcpState::TimeWait, cookie);
-                assert_eq!(table.shrink(slot, 10 * cookie * SECOND), None);
-                slot
+                let key = insert(&mut table, cookie, TcpState::TimeWait, cookie);
+                assert_eq!(table.shrink(key, 10 * cookie * SECOND), None);
+                key
             })
             .collect();
         for (which, expires, order) in [
@@ -439,7 +441,7 @@ mod tests {
             (0, 0, [0, 4, 1, 3, 2]),
             (0, 5, [0, 4, 1, 3, 2]),
         ] {
-            table.expire_at(slots[which], expires * SECOND);
+            table.expire_at(keys[which], expires * SECOND);
             assert_eq!(cookies(table.in_state(TcpState::TimeWait)), order, "{which} at {expires}");
         }
         assert_eq!(table.count(TcpState::TimeWait), 5);
@@ -451,8 +453,8 @@ mod tests {
         for (cookie, expires_ns) in
             [(0, SECOND), (1, SECOND - EXPIRY_SLACK_NS), (2, SECOND - 2 * EXPIRY_SLACK_NS - 1)]
         {
-            let slot = insert(&mut table, cookie, TcpState::TimeWait, cookie);
-            assert_eq!(table.shrink(slot, expires_ns), None);
+            let key = insert(&mut table, cookie, TcpState::TimeWait, cookie);
+            assert_eq!(table.shrink(key, expires_ns), None);
         }
         assert_eq!(cookies(table.in_state(TcpState::TimeWait)), [2, 0, 1]);
     }
@@ -460,21 +462,21 @@ mod tests {
     #[test]
     fn a_minisock_is_found_by_its_ends_until_it_is_gone() {
         let mut table = Table::new(10);
-        let slot = insert(&mut table, 7, TcpState::FinWait2, 0);
-        let ends = table.get(slot).ends();
-        assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), None);
-        assert_eq!(table.shrink(slot, 5), None);
-        assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), Some(slot));
-        assert_eq!(table.oldest_minisock(TcpState::FinWait2).map(|(slot, _)| slot), Some(slot));
+        let key = insert(&mut table, 7, TcpState::FinWait2, 0);
+        let ends = table.get(key).ends();
+        assert_eq!(table.find_minisock(ends), None);
+        assert_eq!(table.shrink(key, 5), None);
+        assert_eq!(table.find_minisock(ends), Some(key));
+        assert_eq!(table.oldest_minisock(TcpState::FinWait2).map(|(key, _)| key), Some(key));
         assert_eq!((table.count(TcpState::FinWait2), table.count(TcpState::TimeWait)), (1, 0));
         let mut younger = socket(8);
-        younger.local = ends.1;
+        younger.local = ends.local;
         let life = Life::new(TcpState::FinWait2, Cause::Peer, 1);
         let younger = table.insert(&younger, life, Role::Client, 1, ConnFlags::default());
-        assert_eq!(table.shrink(younger, 6), Some(slot));
-        table.remove(slot);
-        assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), Some(younger));
+        assert_eq!(table.shrink(younger, 6), Some(key));
+        table.remove(key);
+        assert_eq!(table.find_minisock(ends), Some(younger));
         table.remove(younger);
-        assert_eq!(table.find_minisock(ends.0, ends.1, ends.2), None);
+        assert_eq!(table.find_minisock(ends), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The state of the node's TCP: applies records to processes, connections and counts.
 //!
-//! In: decoded records in the order of the ring, sweeps (see `sweep.rs`). Out: the table, the counts and the
-//! processes, for others to read. Reads no clock and does no I/O: times come with the records.
+//! In: decoded records in the order of their times, sweeps (see `sweep.rs`). Out: the table, the counts and the processes,
+//! for others to read. It decides roles, owners and ends.
 
 pub(crate) mod connects;
 pub(crate) mod owners;
@@ -40,28 +40,31 @@ use crate::{
     },
 };
 
-/// include/net/tcp.h: TCP_TIMEWAIT_LEN. Also how long an orphan stays in FIN_WAIT2 as a minisock unless
-/// tcp_fin_timeout or TCP_LINGER2 say less; then sweeps correct it.
+/// How long TIME_WAIT lasts: TCP_TIMEWAIT_LEN in include/net/tcp.h. Also how long an orphan stays in FIN_WAIT2 as a minisock
+/// unless tcp_fin_timeout or TCP_LINGER2 say less; then sweeps correct it.
 pub(crate) const MINISOCK_NS: u64 = 60_000_000_000;
 
-/// How far the computed end of a timer may be from its real one: a step of the wheel (see `ticks.rs`).
+/// How far the computed end of a timer may be from the real one: a step of the wheel (see `ticks.rs`).
 const TIMER_SLACK_NS: u64 = 5_000_000_000;
 
 /// Bounds of the tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub connections: usize,
-    /// Connections that ended and are still told of.
+    /// Ended connections that are kept.
     pub ended: usize,
     /// Sets of process, role and peer.
     pub label_sets: usize,
 }
 
-/// What sweeps had to put right because no record told of it.
+/// What sweeps corrected because no record had reported it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Repairs {
+    /// Connections that were missing in the table.
     pub appeared: u64,
+    /// Connections that were in another state.
     pub changed: u64,
+    /// Connections that were over.
     pub vanished: u64,
 }
 
@@ -101,8 +104,8 @@ pub struct Ended {
 impl Tracker {
     /// `reported`: what the records of this run report.
     pub fn new(limits: Limits, tick_rate: TickRate, reported: ReportedFacts) -> Self {
-        // At once and exactly: then one that ends takes the place of the oldest, which was looked at just before. If that is
-        // more than there is room for, it grows as far as it can.
+        // Reserved at once and exactly: then a connection that ends takes the place of the oldest, which is in the cache. If
+        // memory does not suffice, it grows as far as it can.
         let mut ended = VecDeque::new();
         let _ = ended.try_reserve_exact(limits.ended);
         Self {
@@ -193,9 +196,9 @@ impl Tracker {
             Record::Reset(record) => self.apply_reset(record),
             Record::Idle(record) => self.apply_idle(record),
             Record::Traffic(record) => self.apply_traffic(record),
-            Record::Retransmit(record, told) => {
+            Record::Retransmit(record, reported) => {
                 if let What::Retransmit { state, total } = record.what {
-                    self.retransmitted(record, state, total, told);
+                    self.retransmitted(record, state, total, reported);
                 }
             }
         }
@@ -210,41 +213,41 @@ impl Tracker {
             }
             What::MinisockEnd => self.end_minisock(&record.socket, record.time_ns),
             What::Accept { state, pid } => {
-                if let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns) {
-                    self.own(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
-                    self.table.get_mut(slot).marks.remove(ConnFlags::UNACCEPTED);
-                    self.group(slot, record.time_ns);
+                if let Some(key) = self.find_or_insert(&record.socket, state, record.time_ns) {
+                    self.own(key, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
+                    self.table.get_mut(key).flags.remove(ConnFlags::UNACCEPTED);
+                    self.group(key, record.time_ns);
                 }
             }
             What::ConnectFailed { pid, error } => self.fail_at_once(record, pid, error),
             What::Close { state, pid, unread_bytes } => {
-                if let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns) {
-                    self.table.get_mut(slot).unread_bytes = unread_bytes;
-                    self.closed_by(slot, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
+                if let Some(key) = self.find_or_insert(&record.socket, state, record.time_ns) {
+                    self.table.get_mut(key).unread_bytes = unread_bytes;
+                    self.closed_by(key, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
                 }
             }
         }
     }
 
-    /// Comes just before the change of state; of a connection that is not known there is nothing to say.
+    /// Arrives just before the change of state; ignored where the connection is not known.
     fn apply_idle(&mut self, record: &IdleRecord) {
-        let Some(slot) = self.table.find(record.cookie) else { return };
-        let conn = self.table.get_mut(slot);
+        let Some(key) = self.table.find(record.cookie) else { return };
+        let conn = self.table.get_mut(key);
         conn.end.get_or_insert_default().idle = Some(Idle {
             sending_ns: self.tick_rate.nanos(record.sent_ticks),
             receiving_ns: self.tick_rate.nanos(record.received_ticks),
         });
     }
 
-    /// One side closed an ESTABLISHED connection first.
-    fn count_idle(&mut self, slot: ConnKey, to: TcpState, now_ns: u64) {
+    /// Counts how long an ESTABLISHED connection had been idle that one side closes first.
+    fn count_idle(&mut self, key: ConnKey, to: TcpState, now_ns: u64) {
         let closer = match to {
             TcpState::FinWait1 => Closer::Local,
             TcpState::CloseWait => Closer::Peer,
             _ => return,
         };
-        if let Some(idle) = self.table.get(slot).idle()
-            && let Some(group) = self.group(slot, now_ns)
+        if let Some(idle) = self.table.get(key).idle()
+            && let Some(group) = self.group(key, now_ns)
         {
             let histogram = &mut self.groups.counts(group).idle[closer as usize];
             histogram.get_or_insert_default().observe(idle.sending_ns.min(idle.receiving_ns));
@@ -258,160 +261,159 @@ impl Tracker {
             return;
         }
         let cause = cause(from, to, 0);
-        // The two ways a life begins before our eyes.
+        // The two transitions with which a life begins.
         let born = from == TcpState::Close || (from == TcpState::SynRecv && record.socket.is_passive());
         if from == TcpState::Close {
             self.forget_unconnected(record.socket.cookie);
         }
         let known = self.table.find(record.socket.cookie);
-        let known = known.filter(|slot| {
-            // Another life of the same socket; the end of the one before was lost, or is a minisock.
+        let known = known.filter(|key| {
+            // Another life of the same socket: the end of the life before was lost, or is a minisock.
             let over = from == TcpState::Close
-                || self.table.get(*slot).is(ConnFlags::MINISOCK)
-                || self.is_another(*slot, &record.socket);
+                || self.table.get(*key).is(ConnFlags::MINISOCK)
+                || self.is_another(*key, &record.socket);
             if over {
-                self.supersede(*slot, now_ns);
+                self.supersede(*key, now_ns);
             }
             !over
         });
-        // A record of its own had the same time.
-        let traffic_told = record.traffic.is_some()
+        // A record of its own came with the same time.
+        let traffic_known = record.traffic.is_some()
             || known
-                .is_some_and(|slot| from == TcpState::Established && self.table.get(slot).seen_ns == now_ns);
-        if let Some(slot) = known {
-            self.leave(slot, from, to, now_ns);
-            self.table.enter(slot, to, cause, now_ns);
+                .is_some_and(|key| from == TcpState::Established && self.table.get(key).seen_ns == now_ns);
+        if let Some(key) = known {
+            self.leave(key, from, to, now_ns);
+            self.table.enter(key, to, cause, now_ns);
         }
-        let marks = ConnFlags::default().with(ConnFlags::OLDER, !born);
-        let Some(slot) =
-            known.or_else(|| self.insert(&record.socket, Life::new(to, cause, now_ns), now_ns, marks))
+        let flags = ConnFlags::default().with(ConnFlags::OLDER, !born);
+        let Some(key) =
+            known.or_else(|| self.insert(&record.socket, Life::new(to, cause, now_ns), now_ns, flags))
         else {
             return;
         };
-        self.describe(slot, &record.socket);
+        self.describe(key, &record.socket);
         if from.follows_established() {
-            self.note_established(slot, now_ns);
+            self.note_established(key, now_ns);
         }
         if let Some(traffic) = record.traffic {
-            self.carry(slot, traffic, now_ns);
+            self.carry(key, traffic, now_ns);
         }
-        let conn = self.table.get_mut(slot);
-        if traffic_told && FirstClose::of_state(to).is_some() {
-            conn.marks.insert(ConnFlags::AFTER_CLOSE_TOLD);
+        let conn = self.table.get_mut(key);
+        if traffic_known && FirstClose::of_state(to).is_some() {
+            conn.flags.insert(ConnFlags::AFTER_CLOSE_KNOWN);
         }
         match to {
             TcpState::SynSent | TcpState::Listen => {
                 let process = self.processes.by_pid(value);
-                self.own(slot, process, now_ns);
-                self.refer(slot, process, |conn| &mut conn.opener);
+                self.own(key, process, now_ns);
+                self.refer(key, process, |conn| &mut conn.opener);
                 if to == TcpState::SynSent {
-                    self.count_attempt(slot, now_ns);
+                    self.count_attempt(key, now_ns);
                 }
             }
             TcpState::FinWait1 | TcpState::LastAck => {
-                self.closed_by(slot, self.processes.by_pid(value), now_ns);
+                self.closed_by(key, self.processes.by_pid(value), now_ns);
             }
             TcpState::CloseWait => conn.unread_bytes = value,
             TcpState::Established => {
                 if from == TcpState::SynRecv && record.socket.is_passive() && conn.retransmits.is_none() {
-                    // Of the SYN-ACK, and counted as the listener's; but those of TCP Fast Open.
+                    // Retransmits of the SYN-ACK, counted with the listener's; except with TCP Fast Open.
                     conn.total_retrans = Some(value);
                 }
-                let first = !conn.marks.replace(ConnFlags::ESTABLISHED, true);
+                let first = !conn.flags.replace(ConnFlags::ESTABLISHED, true);
                 if known.is_some() {
                     self.replace_minisock(&record.socket, now_ns);
                 }
-                if first && let Some(group) = self.group(slot, now_ns) {
+                if first && let Some(group) = self.group(key, now_ns) {
                     self.groups.counts(group).opened += 1;
-                    self.count_connect(slot, Outcome::Established, now_ns);
+                    self.count_connect(key, Outcome::Established, now_ns);
                 }
             }
             _ => {}
         }
-        self.doubt_listener(slot, now_ns);
-        self.group(slot, now_ns);
+        self.doubt_listener(key, now_ns);
+        self.group(key, now_ns);
         if from == TcpState::Established {
-            self.count_idle(slot, to, now_ns);
+            self.count_idle(key, to, now_ns);
         }
     }
 
     /// A close() after shutdown() sets the state that is set already (tcp_close_state, net/ipv4/tcp.c).
     fn closed_again(&mut self, record: &SocketRecord, state: TcpState, value: u32) {
         let closes = matches!(state, TcpState::FinWait1 | TcpState::LastAck);
-        if let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns)
+        if let Some(key) = self.find_or_insert(&record.socket, state, record.time_ns)
             && closes
         {
-            self.closed_by(slot, self.processes.by_pid(value), record.time_ns);
+            self.closed_by(key, self.processes.by_pid(value), record.time_ns);
         }
     }
 
-    /// The socket reached CLOSE: its life is over, or goes on as a minisock that no state change tells of.
+    /// The socket reached CLOSE: its life is over, or goes on as a minisock, of which no state change is reported.
     fn end(&mut self, record: &SocketRecord, from: TcpState, error: u8, total_retrans: u32) {
         let now_ns = record.time_ns;
         let cause = cause(from, TcpState::Close, error);
         self.sweep.ended(record.socket.cookie, now_ns);
         self.end_unlisted(record.socket.cookie);
         let mut known = self.table.find(record.socket.cookie);
-        let over = |slot: ConnKey| {
-            self.table.get(slot).is(ConnFlags::MINISOCK) || self.is_another(slot, &record.socket)
+        let over = |key: ConnKey| {
+            self.table.get(key).is(ConnFlags::MINISOCK) || self.is_another(key, &record.socket)
         };
-        if let Some(slot) = known.filter(|slot| over(*slot)) {
-            self.supersede(slot, now_ns);
+        if let Some(key) = known.filter(|key| over(*key)) {
+            self.supersede(key, now_ns);
             known = None;
         } else if known.is_none() && self.table.is_full() && minisock(&record.socket, from, error).is_none() {
             return;
         }
-        let Some(slot) = known.or_else(|| self.insert_older(&record.socket, from, now_ns)) else { return };
-        self.hear_of(slot, &record.socket, now_ns);
+        let Some(key) = known.or_else(|| self.insert_older(&record.socket, from, now_ns)) else { return };
+        self.hear_of(key, &record.socket, now_ns);
         if from.follows_established() {
-            self.note_established(slot, now_ns);
+            self.note_established(key, now_ns);
         }
-        self.count_retransmits(slot, total_retrans, now_ns);
+        self.count_retransmits(key, total_retrans, now_ns);
         if let Some(traffic) = record.traffic {
-            self.carry(slot, traffic, now_ns);
+            self.carry(key, traffic, now_ns);
         }
-        let told = (!self.reported.errnos_missing).then_some(error);
-        self.count_closed(slot, from, told, now_ns);
-        self.table.get_mut(slot).error = error;
+        let errno = (!self.reported.errnos_missing).then_some(error);
+        self.count_closed(key, from, errno, now_ns);
+        self.table.get_mut(key).error = error;
         if matches!(from, TcpState::SynSent | TcpState::SynRecv) {
-            let failure = Failure { from, error: told };
-            self.fail_connect(slot, &record.socket, failure, now_ns);
+            let failure = Failure { from, error: errno };
+            self.fail_connect(key, &record.socket, failure, now_ns);
         }
         if let Some(state) = minisock(&record.socket, from, error) {
-            let Socket { netns, local, remote, .. } = record.socket;
-            self.sweep.ended_minisock((netns, local, remote), now_ns);
-            if state == self.table.get(slot).state() {
-                self.table.get_mut(slot).seen_ns = now_ns;
+            self.sweep.ended_minisock(record.socket.ends(), now_ns);
+            if state == self.table.get(key).state() {
+                self.table.get_mut(key).seen_ns = now_ns;
             } else {
-                self.leave(slot, from, state, now_ns);
-                self.table.enter(slot, state, cause, now_ns);
-                self.table.get_mut(slot).marks.set(ConnFlags::STATE_OLDER, state == from);
+                self.leave(key, from, state, now_ns);
+                self.table.enter(key, state, cause, now_ns);
+                self.table.get_mut(key).flags.set(ConnFlags::STATE_OLDER, state == from);
             }
             let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
-            self.shrink(slot, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)), now_ns);
-            self.doubt_listener(slot, now_ns);
+            self.shrink(key, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)), now_ns);
+            self.doubt_listener(key, now_ns);
         } else {
-            self.leave(slot, from, TcpState::Close, now_ns);
-            self.remove(slot, cause, now_ns);
+            self.leave(key, from, TcpState::Close, now_ns);
+            self.remove(key, cause, now_ns);
         }
     }
 
-    /// Whether the connection cannot be that of this socket: another had its address before.
-    pub(crate) fn is_another(&self, slot: ConnKey, socket: &Socket) -> bool {
+    /// Whether the connection is that of another socket, which had this one's address before.
+    pub(crate) fn is_another(&self, key: ConnKey, socket: &Socket) -> bool {
         if !self.reported.identity_is_address {
             return false;
         }
-        let remote = self.table.get(slot).remote;
+        let remote = self.table.get(key).remote;
         remote.port != 0 && socket.remote.port != 0 && remote != socket.remote
     }
 
-    /// The connection is over; its end was not told.
-    pub(crate) fn supersede(&mut self, slot: ConnKey, now_ns: u64) {
-        let conn = self.table.get(slot);
+    /// Ends a connection whose end was not reported.
+    pub(crate) fn supersede(&mut self, key: ConnKey, now_ns: u64) {
+        let conn = self.table.get(key);
         if conn.is_full() {
-            self.count_closed(slot, conn.state(), None, now_ns);
+            self.count_closed(key, conn.state(), None, now_ns);
         }
-        self.remove(slot, Cause::Unknown, now_ns);
+        self.remove(key, Cause::Unknown, now_ns);
     }
 
     /// The socket in CLOSE begins a life.
@@ -421,47 +423,47 @@ impl Tracker {
         }
     }
 
-    /// Its establishment shows by what came of it, though the record was lost.
-    pub(crate) fn note_established(&mut self, slot: ConnKey, now_ns: u64) {
-        let conn = self.table.get_mut(slot);
-        let first = !conn.marks.replace(ConnFlags::ESTABLISHED, true) && !conn.is(ConnFlags::OLDER);
-        if first && let Some(group) = self.group(slot, now_ns) {
+    /// Counts an establishment whose record was lost, known by the state that followed it.
+    pub(crate) fn note_established(&mut self, key: ConnKey, now_ns: u64) {
+        let conn = self.table.get_mut(key);
+        let first = !conn.flags.replace(ConnFlags::ESTABLISHED, true) && !conn.is(ConnFlags::OLDER);
+        if first && let Some(group) = self.group(key, now_ns) {
             self.groups.counts(group).opened += 1;
-            self.count_connect(slot, Outcome::Established, now_ns);
+            self.count_connect(key, Outcome::Established, now_ns);
         }
     }
 
-    /// Whether there is something whose further life no record tells.
+    /// Whether there are minisocks, whose further life no record reports.
     pub fn has_minisocks(&self) -> bool {
         self.table.has_minisocks()
     }
 
-    /// A minisock is gone: by its timer, unless that was not due yet.
+    /// A minisock is gone: by its timer, unless that was not due.
     pub(crate) fn end_minisock(&mut self, socket: &Socket, now_ns: u64) {
-        self.sweep.ended_minisock((socket.netns, socket.local, socket.remote), now_ns);
-        if let Some(slot) = self.table.find_minisock(socket.netns, socket.local, socket.remote) {
-            let early = now_ns.saturating_add(TIMER_SLACK_NS) < self.table.get(slot).expires_ns;
-            self.remove(slot, if early { Cause::Peer } else { Cause::Timer }, now_ns);
+        self.sweep.ended_minisock(socket.ends(), now_ns);
+        if let Some(key) = self.table.find_minisock(socket.ends()) {
+            let early = now_ns.saturating_add(TIMER_SLACK_NS) < self.table.get(key).expires_ns;
+            self.remove(key, if early { Cause::Peer } else { Cause::Timer }, now_ns);
         }
     }
 
-    /// Minisocks whose time is up at `now_ns` are gone. Where records tell, only what no record told of.
+    /// Removes minisocks whose timers have fired by `now_ns`. Where records report ends, they are given time to arrive.
     pub fn expire(&mut self, now_ns: u64) {
         self.settle_pending_resets(now_ns);
         let now_ns = if self.reported.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
-            while let Some((slot, conn)) = self.table.oldest_minisock(state) {
+            while let Some((key, conn)) = self.table.oldest_minisock(state) {
                 let (expires_ns, ends) = (conn.expires_ns, conn.ends());
                 if expires_ns > now_ns {
                     break;
                 }
                 self.sweep.ended_minisock(ends, now_ns);
-                self.remove(slot, Cause::Timer, expires_ns);
+                self.remove(key, Cause::Timer, expires_ns);
             }
         }
     }
 
-    /// The connection, or one entered now because the record presumes a life before it.
+    /// The connection, inserted now if the record implies an earlier life that was not seen.
     pub(crate) fn find_or_insert(
         &mut self,
         socket: &Socket,
@@ -469,23 +471,23 @@ impl Tracker {
         now_ns: u64,
     ) -> Option<ConnKey> {
         let known = self.table.find(socket.cookie);
-        if let Some(slot) = known.filter(|slot| self.is_another(*slot, socket)) {
-            self.supersede(slot, now_ns);
-        } else if let Some(slot) = known {
-            self.hear_of(slot, socket, now_ns);
+        if let Some(key) = known.filter(|key| self.is_another(*key, socket)) {
+            self.supersede(key, now_ns);
+        } else if let Some(key) = known {
+            self.hear_of(key, socket, now_ns);
             return known;
         }
         self.insert_older(socket, state, now_ns)
     }
 
     fn insert_older(&mut self, socket: &Socket, state: TcpState, now_ns: u64) -> Option<ConnKey> {
-        let marks = ConnFlags::OLDER | ConnFlags::STATE_OLDER;
-        self.insert(socket, Life::new(state, Cause::Unknown, now_ns), now_ns, marks)
+        let flags = ConnFlags::OLDER | ConnFlags::STATE_OLDER;
+        self.insert(socket, Life::new(state, Cause::Unknown, now_ns), now_ns, flags)
     }
 
-    fn hear_of(&mut self, slot: ConnKey, socket: &Socket, now_ns: u64) {
-        self.describe(slot, socket);
-        let conn = self.table.get_mut(slot);
+    fn hear_of(&mut self, key: ConnKey, socket: &Socket, now_ns: u64) {
+        self.describe(key, socket);
+        let conn = self.table.get_mut(key);
         conn.seen_ns = conn.seen_ns.max(now_ns);
     }
 
@@ -494,9 +496,9 @@ impl Tracker {
         socket: &Socket,
         life: Life,
         now_ns: u64,
-        marks: ConnFlags,
+        flags: ConnFlags,
     ) -> Option<ConnKey> {
-        // A socket that connects from a port of the kernel's choice has not got it yet.
+        // A connecting socket has no local port yet where the kernel chooses it.
         if socket.local.port != 0 {
             self.replace_minisock(socket, now_ns);
         }
@@ -506,11 +508,11 @@ impl Tracker {
         }
         let role = match life.state() {
             TcpState::Listen => Role::Listener,
-            // Also one that listened before.
+            // Also of a socket that listened before.
             TcpState::SynSent => Role::Client,
             _ if socket.is_passive() => Role::Server,
-            // It does not say who opened it: a listener on its port does.
-            _ if marks.contains(ConnFlags::OLDER)
+            // The socket does not say who opened it; a listener on its port does.
+            _ if flags.contains(ConnFlags::OLDER)
                 && self.listeners.contains_key(&(socket.netns, socket.local.port)) =>
             {
                 Role::Server
@@ -519,108 +521,108 @@ impl Tracker {
             _ => Role::Client,
         };
         let unaccepted = socket.is_unaccepted();
-        let marks = marks
+        let flags = flags
             .with(ConnFlags::UNACCEPTED, unaccepted)
             .with(ConnFlags::REQUEST, socket.is_request())
-            .with(ConnFlags::ACCEPT_IS_TOLD, self.reported.accepts && !marks.contains(ConnFlags::OLDER))
+            .with(ConnFlags::ACCEPT_IS_REPORTED, self.reported.accepts && !flags.contains(ConnFlags::OLDER))
             .with(ConnFlags::BY_ADDRESS, self.reported.identity_is_address);
-        let slot = self.table.insert(socket, life, role, now_ns, marks);
+        let key = self.table.insert(socket, life, role, now_ns, flags);
         match role {
             Role::Listener => {
-                self.listeners.entry((socket.netns, socket.local.port)).or_default().push(slot);
+                self.listeners.entry((socket.netns, socket.local.port)).or_default().push(key);
             }
             Role::Server if unaccepted => {
                 let owner = self.listener_of(socket.netns, socket.local);
-                self.set_process(slot, owner, now_ns);
+                self.set_process(key, owner, now_ns);
             }
             _ => {}
         }
-        Some(slot)
+        Some(key)
     }
 
-    /// What every record repeats. A connecting socket gets its port, sometimes its address, only after
-    /// SYN_SENT was announced.
+    /// Takes over what every record repeats. A connecting socket gets its port, and sometimes its address, only after
+    /// SYN_SENT was reported.
     #[inline]
-    pub(crate) fn describe(&mut self, slot: ConnKey, socket: &Socket) {
-        let conn = self.table.get(slot);
+    pub(crate) fn describe(&mut self, key: ConnKey, socket: &Socket) {
+        let conn = self.table.get(key);
         let same = (conn.local, conn.remote) == (socket.local, socket.remote);
         let accepted = conn.is(ConnFlags::UNACCEPTED) && socket.is_held();
         if !conn.is(ConnFlags::MINISOCK) && (!same || conn.is(ConnFlags::REQUEST) || accepted) {
-            self.describe_anew(slot, socket);
+            self.describe_anew(key, socket);
         }
     }
 
     #[cold]
-    fn describe_anew(&mut self, slot: ConnKey, socket: &Socket) {
-        let conn = self.table.get_mut(slot);
+    fn describe_anew(&mut self, key: ConnKey, socket: &Socket) {
+        let conn = self.table.get_mut(key);
         if conn.is(ConnFlags::REQUEST) && !socket.is_request() {
-            conn.marks.remove(ConnFlags::REQUEST);
-            conn.marks.set(ConnFlags::UNACCEPTED, socket.is_unaccepted());
+            conn.flags.remove(ConnFlags::REQUEST);
+            conn.flags.set(ConnFlags::UNACCEPTED, socket.is_unaccepted());
             conn.swept = 0;
         }
         if socket.is_held() {
-            conn.marks.remove(ConnFlags::UNACCEPTED);
+            conn.flags.remove(ConnFlags::UNACCEPTED);
         }
         if (conn.local, conn.remote) != (socket.local, socket.remote) {
             let (role, netns, port) = (conn.role, conn.netns, conn.local.port);
             (conn.local, conn.remote) = (socket.local, socket.remote);
             if role == Role::Listener && port != socket.local.port {
-                self.unlist(slot, (netns, port));
-                self.listeners.entry((netns, socket.local.port)).or_default().push(slot);
+                self.unlist(key, (netns, port));
+                self.listeners.entry((netns, socket.local.port)).or_default().push(key);
             }
         }
     }
 
-    /// At the limit a TIME_WAIT, which nobody holds any more, gives way.
+    /// Removes a TIME_WAIT, which no process holds, to make room in a full table.
     fn make_room(&mut self, now_ns: u64) -> bool {
-        let oldest = self.table.oldest_minisock(TcpState::TimeWait).map(|(slot, _)| slot);
-        if let Some(slot) = oldest {
+        let oldest = self.table.oldest_minisock(TcpState::TimeWait).map(|(key, _)| key);
+        if let Some(key) = oldest {
             self.untracked += 1;
-            self.remove(slot, Cause::Unknown, now_ns);
+            self.remove(key, Cause::Unknown, now_ns);
         }
         oldest.is_some()
     }
 
-    /// Whoever has these ends now replaced the minisock that had them.
+    /// The socket replaces the minisock that had its ends.
     fn replace_minisock(&mut self, socket: &Socket, now_ns: u64) {
         if !socket.is_minisock() {
-            self.sweep.ended_minisock((socket.netns, socket.local, socket.remote), now_ns);
+            self.sweep.ended_minisock(socket.ends(), now_ns);
         }
-        if let Some(old) = self.table.find_minisock(socket.netns, socket.local, socket.remote) {
+        if let Some(old) = self.table.find_minisock(socket.ends()) {
             self.remove(old, Cause::Unknown, now_ns);
         }
     }
 
-    /// The connection goes on as a minisock, until `expires_ns`.
-    pub(crate) fn shrink(&mut self, slot: ConnKey, expires_ns: u64, now_ns: u64) {
-        if let Some(old) = self.table.shrink(slot, expires_ns) {
+    /// Turns the connection into a minisock that expires at `expires_ns`.
+    pub(crate) fn shrink(&mut self, key: ConnKey, expires_ns: u64, now_ns: u64) {
+        if let Some(old) = self.table.shrink(key, expires_ns) {
             self.remove(old, Cause::Unknown, now_ns);
         }
     }
 
-    /// Where the connection is counted; chosen when there is first something to count, so that an owner
-    /// learned late leaves no empty group behind. Listeners are not counted.
+    /// The group in which the connection is counted, chosen when there is first something to count, so that an owner who
+    /// becomes known late leaves no empty group behind. Listeners are not counted.
     #[inline]
-    pub(crate) fn group(&mut self, slot: ConnKey, now_ns: u64) -> Option<GroupId> {
-        let conn = self.table.get(slot);
+    pub(crate) fn group(&mut self, key: ConnKey, now_ns: u64) -> Option<GroupId> {
+        let conn = self.table.get(key);
         if conn.group.is_some() || conn.role == Role::Listener {
             return conn.group;
         }
-        self.join_group(slot, now_ns)
+        self.join_group(key, now_ns)
     }
 
-    fn join_group(&mut self, slot: ConnKey, now_ns: u64) -> Option<GroupId> {
-        let conn = self.table.get_mut(slot);
+    fn join_group(&mut self, key: ConnKey, now_ns: u64) -> Option<GroupId> {
+        let conn = self.table.get_mut(key);
         let process = conn.process.map(|id| &self.processes.get(id).comm);
         conn.group = Some(self.groups.hold(process, conn.role, conn.peer(), now_ns));
         conn.group
     }
 
-    /// Notes how long the state lasted that ends now, where that is exactly known.
-    fn leave(&mut self, slot: ConnKey, from: TcpState, to: TcpState, now_ns: u64) {
-        let conn = self.table.get(slot);
+    /// Counts how long the state lasted that ends now, where that is known exactly.
+    fn leave(&mut self, key: ConnKey, from: TcpState, to: TcpState, now_ns: u64) {
+        let conn = self.table.get(key);
         let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.is(ConnFlags::STATE_OLDER));
-        if exact && let Some(group) = self.group(slot, now_ns) {
+        if exact && let Some(group) = self.group(key, now_ns) {
             let nanos = now_ns.saturating_sub(since_ns);
             match (from, to) {
                 (TcpState::SynSent, TcpState::Established) => self.groups.observe(group, from, nanos),
@@ -630,26 +632,26 @@ impl Tracker {
         }
     }
 
-    /// `error`: `None` where the end was not told.
-    pub(crate) fn count_closed(&mut self, slot: ConnKey, from: TcpState, error: Option<u8>, now_ns: u64) {
-        let was_established = self.table.get(slot).is(ConnFlags::ESTABLISHED) || from.follows_established();
-        if was_established && let Some(group) = self.group(slot, now_ns) {
+    /// `error`: the socket's errno; `None` where its end or errno was not reported.
+    pub(crate) fn count_closed(&mut self, key: ConnKey, from: TcpState, error: Option<u8>, now_ns: u64) {
+        let was_established = self.table.get(key).is(ConnFlags::ESTABLISHED) || from.follows_established();
+        if was_established && let Some(group) = self.group(key, now_ns) {
             self.groups.counts(group).closed[FirstClose::of(from, error) as usize] += 1;
         }
     }
 
-    /// The connection is over; it stays among the ended while there is room.
-    pub(crate) fn remove(&mut self, slot: ConnKey, cause: Cause, now_ns: u64) {
-        if self.table.get(slot).is(ConnFlags::CONNECTING) {
-            self.count_connect(slot, Outcome::Unknown, now_ns);
+    /// Ends a connection; it is kept among the ended ones while there is room.
+    pub(crate) fn remove(&mut self, key: ConnKey, cause: Cause, now_ns: u64) {
+        if self.table.get(key).is(ConnFlags::CONNECTING) {
+            self.count_connect(key, Outcome::Unknown, now_ns);
         }
-        self.settle_reset(slot, now_ns);
-        let mut conn = self.table.remove(slot);
+        self.settle_reset(key, now_ns);
+        let mut conn = self.table.remove(key);
         if let Some(group) = conn.group.take() {
             self.groups.release(group, now_ns);
         }
         if conn.role == Role::Listener {
-            self.forget_listener(slot, &conn);
+            self.forget_listener(key, &conn);
         }
         if conn.is(ConnFlags::REQUEST) || self.limits.ended == 0 {
             self.forget(&conn);
@@ -670,8 +672,8 @@ impl Tracker {
     }
 }
 
-/// What the kernel keeps of a socket that went from `from` to CLOSE (tcp_time_wait and its callers in
-/// net/ipv4/tcp_input.c and tcp.c). An error, such as a reset, keeps nothing.
+/// The state of the minisock that the kernel keeps of a socket that went from `from` to CLOSE (tcp_time_wait and its callers
+/// in net/ipv4/tcp_input.c and tcp.c). After an error, such as a reset, it keeps none.
 fn minisock(socket: &Socket, from: TcpState, error: u8) -> Option<TcpState> {
     match from {
         TcpState::FinWait2 | TcpState::Closing if error != 0 => None,

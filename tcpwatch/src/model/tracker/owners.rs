@@ -1,5 +1,5 @@
-//! Whose a connection is: the process that was seen acting on the socket or holding it and, until somebody has accepted
-//! it, its listener's.
+//! Decides which process owns a connection: the one seen acting on the socket or holding it and, until it is accepted, its
+//! listener's.
 
 use crate::{
     events::decode::Endpoint,
@@ -13,18 +13,18 @@ use crate::{
 };
 
 impl Tracker {
-    /// A connection that nobody accepted yet belongs to its listener's process; to nobody known when
-    /// several processes listen and the kernel may have chosen any.
+    /// The process of the listener that the kernel chose for a connection with this local end; `None` when several
+    /// processes listen equally well.
     pub(crate) fn listener_of(&self, netns: u32, local: Endpoint) -> Option<ProcessId> {
         let listeners = self.listeners.get(&(netns, local.port))?;
-        // Mostly there is one.
+        // The usual case.
         if let [only] = listeners[..] {
             let listener = self.table.get(only);
             return match_score(listener.local, local).and(listener.process);
         }
         let scored = || {
-            listeners.iter().filter_map(|slot| {
-                let listener = self.table.get(*slot);
+            listeners.iter().filter_map(|key| {
+                let listener = self.table.get(*key);
                 Some((match_score(listener.local, local)?, listener.process))
             })
         };
@@ -34,38 +34,38 @@ impl Tracker {
         owners.all(|owner| owner == Some(first)).then_some(first)
     }
 
-    /// The process was seen acting on the socket or holding it. An unknown one changes nothing.
-    pub(crate) fn own(&mut self, slot: ConnKey, process: Option<ProcessId>, now_ns: u64) {
+    /// The process was seen acting on the socket or holding it. `None` changes nothing.
+    pub(crate) fn own(&mut self, key: ConnKey, process: Option<ProcessId>, now_ns: u64) {
         if process.is_some() {
-            self.set_process(slot, process, now_ns);
-            let marks = &mut self.table.get_mut(slot).marks;
-            marks.insert(ConnFlags::OWNER_SEEN);
-            marks.remove(ConnFlags::UNACCEPTED);
+            self.set_process(key, process, now_ns);
+            let flags = &mut self.table.get_mut(key).flags;
+            flags.insert(ConnFlags::OWNER_SEEN);
+            flags.remove(ConnFlags::UNACCEPTED);
         }
     }
 
-    pub(crate) fn closed_by(&mut self, slot: ConnKey, process: Option<ProcessId>, now_ns: u64) {
-        self.own(slot, process, now_ns);
-        self.refer(slot, process, |conn| &mut conn.closer);
+    pub(crate) fn closed_by(&mut self, key: ConnKey, process: Option<ProcessId>, now_ns: u64) {
+        self.own(key, process, now_ns);
+        self.refer(key, process, |conn| &mut conn.closer);
     }
 
-    /// Notes a process in one of the connection's places for one.
+    /// Sets the opener or closer of a connection, and counts the reference.
     pub(crate) fn refer(
         &mut self,
-        slot: ConnKey,
+        key: ConnKey,
         process: Option<ProcessId>,
         place: impl Fn(&mut Conn) -> &mut Option<ProcessId>,
     ) {
         if let Some(id) = process {
             self.processes.add_user(id);
-            if let Some(old) = place(self.table.get_mut(slot)).replace(id) {
+            if let Some(old) = place(self.table.get_mut(key)).replace(id) {
                 self.processes.drop_user(old);
             }
         }
     }
 
-    pub(crate) fn set_process(&mut self, slot: ConnKey, process: Option<ProcessId>, now_ns: u64) {
-        let conn = self.table.get_mut(slot);
+    pub(crate) fn set_process(&mut self, key: ConnKey, process: Option<ProcessId>, now_ns: u64) {
+        let conn = self.table.get_mut(key);
         if conn.process == process {
             return;
         }
@@ -80,30 +80,30 @@ impl Tracker {
         }
     }
 
-    /// Whoever closed a connection had accepted it: where neither the record of the close nor a sweep said who
-    /// that was, it need not be the listener's process.
-    pub(crate) fn doubt_listener(&mut self, slot: ConnKey, now_ns: u64) {
-        let conn = self.table.get_mut(slot);
+    /// Forgets the listener's process as the owner of a connection that was closed here: the closing process had accepted it,
+    /// and need not be the listener's. Has no effect where the owner was seen.
+    pub(crate) fn doubt_listener(&mut self, key: ConnKey, now_ns: u64) {
+        let conn = self.table.get_mut(key);
         let closed_here = !matches!(
             conn.state(),
             TcpState::SynRecv | TcpState::Established | TcpState::CloseWait | TcpState::Close
         );
         if conn.role == Role::Server && closed_here && !conn.is(ConnFlags::OWNER_SEEN) {
-            conn.marks.remove(ConnFlags::UNACCEPTED | ConnFlags::REQUEST);
-            self.set_process(slot, None, now_ns);
+            conn.flags.remove(ConnFlags::UNACCEPTED | ConnFlags::REQUEST);
+            self.set_process(key, None, now_ns);
         }
     }
 
-    pub(crate) fn forget_listener(&mut self, slot: ConnKey, conn: &Conn) {
+    pub(crate) fn forget_listener(&mut self, key: ConnKey, conn: &Conn) {
         self.queues.remove(&conn.cookie);
-        self.unlist(slot, (conn.netns, conn.local.port));
+        self.unlist(key, (conn.netns, conn.local.port));
     }
 
-    pub(crate) fn unlist(&mut self, slot: ConnKey, key: (u32, u16)) {
-        if let Some(listeners) = self.listeners.get_mut(&key) {
-            listeners.retain(|listener| *listener != slot);
+    pub(crate) fn unlist(&mut self, key: ConnKey, port: (u32, u16)) {
+        if let Some(listeners) = self.listeners.get_mut(&port) {
+            listeners.retain(|listener| *listener != key);
             if listeners.is_empty() {
-                self.listeners.remove(&key);
+                self.listeners.remove(&port);
             }
         }
     }

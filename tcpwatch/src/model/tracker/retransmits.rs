@@ -1,9 +1,9 @@
-//! Retransmits and stalls: whose they are, and how many of them are new. The sum of retransmits over all groups is what
-//! the kernel counts (`TcpRetransSegs`).
+//! Counts retransmits and stalls by connection and group. The sum of retransmits over all groups is what the kernel counts
+//! (`TcpRetransSegs`).
 //!
-//! Those of a SYN-ACK belong to the listener, as no connection exists yet; the connection that comes of it inherits their
-//! number (`newtp->total_retrans = req->num_retrans` in tcp_create_openreq_child, net/ipv4/tcp_minisocks.c), so there
-//! counting starts.
+//! Retransmits of a SYN-ACK belong to the listener, because no connection exists yet. The connection inherits their number
+//! (`newtp->total_retrans = req->num_retrans` in tcp_create_openreq_child, net/ipv4/tcp_minisocks.c), so its count starts
+//! there.
 
 use crate::{
     events::decode::{Kind, Retransmits, SocketRecord},
@@ -16,88 +16,87 @@ use crate::{
     tcp::state::TcpState,
 };
 
-/// Sockets without a place in the table whose retransmits are counted as they happen; those of more are counted when
-/// they end. As many as the programs count at once.
+/// Sockets without a place in the table whose retransmits are counted as they happen; those of any more are counted when
+/// they end. The BPF programs count as many at once.
 const UNLISTED: usize = 16384;
 
 impl Tracker {
-    /// `total`: the socket's own count, where it is known.
+    /// Applies a record of retransmits. `total`: the socket's own count, where it is known.
     pub(crate) fn retransmitted(
         &mut self,
         record: &SocketRecord,
         state: TcpState,
         total: Option<u32>,
-        told: &Retransmits,
+        reported: &Retransmits,
     ) {
-        let Some(slot) = self.find_or_insert(&record.socket, state, record.time_ns) else {
-            self.count_unlisted(record, told);
+        let Some(key) = self.find_or_insert(&record.socket, state, record.time_ns) else {
+            self.count_unlisted(record, reported);
             return;
         };
         let unlisted = self.unlisted.remove(&record.socket.cookie);
-        let conn = self.table.get_mut(slot);
+        let conn = self.table.get_mut(key);
         let older = conn.is(ConnFlags::OLDER);
-        let tally = conn.retransmits.get_or_insert_with(|| Box::new(unlisted.unwrap_or_default()));
-        let news = tally.news(told);
-        let segments = news.segments;
+        let retransmits = conn.retransmits.get_or_insert_with(|| Box::new(unlisted.unwrap_or_default()));
+        let delta = retransmits.news(reported);
+        let segments = delta.segments;
         let new: u64 = segments.iter().sum();
         let new_bounded = u32::try_from(new).unwrap_or(u32::MAX);
         let total = total.unwrap_or_else(|| conn.total_retrans.unwrap_or(0).saturating_add(new_bounded));
         let known = conn.total_retrans.unwrap_or(total.saturating_sub(new_bounded));
         conn.total_retrans = Some(known.max(total));
-        let new = tally.count(told, segments, total.saturating_sub(known).into(), older);
-        self.count_retransmitted(slot, &new, record.time_ns);
-        if !news.is_only_segments()
-            && let Some(group) = self.group_or_server(slot, record.time_ns)
+        let new = retransmits.count(reported, segments, total.saturating_sub(known).into(), older);
+        self.count_retransmitted(key, &new, record.time_ns);
+        if !delta.is_only_segments()
+            && let Some(group) = self.group_or_server(key, record.time_ns)
         {
-            self.groups.counts(group).add_news(&news);
+            self.groups.counts(group).add_news(&delta);
         }
     }
 
-    /// What is new since the last look at the socket's own count. Of an older connection the first look only says
-    /// where counting starts.
-    pub(crate) fn count_retransmits(&mut self, slot: ConnKey, total: u32, now_ns: u64) {
-        let conn = self.table.get_mut(slot);
+    /// Counts what is new in the socket's own count. The first count of an older connection only says where to start.
+    pub(crate) fn count_retransmits(&mut self, key: ConnKey, total: u32, now_ns: u64) {
+        let conn = self.table.get_mut(key);
         let new = conn.total_retrans.map_or(0, |last| total.saturating_sub(last));
         conn.total_retrans = conn.total_retrans.max(Some(total));
         if new > 0 {
-            // Records tell of kinds, and come before: what is left no program saw.
+            // Records report kinds, and come first: no program saw the rest.
             let new = Retransmitted::unknown(new.into());
             conn.retransmits.get_or_insert_default().counted.add(&new);
-            self.count_retransmitted(slot, &new, now_ns);
+            self.count_retransmitted(key, &new, now_ns);
         }
     }
 
-    fn count_retransmitted(&mut self, slot: ConnKey, new: &Retransmitted, now_ns: u64) {
+    fn count_retransmitted(&mut self, key: ConnKey, new: &Retransmitted, now_ns: u64) {
         if *new == Retransmitted::default() {
             return;
         }
-        if let Some(group) = self.group_or_server(slot, now_ns) {
+        if let Some(group) = self.group_or_server(key, now_ns) {
             self.groups.counts(group).retransmitted.add(new);
         }
     }
 
-    /// A listener's are counted with those of the connections that it makes.
-    fn group_or_server(&mut self, slot: ConnKey, now_ns: u64) -> Option<GroupId> {
-        let conn = self.table.get_mut(slot);
+    /// The group of the connection; of a listener the one of the connections that it makes.
+    fn group_or_server(&mut self, key: ConnKey, now_ns: u64) -> Option<GroupId> {
+        let conn = self.table.get_mut(key);
         if conn.role == Role::Listener && conn.group.is_none() {
             let process = conn.process.map(|id| &self.processes.get(id).comm);
             conn.group = Some(self.groups.hold(process, Role::Server, conn.peer(), now_ns));
         }
-        self.group(slot, now_ns)
+        self.group(key, now_ns)
     }
 
-    /// The table has no place for it, so whose it is is not known.
-    fn count_unlisted(&mut self, record: &SocketRecord, told: &Retransmits) {
+    /// Counts retransmits of a socket that has no place in the table, so that its owner is not known.
+    fn count_unlisted(&mut self, record: &SocketRecord, reported: &Retransmits) {
         let cookie = record.socket.cookie;
         if self.unlisted.len() >= UNLISTED && !self.unlisted.contains_key(&cookie) {
             return;
         }
-        let tally = self.unlisted.entry(cookie).or_default();
-        let news = tally.news(told);
-        let new = tally.count(told, news.segments, news.segments.iter().sum(), true);
+        let retransmits = self.unlisted.entry(cookie).or_default();
+        let delta = retransmits.news(reported);
+        let new = retransmits.count(reported, delta.segments, delta.segments.iter().sum(), true);
         let counts = self.groups.counts_of(None, Role::Unknown, Peer::Other, record.time_ns);
         counts.retransmitted.add(&new);
-        counts.add_news(&news);
+        counts.add_news(&delta);
     }
 
     /// The end of a socket that has no place in the table.
@@ -116,5 +115,5 @@ impl Retransmits {
     }
 }
 
-/// By the cookie of the socket.
+/// By socket cookie.
 pub(crate) type Unlisted = rustc_hash::FxHashMap<u64, SocketRetransmits>;

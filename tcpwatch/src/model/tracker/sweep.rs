@@ -1,50 +1,58 @@
-//! Sweeps: what the kernel's iterators found, merged with what the ring told.
+//! Sweeps: what the kernel's iterators found, merged with what records reported.
 //!
-//! A sweep looks at every socket of the namespaces that it *covers*, then at every socket that a process
-//! holds, in any namespace. Each look is applied as it comes; what a covered namespace did not show is gone at
-//! the end. A record of the ring that is newer than the look always wins.
+//! A sweep reads every socket of the namespaces that it *covers*, then every socket that a process holds, in any
+//! namespace. What it reads of one socket is a sighting, applied as it comes. At the end, connections of covered
+//! namespaces without a sighting are gone. A record that is newer than a sighting wins, and so does one that is up to
+//! [`UNSETTLED_NS`] older and contradicts it.
+
+use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    events::{decode::TaskRecord, frame::Coverage, seen::Seen},
+    events::{
+        decode::{Ends, TaskRecord},
+        frame::Coverage,
+        seen::Seen,
+    },
     model::{
         groups::Role,
         live::Found,
         processes::ProcessId,
-        table::{Conn, ConnFlags, ConnKey, Ends},
+        table::{Conn, ConnFlags, ConnKey},
         tracker::{Ended, MINISOCK_NS, Tracker},
     },
     tcp::{
+        answer_time::{AnswerTime, Exchange},
         life::{Cause, Life},
         state::TcpState,
-        ticks::Ticks,
+        ticks::{TickRate, Ticks},
     },
 };
 
 /// The sweep under way.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Number of the latest sweep; connections carry the number of the last that saw them.
+    /// Number of the latest sweep; each connection carries the number of the latest that saw it.
     number: u32,
     began_ns: u64,
-    /// The one before it.
+    /// When the sweep before it began.
     began_before_ns: u64,
     /// The kernel's tick count was read in this sweep.
     ticks_read: bool,
-    /// Sockets that ended since it began, by cookie, and when: what it says of them is old.
+    /// When sockets ended since the sweep began, by cookie: sightings of them may be stale.
     ended: Option<FxHashMap<u64, u64>>,
     /// The same for minisocks.
     ended_minisocks: FxHashMap<Ends, u64>,
-    /// Minisocks it saw and the table does not have.
+    /// Minisocks that it saw and the table does not have.
     new_minisocks: FxHashMap<Ends, Seen>,
-    /// The first process found to hold a socket that is booked to another: the owner from now on, unless the
-    /// other turns out to hold it too.
+    /// The first process found to hold a socket whose known owner is another: the owner from now on, unless the known owner
+    /// turns out to hold it too.
     other_holders: FxHashMap<u64, OtherHolder>,
-    /// Sockets that retransmitted more than records have told, by cookie; and those of the sweep before.
-    untold: FxHashMap<u64, UnreportedRetransmits>,
-    untold_before: FxHashMap<u64, UnreportedRetransmits>,
-    /// It saw something that may be about to change: only another sweep will know.
+    /// Sockets that retransmitted more than records have reported, by cookie; and those of the sweep before.
+    unreported: FxHashMap<u64, UnreportedRetransmits>,
+    unreported_before: FxHashMap<u64, UnreportedRetransmits>,
+    /// A sighting contradicted a record that is hardly older: only another sweep will know.
     pub(crate) doubts: bool,
     pub(crate) live: Found,
 }
@@ -56,19 +64,19 @@ struct UnreportedRetransmits {
     since_ns: u64,
 }
 
-/// A change of state is told before the kernel makes it, and whoever makes it may lose the processor in between: most of all
-/// there, as the program that tells of it may not be interrupted. A look that finds the state before so long after the last
-/// record is no sign of a lost one yet.
+/// How long after a record a sighting that contradicts it may still be stale. A change of state is reported before the kernel
+/// makes it, and the task that makes it may lose the processor in between: above all right there, because the reporting
+/// program runs with preemption off and a due reschedule follows it.
 const UNSETTLED_NS: u64 = 100_000_000;
 
-/// A record that tells of a retransmit comes later than this only if it was lost.
-const UNTOLD_NS: u64 = 1_000_000_000;
+/// How late a record of a retransmit may come; a later one was lost.
+const RECORD_DELAY_NS: u64 = 1_000_000_000;
 
 #[derive(Debug)]
 struct OtherHolder {
     process: Option<ProcessId>,
-    /// The last look at any holder.
-    looked_ns: u64,
+    /// CLOCK_MONOTONIC of the latest sighting of any holder.
+    seen_ns: u64,
 }
 
 impl Progress {
@@ -84,47 +92,49 @@ impl Progress {
         }
     }
 
-    fn ended_after(&self, seen: &Seen) -> bool {
+    /// Whether a record reported the socket's end, so that the sighting is stale.
+    fn has_ended(&self, seen: &Seen) -> bool {
         let ended = self.ended.as_ref().and_then(|ended| ended.get(&seen.socket.cookie));
-        ended.is_some_and(|ended_ns| ended_ns.saturating_add(UNSETTLED_NS) >= seen.time_ns)
+        ended.is_some_and(|ended_ns| is_unsettled(*ended_ns, seen))
     }
 
-    fn minisock_ended_after(&self, ends: &Ends, seen: &Seen) -> bool {
-        self.ended_minisocks.get(ends).is_some_and(|ended_ns| *ended_ns >= seen.time_ns)
+    /// The same for a minisock.
+    fn has_minisock_ended(&self, ends: &Ends, seen: &Seen) -> bool {
+        self.ended_minisocks.get(ends).is_some_and(|ended_ns| is_unsettled(*ended_ns, seen))
     }
 }
 
 /// A socket in CLOSE that a process holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Unconnected {
-    /// CLOCK_MONOTONIC of the sweep that saw it first.
+    /// CLOCK_MONOTONIC of its first sighting.
     pub since_ns: u64,
     pub process: Option<ProcessId>,
     pub fd: u32,
-    /// It has a local port.
+    /// Whether it has a local port.
     pub bound: bool,
-    /// It once had a peer.
+    /// Whether it has had a peer.
     pub connected: bool,
-    /// The first sweep saw it: it is older than this run.
+    /// Whether the first sweep saw it: it is older than this run.
     pub older: bool,
-    /// The last sweep that saw it.
+    /// Number of the latest sweep that saw it.
     swept: u32,
 }
 
 impl Tracker {
-    /// To be called before a sweep looks at its first socket.
+    /// Begins a sweep. To be called before it reads its first socket.
     pub fn begin_sweep(&mut self, now_ns: u64) {
         self.sweep = Progress {
             number: self.sweep.number.wrapping_add(1),
             began_ns: now_ns,
             began_before_ns: self.sweep.began_ns,
             ended: Some(FxHashMap::default()),
-            untold_before: std::mem::take(&mut self.sweep.untold),
+            unreported_before: std::mem::take(&mut self.sweep.unreported),
             ..Progress::default()
         };
     }
 
-    /// One look of the sweep, after the ring was drained once more.
+    /// Applies a sighting. To be called once all records from before it are applied.
     pub fn apply_seen(&mut self, seen: &Seen) {
         if !self.sweep.ticks_read
             && let Some(reading) = Ticks::from_reading(self.tick_rate, seen.jiffies, seen.time_ns)
@@ -134,15 +144,15 @@ impl Tracker {
         }
         if seen.socket.is_minisock() {
             self.apply_minisock(seen);
-        } else if !self.sweep.ended_after(seen) {
+        } else if !self.sweep.has_ended(seen) {
             self.apply_full(seen);
         }
     }
 
-    /// The sweep has looked at everything.
+    /// Ends the sweep, which has read all sockets of what it covers.
     pub fn end_sweep(&mut self, coverage: &Coverage) {
         let mut minisocks = std::mem::take(&mut self.sweep.new_minisocks);
-        minisocks.retain(|ends, seen| !self.sweep.minisock_ended_after(ends, seen));
+        minisocks.retain(|ends, seen| !self.sweep.has_minisock_ended(ends, seen));
         self.sweep.ended = None;
         self.sweep.ended_minisocks = FxHashMap::default();
         self.settle_owners();
@@ -154,10 +164,10 @@ impl Tracker {
         // In the order of their expiry, which is the order of their lists.
         let mut left: Vec<_> = minisocks.into_values().collect();
         left.sort_by_key(|seen| (seen.expires_jiffies, seen.socket.cookie));
-        let mut thought_over = self.resurrect_minisocks(&left);
+        let mut resurrected = self.resurrect_minisocks(&left);
         for seen in &left {
-            let ends = (seen.socket.netns, seen.socket.local, seen.socket.remote);
-            let before = thought_over.remove(&ends);
+            let ends = seen.socket.ends();
+            let before = resurrected.remove(&ends);
             self.insert_minisock(seen, before.as_ref());
             if let Some(before) = before {
                 self.forget(&before);
@@ -165,15 +175,14 @@ impl Tracker {
         }
     }
 
-    /// Takes those of the found minisocks back from the ended whose timers should have ended them: the FIN
-    /// that an orphan in FIN_WAIT2 waited for may have set its timer anew just before.
+    /// Takes the found minisocks back from the ended connections where only a computed timer had ended them: the FIN that an
+    /// orphan in FIN_WAIT2 waited for may have restarted its timer shortly before.
     fn resurrect_minisocks(&mut self, found: &[Seen]) -> FxHashMap<Ends, Conn> {
         let mut taken = FxHashMap::default();
         if found.is_empty() {
             return taken;
         }
-        let found: FxHashSet<Ends> =
-            found.iter().map(|seen| (seen.socket.netns, seen.socket.local, seen.socket.remote)).collect();
+        let found: FxHashSet<Ends> = found.iter().map(|seen| seen.socket.ends()).collect();
         let since_ns = self.sweep.began_ns.saturating_sub(MINISOCK_NS);
         self.ended.retain(|Ended { conn, ended_ns, cause }| {
             let by_estimate = conn.is(ConnFlags::MINISOCK) && *cause == Cause::Timer && *ended_ns >= since_ns;
@@ -186,18 +195,18 @@ impl Tracker {
         taken
     }
 
-    /// What is known of the connection stands, until another sweep looks.
-    fn doubt(&mut self, slot: ConnKey, seen: &Seen) {
-        let conn = self.table.get_mut(slot);
+    /// Keeps what is known of the connection until another sweep sees it.
+    fn doubt(&mut self, key: ConnKey, seen: &Seen) {
+        let conn = self.table.get_mut(key);
         conn.swept = self.sweep.number;
-        // Of one that is older than the record there is no doubt.
+        // A sighting that is older than the record is simply stale.
         self.sweep.doubts |= conn.seen_ns <= seen.time_ns;
     }
 
     fn apply_full(&mut self, seen: &Seen) {
         let listens = seen.state == TcpState::Listen;
-        if let Some(slot) = self.table.find(seen.socket.cookie) {
-            let conn = self.table.get(slot);
+        if let Some(key) = self.table.find(seen.socket.cookie) {
+            let conn = self.table.get(key);
             let (minisock, newer) = (conn.is(ConnFlags::MINISOCK), conn.seen_ns > seen.time_ns);
             if minisock && (newer || seen.state == TcpState::Close) {
                 // Its descriptor may still be open.
@@ -206,21 +215,21 @@ impl Tracker {
                 }
                 return;
             }
-            // The same socket in another life: the end of the one before was lost, or is a minisock.
+            // The same socket in another life: the end of the life before was lost, or is a minisock.
             let another = minisock
                 || seen.state == TcpState::Close
                 || listens != (conn.role == Role::Listener)
-                || self.is_another(slot, &seen.socket);
-            if another && is_unsettled(conn, seen) {
-                self.doubt(slot, seen);
+                || self.is_another(key, &seen.socket);
+            if another && is_unsettled(conn.seen_ns, seen) {
+                self.doubt(key, seen);
                 return;
             }
             if another {
                 self.repairs.vanished += u64::from(!minisock);
-                self.supersede(slot, seen.time_ns);
+                self.supersede(key, seen.time_ns);
             }
         }
-        // A socket that never was a connection, or is none any more.
+        // The socket has not been a connection, or is none any more.
         if seen.state == TcpState::Close {
             if self.table.find(seen.socket.cookie).is_none() {
                 self.note_unconnected(seen);
@@ -228,147 +237,143 @@ impl Tracker {
             return;
         }
         let known = self.table.find(seen.socket.cookie);
-        let Some(slot) = known.or_else(|| self.insert_seen(seen)) else { return };
+        let Some(key) = known.or_else(|| self.insert_seen(seen)) else { return };
         let number = self.sweep.number;
-        // A request has no count that its connection would go on with.
+        // The connection does not continue the count of its request.
         if !seen.socket.is_request() {
-            self.look_at_retransmits(slot, seen);
+            self.see_retransmits(key, seen);
         }
         if listens {
             self.queues.insert(seen.socket.cookie, seen.queue);
         }
-        // What the ring told since is newer than what the sweep saw.
-        if self.table.get(slot).seen_ns <= seen.time_ns {
-            self.describe(slot, &seen.socket);
-            let conn = self.table.get_mut(slot);
+        // Else a newer record has described it.
+        if self.table.get(key).seen_ns <= seen.time_ns {
+            self.describe(key, &seen.socket);
+            let conn = self.table.get_mut(key);
             conn.unread_bytes = seen.unread_bytes;
-            if conn.state() != seen.state && is_unsettled(conn, seen) {
+            if conn.state() != seen.state && is_unsettled(conn.seen_ns, seen) {
                 self.sweep.doubts = true;
             } else if conn.state() != seen.state {
                 // The record of this change was lost.
                 if seen.state.follows_established() {
-                    self.note_established(slot, seen.time_ns);
+                    self.note_established(key, seen.time_ns);
                 }
-                self.table.enter(slot, seen.state, Cause::Unknown, seen.time_ns);
-                self.table.get_mut(slot).marks.insert(ConnFlags::STATE_OLDER);
+                self.table.enter(key, seen.state, Cause::Unknown, seen.time_ns);
+                self.table.get_mut(key).flags.insert(ConnFlags::STATE_OLDER);
                 self.repairs.changed += 1;
             }
         }
-        let conn = self.table.get_mut(slot);
+        let conn = self.table.get_mut(key);
         let first_look = conn.swept != number;
         if first_look {
             conn.swept = number;
-            conn.marks.remove(ConnFlags::OWNER_HOLDS | ConnFlags::MEASURED);
+            conn.flags.remove(ConnFlags::OWNER_HOLDS | ConnFlags::MEASURED);
         }
         if let Some((task, _)) = &seen.holder {
-            self.apply_holder(slot, seen, task);
+            self.apply_holder(key, seen, task);
         }
-        // Now that the owner is known.
+        // After the owner is known, by which they are grouped.
         if !listens && !seen.socket.is_request() {
-            self.carry(slot, seen.traffic, seen.time_ns);
-            self.measure(slot, seen);
+            self.carry(key, seen.traffic, seen.time_ns);
+            self.measure(key, seen);
         }
         if first_look {
-            self.sample_answer(slot, seen);
+            self.sample_answer(key, seen);
         }
-        self.doubt_listener(slot, seen.time_ns);
+        self.doubt_listener(key, seen.time_ns);
     }
 
     /// By the first process that the sweep finds to hold it; who that is was noted before.
-    pub(crate) fn measure(&mut self, slot: ConnKey, seen: &Seen) {
-        let marks = &mut self.table.get_mut(slot).marks;
-        if seen.holder.is_none() || marks.replace(ConnFlags::MEASURED, true) {
+    pub(crate) fn measure(&mut self, key: ConnKey, seen: &Seen) {
+        let flags = &mut self.table.get_mut(key).flags;
+        if seen.holder.is_none() || flags.replace(ConnFlags::MEASURED, true) {
             return;
         }
-        if let Some(group) = self.group(slot, seen.time_ns) {
+        if let Some(group) = self.group(key, seen.time_ns) {
             self.sweep.live.entry(group).or_default().add_seen(seen, self.tick_rate);
         }
     }
 
-    /// How long the answer took that a client received last, if that was since the sweep before: each counts once. From the
-    /// last data sent to the last received, so it is an upper bound of when the answer began. Where both times are the
-    /// same tick it may also have asked again, so what takes less is not told.
-    fn sample_answer(&mut self, slot: ConnKey, seen: &Seen) {
+    /// Samples how long the latest answer to a client took, if it came since the sweep before, so that each is sampled at
+    /// most once.
+    fn sample_answer(&mut self, key: ConnKey, seen: &Seen) {
         let Some(ticks) = self.ticks.filter(|_| self.sweep.number > 1) else { return };
-        let is_client = self.table.get(slot).role == Role::Client && seen.state == TcpState::Established;
+        let is_client = self.table.get(key).role == Role::Client && seen.state == TcpState::Established;
         let answered_ns = ticks.time_of_past(seen.data_received_jiffies);
-        if !is_client || !seen.data_sent || answered_ns < self.sweep.began_before_ns {
+        if !is_client || answered_ns < self.sweep.began_before_ns {
             return;
         }
-        let waited = seen.data_received_jiffies.wrapping_sub(seen.sent_jiffies);
-        if waited == 0 || waited > i32::MAX as u32 {
-            return;
-        }
-        let Some(group) = self.group(slot, seen.time_ns) else { return };
+        let Some(AnswerTime::Came(took)) = exchange(seen, self.tick_rate).answer() else { return };
+        let Some(group) = self.group(key, seen.time_ns) else { return };
         let answers = self.groups.counts(group).answers.get_or_insert_default();
-        answers.seconds.observe(self.tick_rate.nanos(waited));
+        answers.seconds.observe(took.as_nanos() as u64);
         if let Some(rtt_ns) = seen.rtt_ns {
             answers.round_trips.observe(rtt_ns);
         }
     }
 
-    /// The kernel counts a retransmit before it sends it, and tells of it afterwards: a look that comes between knows
-    /// more than the records, and not of which kind. So what no record has told counts only once they had their time.
-    fn look_at_retransmits(&mut self, slot: ConnKey, seen: &Seen) {
+    /// The kernel counts a retransmit before it sends it and reports it afterwards: a sighting in between knows more than the
+    /// records, but not the kind. So what no record has reported is counted only after a record's longest delay.
+    fn see_retransmits(&mut self, key: ConnKey, seen: &Seen) {
         let cookie = seen.socket.cookie;
         let now = UnreportedRetransmits { total_retrans: seen.total_retrans, since_ns: seen.time_ns };
-        let Some(known) = self.table.get(slot).total_retrans else {
-            self.count_retransmits(slot, now.total_retrans, seen.time_ns);
+        let Some(known) = self.table.get(key).total_retrans else {
+            self.count_retransmits(key, now.total_retrans, seen.time_ns);
             return;
         };
         if now.total_retrans <= known {
             return;
         }
-        let mut untold = self.sweep.untold_before.get(&cookie).copied().unwrap_or(now);
-        if seen.time_ns.saturating_sub(untold.since_ns) >= UNTOLD_NS {
-            self.count_retransmits(slot, untold.total_retrans, seen.time_ns);
-            untold = now;
+        let mut unreported = self.sweep.unreported_before.get(&cookie).copied().unwrap_or(now);
+        if seen.time_ns.saturating_sub(unreported.since_ns) >= RECORD_DELAY_NS {
+            self.count_retransmits(key, unreported.total_retrans, seen.time_ns);
+            unreported = now;
         }
-        self.sweep.untold.insert(cookie, untold);
+        self.sweep.unreported.insert(cookie, unreported);
     }
 
-    fn apply_holder(&mut self, slot: ConnKey, seen: &Seen, task: &TaskRecord) {
-        let conn = self.table.get(slot);
+    fn apply_holder(&mut self, key: ConnKey, seen: &Seen, task: &TaskRecord) {
+        let conn = self.table.get(key);
         if conn.seen_ns > seen.time_ns {
             return;
         }
         let owner = conn.process;
         let holder = self.processes.learn(task);
         if owner.is_none() || owner == holder {
-            self.own(slot, holder, seen.time_ns);
-            self.table.get_mut(slot).marks.set(ConnFlags::OWNER_HOLDS, holder.is_some());
+            self.own(key, holder, seen.time_ns);
+            self.table.get_mut(key).flags.set(ConnFlags::OWNER_HOLDS, holder.is_some());
         } else if !conn.is(ConnFlags::OWNER_HOLDS) {
-            let other = OtherHolder { process: holder, looked_ns: seen.time_ns };
-            self.sweep.other_holders.entry(seen.socket.cookie).or_insert(other).looked_ns = seen.time_ns;
+            let other = OtherHolder { process: holder, seen_ns: seen.time_ns };
+            self.sweep.other_holders.entry(seen.socket.cookie).or_insert(other).seen_ns = seen.time_ns;
         }
     }
 
-    /// Sockets whose owner does not hold them any more go to the process that does; what nobody has accepted
-    /// yet to its listener's, which may have become known after it.
+    /// Gives sockets whose owner does not hold them any more to the process that does, and connections that nobody has
+    /// accepted yet to the listener's process, which may have become known after them.
     fn settle_owners(&mut self) {
         for (cookie, holder) in std::mem::take(&mut self.sweep.other_holders) {
-            if let Some(slot) = self.table.find(cookie) {
-                let conn = self.table.get(slot);
-                if !conn.is(ConnFlags::OWNER_HOLDS) && conn.seen_ns <= holder.looked_ns {
-                    self.own(slot, holder.process, holder.looked_ns);
+            if let Some(key) = self.table.find(cookie) {
+                let conn = self.table.get(key);
+                if !conn.is(ConnFlags::OWNER_HOLDS) && conn.seen_ns <= holder.seen_ns {
+                    self.own(key, holder.process, holder.seen_ns);
                 }
             }
         }
         let Progress { number, began_ns, .. } = self.sweep;
-        for slot in self.table.slots().map(|(slot, _)| slot).collect::<Vec<_>>() {
-            let conn = self.table.get(slot);
+        for key in self.table.keys().map(|(key, _)| key).collect::<Vec<_>>() {
+            let conn = self.table.get(key);
             if conn.swept != number || conn.is(ConnFlags::MINISOCK) {
                 continue;
             }
             if conn.is(ConnFlags::UNACCEPTED) {
                 let listener = self.listener_of(conn.netns, conn.local);
-                self.set_process(slot, listener, began_ns);
+                self.set_process(key, listener, began_ns);
             }
-            self.group(slot, began_ns);
+            self.group(key, began_ns);
         }
     }
 
-    /// A socket in CLOSE: never connected, or over and not closed by its owner. Only sweeps tell of them.
+    /// A socket in CLOSE: never connected, or over and not closed by its owner. Known from sweeps only.
     fn note_unconnected(&mut self, seen: &Seen) {
         let Some((task, fd)) = &seen.holder else { return };
         let number = self.sweep.number;
@@ -411,20 +416,20 @@ impl Tracker {
         });
     }
 
-    /// A socket of which the ring told nothing: older than the daemon, or its record was lost.
+    /// Inserts a socket that no record reported: it is older than the daemon, or its record was lost.
     fn insert_seen(&mut self, seen: &Seen) -> Option<ConnKey> {
         if self.sweep.number > 1 {
             self.repairs.appeared += 1;
         }
-        let marks = ConnFlags::OLDER | ConnFlags::STATE_OLDER;
-        let marks = marks.with(ConnFlags::ESTABLISHED, seen.state.follows_established());
+        let flags = ConnFlags::OLDER | ConnFlags::STATE_OLDER;
+        let flags = flags.with(ConnFlags::ESTABLISHED, seen.state.follows_established());
         let life = Life::new(seen.state, Cause::Unknown, self.known_since(seen));
-        self.insert(&seen.socket, life, seen.time_ns, marks)
+        self.insert(&seen.socket, life, seen.time_ns, flags)
     }
 
-    /// Since when at least this socket has been in its state, for all that the kernel tells. Whoever closed
-    /// its side sends nothing more but acknowledgements: the segment received last is the FIN or came later.
-    /// An ESTABLISHED one was so when it last sent or received.
+    /// The earliest time at which the socket is known to have been in its state. A peer that has closed its side sends only
+    /// acknowledgements, so the latest received segment is its FIN or came later. An ESTABLISHED socket was so when it last
+    /// sent or received data.
     fn known_since(&self, seen: &Seen) -> u64 {
         let Some(ticks) = self.ticks else { return seen.time_ns };
         let last = |jiffies: u32| match jiffies {
@@ -439,96 +444,98 @@ impl Tracker {
     }
 
     fn apply_minisock(&mut self, seen: &Seen) {
-        let ends = (seen.socket.netns, seen.socket.local, seen.socket.remote);
-        if self.sweep.minisock_ended_after(&ends, seen) {
-            return;
-        }
-        let Some(slot) = self.table.find_minisock(ends.0, ends.1, ends.2) else {
-            if self.shrink_full(seen) {
+        let ends = seen.socket.ends();
+        let Some(key) = self.table.find_minisock(ends) else {
+            if !self.sweep.has_minisock_ended(&ends, seen) && self.shrink_full(seen) {
                 self.sweep.new_minisocks.insert(ends, seen.clone());
             }
             return;
         };
-        let conn = self.table.get_mut(slot);
+        let conn = self.table.get_mut(key);
         conn.swept = self.sweep.number;
         if conn.seen_ns > seen.time_ns {
             return;
         }
         if conn.state() != seen.state {
-            // The peer's FIN reached an orphan in FIN_WAIT2: its timer says when.
+            // The peer's FIN reached an orphan in FIN_WAIT2; the timer that this started says when.
             let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
-            self.table.enter(slot, seen.state, Cause::Peer, since_ns);
+            self.table.enter(key, seen.state, Cause::Peer, since_ns);
         }
         let expires_ns = self.expires_ns(seen);
-        if self.table.get(slot).expires_ns.abs_diff(expires_ns) > TIMER_NOISE_NS {
-            self.table.expire_at(slot, expires_ns);
+        if self.table.get(key).expires_ns.abs_diff(expires_ns) > TIMER_NOISE_NS {
+            self.table.expire_at(key, expires_ns);
         }
     }
 
-    /// The end of a full socket was lost: the minisock has its cookie. `true` when there is no such socket.
+    /// Turns the full socket with the minisock's cookie, whose end was lost, into the minisock. `true` when there is no such
+    /// socket.
     fn shrink_full(&mut self, seen: &Seen) -> bool {
-        let Some(slot) = self.table.find(seen.socket.cookie) else { return true };
-        let conn = self.table.get(slot);
+        let Some(key) = self.table.find(seen.socket.cookie) else { return true };
+        let conn = self.table.get(key);
         if conn.seen_ns > seen.time_ns {
             return false;
         }
         if conn.is(ConnFlags::MINISOCK) {
-            self.supersede(slot, seen.time_ns);
+            self.supersede(key, seen.time_ns);
             return true;
+        }
+        if is_unsettled(conn.seen_ns, seen) {
+            self.doubt(key, seen);
+            return false;
         }
         let state = conn.state();
         self.repairs.vanished += 1;
         if state.follows_established() {
-            self.note_established(slot, seen.time_ns);
+            self.note_established(key, seen.time_ns);
         }
-        self.count_closed(slot, state, None, seen.time_ns);
-        self.describe(slot, &seen.socket);
-        self.become_minisock(slot, seen);
+        self.count_closed(key, state, None, seen.time_ns);
+        self.describe(key, &seen.socket);
+        self.become_minisock(key, seen);
         false
     }
 
-    /// The full socket's place was taken by the minisock that the sweep saw.
-    fn become_minisock(&mut self, slot: ConnKey, seen: &Seen) {
+    /// The minisock that the sweep saw has taken the full socket's place.
+    fn become_minisock(&mut self, key: ConnKey, seen: &Seen) {
         let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
-        self.table.enter(slot, seen.state, Cause::Unknown, since_ns);
+        self.table.enter(key, seen.state, Cause::Unknown, since_ns);
         let expires_ns = self.expires_ns(seen);
-        self.shrink(slot, expires_ns, seen.time_ns);
-        self.table.get_mut(slot).swept = self.sweep.number;
-        self.doubt_listener(slot, seen.time_ns);
+        self.shrink(key, expires_ns, seen.time_ns);
+        self.table.get_mut(key).swept = self.sweep.number;
+        self.doubt_listener(key, seen.time_ns);
     }
 
-    /// `before`: the same minisock, as it was when it was thought to be over.
+    /// `before`: the same minisock, as it was when its computed timer ended it.
     fn insert_minisock(&mut self, seen: &Seen, before: Option<&Conn>) {
         let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
         if self.sweep.number > 1 && before.is_none() {
             self.repairs.appeared += 1;
         }
         let older = ConnFlags::OLDER.with(ConnFlags::STATE_OLDER, seen.state != TcpState::TimeWait);
-        let (marks, life) = match before {
-            Some(before) => (before.marks, before.life().then(seen.state, Cause::Peer, since_ns)),
+        let (flags, life) = match before {
+            Some(before) => (before.flags, before.life().then(seen.state, Cause::Peer, since_ns)),
             None => (older, Life::new(seen.state, Cause::Unknown, since_ns)),
         };
-        let marks = (marks | ConnFlags::ESTABLISHED) - ConnFlags::MINISOCK;
-        if let Some(slot) = self.table.find(seen.socket.cookie) {
-            self.supersede(slot, seen.time_ns);
+        let flags = (flags | ConnFlags::ESTABLISHED) - ConnFlags::MINISOCK;
+        if let Some(key) = self.table.find(seen.socket.cookie) {
+            self.supersede(key, seen.time_ns);
         }
-        let Some(slot) = self.insert(&seen.socket, life, seen.time_ns, marks) else { return };
+        let Some(key) = self.insert(&seen.socket, life, seen.time_ns, flags) else { return };
         if let Some(before) = before {
-            self.take_owners(slot, before, seen.time_ns);
+            self.take_owners(key, before, seen.time_ns);
         }
         let (number, expires_ns) = (self.sweep.number, self.expires_ns(seen));
-        self.table.get_mut(slot).swept = number;
-        self.shrink(slot, expires_ns, seen.time_ns);
+        self.table.get_mut(key).swept = number;
+        self.shrink(key, expires_ns, seen.time_ns);
     }
 
-    fn take_owners(&mut self, slot: ConnKey, before: &Conn, now_ns: u64) {
-        self.table.get_mut(slot).role = before.role;
-        self.set_process(slot, before.process, now_ns);
-        self.refer(slot, before.opener, |conn| &mut conn.opener);
-        self.refer(slot, before.closer, |conn| &mut conn.closer);
+    fn take_owners(&mut self, key: ConnKey, before: &Conn, now_ns: u64) {
+        self.table.get_mut(key).role = before.role;
+        self.set_process(key, before.process, now_ns);
+        self.refer(key, before.opener, |conn| &mut conn.opener);
+        self.refer(key, before.closer, |conn| &mut conn.closer);
     }
 
-    /// When a TIME_WAIT's timer was set, which is when it began.
+    /// When the timer of a TIME_WAIT was started, which is when TIME_WAIT began.
     fn timer_set_ns(&self, seen: &Seen) -> Option<u64> {
         let ticks = self.ticks.filter(|_| seen.state == TcpState::TimeWait)?;
         Some(ticks.time_of(seen.expires_jiffies).saturating_sub(MINISOCK_NS).min(seen.time_ns))
@@ -540,40 +547,58 @@ impl Tracker {
         })
     }
 
-    /// What the table has, was not heard of since the sweep began, and the sweep did not find.
+    /// Removes connections that the sweep did not find and no record mentioned since it began.
     fn remove_vanished(&mut self, coverage: &Coverage, minisocks: &mut FxHashMap<Ends, Seen>) {
         let Progress { number, began_ns, .. } = self.sweep;
         let gone: Vec<ConnKey> = self
             .table
-            .slots()
+            .keys()
             .filter(|(_, conn)| conn.swept != number && conn.seen_ns < began_ns)
-            // A namespace that is nowhere to be found took its minisocks with it; full sockets keep one alive.
+            // A namespace that no longer exists has taken its minisocks with it; full sockets keep a namespace alive.
             .filter(|(_, conn)| {
                 coverage.namespaces.contains(&conn.netns) || (coverage.all && conn.is(ConnFlags::MINISOCK))
             })
-            .map(|(slot, _)| slot)
+            .map(|(key, _)| key)
             .collect();
-        for slot in gone {
-            let conn = self.table.get(slot);
+        for key in gone {
+            let conn = self.table.get(key);
             let (state, full, ends) = (conn.state(), conn.is_full(), conn.ends());
             let left = full.then(|| minisocks.remove(&ends)).flatten();
             if full {
-                // Its end was lost: when is not known, so no duration is counted.
+                // Its end was lost. As its time is not known, no duration is counted.
                 self.repairs.vanished += 1;
-                self.count_closed(slot, state, None, began_ns);
+                self.count_closed(key, state, None, began_ns);
             }
             if let Some(seen) = left {
-                self.become_minisock(slot, &seen);
+                self.become_minisock(key, &seen);
             } else {
-                self.remove(slot, Cause::Unknown, began_ns);
+                self.remove(key, Cause::Unknown, began_ns);
             }
         }
     }
 }
 
-fn is_unsettled(conn: &Conn, seen: &Seen) -> bool {
-    conn.seen_ns.saturating_add(UNSETTLED_NS) > seen.time_ns
+/// Whether the sighting may be stale where it contradicts a record of that time.
+fn is_unsettled(record_ns: u64, seen: &Seen) -> bool {
+    record_ns.saturating_add(UNSETTLED_NS) > seen.time_ns
 }
 
-/// Two readings of one timer differ by less than this.
+/// How far two readings of one timer may differ.
 const TIMER_NOISE_NS: u64 = 50_000_000;
+
+fn exchange(seen: &Seen, tick_rate: TickRate) -> Exchange {
+    // Another processor may have counted a tick more when it wrote the socket's.
+    let ago = |jiffies: u32| {
+        let ticks = (seen.jiffies as u32).wrapping_sub(jiffies).cast_signed().max(0).cast_unsigned();
+        Duration::from_nanos(tick_rate.nanos(ticks))
+    };
+    Exchange {
+        established: seen.state == TcpState::Established,
+        has_sent: seen.data_sent,
+        has_received: seen.traffic.received_bytes > 0,
+        unacknowledged: seen.unacknowledged,
+        sent: ago(seen.sent_jiffies),
+        received: ago(seen.data_received_jiffies),
+        acknowledged: ago(seen.received_jiffies),
+    }
+}

@@ -1,7 +1,7 @@
-//! Traffic: the data that connections carried, each byte once.
+//! Counts the data that connections carried, each byte once.
 //!
-//! The kernel counts it for each socket. Records tell it when one side first closes and at the end, sweeps in between;
-//! what is new counts each time. Of an older connection the first that is told only says where counting starts.
+//! The kernel counts it for each socket. Records report that count when a side first closes and at the end, sightings in
+//! between; the increase is added each time. The first count of an older connection only says where to start.
 
 use crate::{
     events::decode::{Traffic, TrafficRecord},
@@ -13,23 +13,23 @@ use crate::{
 };
 
 impl Tracker {
-    /// Comes just before the change of state, which finds the connection heard of at its own time.
+    /// Arrives just before the change of state and with its time, by which that change knows of it.
     pub(crate) fn apply_traffic(&mut self, record: &TrafficRecord) {
-        if let Some(slot) = self.table.find(record.cookie) {
-            self.carry(slot, record.traffic, record.time_ns);
-            self.table.get_mut(slot).seen_ns = record.time_ns;
+        if let Some(key) = self.table.find(record.cookie) {
+            self.carry(key, record.traffic, record.time_ns);
+            self.table.get_mut(key).seen_ns = record.time_ns;
         }
     }
 
-    /// The socket's own count.
-    pub(crate) fn carry(&mut self, slot: ConnKey, told: Traffic, now_ns: u64) {
-        let conn = self.table.get_mut(slot);
+    /// Adds what is new in the socket's own count.
+    pub(crate) fn carry(&mut self, key: ConnKey, total: Traffic, now_ns: u64) {
+        let conn = self.table.get_mut(key);
         let before = match conn.traffic() {
             Some(before) => before,
-            None if conn.is(ConnFlags::OLDER) => told,
+            None if conn.is(ConnFlags::OLDER) => total,
             None => Traffic::default(),
         };
-        let new = told.since(before);
+        let new = total.since(before);
         let mut all = before;
         all += new;
         conn.set_traffic(all);
@@ -38,7 +38,7 @@ impl Tracker {
         }
         let mut after_close = Traffic::default();
         let first = FirstClose::of_state(conn.state());
-        if conn.is(ConnFlags::AFTER_CLOSE_TOLD) {
+        if conn.is(ConnFlags::AFTER_CLOSE_KNOWN) {
             match first {
                 Some(FirstClose::Local) => after_close.received_bytes = new.received_bytes,
                 _ => after_close.sent_bytes = new.sent_bytes,
@@ -47,7 +47,7 @@ impl Tracker {
                 conn.end.get_or_insert_default().after_close_bytes += after_close.total();
             }
         }
-        if let Some(group) = self.group(slot, now_ns) {
+        if let Some(group) = self.group(key, now_ns) {
             let counts = self.groups.counts(group);
             counts.traffic += new;
             counts.after_close += after_close;

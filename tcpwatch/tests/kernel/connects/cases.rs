@@ -1,6 +1,6 @@
-//! Programs whose connects come to all that connects can come to.
+//! Programs whose connects have each outcome that a connect can have.
 
-/// What the programs below share: `args[0]` is the address that they dial.
+/// Functions that the programs below share; `args[0]` is the address that they connect to.
 pub(super) const TOOLS: &str = r#"
 import select
 FAMILY = socket.AF_INET6 if ":" in args[0] else socket.AF_INET
@@ -79,7 +79,7 @@ def set_ports(low, high):
 
 
 def use_up_ports():
-    """Of those toward the listener that it gives."""
+    """All local ports toward the listener that it returns."""
     listener = listen(args[0], 60000)
     set_ports(50000, 50001)
     return listener, [connect(args[0], 60000) for _ in range(2)]
@@ -89,7 +89,7 @@ def mapped(addr):
     return "::ffff:" + addr
 
 
-# Where no route leads to.
+# An address without a route.
 NOWHERE = "2001:db8::1" if FAMILY == socket.AF_INET6 else "203.0.113.1"
 
 
@@ -97,7 +97,7 @@ def add_route(kind):
     assert os.system(f"ip -{6 if FAMILY == socket.AF_INET6 else 4} route add {kind} {NOWHERE}") == 0
 "#;
 
-/// A program, the errno that it says it saw, and what became of its connects.
+/// A program, the errno that it saw, and the outcomes of its connects.
 pub(super) struct Case {
     pub(super) name: &'static str,
     pub(super) program: &'static str,
@@ -211,7 +211,7 @@ say(result(dialling))
         outcomes: &[("reset", 1)],
         families: V4,
     },
-    // To itself: both SYNs are its own.
+    // Connects to itself: both SYNs are its own.
     Case {
         name: "crossed",
         program: r"
@@ -236,7 +236,7 @@ say(dialling.connect_ex((args[0], 60000)))
         outcomes: &[("established", 2), ("no_port", 1)],
         families: BOTH,
     },
-    // Tried again on a socket that had a port before.
+    // A second attempt of a socket that had a port before.
     Case {
         name: "no-port-2",
         program: r"
@@ -251,7 +251,7 @@ say(dialling.connect_ex((args[0], 60000)))
         outcomes: &[("established", 2), ("refused", 1), ("no_port", 1)],
         families: BOTH,
     },
-    // The port that the application itself wants is taken toward this destination.
+    // The application binds a port that is taken toward this destination.
     Case {
         name: "port-taken",
         program: r"
@@ -364,7 +364,7 @@ say(socket.socket(socket.AF_INET6).connect_ex((mapped(args[0]), 60000)))
         outcomes: &[("established", 2), ("no_port", 1)],
         families: V4,
     },
-    // An address of another family, and one that is cut short, are no destination.
+    // An address of another family and a truncated one count as no attempt.
     Case {
         name: "no-address",
         program: r"
@@ -383,7 +383,7 @@ say(0)
     },
 ];
 
-/// With what becomes of connects before SYN_SENT, where that is told.
+/// Cases with connects that fail before SYN_SENT, and the outcomes of these, where they are reported.
 pub(super) const AT_ONCE: &[(Case, &[(&str, u64)])] = &[
     (
         Case {
@@ -453,7 +453,7 @@ say(new().connect_ex((NOWHERE, 80)))
         },
         &[("other", 1)],
     ),
-    // To a v4-mapped address both functions return it.
+    // For a v4-mapped address both hooked functions return the errno, which must count once.
     (
         Case {
             name: "m-no-route",
@@ -466,7 +466,7 @@ say(socket.socket(socket.AF_INET6).connect_ex((mapped(NOWHERE), 80)))
         },
         &[("unreachable", 1)],
     ),
-    // And here only one.
+    // Here only one of them returns it.
     (
         Case {
             name: "m-only-v6",
@@ -526,7 +526,7 @@ say(101)
         },
         &[("unreachable", 2)],
     ),
-    // Refused, and then there is no way to where it tries next.
+    // Refused first, and then without a route to the next destination.
     (
         Case {
             name: "refused-1st",

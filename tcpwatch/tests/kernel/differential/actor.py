@@ -1,6 +1,6 @@
 # One process of the random workload (the prelude comes before it). It connects to the test's control socket,
-# says its pid, and does what the test orders: a JSON list a line, answered by a JSON object a line. What it
-# holds the test calls by number. `{"err": ...}` is an answer like any other: the kernel refused.
+# says its pid, and obeys the test's orders: each is a JSON list on a line, answered by a JSON object on a line.
+# The test names the held sockets by number. `{"err": ...}` is a valid answer: the kernel refused.
 
 import errno, json, random, resource, select, shutil, signal, subprocess, threading
 
@@ -10,7 +10,7 @@ TCP_DEFER_ACCEPT = 9
 
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-# Children are nobody's zombies.
+# Children must not become zombies.
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 held = {}
@@ -63,7 +63,7 @@ def do_listen(handle, addr, port, backlog, only_v6, reuse_port, defer):
 
 
 def start_connect(addr, port, source):
-    """The socket, and the error if it failed; pending after a while is no error."""
+    """The socket, and the error if it failed; a connect that is still pending after a while is no error."""
     sock = new(addr)
     try:
         if source is not None:
@@ -129,7 +129,7 @@ def do_fork():
 
 
 def do_sleeper(handles):
-    """A process of another program, which holds some of ours."""
+    """A process of another program, which holds some of this process's sockets."""
     numbers = [held[handle].fileno() for handle in handles]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     return {"pid": subprocess.Popen([shutil.which("sleep"), "600"], pass_fds=numbers, **quiet).pid}
@@ -149,7 +149,7 @@ def do_exit():
 
 
 def end_of(conn, luck):
-    """Some way to end it; says whether it is kept, and whether its sending side was shut down before."""
+    """Ends it in a random way; returns whether it is kept, and whether its sending side was shut down before."""
     fate = luck.random()
     shut = False
     try:

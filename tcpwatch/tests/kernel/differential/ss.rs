@@ -1,4 +1,4 @@
-//! What `ss` and /proc say: the kernel's own view, by another way than tcpwatch's.
+//! The kernel's own view of its sockets, from `ss` and /proc, independent of tcpwatch.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::netns::Namespace;
 
-/// One socket, as a row of `/connections` would name it.
+/// The identity of a socket, as in a row of `/connections`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(crate) netns: u64,
@@ -25,11 +25,11 @@ pub(crate) struct SsRow {
     pub(crate) key: Key,
     /// The processes that hold it, from /proc/PID/fd.
     pub(crate) holders: Vec<u32>,
-    /// Whether some descriptor refers to it, be it on its way between processes.
+    /// Whether a descriptor refers to it, which may be on its way between processes.
     pub(crate) has_file: bool,
 }
 
-/// Every TCP socket of the namespace that is neither new nor over.
+/// All TCP sockets of the namespace that are neither new nor over.
 pub(crate) fn sockets(namespace: &Namespace) -> Vec<SsRow> {
     let output = Command::new("nsenter")
         .arg(format!("--net={}", namespace.path()))
@@ -40,7 +40,7 @@ pub(crate) fn sockets(namespace: &Namespace) -> Vec<SsRow> {
     String::from_utf8(output.stdout).unwrap().lines().map(|line| row(namespace.inode, line)).collect()
 }
 
-/// How many are in TIME_WAIT with this remote port.
+/// Number of TIME_WAITs with this remote port.
 pub(crate) fn time_waits(namespace: &Namespace, remote_port: u16) -> usize {
     let output = Command::new("nsenter")
         .arg(format!("--net={}", namespace.path()))

@@ -1,13 +1,14 @@
-//! A small world of processes that do at random whatever processes do with TCP sockets, and the ledger of who
-//! holds and who held which: what the kernel itself does not tell once a socket has no descriptor.
+//! A small world of processes that use TCP sockets at random, and the ledger of who holds or held each socket, which
+//! the kernel itself does not report once a socket has no descriptor.
 //!
 //! Each step is acknowledged before the next is chosen, so between steps nothing moves but the kernel's timers.
+
+mod acts;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    net::IpAddr,
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     process::Command,
@@ -30,7 +31,7 @@ use crate::{
 const ACTOR: &str = include_str!("actor.py");
 
 pub(crate) struct World {
-    // In the order in which they are to end.
+    // Fields are dropped in this order.
     actors: Vec<Actor>,
     sleepers: Vec<Sleeper>,
     namespaces: Vec<Namespace>,
@@ -50,10 +51,10 @@ struct Actor {
     pid: u32,
     home: usize,
     control: BufReader<UnixStream>,
-    /// Of one that the test started; the others are its descendants.
+    /// Of an actor that the test started; the others are descendants.
     process: Option<Workload>,
     handles: BTreeMap<u64, usize>,
-    /// Sent to it and not taken yet, in order.
+    /// Sockets sent to it and not taken yet, in order.
     mail: Vec<usize>,
 }
 
@@ -63,19 +64,19 @@ struct Sleeper {
     sockets: Vec<usize>,
 }
 
-/// What the ledger has of a socket.
+/// A socket in the ledger.
 struct Socket {
     listens: Option<Listens>,
     deaf: bool,
-    /// Of its descriptors: one entry each.
+    /// The pids that hold it, one entry for each descriptor.
     holders: Vec<u32>,
-    /// All that held it at some time.
+    /// The pids that held it at some time.
     ever: BTreeSet<u32>,
-    /// Somebody shut down its sending side: it may have become a minisock while held.
+    /// Its sending side was shut down: it may have become a minisock while held.
     shut: bool,
     /// When the order to open it was given.
     opened: Instant,
-    /// Who had the last descriptor, and when the order was given that ended it.
+    /// The last holder, and when the order was given that closed its last descriptor.
     released: Option<(u32, Instant)>,
 }
 
@@ -85,11 +86,11 @@ struct Listens {
     addr: String,
     only_v6: bool,
     port: u16,
-    /// Every connection to it succeeds at once.
+    /// Each connection to it succeeds at once.
     plain: bool,
 }
 
-/// Who may be named as the process of a socket.
+/// The processes that `/connections` may name as the owner of a socket.
 #[derive(Debug)]
 pub(crate) struct Owner {
     pub(crate) among: BTreeSet<u32>,
@@ -108,7 +109,7 @@ impl World {
         let names: Vec<&str> = paths.iter().map(|path| path.rsplit('/').next().unwrap()).collect();
         ip(&["-n", names[0], "link", "add", "veth0", "type", "veth", "peer", "veth0", "netns", names[1]]);
         for (name, addrs) in names.iter().zip(VETH) {
-            // The interface's own address would have to be found free first.
+            // An automatic link-local address would first have to pass duplicate detection.
             ip(&["-n", name, "link", "set", "veth0", "addrgenmode", "none", "up"]);
             for addr in addrs {
                 let (addr, length) =
@@ -147,7 +148,7 @@ impl World {
         self.namespaces.iter().flat_map(ss::sockets).collect()
     }
 
-    /// Every process there ever was.
+    /// All processes that ever existed.
     pub(crate) fn pids(&self) -> &BTreeSet<u32> {
         &self.pids
     }
@@ -156,7 +157,7 @@ impl World {
         self.namespaces.iter().any(|namespace| namespace.inode == netns)
     }
 
-    /// What was done to sockets with this port.
+    /// The log of the orders to sockets with these ports.
     pub(crate) fn story_of(&self, ports: [u16; 2]) -> String {
         let ports = ports.map(|port| port.to_string());
         let about = |line: &&String| {
@@ -170,8 +171,8 @@ impl World {
         &self.log
     }
 
-    /// Who may be named for a connection without holders that was accepted or connected, of which `since` is
-    /// known for sure; `None` when the ledger does not know it either.
+    /// The possible owners of a connection without holders that was accepted or connected. What happened after `since`
+    /// is known for sure. `None` when the ledger does not have the connection.
     pub(crate) fn last_owner(&self, row: &SsRow, since: Instant) -> Option<Owner> {
         let key = (row.key.netns, row.key.local, row.key.remote);
         let socket = &self.sockets[*self.by_ends.get(&key)?];
@@ -194,7 +195,7 @@ impl World {
         }
     }
 
-    /// Does one thing.
+    /// Takes one random step.
     pub(crate) fn step(&mut self) {
         match self.random.below(100) {
             _ if self.actors.len() < 5 => {
@@ -271,7 +272,7 @@ impl World {
         answer
     }
 
-    /// Orders and waits for the answer; `None` when the kernel refused.
+    /// Gives an order and waits for the answer; `None` when the kernel refused.
     fn order(&mut self, actor: usize, name: &str, words: &[Value]) -> (Instant, Option<Value>) {
         let in_thread = name != "fork" && self.random.percent(10);
         let issued = self.send_order(actor, name, words, in_thread);
@@ -283,7 +284,7 @@ impl World {
         self.random.below(self.actors.len())
     }
 
-    /// Some descriptor of some actor.
+    /// A random descriptor of a random actor.
     fn some_handle(&mut self, fits: impl Fn(&Socket) -> bool) -> Option<(usize, u64)> {
         let all: Vec<(usize, u64)> = self
             .actors
@@ -340,297 +341,6 @@ impl World {
         self.sockets[socket].holders.push(pid);
         self.sockets[socket].ever.insert(pid);
     }
-
-    fn listen(&mut self) {
-        let actor = self.some_actor();
-        let home = self.actors[actor].home;
-        let mut addrs = vec!["127.0.0.1", "0.0.0.0", "::1", "::", "::"];
-        addrs.extend(VETH.get(home).into_iter().flatten());
-        let addr = *self.random.pick(&addrs);
-        let only_v6 = addr == "::" && self.random.percent(30);
-        // A few ports come and go; the others are new.
-        let port = if self.random.percent(50) { 7000 + self.random.below(6) } else { 0 };
-        let backlog = *self.random.pick(&[128, 128, 128, 3, 0]);
-        let defer = if self.random.percent(15) { 60 } else { 0 };
-        let reuse_port = self.random.percent(10);
-        let handle = self.new_handles(1);
-        let words = [
-            json!(handle),
-            json!(addr),
-            json!(port),
-            json!(backlog),
-            json!(only_v6),
-            json!(reuse_port),
-            json!(defer),
-        ];
-        let (issued, Some(answer)) = self.order(actor, "listen", &words) else { return };
-        let socket = self.enter(actor, handle, None, issued);
-        self.sockets[socket].listens = Some(Listens {
-            home,
-            addr: addr.to_owned(),
-            only_v6,
-            port: answer["port"].as_u64().unwrap() as u16,
-            plain: backlog == 128 && defer == 0,
-        });
-    }
-
-    /// Some listener, and addresses by which an actor that lives there reaches it.
-    fn some_target(&mut self, plain: bool) -> Option<(Listens, usize, Vec<String>)> {
-        let fits = |socket: &Socket| {
-            socket.listens.as_ref().is_some_and(|listens| !plain || (listens.plain && !socket.deaf))
-        };
-        let (actor, handle) = self.some_handle(fits)?;
-        let listens = self.sockets[self.actors[actor].handles[&handle]].listens.clone().unwrap();
-        let across = listens.home < VETH.len() && self.random.percent(40);
-        let home = if across { 1 - listens.home } else { listens.home };
-        let targets = targets(&listens, home);
-        (!targets.is_empty()).then_some((listens, home, targets))
-    }
-
-    fn some_actor_in(&mut self, home: usize) -> Option<usize> {
-        let there: Vec<usize> =
-            (0..self.actors.len()).filter(|actor| self.actors[*actor].home == home).collect();
-        (!there.is_empty()).then(|| *self.random.pick(&there))
-    }
-
-    fn connect_to_some_listener(&mut self) {
-        for _ in 0..=self.random.below(4) {
-            let Some((listens, home, targets)) = self.some_target(false) else { return };
-            let Some(actor) = self.some_actor_in(home) else { return };
-            let target = self.random.pick(&targets).clone();
-            // Some own port again and again: the connection before is in TIME_WAIT on this side or the other.
-            let source = if self.random.percent(30) {
-                let any = if target.contains(':') { "::" } else { "0.0.0.0" };
-                json!([any, 20_000 + self.random.below(8)])
-            } else {
-                Value::Null
-            };
-            self.connect(actor, &target, listens.port, source);
-        }
-    }
-
-    fn connect(&mut self, actor: usize, addr: &str, port: u16, source: Value) {
-        let handle = self.new_handles(1);
-        let keep = self.random.percent(20);
-        let words = [json!(handle), json!(addr), json!(port), source, json!(keep)];
-        let issued = self.send_order(actor, "connect", &words, false);
-        let answer = self.hear_answer(actor);
-        if answer["err"].is_null() {
-            self.connections += 1;
-            self.enter(actor, handle, Some(ends(&answer["local"], &answer["remote"])), issued);
-        } else if answer["kept"] == true {
-            self.enter(actor, handle, None, issued);
-        }
-    }
-
-    fn connect_to_itself(&mut self) {
-        let actor = self.some_actor();
-        let addr = *self.random.pick(&["127.0.0.1", "::1"]);
-        self.connect(actor, addr, 0, json!([addr, 0]));
-    }
-
-    fn refused(&mut self) {
-        let actor = self.some_actor();
-        let addr = *self.random.pick(&["127.0.0.1", "::1", "::ffff:127.0.0.1"]);
-        self.connect(actor, addr, 1, Value::Null);
-    }
-
-    fn accept(&mut self) {
-        let Some((actor, listener)) = self.some_handle(|socket| socket.listens.is_some()) else { return };
-        for _ in 0..=self.random.below(4) {
-            let handle = self.new_handles(1);
-            let (issued, answer) = self.order(actor, "accept", &[json!(listener), json!(handle)]);
-            let Some(answer) = answer else { return };
-            let socket = self.enter(actor, handle, None, issued);
-            // In the listener's namespace, wherever the actor is.
-            let listens = &self.sockets[self.actors[actor].handles[&listener]].listens;
-            let netns = self.namespaces[listens.as_ref().unwrap().home].inode;
-            let (local, remote) = ends(&answer["local"], &answer["remote"]);
-            self.by_ends.insert((netns, local, remote), socket);
-        }
-    }
-
-    fn order_on_some(&mut self, listener: bool, name: &str, words: impl Fn(&mut Random) -> Vec<Value>) {
-        let fits = |socket: &Socket| socket.listens.is_some() == listener;
-        let Some((actor, handle)) = self.some_handle(fits) else { return };
-        let words = [vec![json!(handle)], words(&mut self.random)].concat();
-        let (_, answer) = self.order(actor, name, &words);
-        let socket = &mut self.sockets[self.actors[actor].handles[&handle]];
-        if name == "shutdown" && words[1] != "r" && answer.is_some() {
-            socket.shut = true;
-        }
-        if name == "deaf" {
-            socket.deaf = true;
-        }
-    }
-
-    fn let_hear(&mut self) {
-        let Some((actor, handle)) = self.some_handle(|socket| socket.deaf) else { return };
-        self.order(actor, "deaf", &[json!(handle), json!(false)]);
-        let socket = self.actors[actor].handles[&handle];
-        self.sockets[socket].deaf = false;
-    }
-
-    fn close(&mut self, listener: bool) {
-        for _ in 0..=self.random.below(3) {
-            let fits = |socket: &Socket| socket.listens.is_some() == listener;
-            let Some((actor, handle)) = self.some_handle(fits) else { return };
-            let reset = self.random.percent(20);
-            let (issued, _) = self.order(actor, "close", &[json!(handle), json!(reset)]);
-            let socket = self.actors[actor].handles.remove(&handle).unwrap();
-            self.release(self.actors[actor].pid, socket, issued);
-        }
-    }
-
-    fn fork(&mut self) {
-        if self.actors.len() >= 12 {
-            return;
-        }
-        let parent = self.some_actor();
-        let (_, answer) = self.order(parent, "fork", &[]);
-        let pid = answer.expect("fork")["pid"].as_u64().unwrap() as u32;
-        let control = self.hear_of_new(pid);
-        self.pids.insert(pid);
-        let (home, handles) = (self.actors[parent].home, self.actors[parent].handles.clone());
-        for socket in handles.values() {
-            self.also_held_by(pid, *socket);
-        }
-        let mail = Vec::new();
-        self.actors.push(Actor { pid, home, control, process: None, handles, mail });
-        // The child's answer to the order that made it.
-        self.hear_answer(self.actors.len() - 1);
-    }
-
-    fn give(&mut self) {
-        let Some((actor, handle)) = self.some_handle(|_| true) else { return };
-        let to = self.some_actor();
-        if self.actors[to].mail.len() >= 5 {
-            return;
-        }
-        let pid = self.actors[to].pid;
-        let (_, answer) = self.order(actor, "give", &[json!(handle), json!(pid)]);
-        if answer.is_some() {
-            let socket = self.actors[actor].handles[&handle];
-            self.actors[to].mail.push(socket);
-            // Whoever it is sent to will release it if it never takes it.
-            self.also_held_by(pid, socket);
-        }
-        if self.random.percent(50) {
-            self.take_by(to);
-        }
-    }
-
-    fn take(&mut self) {
-        let actor = self.some_actor();
-        self.take_by(actor);
-    }
-
-    fn take_by(&mut self, actor: usize) {
-        if self.actors[actor].mail.is_empty() {
-            return;
-        }
-        let handle = self.new_handles(1);
-        let (_, answer) = self.order(actor, "take", &[json!(handle)]);
-        assert!(answer.is_some(), "mail for {}", self.actors[actor].pid);
-        let socket = self.actors[actor].mail.remove(0);
-        self.actors[actor].handles.insert(handle, socket);
-    }
-
-    fn sleeper(&mut self) {
-        if self.sleepers.len() >= 4 {
-            return;
-        }
-        let actor = self.some_actor();
-        let handles: Vec<u64> = self.actors[actor].handles.keys().copied().collect();
-        let handles: Vec<u64> = handles.into_iter().filter(|_| self.random.percent(30)).collect();
-        let (_, answer) = self.order(actor, "sleeper", &[json!(handles)]);
-        let pid = answer.expect("a process")["pid"].as_u64().unwrap() as u32;
-        let sockets: Vec<usize> = handles.iter().map(|handle| self.actors[actor].handles[handle]).collect();
-        for socket in &sockets {
-            self.also_held_by(pid, *socket);
-        }
-        self.pids.insert(pid);
-        self.sleepers.push(Sleeper { pid, sockets });
-    }
-
-    fn wake_sleeper(&mut self) {
-        if self.sleepers.is_empty() {
-            return;
-        }
-        let index = self.random.below(self.sleepers.len());
-        let sleeper = self.sleepers.swap_remove(index);
-        let issued = Instant::now();
-        self.log.push(format!("{} is killed (sleeper)", sleeper.pid));
-        kill(sleeper.pid);
-        for socket in sleeper.sockets {
-            self.release(sleeper.pid, socket, issued);
-        }
-    }
-
-    /// An actor ends, by its own will or not.
-    fn kill(&mut self) {
-        let index = self.some_actor();
-        let issued = if self.random.percent(50) {
-            let issued = self.send_order(index, "exit", &[], false);
-            wait_for_end(self.actors[index].pid);
-            issued
-        } else {
-            let issued = Instant::now();
-            self.log.push(format!("{} is killed", self.actors[index].pid));
-            kill(self.actors[index].pid);
-            issued
-        };
-        let actor = self.actors.swap_remove(index);
-        drop(actor.process);
-        for socket in actor.handles.into_values().chain(actor.mail) {
-            self.release(actor.pid, socket, issued);
-        }
-    }
-
-    /// Many short connections; both sides end theirs as chance has it.
-    fn burst(&mut self) {
-        let Some((listens, home, targets)) = self.some_target(true) else { return };
-        let Some(client) = self.some_actor_in(home) else { return };
-        let listener = |actor: &Actor, sockets: &[Socket]| {
-            actor.handles.iter().find_map(|(handle, socket)| {
-                let found = sockets[*socket].listens.as_ref();
-                found
-                    .is_some_and(|found| found.port == listens.port && found.home == listens.home)
-                    .then_some(*handle)
-            })
-        };
-        let servers: Vec<(usize, u64)> = (0..self.actors.len())
-            .filter(|actor| *actor != client)
-            .filter_map(|actor| Some((actor, listener(&self.actors[actor], &self.sockets)?)))
-            .collect();
-        if servers.is_empty() {
-            return;
-        }
-        let count = 10 + self.random.below(90);
-        let targets: Vec<Value> = targets.iter().map(|target| json!([target, listens.port])).collect();
-        let mut asked = Vec::new();
-        for (actor, listener) in servers {
-            let (first, seed) = (self.new_handles(count), self.random.next());
-            let words = [json!(first), json!(count), json!(listener), json!(seed)];
-            let issued = self.send_order(actor, "accepts", &words, false);
-            asked.push((actor, listens.home, issued));
-        }
-        let (first, seed) = (self.new_handles(count), self.random.next());
-        let words = [json!(first), json!(count), json!(targets), json!(seed)];
-        let issued = self.send_order(client, "connects", &words, false);
-        asked.push((client, home, issued));
-        self.connections += count;
-        for (actor, home, issued) in asked {
-            self.log.push(format!("{} has made", self.actors[actor].pid));
-            let answer = self.hear_answer(actor);
-            for made in answer["made"].as_array().unwrap_or_else(|| panic!("burst: {answer}")) {
-                let socket = self.enter(actor, made[0].as_u64().unwrap(), None, issued);
-                self.sockets[socket].shut = made[3] == true && made[0] != 0;
-                let (local, remote) = ends(&made[1], &made[2]);
-                self.by_ends.insert((self.namespaces[home].inode, local, remote), socket);
-            }
-        }
-    }
 }
 
 impl Drop for World {
@@ -638,40 +348,10 @@ impl Drop for World {
         for sleeper in &self.sleepers {
             kill(sleeper.pid);
         }
-        // Those that the test did not start end when they see that nobody orders any more.
+        // Actors that the test did not start end when their control connection closes.
         self.actors.clear();
         let _ = fs::remove_dir_all(self.control_path.parent().unwrap());
     }
-}
-
-/// By which addresses somebody in the namespace `from` reaches it.
-fn targets(listens: &Listens, from: usize) -> Vec<String> {
-    let here = from == listens.home;
-    let [v4, v6, link_local] = match VETH.get(listens.home) {
-        // As seen from the other side, the scope is the other side's; both interfaces have one name.
-        Some(addrs) => addrs.map(Some),
-        None => [None; 3],
-    };
-    let local = |addr| here.then_some(addr);
-    let all_v4 = [local("127.0.0.1"), local("127.0.0.5"), v4];
-    let all_v6 = [local("::1"), v6, link_local];
-    let reached: Vec<&str> = match &listens.addr[..] {
-        "0.0.0.0" => all_v4.into_iter().flatten().collect(),
-        "::" if listens.only_v6 => all_v6.into_iter().flatten().collect(),
-        "::" => all_v4.into_iter().chain(all_v6).flatten().collect(),
-        loopback @ ("127.0.0.1" | "::1") => local(loopback).into_iter().collect(),
-        own => vec![own],
-    };
-    let mapped = reached.iter().filter(|addr| !addr.contains(':')).map(|addr| format!("::ffff:{addr}"));
-    reached.iter().map(|addr| (*addr).to_owned()).chain(mapped.collect::<Vec<_>>()).collect()
-}
-
-fn ends(local: &Value, remote: &Value) -> (End, End) {
-    let end = |end: &Value| {
-        let addr: IpAddr = end[0].as_str().unwrap().parse().unwrap();
-        (addr.to_canonical(), end[1].as_u64().unwrap() as u16)
-    };
-    (end(local), end(remote))
 }
 
 fn kill(pid: u32) {
@@ -679,7 +359,7 @@ fn kill(pid: u32) {
     wait_for_end(pid);
 }
 
-/// Until it holds nothing any more: a zombie has let go of everything.
+/// Waits until a process holds nothing any more: a zombie has released everything.
 fn wait_for_end(pid: u32) {
     eventually("the process ends", || match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Err(_) => Ok(()),

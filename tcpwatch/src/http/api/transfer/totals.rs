@@ -7,12 +7,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
+    events::decode::Ends,
     http::api::transfer::look::FirstLook,
     kernel::sock_diag::{Carried, Figures},
     model::{
         groups::{Peer, Role},
         live::Times,
-        table::{Conn, Ends},
+        table::Conn,
     },
     node::Node,
     tcp::answer_time::AnswerTime,
@@ -79,8 +80,8 @@ impl Sum {
         match figures.answer {
             // A server that sends last has answered.
             _ if role != Role::Client => {}
-            Some(AnswerTime::Came(seconds)) => self.answered.add(seconds),
-            Some(AnswerTime::Awaited(seconds)) => self.awaited.add(seconds),
+            Some(AnswerTime::Came(took)) => self.answered.add(took.as_secs_f64()),
+            Some(AnswerTime::Awaited(since)) => self.awaited.add(since.as_secs_f64()),
             None => {}
         }
     }
@@ -126,7 +127,7 @@ impl Sums {
 
     fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
         let table = &node.tracker.table();
-        let ends = (figures.netns, figures.local, figures.remote);
+        let ends = Ends { netns: figures.netns, local: figures.local, remote: figures.remote };
         let cookie = if node.tracker.reported().identity_is_address {
             let by_ends = self.by_ends.get_or_insert_with(|| {
                 table.iter().filter(|conn| is_full(conn)).map(|conn| (conn.ends(), conn.cookie)).collect()

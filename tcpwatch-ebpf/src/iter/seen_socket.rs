@@ -1,0 +1,115 @@
+//! The record of a socket that an iterator visits. In: a full socket, a minisock or a request. Out: a
+//! [`SeenSocket`]'s fields. Deliberately absent: the process that holds the socket, which only the iterator task_file
+//! knows.
+
+use core::mem::MaybeUninit;
+
+use tcpwatch_common::{SeenSocket, chrono};
+
+use crate::read::{
+    clock, endpoints, identity, netns,
+    offsets::{
+        self, OFF_CA_OPS_NAME, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT,
+        OFF_ICSK_CA_OPS, OFF_ICSK_PROBES_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_MDEV_US, OFF_MSS_CACHE,
+        OFF_PACKETS_OUT, OFF_RATE_DELIVERED, OFF_RATE_INTERVAL_US, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP,
+        OFF_RTT_MIN, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_RCVBUF, OFF_SK_SNDBUF,
+        OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
+    },
+    pointer::{KernelPtr, bytes},
+    socket_options, tcp_sock,
+};
+
+/// Fills in what every full socket has.
+#[inline(always)]
+pub fn fill_full_socket(seen: &mut SeenSocket, sk: impl KernelPtr) {
+    let flags = tcp_sock::flags(sk);
+    let (sport, dport) = endpoints::ports(sk);
+    // Without a branch, which would double what older verifiers have to follow.
+    let data_segments = sk.read::<u32>(&OFF_DATA_SEGS_OUT);
+    let (sent_bytes, received_bytes) = tcp_sock::traffic(sk, flags);
+    fill_any_socket(seen, sk);
+    seen.state = sk.read(&OFF_SKC_STATE);
+    seen.flags = flags;
+    seen.data_sent = (data_segments | data_segments >> 16) as u16;
+    seen.cookie = identity::of(sk);
+    seen.unread_bytes = tcp_sock::unread_bytes(sk, flags);
+    seen.total_retrans = sk.read(&OFF_TOTAL_RETRANS);
+    seen.queue = sk.read(&OFF_SK_ACK_BACKLOG);
+    seen.queue_limit = sk.read(&OFF_SK_MAX_ACK_BACKLOG);
+    seen.drops = sk.read(&OFF_SK_DROPS);
+    seen.received_jiffies = sk.read(&OFF_RCV_TSTAMP);
+    seen.sent_jiffies = sk.read(&OFF_LSNDTIME);
+    seen.data_received_jiffies = sk.read(&OFF_LRCVTIME);
+    seen.unacknowledged = sk.read(&OFF_PACKETS_OUT);
+    seen.srtt = sk.read(&OFF_SRTT_US);
+    seen.sport = sport;
+    seen.dport = dport;
+    seen.sent_bytes = sent_bytes;
+    seen.received_bytes = received_bytes;
+}
+
+/// Fills in what is reported only for a socket that a process holds: how its data flows, and with which options.
+#[inline(always)]
+pub fn fill_flow(seen: &mut SeenSocket, sk: impl KernelPtr) {
+    seen.sending_jiffies = sending_jiffies(sk);
+    seen.out_of_order = sk.read(&OFF_RCV_OOOPACK);
+    seen.delivery_rate = delivery_rate(sk);
+    seen.window_probes = sk.read::<u8>(&OFF_ICSK_PROBES_OUT).into();
+    seen.send_buffer = sk.read(&OFF_SK_SNDBUF);
+    seen.receive_buffer = sk.read(&OFF_SK_RCVBUF);
+    // `v` of the least sample, after its `t` (include/linux/win_minmax.h).
+    seen.min_rtt_us = sk.read_at(offsets::value(&OFF_RTT_MIN) + 4);
+    // As tcp_get_info (net/ipv4/tcp.c) computes it.
+    seen.rtt_variation_us = sk.read::<u32>(&OFF_MDEV_US) >> 2;
+    if let Some(operations) = sk.follow(&OFF_ICSK_CA_OPS) {
+        seen.congestion = bytes(operations.read_16_bytes(&OFF_CA_OPS_NAME));
+    }
+    seen.options = socket_options::read(sk);
+}
+
+/// `SeenSocket::sending_jiffies`, as tcp_get_info_chrono_stats (net/ipv4/tcp.c) computes them.
+#[inline(always)]
+fn sending_jiffies(sk: impl KernelPtr) -> [u32; chrono::COUNT] {
+    let at = offsets::value(&OFF_CHRONO_STAT);
+    let mut jiffies = [sk.read_at(at), sk.read_at(at + 4), sk.read_at(at + 8)];
+    let present = (clock::now_jiffies() as u32).wrapping_sub(sk.read(&OFF_CHRONO_START));
+    // Its lower two bits; 0 while there is nothing to send.
+    let kind = sk.read::<u8>(&OFF_CHRONO_TYPE) & 3;
+    for (index, jiffies) in jiffies.iter_mut().enumerate() {
+        // Without a branch, as above.
+        *jiffies += present * u32::from(usize::from(kind) == index + 1);
+    }
+    jiffies
+}
+
+/// `SeenSocket::delivery_rate`, as tcp_compute_delivery_rate (net/ipv4/tcp.c) computes it.
+#[inline(always)]
+fn delivery_rate(sk: impl KernelPtr) -> u64 {
+    let packets = u64::from(sk.read::<u32>(&OFF_RATE_DELIVERED));
+    let bytes = packets * u64::from(sk.read::<u32>(&OFF_MSS_CACHE));
+    let micros = u64::from(sk.read::<u32>(&OFF_RATE_INTERVAL_US));
+    if micros == 0 { 0 } else { bytes * 1_000_000 / micros }
+}
+
+/// Fills in what full sockets, minisocks and requests have in common (`struct sock_common`), and the time.
+#[inline(always)]
+pub fn fill_any_socket(seen: &mut SeenSocket, skc: impl KernelPtr) {
+    let (saddr, daddr) = endpoints::addresses(skc);
+    seen.netns = netns::inode(skc);
+    seen.time_ns = clock::now_ns();
+    seen.jiffies = clock::now_jiffies();
+    seen.saddr = bytes(saddr);
+    seen.daddr = bytes(daddr);
+}
+
+/// A record of zeros, in the place where it stays: a program's stack has no room for two. Word by word and volatile,
+/// because for a value that is mostly 0 the compiler calls a function that writes byte by byte.
+#[inline(always)]
+pub fn zeroed(room: &mut MaybeUninit<SeenSocket>) -> &mut SeenSocket {
+    for word in 0..size_of::<SeenSocket>() / size_of::<u64>() {
+        // SAFETY: within the record, which is as aligned as a word.
+        unsafe { room.as_mut_ptr().cast::<u64>().add(word).write_volatile(0) };
+    }
+    // SAFETY: numbers and arrays of them, for which 0 is a value.
+    unsafe { room.assume_init_mut() }
+}

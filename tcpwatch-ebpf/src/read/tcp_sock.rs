@@ -1,0 +1,134 @@
+//! What a TCP socket knows about itself. In: a `struct tcp_sock`. Out: the numbers and flags that records carry.
+//! Deliberately absent: its ends, its namespace, its identity and its options, which have files of their own, and its
+//! queues of segments (`segment.rs`).
+
+use tcpwatch_common::{
+    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT,
+    state::{CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK},
+};
+
+use crate::read::{
+    offsets::{
+        OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ, OFF_ICSK_CA_STATE,
+        OFF_RCV_NXT, OFF_RCV_OOOPACK, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG,
+        OFF_SK_SOCKET, OFF_SKC_FLAGS, OFF_SND_NXT, OFF_SND_UNA, OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
+    },
+    pointer::KernelPtr,
+};
+
+/// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
+const SOCK_DEAD: u32 = 0;
+const SOCK_DONE: u32 = 1;
+pub const SOCK_KEEPOPEN: u32 = 3;
+pub const SOCK_LINGER: u32 = 4;
+
+/// include/net/tcp_states.h: TCP_NEW_SYN_RECV, the state of the request of a connection, which is no full socket.
+pub const NEW_SYN_RECV: u8 = 12;
+
+/// include/net/tcp.h, enum tcp_ca_state: unchanged since Linux 2.6; five bits.
+pub const CA_RECOVERY: u8 = 3;
+pub const CA_LOSS: u8 = 4;
+const CA_BITS: u8 = 0x1f;
+
+/// `FLAG_*` of the socket as it is now.
+#[inline(always)]
+pub fn flags(sk: impl KernelPtr) -> u8 {
+    let sk = sk.sock();
+    let sk_flags = sk.read::<u64>(&OFF_SKC_FLAGS);
+    let mut flags = 0;
+    if sk_flags & (1 << SOCK_DONE) != 0 {
+        flags |= FLAG_FIN_RECEIVED;
+    }
+    if sk_flags & (1 << SOCK_DEAD) != 0 {
+        flags |= FLAG_ORPHAN;
+    }
+    if sk.read::<u64>(&OFF_SK_SOCKET) != 0 {
+        flags |= FLAG_HELD;
+    }
+    if sk.read::<u32>(&OFF_SK_MAX_ACK_BACKLOG) != 0 {
+        flags |= FLAG_PASSIVE;
+    }
+    flags
+}
+
+/// `FLAG_UNSENT` for a socket whose connect failed. tcp_disconnect (net/ipv4/tcp.c) sets `segs_out` to 0 for the next
+/// connect.
+#[inline(always)]
+pub fn unsent_flag(sk: impl KernelPtr) -> u8 {
+    if sk.read::<u32>(&OFF_SEGS_OUT) == 0 { FLAG_UNSENT } else { 0 }
+}
+
+/// Received bytes that the application has not read. A FIN takes one sequence number, which is no byte.
+#[inline(always)]
+pub fn unread_bytes(sk: impl KernelPtr, flags: u8) -> u32 {
+    let waiting = sk.read::<u32>(&OFF_RCV_NXT).wrapping_sub(sk.read::<u32>(&OFF_COPIED_SEQ));
+    if flags & FLAG_FIN_RECEIVED != 0 { waiting.saturating_sub(1) } else { waiting }
+}
+
+/// Bytes of data sent and received, each once (`TrafficEvent`). tcp_rcv_nxt_update (net/ipv4/tcp_input.c) counts the
+/// FIN as a byte received.
+#[inline(always)]
+pub fn traffic(sk: impl KernelPtr, flags: u8) -> (u64, u64) {
+    let sent = sk.read::<u64>(&OFF_BYTES_SENT).wrapping_sub(sk.read(&OFF_BYTES_RETRANS));
+    let fin = (flags & FLAG_FIN_RECEIVED != 0) as u64;
+    (sent, sk.read::<u64>(&OFF_BYTES_RECEIVED).wrapping_sub(fin))
+}
+
+/// Sequence numbers written and not sent, and sent and not acknowledged: one a byte, and one for a SYN or FIN.
+#[inline(always)]
+pub fn undelivered(sk: impl KernelPtr) -> (u32, u32) {
+    let next = sk.read::<u32>(&OFF_SND_NXT);
+    let unsent = sk.read::<u32>(&OFF_WRITE_SEQ).wrapping_sub(next);
+    (unsent, next.wrapping_sub(sk.read(&OFF_SND_UNA)))
+}
+
+/// Bytes sent and not acknowledged.
+#[inline(always)]
+pub fn outstanding_bytes(sk: impl KernelPtr, state: u8) -> u32 {
+    let numbers = sk.read::<u32>(&OFF_SND_NXT).wrapping_sub(sk.read(&OFF_SND_UNA));
+    numbers.saturating_sub(sent_fin(sk, state))
+}
+
+/// 1 if a FIN was sent and is not acknowledged, which takes a sequence number; else 0.
+#[inline(always)]
+pub fn sent_fin(sk: impl KernelPtr, state: u8) -> u32 {
+    let closed = matches!(state, FIN_WAIT1 | CLOSING | LAST_ACK);
+    (closed && sk.read::<u32>(&OFF_SND_NXT) == sk.read::<u32>(&OFF_WRITE_SEQ)) as u32
+}
+
+/// The state of its congestion control, such as `CA_RECOVERY`.
+#[inline(always)]
+pub fn ca_state(sk: impl KernelPtr) -> u8 {
+    sk.read::<u8>(&OFF_ICSK_CA_STATE) & CA_BITS
+}
+
+/// Whether a segment ever came out of order on this socket: for most none does.
+#[inline(always)]
+pub fn was_out_of_order(sk: impl KernelPtr) -> bool {
+    sk.read::<u32>(&OFF_RCV_OOOPACK) != 0
+}
+
+/// Whether closing the socket resets the connection, whatever was read.
+#[inline(always)]
+pub fn has_zero_linger(sk: impl KernelPtr) -> bool {
+    sk.read::<u64>(&OFF_SKC_FLAGS) & (1 << SOCK_LINGER) != 0 && sk.read::<u64>(&OFF_SK_LINGERTIME) == 0
+}
+
+/// Whether tcp_close() will send a FIN, and so change the state to FIN_WAIT1 or LAST_ACK: with nothing
+/// unread and no zero linger time (`__tcp_close`, net/ipv4/tcp.c).
+#[inline(always)]
+pub fn closes_in_order(sk: impl KernelPtr, state: u8, flags: u8) -> bool {
+    let aborts = has_zero_linger(sk) || unread_bytes(sk, flags) != 0;
+    (state == ESTABLISHED || state == CLOSE_WAIT) && !aborts
+}
+
+/// The bits of `SocketEvent::value` that hold the retransmitted segments in a transition to CLOSE.
+pub const RETRANSMITS: u32 = (1 << 24) - 1;
+
+/// The errno that ended the socket and its retransmits, as `SocketEvent::value` carries them.
+#[inline(always)]
+pub fn error_and_retransmits(sk: impl KernelPtr) -> u32 {
+    let retransmits = sk.read::<u32>(&OFF_TOTAL_RETRANS);
+    let retransmits = if retransmits > RETRANSMITS { RETRANSMITS } else { retransmits };
+    sk.sock().read::<u32>(&OFF_SK_ERR) << 24 | retransmits
+}

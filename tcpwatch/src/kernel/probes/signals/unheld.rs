@@ -1,0 +1,21 @@
+//! Sockets that no process holds, listed by sweeps.
+
+use super::{Spec, held};
+use crate::kernel::{
+    btf::offsets::Member,
+    probes::way::{Arguments, Attach, Program, Way},
+};
+
+pub(super) const SPEC: Spec = Spec {
+    key: "unheld",
+    title: "sockets held by nobody",
+    ways: &[Way::by(&[Program::new("unheld_iter", Attach::Iter("tcp"), Arguments::Unchecked)])],
+    members: &[
+        &[
+            Member::new("OFF_TW_EXPIRES", "inet_timewait_sock", "tw_timer.expires"),
+            Member::new("OFF_SKC_NUM", "sock_common", "skc_num"),
+        ],
+        held::LIVE_MEMBERS,
+    ],
+    lost: "TIME_WAIT and orphaned FIN_WAIT2 are computed, and lost records are repaired for held sockets only",
+};
