@@ -1,7 +1,7 @@
 //! HTTP answers to well-formed, malformed and hostile requests, over a recorded run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::{num::NonZeroU16, time::Duration};
+use std::{num::NonZeroU16, sync::LazyLock, time::Duration};
 
 use axum::{
     Router,
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tcpwatch::{
     cli::{options::DEFAULT_LIMITS, replay::Replayed},
     events::frame::{Frame, ReportedFacts},
-    http::{Api, router},
+    http::{Api, Endpoint, Place, endpoints, router},
     kernel::{clock, probes::Hooks},
     node::{Node, NodeIdentity, Question},
     recorder,
@@ -24,20 +24,28 @@ use tower::ServiceExt as _;
 #[path = "fixtures/mod.rs"]
 mod fixture;
 
-const PATHS: [&str; 12] = [
-    "/",
-    "/leaks",
-    "/connections",
-    "/processes",
-    "/peers",
-    "/ports",
-    "/nat",
-    "/transfer",
-    "/status",
-    "/metrics",
-    "/healthz",
-    "/readyz",
-];
+/// A path of each endpoint that answers at once.
+fn paths() -> Vec<String> {
+    endpoints().iter().filter(|endpoint| !is_stream(endpoint)).map(path_of).collect()
+}
+
+fn is_stream(endpoint: &Endpoint) -> bool {
+    endpoint.content[0].media_type == "text/event-stream"
+}
+
+/// One connection of the fixture stands for all.
+fn path_of(endpoint: &Endpoint) -> String {
+    static ID: LazyLock<String> =
+        LazyLock::new(|| format!("{:x}", fixture::played().node.tracker.table().iter().next().unwrap().id()));
+    endpoint.path.replace("{id}", &ID)
+}
+
+/// A value that the parameter's schema does not allow; `None` where it allows any.
+fn bad_value(schema: &Value) -> Option<&'static str> {
+    let kind = if schema["type"] == "array" { &schema["items"] } else { schema };
+    let is_bounded = |name| !kind[name].is_null();
+    (kind["type"] != "string" || ["enum", "format", "pattern"].into_iter().any(is_bounded)).then_some("b~d")
+}
 
 struct Answer {
     status: StatusCode,
@@ -150,22 +158,54 @@ async fn an_unknown_path_is_404_in_the_requested_format() {
 #[tokio::test]
 async fn only_get_and_head_are_allowed() {
     let server = Server::of_fixture();
-    for path in PATHS {
+    for endpoint in endpoints() {
+        let path = path_of(endpoint);
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
-            fails(&server, method, path, 405, None).await;
+            fails(&server, method, &path, 405, None).await;
         }
-        let refused = server.request(Method::POST, path, None).await;
+        let refused = server.request(Method::POST, &path, None).await;
         assert_eq!(refused.headers.get(header::ALLOW).unwrap(), "GET,HEAD", "RFC 9110, 15.5.6");
-        let head = server.request(Method::HEAD, path, None).await;
+        let head = server.request(Method::HEAD, &path, None).await;
         assert_eq!((head.status, &*head.body), (StatusCode::OK, ""), "{path}");
+        assert_eq!(head.content_type(), endpoint.content[0].media_type, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn each_endpoint_answers_in_the_forms_of_the_table() {
+    let server = Server::of_fixture();
+    for endpoint in endpoints().iter().filter(|endpoint| !is_stream(endpoint)) {
+        let path = path_of(endpoint);
+        let format = endpoint.parameters.iter().find(|parameter| parameter.name == "format").unwrap();
+        let formats = format.schema["enum"].as_array().unwrap();
+        for (number, format) in formats.iter().enumerate() {
+            let answer = server.get(&format!("{path}?format={}", format.as_str().unwrap())).await;
+            assert_eq!(answer.status, 200, "{path} {format}: {}", answer.body);
+            let expected = endpoint.content.get(number).unwrap_or(&endpoint.content[0]).media_type;
+            assert_eq!(answer.content_type(), expected, "{path} {format}");
+            match expected {
+                "application/json" => assert!(answer.json().is_object(), "{path}"),
+                "application/x-ndjson" => {
+                    for line in answer.body.lines() {
+                        assert!(serde_json::from_str::<Value>(line).unwrap().is_object(), "{path}: {line}");
+                    }
+                }
+                _ => assert!(answer.body.ends_with('\n'), "{path}"),
+            }
+        }
     }
 }
 
 #[tokio::test]
 async fn unknown_parameters_are_named_everywhere() {
     let server = Server::of_fixture();
-    for path in PATHS {
+    for endpoint in endpoints() {
+        let path = path_of(endpoint);
         fails(&server, Method::GET, &format!("{path}?bogus=1"), 400, Some("bogus")).await;
+        let answer = server.get(&format!("{path}?bogus=1")).await;
+        for parameter in endpoint.parameters.iter().filter(|parameter| parameter.place == Place::Query) {
+            assert!(answer.body.contains(parameter.name), "{path}: {} is not listed", parameter.name);
+        }
     }
     // Of other paths, or misspelt.
     fails(&server, Method::GET, "/leaks?state=CLOSE_WAIT", 400, Some("state")).await;
@@ -173,7 +213,37 @@ async fn unknown_parameters_are_named_everywhere() {
 }
 
 #[tokio::test]
-async fn malformed_and_repeated_parameters_are_named() {
+async fn each_parameter_refuses_what_its_schema_does_not_allow_and_repetition() {
+    let server = Server::of_fixture();
+    for endpoint in endpoints() {
+        let path = path_of(endpoint);
+        for parameter in &endpoint.parameters {
+            let name = parameter.name;
+            let bad = bad_value(&parameter.schema);
+            if parameter.place == Place::Path {
+                let path = endpoint.path.replace(&format!("{{{name}}}"), bad.unwrap());
+                fails(&server, Method::GET, &path, 400, Some(name)).await;
+                continue;
+            }
+            let queries = [
+                bad.map(|bad| format!("{name}={bad}")),
+                (parameter.schema["type"] != "array").then(|| format!("{name}=1&{name}=1")),
+            ];
+            for query in queries.iter().flatten() {
+                let answer = server.get(&format!("{path}?{query}")).await;
+                assert_eq!(answer.status, 400, "{path}?{query}: {}", answer.body);
+                let blamed = format!("error: parameter {name}: ");
+                assert!(answer.body.starts_with(&blamed), "{path}?{query}: {}", answer.body);
+                if name != "format" {
+                    fails(&server, Method::GET, &format!("{path}?{query}"), 400, Some(name)).await;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn malformed_parameters_are_named() {
     let server = Server::of_fixture();
     for (name, value) in [
         ("state", "HALF_OPEN"),
@@ -193,16 +263,22 @@ async fn malformed_and_repeated_parameters_are_named() {
         ("role", "boss"),
         ("sort", "name"),
         ("limit", "-1"),
+        ("limit", "0"),
+        ("limit", "10001"),
         ("limit", "all"),
         ("limit", "99999999999999999999999"),
+        ("cursor", ""),
+        ("cursor", "7b7d"),
     ] {
         fails(&server, Method::GET, &format!("/connections?{name}={value}"), 400, Some(name)).await;
     }
-    for (name, value) in [("state", "LISTEN"), ("comm", "x"), ("limit", "1"), ("sort", "age")] {
-        let twice = format!("/connections?{name}={value}&{name}={value}");
-        fails(&server, Method::GET, &twice, 400, Some(name)).await;
+    let zero = server.get("/connections?limit=0").await.body;
+    assert!(zero.contains("format=ndjson"), "{zero}");
+    for id in ["xyz", "-1", "+1", "1%20", "%ff", "%00", "11112222333344445", "1.5"] {
+        fails(&server, Method::GET, &format!("/connections/{id}"), 400, Some("id")).await;
     }
-    for path in PATHS {
+    fails(&server, Method::GET, "/connections/1111222233334444", 404, None).await;
+    for path in paths() {
         for query in ["format=xml", "format=", "format=json&format=json"] {
             let answer = server.get(&format!("{path}?{query}")).await;
             assert_eq!(answer.status, 400, "{path}?{query}: {}", answer.body);
@@ -277,7 +353,7 @@ async fn filters_find_what_they_name() {
 #[tokio::test]
 async fn a_limit_cuts_the_list_and_marks_it_truncated() {
     let server = Server::of_fixture();
-    for (limit, shown) in [(1, 1), (49, 49), (50, 50), (51, 50), (0, 50)] {
+    for (limit, shown) in [(1, 1), (49, 49), (50, 50), (51, 50), (10_000, 50)] {
         let answer = server.json(&format!("/connections?limit={limit}")).await;
         assert_eq!(answer["total"], fixture::TOTAL, "{limit}");
         assert_eq!(answer["connections"].as_array().unwrap().len(), shown, "{limit}");
@@ -285,6 +361,75 @@ async fn a_limit_cuts_the_list_and_marks_it_truncated() {
     }
     let text = server.get("/connections?limit=3").await.body;
     assert!(text.lines().last().is_some_and(|last| last.contains("3 of 50")), "{text}");
+}
+
+/// The rows of a list, and what stands beside them.
+fn rows_of(answer: &Value) -> Vec<Value> {
+    let lists: Vec<_> = answer.as_object().unwrap().values().filter_map(Value::as_array).collect();
+    assert_eq!(lists.iter().filter(|list| list.iter().any(Value::is_object)).count(), 1, "{answer}");
+    lists.into_iter().find(|list| list.iter().any(Value::is_object)).unwrap().clone()
+}
+
+/// Of every list of the table in every order: the pages in turn, and the lines of NDJSON, are the rows of one large page.
+#[tokio::test]
+async fn pages_and_lines_together_are_the_whole_list() {
+    let server = Server::of_fixture();
+    for endpoint in endpoints() {
+        let parameter = |name| endpoint.parameters.iter().find(|parameter| parameter.name == name);
+        // The recording has nothing of what only the kernel knows.
+        if parameter("cursor").is_none() || ["/nat", "/transfer"].contains(&endpoint.path) {
+            continue;
+        }
+        let sorts = match parameter("sort") {
+            Some(sort) => sort.schema["enum"].as_array().unwrap().clone(),
+            None => vec![Value::Null],
+        };
+        for sort in sorts {
+            let sort = sort.as_str().map_or(String::new(), |sort| format!("&sort={sort}"));
+            let path = format!("{}?format=json{sort}", endpoint.path);
+            let whole = server.json(&format!("{path}&limit=10000")).await;
+            assert_eq!(whole["next_cursor"], Value::Null, "{path}");
+            let all = rows_of(&whole);
+            assert!(all.len() > 3, "{path}: {}", all.len());
+            assert_eq!(whole["total"], all.len(), "{path}");
+
+            let (mut paged, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let page = server.json(&format!("{path}&limit=3{cursor}")).await;
+                assert_eq!(page["total"], whole["total"], "{path}");
+                paged.extend(rows_of(&page));
+                let Some(next) = page["next_cursor"].as_str() else { break };
+                cursor = format!("&cursor={next}");
+            }
+            let by_limit = |row: &Value| {
+                let mut row = row.clone();
+                // It keeps to `limit` too.
+                row.as_object_mut().unwrap().remove("instances");
+                row
+            };
+            let expected: Vec<_> = all.iter().map(by_limit).collect();
+            assert_eq!(paged.iter().map(by_limit).collect::<Vec<_>>(), expected, "{path}");
+
+            for (limit, count) in [("", all.len()), ("&limit=2", 2)] {
+                let lines = server.get(&format!("{}?format=ndjson{sort}{limit}", endpoint.path)).await.body;
+                let lines: Vec<Value> =
+                    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+                assert_eq!(lines.iter().map(by_limit).collect::<Vec<_>>(), expected[..count], "{path}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_is_of_one_order() {
+    let server = Server::of_fixture();
+    let page = server.json("/connections?limit=1").await;
+    let cursor = page["next_cursor"].as_str().unwrap();
+    assert_eq!(server.json(&format!("/connections?cursor={cursor}")).await["truncated"], false);
+    for query in [format!("sort=stalled&cursor={cursor}"), format!("cursor={}", &cursor[1..])] {
+        fails(&server, Method::GET, &format!("/connections?{query}"), 400, Some("cursor")).await;
+    }
+    fails(&server, Method::GET, &format!("/processes?cursor={cursor}"), 400, Some("cursor")).await;
 }
 
 #[tokio::test]
@@ -298,7 +443,7 @@ async fn rows_are_sorted_with_the_longest_first_also_when_cut() {
             let rows = answer["connections"].as_array().unwrap().iter();
             rows.map(|row| row[key].as_f64().unwrap()).collect()
         };
-        let all = seconds(0).await;
+        let all = seconds(10_000).await;
         assert!(all.is_sorted_by(|a, b| a >= b), "{sort}: {all:?}");
         assert_eq!(seconds(7).await, all[..7], "{sort}");
     }
@@ -312,8 +457,8 @@ fn sum(rows: &Value, number: impl Fn(&Value) -> &Value) -> u64 {
 #[tokio::test]
 async fn processes_peers_and_metrics_have_the_same_sums() {
     let server = Server::of_fixture();
-    let processes = server.json("/processes?limit=0").await["processes"].clone();
-    let peers = server.json("/peers?limit=0").await["peers"].clone();
+    let processes = server.json("/processes?limit=10000").await["processes"].clone();
+    let peers = server.json("/peers?limit=10000").await["peers"].clone();
     let total = fixture::TOTAL as u64;
     assert_eq!(sum(&processes, |row| &row["connections"]["total"]), total);
     let instances = |row: &Value| sum(&row["instances"], |one| &one["connections"]["total"]);
@@ -364,7 +509,7 @@ async fn processes_peers_and_metrics_have_the_same_sums() {
 async fn a_recording_has_no_translations_and_says_so() {
     let Replayed { node, clock, .. } = fixture::played();
     let server = Server::with(node, clock, Api::of_recording);
-    let nat = server.json("/nat?comm=curl&role=client&limit=0").await;
+    let nat = server.json("/nat?comm=curl&role=client&limit=10000").await;
     assert_eq!((&nat["total"], &nat["translations"]), (&json!(0), &json!([])));
     assert_eq!(nat["problems"].as_array().unwrap().len(), 1, "{nat}");
     assert!(server.get("/nat").await.body.contains("not complete: "));
@@ -391,7 +536,7 @@ async fn ports_in_use_are_listed_where_the_available_ones_are_unknown() {
     let Replayed { node, clock, .. } = fixture::played();
     let server = Server::with(node, clock, Api::of_recording);
     let clients = server.json("/connections?role=client").await["total"].as_u64().unwrap();
-    let ports = server.json("/ports?limit=0").await;
+    let ports = server.json("/ports?limit=10000").await;
     assert_eq!(sum(&ports["ports"], |row| &row["in_use"]), clients);
     for row in ports["ports"].as_array().unwrap() {
         assert!(row["available"].is_null(), "{row}");
@@ -399,7 +544,7 @@ async fn ports_in_use_are_listed_where_the_available_ones_are_unknown() {
     assert_eq!(ports["problems"].as_array().unwrap().len(), 1, "{ports}");
     let cut = server.json("/ports?limit=1").await;
     assert_eq!((&cut["total"], &cut["truncated"]), (&ports["total"], &Value::Bool(true)));
-    assert!(server.get("/ports?limit=1").await.body.contains(" shown; ?limit=0 shows all"));
+    assert!(server.get("/ports?limit=1").await.body.contains(" shown; "));
     fails(&server, Method::GET, "/ports?limit=few", 400, Some("limit")).await;
 }
 
@@ -466,7 +611,7 @@ async fn measurements_are_limited_in_number_and_end_when_the_daemon_stops() {
 async fn processes_and_peers_are_sorted_filtered_and_cut() {
     let server = Server::of_fixture();
     for (path, rows) in [("/processes", "processes"), ("/peers", "peers")] {
-        let all = server.json(&format!("{path}?limit=0")).await;
+        let all = server.json(&format!("{path}?limit=10000")).await;
         let count = all[rows].as_array().unwrap().len();
         assert_eq!((&all["total"], &all["truncated"]), (&json!(count), &json!(false)), "{path}");
         for (sort, number) in [
@@ -474,7 +619,7 @@ async fn processes_and_peers_are_sorted_filtered_and_cut() {
             ("opened", ["opened", ""]),
             ("retransmits", ["retransmits", ""]),
         ] {
-            let answer = server.json(&format!("{path}?sort={sort}&limit=0")).await;
+            let answer = server.json(&format!("{path}?sort={sort}&limit=10000")).await;
             let numbers: Vec<_> = answer[rows]
                 .as_array()
                 .unwrap()
@@ -497,7 +642,7 @@ async fn processes_and_peers_are_sorted_filtered_and_cut() {
     }
     let leaky = server.json("/processes?comm=leaky-4").await;
     assert_eq!(leaky["processes"][0]["connections"]["total"], 4, "{leaky}");
-    let clients = server.json("/peers?role=client&limit=0").await;
+    let clients = server.json("/peers?role=client&limit=10000").await;
     assert!(clients["peers"].as_array().unwrap().iter().all(|row| row["role"] == "client"), "{clients}");
     fails(&server, Method::GET, "/peers?role=boss", 400, Some("role")).await;
 }
@@ -533,7 +678,7 @@ async fn a_stopping_daemon_answers_503_and_healthz_200() {
     let (sender, questions) = mpsc::channel(1);
     drop(questions);
     let server = Server(router(Api::new(sender)));
-    for path in PATHS.into_iter().filter(|path| !["/", "/healthz"].contains(path)) {
+    for path in paths().iter().filter(|path| !["/", "/healthz", "/openapi.json"].contains(&&***path)) {
         let answer = server.get(path).await;
         assert_eq!(answer.status, 503, "{path}: {}", answer.body);
     }
@@ -545,7 +690,7 @@ async fn hostile_queries_are_refused_or_find_nothing() {
     let server = Server::of_fixture();
     let long = "x".repeat(60_000);
     let many = "a=1&".repeat(15_000);
-    for path in PATHS {
+    for path in paths() {
         for query in [
             "%", "%f", "%00", "%00=%00", "=", "&", "&&&&", "==", "%ff=%fe", "%c3%28=1", "a[]=1", "a;b", "+",
             &long, &many,

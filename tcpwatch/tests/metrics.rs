@@ -96,7 +96,8 @@ impl Server {
 fn client_of(world: &mut World, pid: u32, comm: &str) {
     world.learn(process(pid, comm));
     let cookie = u16::try_from(pid).unwrap();
-    world.report_all(numbered(cookie, HELD), [(1, to(Close, SynSent, pid)), (2, to(SynSent, Established, 0))]);
+    world
+        .report_all(numbered(cookie, HELD), [(1, to(Close, SynSent, pid)), (2, to(SynSent, Established, 0))]);
 }
 
 /// Half the label sets are of clients, half of servers; each has been counted and swept.

@@ -4,7 +4,13 @@
 //! feature `kernel-tests` so that a plain `cargo test` never builds them) are built as the current
 //! user too, so that `target/` stays theirs, and only run as root.
 
-use std::{env, ffi::OsString, path::PathBuf};
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,7 +19,7 @@ use crate::{command, debian};
 /// Run all tests: the workspace's as you, then the kernel tests as root
 ///
 /// Installs what the tests use and this machine lacks (iproute2, util-linux, python3, runc and nftables with apt-get;
-/// promtool is only unpacked into target/tools), saying so. The kernel tests load the BPF programs into the running
+/// promtool is only unpacked into target/tools, schemathesis installed there from PyPI), saying so. The kernel tests load the BPF programs into the running
 /// kernel; they run directly when you are root, through `sudo -E` when not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -27,19 +33,25 @@ pub(crate) fn test(args: &Args) -> Result<()> {
     command::as_root("the kernel test executable")?;
     debian::install_missing(&TOOLS, "the tests")?;
     let promtool = promtool()?;
+    let schemathesis = schemathesis()?;
 
     command::run(command::cargo().args(["test", "--workspace", "--locked"]).env("PROMTOOL", &promtool))
         .context("the workspace's tests")?;
 
     let [kernel, _] = build_kernel_tests()?;
-    let mut promtool_variable = OsString::from("PROMTOOL=");
-    promtool_variable.push(&promtool);
+    let variable = |name: &str, path: &Path| {
+        let mut variable = OsString::from(name);
+        variable.push("=");
+        variable.push(path);
+        variable
+    };
     // `env` because sudo's policy may drop variables in spite of -E. The folder is the one in which
     // `cargo test` runs a package's tests.
     command::run(
         command::as_root("env")?
             .arg("TCPWATCH_KERNEL_TESTS=1")
-            .arg(promtool_variable)
+            .arg(variable("PROMTOOL", &promtool))
+            .arg(variable("SCHEMATHESIS", &schemathesis))
             .arg(&kernel)
             .args(&args.args)
             .current_dir(command::repository().join("tcpwatch")),
@@ -82,4 +94,42 @@ fn promtool() -> Result<PathBuf> {
         return Ok(given);
     }
     debian::unpacked("prometheus", "usr/bin/promtool", "the tests", ", or set PROMTOOL to its path")
+}
+
+/// The packages of schemathesis' virtual environment, with their versions.
+const SCHEMATHESIS_PACKAGES: &str = include_str!("schemathesis.txt");
+
+/// The folder with the programs of schemathesis, which checks the answers against the OpenAPI document: SCHEMATHESIS, else a
+/// virtual environment in target/tools, made anew when its packages change.
+fn schemathesis() -> Result<PathBuf> {
+    if let Some(given) = env::var_os("SCHEMATHESIS").map(PathBuf::from) {
+        ensure!(
+            command::is_executable(&given.join("schemathesis")),
+            "SCHEMATHESIS={} is no folder with schemathesis in it: correct or unset it",
+            given.display()
+        );
+        return Ok(given);
+    }
+    let environment = command::target_directory()?.join("tools").join("schemathesis");
+    let (bin, installed) = (environment.join("bin"), environment.join("packages.txt"));
+    if fs::read_to_string(&installed).is_ok_and(|packages| packages == SCHEMATHESIS_PACKAGES) {
+        return Ok(bin);
+    }
+    eprintln!("Installing schemathesis for the tests: from PyPI, into {}", environment.display());
+    let python = || Command::new("/usr/bin/python3");
+    // Debian's python3 lacks what a virtual environment begins with.
+    if command::output(python().args(["-c", "import ensurepip"])).is_err() {
+        debian::install(&["python3-venv"], "schemathesis")?;
+    }
+    command::run(python().args(["-m", "venv", "--clear"]).arg(&environment))?;
+    let packages = environment.join("requirements.txt");
+    fs::write(&packages, SCHEMATHESIS_PACKAGES).with_context(|| format!("writing {}", packages.display()))?;
+    command::run(
+        Command::new(bin.join("python"))
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
+            .arg(&packages),
+    )
+    .context("installing schemathesis from PyPI; SCHEMATHESIS may name the bin folder of an environment that has it")?;
+    fs::rename(&packages, &installed).with_context(|| format!("renaming {}", packages.display()))?;
+    Ok(bin)
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One piece of input.
@@ -63,7 +64,7 @@ pub struct UnrecordedCounts {
 }
 
 /// Lost records, by cause.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LostRecords {
     /// The ring or a queue had no room.
     pub ring_full: u64,

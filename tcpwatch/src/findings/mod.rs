@@ -9,6 +9,7 @@ mod socket_fd_leak;
 use std::{collections::VecDeque, time::Duration};
 
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -34,7 +35,7 @@ pub fn leaks(tracker: &Tracker, limits: &LingerLimits, history: &LeakHistory, cl
 }
 
 /// How urgent a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     Info,
@@ -43,7 +44,7 @@ pub enum Severity {
 }
 
 /// Connections of one process, role, state and peer that stand too long.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Leak {
     /// Name of the rule that found them.
     pub rule: &'static str,

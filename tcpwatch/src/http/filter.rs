@@ -5,37 +5,45 @@ use std::{net::IpAddr, str::FromStr};
 use ipnet::IpNet;
 
 use crate::{
-    http::{ApiError, request::Params},
+    http::parameters::parameters,
     model::{groups::Role, table::Conn, transition::Transition},
     node::Node,
     tcp::state::TcpState,
 };
 
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Filter {
-    pub state: Option<TcpState>,
-    pub pid: Option<u32>,
-    pub comm: Option<String>,
-    pub local_port: Option<u16>,
-    pub remote_port: Option<u16>,
-    pub remote: Option<IpNet>,
-    pub role: Option<Role>,
+parameters! {
+    /// Conditions on a connection; all that are given must hold.
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct Filter {
+        /// only in this state; `close-wait` and `close_wait` stand for `CLOSE_WAIT`
+        pub state: Option<TcpState>,
+        /// only of the process with this id
+        pub pid: Option<u32>,
+        /// only of processes with exactly this name
+        pub comm: Option<String>,
+        /// only with this port on this side
+        pub local_port: Option<u16>,
+        /// only with this port on the other side
+        pub remote_port: Option<u16>,
+        /// only where the other side has this address, or one in this network, such as `10.0.0.0/8`
+        pub remote: Option<IpNet>,
+        /// only of this side of the connection
+        pub role: Option<Role>,
+    }
 }
 
-/// Of what process and role: where sums are asked for.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Chosen {
-    comm: Option<String>,
-    role: Option<Role>,
+parameters! {
+    /// Conditions on sums by process name and role.
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct Chosen {
+        /// only of processes with exactly this name
+        comm: Option<String>,
+        /// only of this side of the connections
+        role: Option<Role>,
+    }
 }
 
 impl Chosen {
-    pub(crate) const PARAMETERS: [&str; 2] = ["comm", "role"];
-
-    pub(crate) fn take(params: &mut Params) -> Result<Self, ApiError> {
-        Ok(Self { comm: params.take("comm")?, role: params.take_as("role")? })
-    }
-
     pub(crate) fn matches(&self, process: Option<&str>, role: Role) -> bool {
         self.role.is_none_or(|wanted| wanted == role)
             && self.comm.as_deref().is_none_or(|wanted| process == Some(wanted))
@@ -43,22 +51,6 @@ impl Chosen {
 }
 
 impl Filter {
-    /// The parameters that a filter takes.
-    pub(crate) const PARAMETERS: [&str; 7] =
-        ["state", "pid", "comm", "local_port", "remote_port", "remote", "role"];
-
-    pub(crate) fn take(params: &mut Params) -> Result<Self, ApiError> {
-        Ok(Self {
-            state: params.take_as("state")?,
-            pid: params.take_as("pid")?,
-            comm: params.take("comm")?,
-            local_port: params.take_as("local_port")?,
-            remote_port: params.take_as("remote_port")?,
-            remote: params.take("remote")?.map(|text| address_or_cidr("remote", &text)).transpose()?,
-            role: params.take_as("role")?,
-        })
-    }
-
     pub(crate) fn matches(&self, node: &Node, conn: &Conn) -> bool {
         let process = conn.process.map(|id| node.tracker.processes().get(id));
         self.state.is_none_or(|state| conn.state() == state)
@@ -88,13 +80,6 @@ impl Filter {
     fn matches_process(&self, pid: Option<u32>, comm: Option<&str>) -> bool {
         (self.pid.is_none() || self.pid == pid) && (self.comm.is_none() || self.comm.as_deref() == comm)
     }
-}
-
-pub(crate) fn address_or_cidr(parameter: &str, text: &str) -> Result<IpNet, ApiError> {
-    let address = text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
-    address.or_else(|_| text.parse()).map_err(|_| {
-        ApiError::bad(parameter, format!("`{text}` is not an address or CIDR such as 10.0.0.0/8"))
-    })
 }
 
 impl FromStr for Role {

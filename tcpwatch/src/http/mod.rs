@@ -1,36 +1,27 @@
-//! What people and programs ask over HTTP: a file for each answer.
+//! What is answered? What people and programs ask over HTTP: a file for each answer.
 //!
-//! | path | answers |
-//! |---|---|
-//! | `/` | this list |
-//! | `/leaks` | connections that stand too long in a state that should be short |
-//! | `/connections` | every connection now |
-//! | `/connections/ID` | one connection's whole life |
-//! | `/history` | the connections that ended last |
-//! | `/processes` | connections and counts by process |
-//! | `/peers` | the same by the server's side |
-//! | `/ports` | local ports in use toward each destination |
-//! | `/nat` | whom connections dialled and whom they reached, where addresses are translated |
-//! | `/transfer` | how the data goes, by process and peer |
-//! | `/events` | every transition as it happens |
-//! | `/status` | how tcpwatch itself is doing |
-//! | `/metrics` | Prometheus |
-//! | `/healthz`, `/readyz` | for probes |
+//! [`endpoints`] is the table of what is served.
 //!
 //! Answers are text for people, JSON with `?format=json` or `Accept: application/json`. A question runs on
 //! the task that owns the state and gets a consistent view of it.
 
 pub(crate) mod api;
+mod endpoints;
 pub(crate) mod filter;
 pub mod metrics;
+pub mod openapi;
+pub(crate) mod page;
+pub(crate) mod parameters;
 pub(crate) mod render;
 pub(crate) mod request;
 mod server;
 pub(crate) mod translations;
 
-pub(crate) use self::server::{Asked, Render, json_response, respond, text_response};
+pub(crate) use self::server::{List, Render, json_response, text_response};
 pub use self::{
     api::status::signals,
+    endpoints::{Endpoint, endpoints},
+    parameters::{Parameter, Place},
     render::text::{printable, table},
     request::ApiError,
     server::{Api, router},

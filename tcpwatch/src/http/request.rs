@@ -1,105 +1,90 @@
-//! Parameters, formats and errors, the same for every path.
+//! How an answer is asked for and how a question fails, the same for every path.
 
-use std::{collections::VecDeque, fmt::Display, str::FromStr};
+use std::fmt::Display;
 
 use axum::{http::StatusCode, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
-/// Rows of a list unless `limit` says otherwise.
-pub(crate) const DEFAULT_LIMIT: usize = 100;
+use crate::http::parameters::{Given, Parameter, Place};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Format {
+    /// For people; may change.
     Text,
     Json,
+    /// All rows of a list, each a JSON object on a line of its own.
+    Ndjson,
 }
 
 impl Format {
-    /// `format=` decides; else JSON for whoever accepts it by name.
-    pub fn choose(params: &mut Params, accept: Option<&str>) -> Result<Self, ApiError> {
-        match params.take("format")?.as_deref() {
-            Some("json") => Ok(Self::Json),
-            Some("text") => Ok(Self::Text),
-            Some(other) => Err(ApiError::bad("format", format!("`{other}` is not one of json, text"))),
-            None if accept.is_some_and(|accept| accept.contains("application/json")) => Ok(Self::Json),
-            None => Ok(Self::Text),
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+            Self::Ndjson => "ndjson",
         }
     }
-}
 
-/// The parameters not yet understood.
-#[derive(Debug)]
-pub struct Params(VecDeque<(String, String)>);
-
-impl Params {
-    pub fn parse(query: &str) -> Self {
-        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
-    }
-
-    /// # Errors
-    /// When it is given twice.
-    pub fn take(&mut self, name: &str) -> Result<Option<String>, ApiError> {
-        let mut found = None;
-        for _ in 0..self.0.len() {
-            let Some((key, value)) = self.0.pop_front() else { break };
-            if key != name {
-                self.0.push_back((key, value));
-            } else if found.replace(value).is_some() {
-                return Err(ApiError::bad(name, "given more than once"));
-            }
+    pub(crate) const fn media_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; charset=utf-8",
+            Self::Json => "application/json",
+            Self::Ndjson => "application/x-ndjson",
         }
-        Ok(found)
     }
 
-    /// All values of a parameter that may be repeated, in their order.
-    pub fn take_all(&mut self, name: &str) -> Vec<String> {
-        let (taken, left) = std::mem::take(&mut self.0).into_iter().partition(|(key, _)| key == name);
-        self.0 = left;
-        let taken: VecDeque<(String, String)> = taken;
-        taken.into_iter().map(|(_, value)| value).collect()
-    }
-
-    /// # Errors
-    /// When the value does not parse.
-    pub fn take_as<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
-        self.take(name)?
-            .map(|value| {
-                value.parse().map_err(|error| ApiError::bad(name, format!("`{value}` is not valid: {error}")))
-            })
-            .transpose()
-    }
-
-    /// `limit`, where 0 means all.
+    /// `format=` decides, else `Accept`, else it is text.
     ///
     /// # Errors
-    /// When it is not a number.
-    pub fn take_limit(&mut self, default: usize) -> Result<usize, ApiError> {
-        Ok(match self.take_as("limit")? {
-            None => default,
-            Some(0) => usize::MAX,
-            Some(limit) => limit,
+    /// When `format` is not one of `formats` or given twice; then with the format of the error.
+    pub(crate) fn choose(
+        formats: &[Self],
+        given: &mut Given,
+        accept: Option<&str>,
+    ) -> Result<Self, (Self, ApiError)> {
+        let accepts = |format: &&Self| accept.is_some_and(|accept| accept.contains(format.media_type()));
+        let accepted = *formats.iter().find(accepts).unwrap_or(&Self::Text);
+        let wanted = given.take("format").map_err(|error| (accepted, error))?;
+        wanted.map_or(Ok(accepted), |wanted| {
+            let found = formats.iter().find(|format| format.name() == wanted);
+            found.copied().ok_or_else(|| {
+                let names: Vec<_> = formats.iter().map(|format| format.name()).collect();
+                let error = format!("`{wanted}` is not one of {}", names.join(", "));
+                (accepted, ApiError::bad("format", error))
+            })
         })
     }
 
-    /// # Errors
-    /// When something is left that no one knows.
-    pub fn finish(&self, known: &[&str]) -> Result<(), ApiError> {
-        match self.0.front() {
-            None => Ok(()),
-            Some((name, _)) => {
-                let known: Vec<_> = known.iter().chain(&["format"]).copied().collect();
-                Err(ApiError::bad(name, format!("unknown parameter; known here: {}", known.join(", "))))
-            }
+    /// `format` as the documents show it. `of_errors`: the answer itself has one form only.
+    pub(crate) fn declare(formats: &[Self], of_errors: bool) -> Parameter {
+        let meaning = if of_errors {
+            "the form of an error; the answer itself has one form only"
+        } else {
+            "the form of the answer; it wins over the header `Accept`"
+        };
+        Parameter {
+            name: "format",
+            place: Place::Query,
+            meaning: meaning.to_owned(),
+            schema: json!({"type": "string", "enum": formats, "default": Self::Text}),
         }
     }
 }
 
-/// What is answered instead: `{"error", "parameter"}` or one line of text.
-#[derive(Debug, Serialize)]
+/// What is answered instead: in JSON an object with `error` and, where one is to blame, `parameter`; in text one line.
+#[derive(Debug, Serialize, JsonSchema, thiserror::Error)]
+#[error("{error}")]
+#[schemars(rename = "Error")]
 pub struct ApiError {
     #[serde(skip)]
     status: StatusCode,
+    /// What is wrong.
     error: String,
+    /// The parameter that is to blame; absent where none is.
     #[serde(skip_serializing_if = "Option::is_none")]
     parameter: Option<String>,
 }
@@ -144,9 +129,10 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "tcpwatch is stopping")
     }
 
-    pub fn respond(&self, format: Format) -> Response {
+    /// JSON for those who asked for it in any form, else a line of text.
+    pub(crate) fn respond(&self, format: Format) -> Response {
         match (format, &self.parameter) {
-            (Format::Json, _) => crate::http::json_response(self.status, self),
+            (Format::Json | Format::Ndjson, _) => crate::http::json_response(self.status, self),
             (Format::Text, Some(parameter)) => crate::http::text_response(
                 self.status,
                 format!("error: parameter {parameter}: {}\n", self.error),

@@ -1,23 +1,26 @@
 //! The router, how a question reaches the owner of the state, and how an answer leaves.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use axum::{
     Router,
-    extract::{FromRequestParts, State},
+    body::{Body, Bytes},
     http::{StatusCode, header},
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
-    routing::get,
 };
+use futures_util::stream;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tower_http::compression::CompressionLayer;
 
 use crate::{
     http::{
-        api,
+        endpoints::{Asked, Endpoint, endpoints},
         metrics::{self, OwnMetrics},
-        request::{ApiError, Format, Params},
+        page::Page,
+        request::{ApiError, Format},
     },
     kernel::sweeper::Sweeper,
     node::{Node, Question},
@@ -82,74 +85,84 @@ impl Api {
     }
 }
 
-/// All paths.
+/// All paths of the table.
 pub fn router(api: Api) -> Router {
-    Router::new()
-        .route("/", get(api::index::handle))
-        .route("/leaks", get(api::leaks::handle))
-        .route("/connections", get(api::connections::handle))
-        .route("/connections/{id}", get(api::connection::handle))
-        .route("/history", get(api::history::handle))
-        .route("/processes", get(api::processes::handle))
-        .route("/peers", get(api::peers::handle))
-        .route("/ports", get(api::ports::handle))
-        .route("/nat", get(api::nat::handle))
-        .route("/transfer", get(api::transfer::handle))
-        .route("/events", get(api::events::handle))
-        .route("/status", get(api::status::handle))
-        .route("/metrics", get(metrics::handle).layer(CompressionLayer::new()))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+    let routed = |router: Router<Api>, endpoint: &Endpoint| router.route(endpoint.path, endpoint.route());
+    endpoints()
+        .iter()
+        .fold(Router::new(), routed)
+        .layer(CompressionLayer::new())
         .fallback(unknown_path)
         .method_not_allowed_fallback(only_get)
         .layer(from_fn_with_state(Arc::clone(&api.own), metrics::time_request))
         .with_state(api)
 }
 
-/// The parameters of a request and the form its answer should have.
-pub(crate) struct Asked {
-    pub(crate) format: Format,
-    pub(crate) params: Params,
-}
-
-impl<S: Sync> FromRequestParts<S> for Asked {
-    type Rejection = Response;
-
-    async fn from_request_parts(
-        parts: &mut axum::http::request::Parts,
-        _: &S,
-    ) -> Result<Self, Self::Rejection> {
-        let mut params = Params::parse(parts.uri.query().unwrap_or(""));
-        let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-        match Format::choose(&mut params, accept) {
-            Ok(format) => Ok(Self { format, params }),
-            Err(error) => Err(error.respond(Format::Text)),
-        }
-    }
-}
-
-/// An answer in both forms.
-pub(crate) trait Render: serde::Serialize {
+/// An answer with a text form and a JSON form.
+pub(crate) trait Render: Serialize + JsonSchema {
     fn text(&self) -> String;
 }
 
-pub(crate) fn respond<A: Render>(format: Format, answer: Result<A, ApiError>) -> Response {
-    match (answer, format) {
-        (Err(error), _) => error.respond(format),
-        (Ok(answer), Format::Text) => text_response(StatusCode::OK, answer.text()),
-        (Ok(answer), Format::Json) => json_response(StatusCode::OK, &answer),
+/// An answer that is a list.
+pub(crate) trait List: Render + Send + 'static {
+    type Row: Serialize + JsonSchema + Send + 'static;
+
+    /// Rows that are asked for at once where all are wanted: what makes a page is done by the task that owns the state.
+    /// A list of sums is made as a whole in any case.
+    const AT_ONCE: usize;
+
+    /// The rows, and where the next page begins.
+    fn into_rows(self) -> (Vec<Self::Row>, Option<String>);
+}
+
+pub(crate) fn respond(format: Format, answer: &impl Render) -> Response {
+    match format {
+        Format::Text => text_response(StatusCode::OK, answer.text()),
+        Format::Json | Format::Ndjson => json_response(StatusCode::OK, answer),
     }
 }
 
-pub(crate) fn text_response(status: StatusCode, text: String) -> Response {
-    (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+/// All rows of a list, a line each, a page after the other.
+pub(crate) async fn ndjson<L: List, F: Future<Output = Result<L, ApiError>> + Send + 'static>(
+    ask: impl Fn(Page) -> F + Send + Sync + 'static,
+    page: Page,
+) -> Response {
+    let left = page.explicit_limit().unwrap_or(usize::MAX);
+    let first = match ask(page.with_limit(left.min(L::AT_ONCE))).await {
+        Ok(first) => first,
+        Err(error) => return error.respond(Format::Ndjson),
+    };
+    let begin = (Some(first), None::<String>, left, ask);
+    let pages = stream::try_unfold(begin, |(ready, cursor, left, ask)| async move {
+        let page = match (ready, cursor) {
+            (Some(page), _) => page,
+            (None, Some(cursor)) if left > 0 => {
+                // Whoever reads sees that the list is not at its end.
+                ask(Page::behind(left.min(L::AT_ONCE), cursor)).await.map_err(io::Error::other)?
+            }
+            _ => return Ok::<_, io::Error>(None),
+        };
+        let (rows, cursor) = page.into_rows();
+        let mut lines = Vec::new();
+        for row in &rows {
+            serde_json::to_writer(&mut lines, row)?;
+            lines.push(b'\n');
+        }
+        Ok(Some((Bytes::from(lines), (None, cursor, left - rows.len(), ask))))
+    });
+    let content_type = [(header::CONTENT_TYPE, Format::Ndjson.media_type())];
+    (content_type, Body::from_stream(pages)).into_response()
 }
 
-pub(crate) fn json_response(status: StatusCode, answer: &impl serde::Serialize) -> Response {
+pub(crate) fn text_response(status: StatusCode, text: String) -> Response {
+    (status, [(header::CONTENT_TYPE, Format::Text.media_type())], text).into_response()
+}
+
+pub(crate) fn json_response(status: StatusCode, answer: &impl Serialize) -> Response {
     match serde_json::to_vec_pretty(answer) {
         Ok(mut json) => {
             json.push(b'\n');
-            (status, [(header::CONTENT_TYPE, "application/json")], json).into_response()
+            (status, [(header::CONTENT_TYPE, Format::Json.media_type())], json).into_response()
         }
         Err(error) => {
             tracing::error!(%error, "an answer could not be written as JSON");
@@ -158,29 +171,77 @@ pub(crate) fn json_response(status: StatusCode, answer: &impl serde::Serialize) 
     }
 }
 
-async fn healthz(asked: Asked) -> Response {
-    match asked.params.finish(&[]) {
-        Ok(()) => text_response(StatusCode::OK, "ok\n".to_owned()),
-        Err(error) => error.respond(asked.format),
-    }
+pub(crate) async fn healthz(_: Api, (): ()) -> Result<Response, ApiError> {
+    Ok(text_response(StatusCode::OK, "ok\n".to_owned()))
 }
 
-async fn readyz(State(api): State<Api>, asked: Asked) -> Response {
-    let answer = match asked.params.finish(&[]) {
-        Ok(()) => api.ask(false, |node, _| node.waiting_for).await,
-        Err(error) => Err(error),
-    };
-    match answer {
-        Ok(None) => text_response(StatusCode::OK, "ready\n".to_owned()),
-        Ok(Some(what)) => ApiError::not_ready(what).respond(asked.format),
-        Err(error) => error.respond(asked.format),
+pub(crate) async fn readyz(api: Api, (): ()) -> Result<Response, ApiError> {
+    match api.ask(false, |node, _| node.waiting_for).await? {
+        None => Ok(text_response(StatusCode::OK, "ready\n".to_owned())),
+        Some(what) => Err(ApiError::not_ready(what)),
     }
 }
 
 async fn unknown_path(uri: axum::http::Uri, asked: Asked) -> Response {
-    ApiError::unknown_path(uri.path()).respond(asked.format)
+    ApiError::unknown_path(uri.path()).respond(asked.format())
 }
 
 async fn only_get(asked: Asked) -> Response {
-    ApiError::only_get().respond(asked.format)
+    ApiError::only_get().respond(asked.format())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+    use crate::http::page::Cut;
+
+    /// Some of the numbers below ten, two at once.
+    #[derive(Debug, Serialize, JsonSchema)]
+    struct Numbers(Cut<u64>);
+
+    impl Render for Numbers {
+        fn text(&self) -> String {
+            format!("{:?}", self.0.rows)
+        }
+    }
+
+    impl List for Numbers {
+        type Row = u64;
+
+        const AT_ONCE: usize = 2;
+
+        fn into_rows(self) -> (Vec<u64>, Option<String>) {
+            (self.0.rows, self.0.next_cursor)
+        }
+    }
+
+    async fn numbers(page: Page, failing_from: Option<u64>) -> Result<Numbers, ApiError> {
+        let cut = page.cut("size", (0..10).collect(), |number| *number)?;
+        match failing_from {
+            Some(number) if cut.rows.contains(&number) => Err(ApiError::stopping()),
+            _ => Ok(Numbers(cut)),
+        }
+    }
+
+    async fn body(failing_from: Option<u64>) -> (StatusCode, Option<Bytes>) {
+        let answer = ndjson(move |page| numbers(page, failing_from), Page::default()).await;
+        let status = answer.status();
+        (status, to_bytes(answer.into_body(), usize::MAX).await.ok())
+    }
+
+    #[tokio::test]
+    async fn lines_are_asked_for_in_pages_until_the_end() {
+        let lines: String = (0..10).map(|number| format!("{number}\n")).collect();
+        assert_eq!(body(None).await, (StatusCode::OK, Some(lines.into())));
+    }
+
+    #[tokio::test]
+    async fn lines_that_break_off_do_not_look_like_the_whole_list() {
+        assert_eq!(body(Some(4)).await, (StatusCode::OK, None), "the status was sent before");
+        let (status, error) = body(Some(0)).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(error.is_some());
+    }
 }

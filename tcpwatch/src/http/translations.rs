@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     events::decode::Endpoint,
-    http::{Api, ApiError, request::Params},
+    http::{Api, ApiError, parameters::parameters},
     kernel::{
         conntrack::{self, Translation},
         netns::OfEach,
@@ -33,9 +33,13 @@ impl Translations {
     }
 }
 
-/// Whether an answer is to tell of translations too.
-pub(crate) fn take(params: &mut Params) -> Result<bool, ApiError> {
-    Ok(params.take_as("nat")?.unwrap_or(false))
+parameters! {
+    /// Whether connection tracking is asked too.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Nat {
+        /// whether connection tracking is asked too, for the number of connections whose addresses are translated
+        pub nat: bool,
+    }
 }
 
 /// What is translated now; nothing is asked unless that is `wanted`.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Where a kernel with CONFIG_DEBUG_INFO_BTF publishes its types.
@@ -69,18 +70,21 @@ const USES: [Use; 6] = [
 ];
 
 /// What decides how much tcpwatch can do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Kernel {
+    /// Its release, as `uname -r` shows it.
     pub release: String,
     /// The file with the kernel's types; `null` without one.
     pub btf: Option<PathBuf>,
     /// `none`, `integrity` or `confidentiality`; `null` where the kernel does not report it.
     pub lockdown: Option<String>,
+    /// The capabilities that tcpwatch uses.
     pub capabilities: Vec<Capability>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Capability {
+    /// Its name, such as `CAP_BPF`.
     pub name: &'static str,
     /// Whether this process has it at its start.
     pub held: bool,

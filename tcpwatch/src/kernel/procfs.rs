@@ -31,10 +31,11 @@ fn cgroup_path<'a>(cgroups: impl Iterator<Item = (u32, &'a str)>) -> Option<Stri
 }
 
 /// The daemon's own usage.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, schemars::JsonSchema)]
 pub struct OwnUsage {
+    /// Memory: the resident set size.
     pub rss_bytes: u64,
-    /// User and system time since the start.
+    /// Processor time, user and system, since the start.
     pub cpu_seconds: f64,
 }
 

@@ -17,6 +17,7 @@ use netlink_packet_sock_diag::{
     },
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -47,7 +48,7 @@ pub struct Target {
 
 /// How a connection's data goes, by the kernel's own counters since it began. Sources are members of `struct tcp_info`
 /// (include/uapi/linux/tcp.h) where nothing else is said.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Transfer {
     /// What this side sends.
     pub sending: Sending,
@@ -62,7 +63,7 @@ pub struct Transfer {
 }
 
 /// What this side of a connection sends.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Sending {
     /// Bytes of data sent, each once (`bytes_sent` without `bytes_retrans`).
     pub sent_bytes: u64,
@@ -100,7 +101,7 @@ pub struct Sending {
 }
 
 /// What this side of a connection receives.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Receiving {
     /// Bytes of data received, each once (`bytes_received` without the FIN).
     pub received_bytes: u64,
@@ -117,7 +118,7 @@ pub struct Receiving {
 }
 
 /// Round-trip times of a connection.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Rtt {
     /// Smoothed round-trip time in seconds (`rtt`).
     pub smoothed_seconds: f64,
@@ -130,7 +131,7 @@ pub struct Rtt {
 }
 
 /// Congestion control of a connection.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Congestion {
     /// Its algorithm (`INET_DIAG_CONG`); `null` where the kernel does not report it.
     pub algorithm: Option<String>,
@@ -143,7 +144,7 @@ pub struct Congestion {
 }
 
 /// The timer of a connection that runs.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct RunningTimer {
     /// `retransmit` (also of a loss probe), `keepalive`, `window_probe` or `time_wait`.
     pub kind: &'static str,
@@ -185,7 +186,7 @@ pub struct Figures {
 }
 
 /// Data that a connection carried since it began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Carried {
     /// Bytes of data sent, each once.
     pub sent_bytes: u64,

@@ -5,12 +5,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{events::decode::Endpoint, model::groups::Peer};
 
 /// One end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 pub struct Address {
     /// IPv4 or IPv6 address; an IPv4 address is written as such also where the socket is an IPv6 one (v4-mapped). The
     /// unspecified address for the remote end of a listener.
@@ -33,7 +34,7 @@ impl fmt::Display for Address {
 }
 
 /// What the ends of a group of connections have in common.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 pub struct GroupAddress {
     /// The address; `null` where the connections of the group differ in it.
     pub addr: Option<IpAddr>,

@@ -1,9 +1,10 @@
 //! Which container a process runs in, read from its cgroup path.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A container, as its runtime and Kubernetes identify it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Container {
     /// The runtime's identifier: 64 hexadecimal digits.
     pub id: String,

@@ -7,7 +7,6 @@
 use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
 
 use rustc_hash::FxHashMap;
-use serde::{Serialize, Serializer};
 
 use crate::{
     events::decode::{FAILURES, Traffic},
@@ -21,6 +20,7 @@ use crate::{
         first_close::FirstClose,
         histogram::{Histogram, Lasting, Latency, Layout},
         reset_reason::{Discarded, ObservedReset, ResetReason},
+        serialized_by_name,
         stall::Stalls,
         state::TcpState,
     },
@@ -54,11 +54,7 @@ impl fmt::Display for Role {
     }
 }
 
-impl Serialize for Role {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(Role);
 
 /// Who talks to whom, without anything that grows with the number of connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -6,6 +6,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tcpwatch_common::{
     OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, OPTION_USER_TIMEOUT, chrono,
@@ -162,7 +163,7 @@ fn option_values(options: &SocketOptions) -> [Option<f64>; OPTION_VALUES.len()] 
 }
 
 /// What an option is set to on several connections.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Range {
     /// The least value.
     pub least: f64,
@@ -190,7 +191,7 @@ pub struct Times {
 }
 
 /// How times of several connections spread.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct Spread {
     /// The least, in seconds.
     pub least_seconds: f64,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 use slab::Slab;
 
@@ -30,12 +31,14 @@ const MAX_PROCESSES: usize = 65_536;
 pub struct ProcessId(DenseIndex);
 
 /// A process as answers show it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Process {
+    /// Id, as the node's initial pid namespace counts.
     pub pid: u32,
     /// CLOCK_BOOTTIME.
     #[serde(skip)]
     pub start_ns: u64,
+    /// Name, at most 15 bytes.
     pub comm: Arc<str>,
     /// Path of the executable; `null` when the process was gone before it could be read, or has none.
     pub exe: Option<Arc<str>>,

@@ -1,5 +1,6 @@
 //! One transition as `/events` and `tcpwatch trace --json` report it.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// A change of state, with what is known of the connection after it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Transition {
     /// When the state changed; RFC 3339 in UTC with microseconds.
     pub at: String,

@@ -1,11 +1,12 @@
 //! The outcome of a connect(): from the state changes and the errno with which they end, or from the errno that
 //! connect() returned at once.
 
-use serde::{Serialize, Serializer};
 use tcpwatch_common::errno::{
     EACCES, ECONNREFUSED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP,
     EPROTO, ETIMEDOUT,
 };
+
+use crate::tcp::serialized_by_name;
 
 /// The outcome of an attempt to connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,11 +86,7 @@ impl Outcome {
     }
 }
 
-impl Serialize for Outcome {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(Outcome);
 
 /// Whether the kernel sets this errno for an ICMP error (icmp_err_convert in net/ipv4/icmp.c, icmpv6_err_convert in
 /// net/ipv6/icmp.c, tcp_v4_err). "Port unreachable", which is ECONNREFUSED, and "packet too big" are not among them.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 use tcpwatch_common::errno::NAMES;
 
@@ -23,6 +24,20 @@ impl Errno {
     /// The name, or `errno 123` for one that TCP does not leave.
     pub fn text(self) -> Cow<'static, str> {
         self.name().map_or_else(|| format!("errno {}", self.0).into(), Cow::Borrowed)
+    }
+}
+
+impl JsonSchema for Errno {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Errno".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "examples": ["ECONNRESET"]})
     }
 }
 

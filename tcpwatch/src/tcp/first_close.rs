@@ -1,9 +1,8 @@
 //! Who was the first to end a connection that had been ESTABLISHED: from the state it ended from, and the errno.
 
-use serde::{Serialize, Serializer};
 use tcpwatch_common::errno::{ECONNRESET, ETIMEDOUT};
 
-use crate::tcp::{connect_outcome::is_unreachable, state::TcpState};
+use crate::tcp::{connect_outcome::is_unreachable, serialized_by_name, state::TcpState};
 
 /// Who ended it first, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,8 +71,4 @@ impl FirstClose {
     }
 }
 
-impl Serialize for FirstClose {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(FirstClose);

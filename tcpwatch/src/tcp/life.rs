@@ -1,12 +1,13 @@
 //! The life of a connection: which states it went through, when, and who caused each.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tcpwatch_common::errno::ETIMEDOUT;
 
 use crate::tcp::{connect_outcome::is_unreachable, state::TcpState};
 
 /// Who made a connection enter a state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Cause {

@@ -9,9 +9,12 @@ pub mod errno;
 pub mod first_close;
 pub mod histogram;
 pub mod life;
+mod named;
 pub mod reset_reason;
 pub mod socket_options;
 pub mod stall;
 pub mod state;
 pub mod ticks;
 pub mod time;
+
+pub(crate) use self::named::serialized_by_name;

@@ -2,10 +2,11 @@
 
 use std::ops::AddAssign;
 
-use serde::{Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::Serialize;
 use tcpwatch_common::errno::{ECONNABORTED, ETIMEDOUT};
 
-use crate::tcp::connect_outcome::is_unreachable;
+use crate::tcp::{connect_outcome::is_unreachable, serialized_by_name};
 
 /// A reset of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +44,7 @@ pub enum ResetReason {
     Other,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     Received,
@@ -135,17 +136,16 @@ impl ResetReason {
     }
 }
 
-impl Serialize for ResetReason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(ResetReason);
 
 /// Data that resets threw away: received and not read, written and not sent, sent and not acknowledged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Discarded {
+    /// Bytes received and not read.
     pub unread_bytes: u64,
+    /// Bytes written and not sent.
     pub unsent_bytes: u64,
+    /// Bytes sent and not acknowledged.
     pub unacknowledged_bytes: u64,
 }
 

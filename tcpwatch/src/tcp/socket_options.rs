@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tcpwatch_common::{
     OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, SocketOptions as Record,
@@ -10,7 +11,7 @@ use tcpwatch_common::{
 use crate::tcp::ticks::TickRate;
 
 /// The options of one socket.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct SocketOptions {
     pub keepalive: Keepalive,
     /// TCP_NODELAY
@@ -24,7 +25,7 @@ pub struct SocketOptions {
 }
 
 /// The keep-alive settings. Where the socket has none of its own, these are its network namespace's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Keepalive {
     /// SO_KEEPALIVE
     pub on: bool,

@@ -1,10 +1,12 @@
 //! Head-of-line blocking: how often and how long the delivery of sent or received data stood still behind a lost
 //! segment.
 
-use serde::{Serialize, Serializer};
 use tcpwatch_common::{RetransmitEvent, stall};
 
-use crate::tcp::histogram::{Histogram, Stalling, grown};
+use crate::tcp::{
+    histogram::{Histogram, Stalling, grown},
+    serialized_by_name,
+};
 
 /// How the lost segment is recovered, or was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +38,7 @@ impl Recovery {
     }
 }
 
-impl Serialize for Recovery {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(Recovery);
 
 /// A stall that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

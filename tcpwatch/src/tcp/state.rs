@@ -2,8 +2,9 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Serialize, Serializer};
 use tcpwatch_common::state as kernel;
+
+use crate::tcp::serialized_by_name;
 
 macro_rules! states {
     ($($variant:ident = $number:path, $name:literal;)*) => {
@@ -60,11 +61,7 @@ impl fmt::Display for TcpState {
     }
 }
 
-impl Serialize for TcpState {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
-    }
-}
+serialized_by_name!(TcpState);
 
 impl FromStr for TcpState {
     type Err = String;

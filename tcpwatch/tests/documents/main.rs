@@ -3,6 +3,10 @@
 //! `cargo xtask docs` writes them anew: it runs these tests with `TCPWATCH_WRITE_DOCUMENTS=1`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+#[path = "../fixtures/mod.rs"]
+#[allow(dead_code, reason = "of the fixture, what other tests use")]
+mod fixture;
+mod http_api;
 mod metrics;
 mod options;
 mod signals;

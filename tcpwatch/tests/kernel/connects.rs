@@ -77,12 +77,12 @@ fn assert_outcomes(cases: impl Iterator<Item = (&'static Case, &'static [(&'stat
         assert_eq!((sum(OPENED), sum(DURATIONS)), (established, timed), "{comm}");
 
         // Each connection shows the same, with the process that made it.
-        let mut rows = daemon.json(&format!("/history?limit=0&pid={}", client.pid()))["connections"]
+        let mut rows = daemon.json(&format!("/history?limit=10000&pid={}", client.pid()))["connections"]
             .as_array()
             .unwrap()
             .clone();
         for row in
-            daemon.json(&format!("/connections?limit=0&role=client&pid={}", client.pid()))["connections"]
+            daemon.json(&format!("/connections?limit=10000&role=client&pid={}", client.pid()))["connections"]
                 .as_array()
                 .unwrap()
         {
@@ -122,7 +122,7 @@ fn assert_outcomes(cases: impl Iterator<Item = (&'static Case, &'static [(&'stat
     // Over everything that the machine did in the meantime.
     eventually("all attempts are over or under way", || {
         let metrics = daemon.metrics();
-        let waiting = daemon.json("/connections?limit=0&state=SYN_SENT")["total"].as_u64().unwrap();
+        let waiting = daemon.json("/connections?limit=10000&state=SYN_SENT")["total"].as_u64().unwrap();
         let over: u64 = outcomes_of(&metrics, &[]).values().sum();
         let attempts = metrics.sum(ATTEMPTS, &[]).unwrap_or(0);
         if attempts == over + waiting { Ok(()) } else { Err(format!("{attempts} = {over} + {waiting}")) }
@@ -198,7 +198,7 @@ fn processes_and_peers_have_the_sums_of_connections_and_metrics() {
     assert_eq!(row["connect_durations"], json!({"count": 1, "mean_seconds": took}), "{row}");
     assert_eq!(row["instances"][0]["pid"], waits.pid(), "only this one has connections: {row}");
 
-    let answer = daemon.json("/peers?comm=sums&sort=name&limit=0");
+    let answer = daemon.json("/peers?comm=sums&sort=name&limit=10000");
     let port: u16 = port.parse().unwrap();
     let peer = |role: &str, peer: Value| {
         let mut rows = answer["peers"].as_array().unwrap().iter();

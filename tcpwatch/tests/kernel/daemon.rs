@@ -163,7 +163,7 @@ impl Daemon {
 
     /// The same for a namespace given by its inode.
     pub(crate) fn connections_of(&self, netns: u64) -> Vec<Value> {
-        let answer = self.json("/connections?limit=0");
+        let answer = self.json("/connections?limit=10000");
         let rows = answer["connections"].as_array().unwrap().iter();
         rows.filter(|row| row["netns"] == netns).cloned().collect()
     }

@@ -203,7 +203,7 @@ impl Watched {
     }
 
     fn rows(&self, world: &World) -> Vec<(Key, Row)> {
-        let answer = self.daemon.json("/connections?limit=0");
+        let answer = self.daemon.json("/connections?limit=10000");
         let rows = answer["connections"].as_array().unwrap().iter().map(row);
         rows.filter(|(key, _)| world.is_home(key.netns)).collect()
     }

@@ -61,7 +61,8 @@ fn assert_follows(daemon: &Daemon, port: u16) {
     let kept: u16 = client.hear().parse().unwrap();
     assert_eq!(server.hear(), "accepted");
 
-    let rows = |filter: &str| daemon.json(&format!("/connections?limit=0&{filter}"))["connections"].clone();
+    let rows =
+        |filter: &str| daemon.json(&format!("/connections?limit=10000&{filter}"))["connections"].clone();
     let [of_client, of_server] =
         [format!("local_port={kept}&remote_port={port}"), format!("local_port={port}&remote_port={kept}")];
     let [client_id, server_id] = [(&of_client, &client), (&of_server, &server)].map(|(filter, owner)| {

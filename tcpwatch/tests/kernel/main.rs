@@ -20,6 +20,7 @@ mod loss;
 mod metrics;
 mod nat;
 mod netns;
+mod openapi;
 mod options;
 mod owners;
 mod ports;

@@ -146,7 +146,7 @@ impl Said {
             &["oldest_seconds", "growth_per_minute", "summary", "next_step"],
         );
         let netns_is_ours = |row: &Value| row["netns"] == namespace.inode;
-        let mut rows = ask("/connections?limit=0");
+        let mut rows = ask("/connections?limit=10000");
         // Sums of the latest sweep: another sweep may have come between this answer and the recording's end.
         for row in rows["connections"].as_array_mut().unwrap() {
             for key in ["accepted", "queue", "queue_limit", "overflows"] {

@@ -69,7 +69,7 @@ fn sent_and_received_bytes_are_exact() {
         assert_eq!(ends.hear(), "carried");
         // Live connections, from a sweep.
         eventually("the data of live connections counts", || {
-            let live = format!("/connections?limit=0&state=ESTABLISHED&pid={}", ends.pid());
+            let live = format!("/connections?limit=10000&state=ESTABLISHED&pid={}", ends.pid());
             let [client, server] = ends_of(&daemon, &live)?.map(|row| daemon.detail(&row));
             let shown = [&client, &server].map(|row| json!([row["sent_bytes"], row["received_bytes"]]));
             let counted = sums(&daemon, comm);
@@ -83,10 +83,10 @@ fn sent_and_received_bytes_are_exact() {
         assert_eq!(ends.ask(), "closed");
         let [client, server] = eventually("both ends are over", || {
             // The client's connection is in TIME_WAIT.
-            let live = daemon.json(&format!("/connections?limit=0&pid={}", ends.pid()));
+            let live = daemon.json(&format!("/connections?limit=10000&pid={}", ends.pid()));
             let client =
                 live["connections"].as_array().unwrap().iter().find(|row| row["state"] == "TIME_WAIT");
-            let ended = daemon.json(&format!("/history?limit=0&pid={}", ends.pid()));
+            let ended = daemon.json(&format!("/history?limit=10000&pid={}", ends.pid()));
             let server = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == "server");
             match (client, server) {
                 (Some(client), Some(server)) => Ok([daemon.detail(client), server.clone()]),

@@ -269,7 +269,7 @@ fn assert_sweep_agrees_with_kernel(daemon: &Daemon, row: &Value) {
     let (peer, port) = (&row["peer"], &row["peer"]["port"]);
     let peer_label = peer["addr"].as_str().map_or_else(|| format!(":{port}"), |addr| shown(addr, port));
     let rows = |path: &str, list: &str| {
-        let answer = daemon.json(&format!("{path}?comm={comm}&role={role}&limit=0"));
+        let answer = daemon.json(&format!("{path}?comm={comm}&role={role}&limit=10000"));
         let rows = answer[list].as_array().unwrap().iter().filter(|row| row["peer"] == *peer);
         rows.cloned().collect::<Vec<_>>()
     };
@@ -324,7 +324,7 @@ fn sums_by_process_and_peer_equal_their_connections() {
         let mut ends = [Namespace::new(), Namespace::new()]
             .map(|namespace| (Workload::start(&namespace, comm, MANY, &[addr, "3", "5000"]), namespace));
         let ports = ends.each_mut().map(|(one, _)| one.hear());
-        let answer = daemon.json(&format!("/transfer?comm={comm}&limit=0"));
+        let answer = daemon.json(&format!("/transfer?comm={comm}&limit=10000"));
         assert_eq!(
             (&answer["problems"], &answer["truncated"]),
             (&Value::Null, &Value::Bool(false)),

@@ -73,7 +73,7 @@ const SAME_SECONDS: f64 = 0.05;
 fn lives(daemon: &Daemon, namespace: &Namespace) -> Vec<Value> {
     let live = daemon.connections_in(namespace);
     let live = live.iter().map(|row| daemon.detail(row));
-    let ended = daemon.json("/history?limit=0");
+    let ended = daemon.json("/history?limit=10000");
     let ended = ended["connections"].as_array().unwrap().clone();
     let mut lives: Vec<Value> =
         live.chain(ended.into_iter().filter(|row| row["netns"] == namespace.inode)).collect();

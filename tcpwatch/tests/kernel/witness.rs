@@ -183,8 +183,8 @@ fn runs_of(pid: u32) -> BTreeMap<String, u64> {
 
 /// The ports of both ends of each connection that the daemon knows in these namespaces.
 fn sockets(daemon: &Daemon, namespaces: &[u64]) -> BTreeSet<[u64; 2]> {
-    let rows =
-        ["/connections?limit=0", "/history?limit=0"].map(|path| daemon.json(path)["connections"].take());
+    let rows = ["/connections?limit=10000", "/history?limit=10000"]
+        .map(|path| daemon.json(path)["connections"].take());
     let rows = rows.iter().filter_map(Value::as_array).flatten();
     let here = rows.filter(|row| row["netns"].as_u64().is_some_and(|inode| namespaces.contains(&inode)));
     here.map(|row| in_order(["local", "remote"].map(|end| row[end]["port"].as_u64().unwrap_or(0)))).collect()

@@ -1,20 +1,18 @@
 //! `/connections/ID`: one connection with its whole life and, while it lives, how its data goes and what options its
 //! socket has.
 
-use axum::{
-    extract::{Path, State},
-    response::Response,
-};
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     http::{
-        Api, ApiError, Asked, Render,
+        Api, ApiError, Render,
+        parameters::{Given, Parameter, Parameters, Place},
         render::{
             text::{bounded_duration, bytes, duration, printable, table},
             view::{Detail, ShownBlocked, ShownReset, ShownStalled, detail},
         },
-        respond,
     },
     kernel::{
         conntrack::{self, Translation},
@@ -31,8 +29,9 @@ use crate::{
     },
 };
 
-#[derive(Debug, Serialize)]
-struct Connection {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ConnectionNow")]
+pub(crate) struct Connection {
     #[serde(flatten)]
     detail: Detail,
     /// `null` where the kernel has no full socket of it: of what ended, of minisocks and listeners.
@@ -51,7 +50,8 @@ struct Connection {
 }
 
 /// The addresses on both sides of a translation.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Translation")]
 struct Nat {
     /// The client's end as the client has it.
     source: Address,
@@ -63,23 +63,38 @@ struct Nat {
     reached: Address,
 }
 
-pub(crate) async fn handle(State(api): State<Api>, Path(id): Path<String>, asked: Asked) -> Response {
-    let answer = match (asked.params.finish(&[]), u64::from_str_radix(&id, 16)) {
-        (Err(error), _) => Err(error),
-        (_, Err(_)) => Err(ApiError::not_found(format!("`{id}` is not the id of a connection"))),
-        (Ok(()), Ok(id)) => one(&api, id).await,
-    };
-    respond(asked.format, answer)
+/// Which connection: the segment of the path.
+pub(crate) struct Id(u64);
+
+impl Parameters for Id {
+    fn declare() -> Vec<Parameter> {
+        vec![Parameter {
+            name: "id",
+            place: Place::Path,
+            meaning: "`id` of the connection in other answers".to_owned(),
+            schema: json!({"type": "string", "pattern": "^[0-9a-f]{1,16}$"}),
+        }]
+    }
+
+    fn take(given: &mut Given) -> Result<Self, ApiError> {
+        let text = given.take_segment("id");
+        // A sign, which from_str_radix takes too, is no digit.
+        let digits = Some(&*text).filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let id = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        id.map(Self).ok_or_else(|| {
+            ApiError::bad("id", format!("`{text}` is not an id, which is 1 to 16 hexadecimal digits"))
+        })
+    }
 }
 
-async fn one(api: &Api, id: u64) -> Result<Connection, ApiError> {
+pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError> {
     let ((detail, kept), tick_rate) = api
         .ask(true, move |node, clock| Ok((find(node, clock, id)?, node.identity.tick_rate)))
         .await
         .flatten()?;
     let ((transfer, nat), options) = match kept.filter(|_| api.live) {
         Some(Kept::Socket(target)) => {
-            tokio::join!(ask_kernel(target.clone()), ask_options(api, target, tick_rate))
+            tokio::join!(ask_kernel(target.clone()), ask_options(&api, target, tick_rate))
         }
         Some(Kept::Minisock(target)) => ((Ok(None), ask_translation(target).await), Ok(None)),
         None => ((Ok(None), Ok(None)), Ok(None)),

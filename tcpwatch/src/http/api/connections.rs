@@ -1,89 +1,96 @@
 //! `/connections`: every connection now, filtered and sorted.
 
-use axum::{extract::State, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
     http::{
-        Api, ApiError, Asked, Render,
+        Api, ApiError, List, Render,
         filter::Filter,
+        page::Page,
+        parameters::{choices, parameters},
         render::{
+            counts::cut,
             text::{bounded_duration, duration, printable, table},
             view::{Row, row},
         },
-        request::{DEFAULT_LIMIT, Params},
-        respond,
     },
     model::table::Conn,
     node::Node,
     tcp::time::Clock,
 };
 
-#[derive(Debug, Serialize)]
-struct Connections {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Connections {
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
+    /// What `cursor` continues the list with; `null` at its end.
+    next_cursor: Option<String>,
     connections: Vec<Row>,
 }
 
-enum Sort {
-    Age,
-    StateSeconds,
-    Stalled,
+choices! {
+    pub(crate) enum Sort {
+        /// the oldest connection first
+        Age = "age",
+        /// the longest in its state first
+        StateSeconds = "state_seconds",
+        /// those first whose delivery stands still, the longest before the others
+        Stalled = "stalled",
+    }
 }
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let answer = match parse(&mut asked.params) {
-        Ok((filter, sort, limit)) => {
-            api.ask(true, move |node, clock| list(node, clock, &filter, &sort, limit)).await
-        }
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
+parameters! {
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Order {
+        /// which connections come first
+        sort: Sort,
+    }
 }
 
-fn parse(params: &mut Params) -> Result<(Filter, Sort, usize), ApiError> {
-    let filter = Filter::take(params)?;
-    let sort = match params.take("sort")?.as_deref() {
-        None | Some("age") => Sort::Age,
-        Some("state_seconds") => Sort::StateSeconds,
-        Some("stalled") => Sort::Stalled,
-        Some(other) => {
-            return Err(ApiError::bad(
-                "sort",
-                format!("`{other}` is not one of age, state_seconds, stalled"),
-            ));
-        }
-    };
-    let limit = params.take_limit(DEFAULT_LIMIT)?;
-    params.finish(&[&Filter::PARAMETERS[..], &["sort", "limit"]].concat())?;
-    Ok((filter, sort, limit))
+pub(crate) async fn answer(
+    api: Api,
+    (filter, order): (Filter, Order),
+    page: Page,
+) -> Result<Connections, ApiError> {
+    api.ask(true, move |node, clock| list(node, clock, &filter, order.sort, &page)).await?
 }
 
-fn list(node: &Node, clock: Clock, filter: &Filter, sort: &Sort, limit: usize) -> Connections {
+fn list(
+    node: &Node,
+    clock: Clock,
+    filter: &Filter,
+    sort: Sort,
+    page: &Page,
+) -> Result<Connections, ApiError> {
     let table = &node.tracker.table();
     let matches = |conn: &&Conn| filter.matches(node, conn);
-    let mut found: Vec<&Conn> = match filter.state {
+    let found: Vec<&Conn> = match filter.state {
         Some(state) => table.in_state(state).filter(matches).collect(),
         None => table.iter().filter(matches).collect(),
     };
-    let total = found.len();
-    let key = |conn: &&Conn| match sort {
+    let cut = page.cut(sort.word(), found, |conn| match sort {
         Sort::Age => (conn.opened_ns(), conn.cookie),
         Sort::StateSeconds => (conn.since_ns(), conn.cookie),
         Sort::Stalled => (conn.stalled().map_or(u64::MAX, |stalled| stalled.since_ns), conn.cookie),
-    };
-    if total > limit {
-        found.select_nth_unstable_by_key(limit, key);
-        found.truncate(limit);
-    }
-    found.sort_unstable_by_key(key);
-    Connections {
-        total,
-        truncated: total > limit,
-        connections: found.into_iter().map(|conn| row(node, clock, conn)).collect(),
+    })?;
+    Ok(Connections {
+        total: cut.total,
+        truncated: cut.next_cursor.is_some(),
+        connections: cut.rows.into_iter().map(|conn| row(node, clock, conn)).collect(),
+        next_cursor: cut.next_cursor,
+    })
+}
+
+impl List for Connections {
+    type Row = Row;
+
+    const AT_ONCE: usize = 10_000;
+
+    fn into_rows(self) -> (Vec<Row>, Option<String>) {
+        (self.connections, self.next_cursor)
     }
 }
 
@@ -112,14 +119,6 @@ impl Render for Connections {
             })
             .collect();
         let header = ["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "STALLED FOR"];
-        let mut text = table(&header, &rows);
-        if self.truncated {
-            text += &format!(
-                "\n{} of {} shown; ?limit=0 shows all, and `/` lists the filters\n",
-                self.connections.len(),
-                self.total
-            );
-        }
-        text
+        table(&header, &rows) + &cut(self.connections.len(), self.total)
     }
 }

@@ -1,36 +1,24 @@
-//! `/events`: every transition as it is told, as server-sent events, for `tcpwatch trace`.
+//! `/events`: every transition as its record comes, as server-sent events, for `tcpwatch trace`.
 
 use std::convert::Infallible;
 
-use axum::{
-    extract::State,
-    response::{
-        IntoResponse, Response, Sse,
-        sse::{Event, KeepAlive},
-    },
+use axum::response::{
+    IntoResponse, Response, Sse,
+    sse::{Event, KeepAlive},
 };
 use futures_util::stream;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::http::{Api, ApiError, Asked, filter::Filter, request::Params};
+use crate::http::{Api, ApiError, filter::Filter};
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    match open(&api, &mut asked.params).await {
-        Ok(events) => events,
-        Err(error) => error.respond(asked.format),
-    }
-}
-
-async fn open(api: &Api, params: &mut Params) -> Result<Response, ApiError> {
-    let filter = Filter::take(params)?;
-    params.finish(&Filter::PARAMETERS)?;
+pub(crate) async fn answer(api: Api, filter: Filter) -> Result<Response, ApiError> {
     let receiver = api.ask(false, |node, _| node.transitions.subscribe()).await?;
     let events = stream::unfold((receiver, filter), |(mut receiver, filter)| async {
         loop {
             let event = match receiver.recv().await {
                 Ok(transition) if filter.wants(&transition) => Event::default().json_data(&*transition),
                 Ok(_) => continue,
-                // The asker reads slower than things happen: told, not hidden.
+                // The client reads slower than things happen: reported, not hidden.
                 Err(RecvError::Lagged(count)) => Ok(Event::default().event("missed").data(count.to_string())),
                 Err(RecvError::Closed) => return None,
             };

@@ -1,109 +1,109 @@
 //! `/history`: the connections that ended last.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    cmp::Reverse,
+    time::{Duration, SystemTime},
+};
 
-use axum::{extract::State, response::Response};
-use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     http::{
-        Api, ApiError, Asked, Render,
-        filter::address_or_cidr,
+        Api, ApiError, List, Render,
+        filter::Filter,
+        page::Page,
+        parameters::{Value, parameters},
         render::{
             counts::cut,
             text::{bounded_duration, bytes, printable, table},
             view::{Detail, detail},
         },
-        request::{DEFAULT_LIMIT, Params},
-        respond,
     },
     model::tracker::Ended,
     node::Node,
     tcp::time::Clock,
 };
 
-#[derive(Debug, Serialize)]
-struct History {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct History {
     /// How many match, shown or not.
     total: usize,
     truncated: bool,
+    /// What `cursor` continues the list with; `null` at its end.
+    next_cursor: Option<String>,
     /// Latest end first.
     connections: Vec<Detail>,
 }
 
-struct Wanted {
-    comm: Option<String>,
-    pid: Option<u32>,
-    remote: Option<IpNet>,
-    since: Option<Since>,
-    limit: usize,
+parameters! {
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Period {
+        /// only what ended after this time (`2026-01-31T12:00:00Z`), or in the time until now (`5m`)
+        since: Option<Since>,
+    }
 }
 
+#[derive(Clone, Copy, Debug)]
 enum Since {
     Ago(Duration),
     At(SystemTime),
 }
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let answer = match parse(&mut asked.params) {
-        Ok(wanted) => api.ask(false, move |node, clock| list(node, clock, &wanted)).await,
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
+impl Value for Since {
+    fn parse(text: &str) -> Result<Self, String> {
+        let at = humantime::parse_rfc3339(text).map(Self::At);
+        at.or_else(|_| humantime::parse_duration(text).map(Self::Ago)).map_err(|_| {
+            "is neither a time such as 2026-01-31T12:00:00Z nor a duration such as 5m".to_owned()
+        })
+    }
+
+    fn schema() -> serde_json::Value {
+        json!({"type": "string", "format": "time-or-duration"})
+    }
 }
 
-fn parse(params: &mut Params) -> Result<Wanted, ApiError> {
-    let wanted = Wanted {
-        comm: params.take("comm")?,
-        pid: params.take_as("pid")?,
-        remote: params.take("remote")?.map(|text| address_or_cidr("remote", &text)).transpose()?,
-        since: params.take("since")?.map(|text| since(&text)).transpose()?,
-        limit: params.take_limit(DEFAULT_LIMIT)?,
-    };
-    params.finish(&["comm", "pid", "remote", "since", "limit"])?;
-    Ok(wanted)
+pub(crate) async fn answer(
+    api: Api,
+    (filter, period): (Filter, Period),
+    page: Page,
+) -> Result<History, ApiError> {
+    api.ask(false, move |node, clock| list(node, clock, &filter, period, &page)).await?
 }
 
-fn since(text: &str) -> Result<Since, ApiError> {
-    let at = humantime::parse_rfc3339(text).map(Since::At);
-    at.or_else(|_| humantime::parse_duration(text).map(Since::Ago)).map_err(|_| {
-        let message =
-            format!("`{text}` is neither a time such as 2026-01-31T12:00:00Z nor a duration such as 5m");
-        ApiError::bad("since", message)
-    })
-}
-
-fn list(node: &Node, clock: Clock, wanted: &Wanted) -> History {
-    let earliest_ns = wanted.since.as_ref().map_or(0, |since| {
+fn list(
+    node: &Node,
+    clock: Clock,
+    filter: &Filter,
+    period: Period,
+    page: &Page,
+) -> Result<History, ApiError> {
+    let earliest_ns = period.since.map_or(0, |since| {
         let ago = match since {
-            Since::Ago(ago) => *ago,
-            Since::At(at) => clock.wall.duration_since(*at).unwrap_or_default(),
+            Since::Ago(ago) => ago,
+            Since::At(at) => clock.wall.duration_since(at).unwrap_or_default(),
         };
         clock.now_ns.saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX))
     });
-    let is_wanted = |ended: &&Ended| {
-        let conn = &ended.conn;
-        let process = conn.process.map(|id| node.tracker.processes().get(id));
-        wanted.remote.is_none_or(|remote| remote.contains(&conn.remote.addr.to_canonical()))
-            && wanted.pid.is_none_or(|pid| process.is_some_and(|process| process.pid == pid))
-            && wanted.comm.as_ref().is_none_or(|comm| process.is_some_and(|process| *process.comm == **comm))
-    };
-    // Ends are noted in about the order in which they happened: not a reason to stop at the first earlier.
-    let mut found: Vec<_> = node
-        .tracker
-        .ended()
-        .iter()
-        .rev()
-        .filter(|ended| ended.ended_ns >= earliest_ns)
-        .filter(is_wanted)
-        .collect();
-    let total = found.len();
-    found.truncate(wanted.limit);
-    History {
-        total,
-        truncated: total > wanted.limit,
-        connections: found.iter().map(|ended| detail(node, clock, &ended.conn, Some(ended))).collect(),
+    let is_wanted = |ended: &&Ended| ended.ended_ns >= earliest_ns && filter.matches(node, &ended.conn);
+    let found: Vec<_> = node.tracker.ended().iter().filter(is_wanted).collect();
+    let cut = page.cut("end", found, |ended| (Reverse(ended.ended_ns), ended.conn.id()))?;
+    Ok(History {
+        total: cut.total,
+        truncated: cut.next_cursor.is_some(),
+        next_cursor: cut.next_cursor,
+        connections: cut.rows.iter().map(|ended| detail(node, clock, &ended.conn, Some(ended))).collect(),
+    })
+}
+
+impl List for History {
+    type Row = Detail;
+
+    const AT_ONCE: usize = 10_000;
+
+    fn into_rows(self) -> (Vec<Detail>, Option<String>) {
+        (self.connections, self.next_cursor)
     }
 }
 

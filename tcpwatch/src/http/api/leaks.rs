@@ -2,22 +2,21 @@
 
 use std::fmt::Write as _;
 
-use axum::{extract::State, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
     findings::{Leak, Severity, leaks},
     http::{
-        Api, Asked, Render,
+        Api, ApiError, Render,
         render::text::{bounded_duration, bytes, printable, wrap},
-        respond,
     },
     model::groups::Role,
     tcp::state::TcpState,
 };
 
-#[derive(Debug, Serialize)]
-struct Leaks {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Leaks {
     node: String,
     generated_at: String,
     /// Nothing was lost, refused or is still being looked up.
@@ -25,20 +24,14 @@ struct Leaks {
     leaks: Vec<Leak>,
 }
 
-pub(crate) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
-    let answer = match asked.params.finish(&[]) {
-        Ok(()) => {
-            api.ask(true, |node, clock| Leaks {
-                node: node.identity.node.clone(),
-                generated_at: clock.rfc3339(),
-                complete: node.is_complete(),
-                leaks: leaks(&node.tracker, &node.linger, &node.history, clock),
-            })
-            .await
-        }
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
+pub(crate) async fn answer(api: Api, (): ()) -> Result<Leaks, ApiError> {
+    api.ask(true, |node, clock| Leaks {
+        node: node.identity.node.clone(),
+        generated_at: clock.rfc3339(),
+        complete: node.is_complete(),
+        leaks: leaks(&node.tracker, &node.linger, &node.history, clock),
+    })
+    .await
 }
 
 /// The text form's width.

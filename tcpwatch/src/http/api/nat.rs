@@ -6,20 +6,19 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
-use axum::{extract::State, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
     events::decode::Endpoint,
     http::{
-        Api, ApiError, Asked, Render,
+        Api, ApiError, List, Render,
         filter::Chosen,
+        page::Page,
         render::{
             counts::{cut, problems},
             text::{printable, table},
         },
-        request::{DEFAULT_LIMIT, Params},
-        respond,
         translations::{self, Translations, may_be_tracked},
     },
     kernel::conntrack::Translation,
@@ -27,12 +26,15 @@ use crate::{
     node::Node,
 };
 
-#[derive(Debug, Serialize)]
-struct Nat {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Translations")]
+pub(crate) struct Nat {
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
+    /// What `cursor` continues the list with; `null` at its end.
+    next_cursor: Option<String>,
     /// The most connections first.
     translations: Vec<Row>,
     /// What could not be asked.
@@ -40,8 +42,9 @@ struct Nat {
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TranslationRow")]
+pub(crate) struct Row {
     /// Name of the local process; `null` where it is not known.
     comm: Option<Arc<str>>,
     /// Which side of the connections the local sockets are.
@@ -54,7 +57,7 @@ struct Row {
     found: Found,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 struct Found {
     /// Number of connections now.
     connections: usize,
@@ -65,26 +68,12 @@ struct Found {
 /// Of a row: process, role, whom it dialled and whom it reached.
 type Key = (Option<Arc<str>>, Role, Endpoint, Endpoint);
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let answer = match parse(&mut asked.params) {
-        Ok((chosen, limit)) => answer(&api, chosen, limit).await,
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
+pub(crate) async fn answer(api: Api, chosen: Chosen, page: Page) -> Result<Nat, ApiError> {
+    let translations = translations::ask(&api, true).await?;
+    api.ask(true, move |node, _| list(node, translations, &chosen, &page)).await?
 }
 
-fn parse(params: &mut Params) -> Result<(Chosen, usize), ApiError> {
-    let (chosen, limit) = (Chosen::take(params)?, params.take_limit(DEFAULT_LIMIT)?);
-    params.finish(&[&Chosen::PARAMETERS[..], &["limit"]].concat())?;
-    Ok((chosen, limit))
-}
-
-async fn answer(api: &Api, chosen: Chosen, limit: usize) -> Result<Nat, ApiError> {
-    let translations = translations::ask(api, true).await?;
-    api.ask(true, move |node, _| list(node, translations, &chosen, limit)).await
-}
-
-fn list(node: &Node, translations: Translations, chosen: &Chosen, limit: usize) -> Nat {
+fn list(node: &Node, translations: Translations, chosen: &Chosen, page: &Page) -> Result<Nat, ApiError> {
     let tracker = &node.tracker;
     let mut found: BTreeMap<Key, Found> = BTreeMap::new();
     let mut unclear = 0;
@@ -107,20 +96,38 @@ fn list(node: &Node, translations: Translations, chosen: &Chosen, limit: usize) 
             "zones of conntrack translate the ends of {unclear} connections differently (`conntrack -L` lists them)"
         ));
     }
-    let total = found.len();
-    let mut translations: Vec<_> = found
-        .into_iter()
-        .map(|((comm, role, dialled, reached), found)| Row {
-            comm,
-            role,
-            dialled: dialled.into(),
-            reached: reached.into(),
-            found,
-        })
-        .collect();
-    translations.sort_by_key(|row| Reverse(row.found.connections));
-    translations.truncate(limit);
-    Nat { total, truncated: total > translations.len(), translations, problems }
+    let cut = page.cut(
+        "connections",
+        found.into_iter().collect(),
+        |((process, role, dialled, reached), found)| {
+            let ends = [dialled, reached].map(|end| (end.addr, end.port));
+            (Reverse(found.connections), process.clone(), role.name().to_owned(), ends)
+        },
+    )?;
+    let translations = cut.rows.into_iter().map(|((comm, role, dialled, reached), found)| Row {
+        comm,
+        role,
+        dialled: dialled.into(),
+        reached: reached.into(),
+        found,
+    });
+    Ok(Nat {
+        total: cut.total,
+        truncated: cut.next_cursor.is_some(),
+        next_cursor: cut.next_cursor,
+        translations: translations.collect(),
+        problems,
+    })
+}
+
+impl List for Nat {
+    type Row = Row;
+
+    const AT_ONCE: usize = usize::MAX;
+
+    fn into_rows(self) -> (Vec<Row>, Option<String>) {
+        (self.translations, self.next_cursor)
+    }
 }
 
 impl Render for Nat {

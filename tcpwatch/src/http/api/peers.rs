@@ -5,21 +5,20 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use axum::{extract::State, response::Response};
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
     http::{
-        Api, ApiError, Asked, Render,
+        Api, ApiError, List, Render,
         filter::Chosen,
+        page::Page,
         render::{
-            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Wanted, cells, cut, problems},
+            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Order, cells, cut, problems},
             text::{printable, table},
         },
-        request::Params,
-        respond,
-        translations::Translations,
+        translations::{self, Nat, Translations},
     },
     model::{
         address::GroupAddress,
@@ -28,20 +27,23 @@ use crate::{
     node::Node,
 };
 
-#[derive(Debug, Serialize)]
-struct Peers {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Peers {
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
+    /// What `cursor` continues the list with; `null` at its end.
+    next_cursor: Option<String>,
     peers: Vec<Row>,
     /// What could not be asked of connection tracking.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PeerRow")]
+pub(crate) struct Row {
     /// Which side of the connections the local sockets are.
     role: Role,
     /// The server's side of the connections: of clients the address and port that they connected to, of servers their own
@@ -56,27 +58,22 @@ struct Row {
     counted: CountsView,
 }
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let answer = match parse(&mut asked.params) {
-        Ok((chosen, wanted)) => answer(&api, chosen, wanted).await,
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
+pub(crate) async fn answer(
+    api: Api,
+    (chosen, order, nat): (Chosen, Order, Nat),
+    page: Page,
+) -> Result<Peers, ApiError> {
+    let translations = translations::ask(&api, nat.nat).await?;
+    api.ask(true, move |node, _| list(node, &chosen, order, &page, translations)).await?
 }
 
-async fn answer(api: &Api, chosen: Chosen, wanted: Wanted) -> Result<Peers, ApiError> {
-    let translations = wanted.translations(api).await?;
-    api.ask(true, move |node, _| list(node, &chosen, wanted, translations)).await
-}
-
-fn parse(params: &mut Params) -> Result<(Chosen, Wanted), ApiError> {
-    let chosen = Chosen::take(params)?;
-    let wanted = Wanted::take(params)?;
-    params.finish(&[&Chosen::PARAMETERS[..], &Wanted::PARAMETERS].concat())?;
-    Ok((chosen, wanted))
-}
-
-fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations) -> Peers {
+fn list(
+    node: &Node,
+    chosen: &Chosen,
+    order: Order,
+    page: &Page,
+    translations: Translations,
+) -> Result<Peers, ApiError> {
     let tracker = &node.tracker;
     let mut by_group: FxHashMap<_, ConnectionCounts> = FxHashMap::default();
     for conn in tracker.table().iter() {
@@ -99,19 +96,22 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations
         counts.add(&group.counts);
         processes.insert(group.key.shown_process());
     }
-    let mut rows: Vec<_> = by_peer
+    let rows: Vec<_> = by_peer
         .into_iter()
         .map(|((role, peer), (tally, counts, processes))| {
-            ((GroupAddress::from(peer), role), tally, counts, processes)
+            let peer = GroupAddress::from(peer);
+            ((peer.addr, peer.port, role.name().to_owned()), tally, counts, (role, peer, processes))
         })
         .collect();
-    let total = wanted.apply(&mut rows);
-    Peers {
-        total,
-        truncated: total > rows.len(),
-        peers: rows
+    let cut = order.page(page, rows)?;
+    Ok(Peers {
+        total: cut.total,
+        truncated: cut.next_cursor.is_some(),
+        next_cursor: cut.next_cursor,
+        peers: cut
+            .rows
             .into_iter()
-            .map(|((peer, role), tally, counts, processes)| Row {
+            .map(|(_, tally, counts, (role, peer, processes))| Row {
                 role,
                 peer,
                 comms: processes,
@@ -120,6 +120,16 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations
             })
             .collect(),
         problems: translations.problems,
+    })
+}
+
+impl List for Peers {
+    type Row = Row;
+
+    const AT_ONCE: usize = usize::MAX;
+
+    fn into_rows(self) -> (Vec<Row>, Option<String>) {
+        (self.peers, self.next_cursor)
     }
 }
 

@@ -11,20 +11,19 @@ use std::{
     sync::Arc,
 };
 
-use axum::{extract::State, response::Response};
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
     events::decode::Endpoint,
     http::{
-        Api, ApiError, Asked, Render,
+        Api, ApiError, List, Render,
+        page::Page,
         render::{
             counts::{ConnectionCounts, counted_text, cut, problems},
             text::{printable, table},
         },
-        request::DEFAULT_LIMIT,
-        respond,
     },
     kernel::{
         local_ports::{self, LocalPorts},
@@ -38,12 +37,14 @@ use crate::{
     node::Node,
 };
 
-#[derive(Debug, Serialize)]
-struct Ports {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Ports {
     /// How many there are, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
+    /// What `cursor` continues the list with; `null` at its end.
+    next_cursor: Option<String>,
     /// The fullest first.
     ports: Vec<Row>,
     /// Why `available` is not known.
@@ -51,8 +52,9 @@ struct Ports {
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PortRow")]
+pub(crate) struct Row {
     /// Inode of the network namespace, as in /proc/PID/ns/net.
     netns: u32,
     /// The address that the connections come from; its port is `null`: each has another.
@@ -77,16 +79,7 @@ struct Used {
     comms: BTreeSet<Option<Arc<str>>>,
 }
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let limit = asked.params.take_limit(DEFAULT_LIMIT);
-    let answer = match limit.and_then(|limit| asked.params.finish(&["limit"]).map(|()| limit)) {
-        Ok(limit) => answer(&api, limit).await,
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
-}
-
-async fn answer(api: &Api, limit: usize) -> Result<Ports, ApiError> {
+pub(crate) async fn answer(api: Api, (): (), page: Page) -> Result<Ports, ApiError> {
     let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_a_client)).await?;
     let (known, problem) = if api.live {
         match local_ports::ask(namespaces).await {
@@ -96,7 +89,7 @@ async fn answer(api: &Api, limit: usize) -> Result<Ports, ApiError> {
     } else {
         (Known::new(), Some("a recording does not say which ports there were".to_owned()))
     };
-    let mut ports = api.ask(false, move |node, _| list(node, &known, limit)).await?;
+    let mut ports = api.ask(false, move |node, _| list(node, &known, &page)).await??;
     ports.problems.extend(problem);
     Ok(ports)
 }
@@ -114,7 +107,7 @@ fn counts(conn: &Conn, ports: Option<&LocalPorts>) -> bool {
     may_be_a_client(conn) && ports.map_or(conn.role == Role::Client, known)
 }
 
-fn list(node: &Node, known: &Known, limit: usize) -> Ports {
+fn list(node: &Node, known: &Known, page: &Page) -> Result<Ports, ApiError> {
     let tracker = &node.tracker;
     let of = |netns: u32| known.get(&netns).and_then(|ports| ports.as_ref().ok());
     let mut used: FxHashMap<(u32, Ipv6Addr, Endpoint), Used> = FxHashMap::default();
@@ -125,32 +118,43 @@ fn list(node: &Node, known: &Known, limit: usize) -> Ports {
     }
     let available: HashMap<u32, usize> =
         known.iter().filter_map(|(netns, ports)| Some((*netns, ports.as_ref().ok()?.count()))).collect();
-    let total = used.len();
     // In thousandths, which order well.
     let share = |netns: u32, used: &Used| {
         available.get(&netns).map(|available| used.now.total() * 1000 / (*available).max(1))
     };
-    let mut used: Vec<_> = used.into_iter().collect();
-    used.sort_unstable_by_key(|(ends, used)| {
-        (Reverse(share(ends.0, used)), Reverse(used.now.total()), *ends)
+    let cut = page.cut("share", used.into_iter().collect(), |((netns, source, destination), used)| {
+        let ends = (*netns, *source, destination.addr, destination.port);
+        (Reverse(share(*netns, used)), Reverse(used.now.total()), ends)
+    })?;
+    let rows = cut.rows.into_iter().map(|((netns, source, remote), used)| Row {
+        netns,
+        local: GroupAddress { addr: Some(source.to_canonical()), port: None },
+        remote: remote.into(),
+        in_use: used.now.total(),
+        available: available.get(&netns).copied(),
+        states: used.now.shown().states,
+        comms: used.comms,
     });
-    used.truncate(limit);
-    let rows: Vec<Row> = used
-        .into_iter()
-        .map(|((netns, source, remote), used)| Row {
-            netns,
-            local: GroupAddress { addr: Some(source.to_canonical()), port: None },
-            remote: remote.into(),
-            in_use: used.now.total(),
-            available: available.get(&netns).copied(),
-            states: used.now.shown().states,
-            comms: used.comms,
-        })
-        .collect();
     let mut problems: Vec<String> =
         known.values().filter_map(|ports| ports.as_ref().err()).cloned().collect();
     problems.sort_unstable();
-    Ports { total, truncated: total > rows.len(), ports: rows, problems }
+    Ok(Ports {
+        total: cut.total,
+        truncated: cut.next_cursor.is_some(),
+        next_cursor: cut.next_cursor,
+        ports: rows.collect(),
+        problems,
+    })
+}
+
+impl List for Ports {
+    type Row = Row;
+
+    const AT_ONCE: usize = usize::MAX;
+
+    fn into_rows(self) -> (Vec<Row>, Option<String>) {
+        (self.ports, self.next_cursor)
+    }
 }
 
 impl Render for Ports {

@@ -5,20 +5,20 @@
 
 use std::{cmp::Reverse, sync::Arc};
 
-use axum::{extract::State, response::Response};
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
     http::{
-        Api, ApiError, Asked, Render,
+        Api, ApiError, List, Render,
+        page::Page,
+        parameters::parameters,
         render::{
-            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Wanted, cells, cut, problems},
+            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Order, cells, cut, problems},
             text::{printable, table},
         },
-        request::Params,
-        respond,
-        translations::Translations,
+        translations::{self, Nat, Translations},
     },
     model::{
         groups::{Counts, shown_process},
@@ -27,12 +27,14 @@ use crate::{
     node::Node,
 };
 
-#[derive(Debug, Serialize)]
-struct Processes {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Processes {
     /// How many names match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
+    /// What `cursor` continues the list with; `null` at its end.
+    next_cursor: Option<String>,
     processes: Vec<Row>,
     /// What could not be asked of connection tracking.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -40,8 +42,9 @@ struct Processes {
 }
 
 /// All processes of one name.
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ProcessRow")]
+pub(crate) struct Row {
     /// `null` for what has no known owner; `~other` for what found no place of its own. A name that begins with `~`
     /// has another `~` before it.
     comm: Option<Arc<str>>,
@@ -54,33 +57,37 @@ struct Row {
     instances: Vec<Instance>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Instance {
     #[serde(flatten)]
     process: Process,
     connections: Now,
 }
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let answer = match parse(&mut asked.params) {
-        Ok((comm, wanted)) => answer(&api, comm, wanted).await,
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
+parameters! {
+    #[derive(Clone, Debug)]
+    pub(crate) struct Named {
+        /// only processes with exactly this name
+        comm: Option<String>,
+    }
 }
 
-async fn answer(api: &Api, comm: Option<String>, wanted: Wanted) -> Result<Processes, ApiError> {
-    let translations = wanted.translations(api).await?;
-    api.ask(true, move |node, _| list(node, comm.as_deref(), wanted, translations)).await
+pub(crate) async fn answer(
+    api: Api,
+    (named, order, nat): (Named, Order, Nat),
+    page: Page,
+) -> Result<Processes, ApiError> {
+    let translations = translations::ask(&api, nat.nat).await?;
+    api.ask(true, move |node, _| list(node, named.comm.as_deref(), order, &page, translations)).await?
 }
 
-fn parse(params: &mut Params) -> Result<(Option<String>, Wanted), ApiError> {
-    let (comm, wanted) = (params.take("comm")?, Wanted::take(params)?);
-    params.finish(&[&["comm"][..], &Wanted::PARAMETERS].concat())?;
-    Ok((comm, wanted))
-}
-
-fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: Translations) -> Processes {
+fn list(
+    node: &Node,
+    comm: Option<&str>,
+    order: Order,
+    page: &Page,
+    translations: Translations,
+) -> Result<Processes, ApiError> {
     let tracker = &node.tracker;
     let mut by_process: FxHashMap<Option<ProcessId>, ConnectionCounts> = FxHashMap::default();
     for conn in tracker.table().iter() {
@@ -97,21 +104,23 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: Translati
     for group in tracker.groups().iter() {
         by_name.entry(group.key.shown_process()).or_default().1.add(&group.counts);
     }
-    let mut rows: Vec<_> = by_name
+    let rows: Vec<_> = by_name
         .into_iter()
         .filter(|(name, _)| comm.is_none_or(|comm| name.as_deref() == Some(comm)))
         .map(|(name, (tally, counts, instances))| (name, tally, counts, instances))
         .collect();
-    let total = wanted.apply(&mut rows);
-    Processes {
-        total,
-        truncated: total > rows.len(),
-        processes: rows
+    let cut = order.page(page, rows)?;
+    Ok(Processes {
+        total: cut.total,
+        truncated: cut.next_cursor.is_some(),
+        next_cursor: cut.next_cursor,
+        processes: cut
+            .rows
             .into_iter()
             .map(|(comm, tally, counts, mut instances)| {
                 let running = instances.len();
                 instances.sort_by_key(|(process, tally)| (Reverse(tally.total()), process.pid));
-                instances.truncate(wanted.limit());
+                instances.truncate(page.limit());
                 let instance = |(process, tally): (&Process, ConnectionCounts)| Instance {
                     process: process.clone(),
                     connections: tally.shown(),
@@ -126,6 +135,16 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: Translati
             })
             .collect(),
         problems: translations.problems,
+    })
+}
+
+impl List for Processes {
+    type Row = Row;
+
+    const AT_ONCE: usize = usize::MAX;
+
+    fn into_rows(self) -> (Vec<Row>, Option<String>) {
+        (self.processes, self.next_cursor)
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use axum::{extract::State, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
     events::frame::LostRecords,
     http::{
-        Api, Asked, Render,
+        Api, ApiError, Render,
         render::text::{bytes, duration, table},
-        respond,
     },
     kernel::{
         probes::{Hooks, SignalReport},
@@ -24,8 +23,8 @@ use crate::{
     },
 };
 
-#[derive(Debug, Serialize)]
-struct Status {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Status {
     version: &'static str,
     node: String,
     started_at: String,
@@ -41,7 +40,7 @@ struct Status {
     usage: OwnUsage,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Records {
     received: u64,
     lost: u64,
@@ -53,7 +52,8 @@ struct Records {
     repairs: Repairs,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ConnectionTotals")]
 struct Connections {
     /// Every state, also those with none.
     states: BTreeMap<&'static str, usize>,
@@ -62,19 +62,16 @@ struct Connections {
     untracked: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ProcessTotals")]
 struct Processes {
     known: usize,
     /// Seen when the table was full, and so not kept.
     refused: u64,
 }
 
-pub(crate) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
-    let answer = match asked.params.finish(&[]) {
-        Ok(()) => api.ask(false, status).await,
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
+pub(crate) async fn answer(api: Api, (): ()) -> Result<Status, ApiError> {
+    api.ask(false, status).await
 }
 
 fn status(node: &Node, clock: Clock) -> Status {

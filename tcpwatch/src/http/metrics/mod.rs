@@ -10,67 +10,87 @@ mod own;
 pub(crate) mod sums;
 
 use axum::{
-    extract::State,
     http::header,
     response::{IntoResponse, Response},
 };
+use serde_json::{Value as Json, json};
 
 pub(crate) use self::own::time_request;
 pub use self::{families::FAMILIES, own::OwnMetrics};
 use crate::{
     http::{
-        Api, ApiError, Asked,
+        Api, ApiError,
         metrics::family::{Collector, Scrape},
-        request::Params,
-        translations,
+        parameters::{Field, Given, Parameter, Parameters, Place, Value},
+        translations::{self, Nat},
     },
     kernel::local_ports::LocalPorts,
 };
 
-const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let answer = match parse(&mut asked.params) {
-        Ok(collectors) => answer(&api, collectors).await,
-        Err(error) => Err(error),
-    };
-    match answer {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(error) => error.respond(asked.format),
+/// The collectors that a scrape asks for, as node_exporter understands the parameters: `collect[]` alone those,
+/// `exclude[]` the default without those, not both.
+pub(crate) struct Collect(Vec<Collector>);
+
+const COLLECT: &str = "collect[]";
+const EXCLUDE: &str = "exclude[]";
+
+impl Parameters for Collect {
+    fn declare() -> Vec<Parameter> {
+        let default = Collector::DEFAULT.map(Collector::name).join("`, `");
+        let one = |name, meaning| Parameter {
+            name,
+            place: Place::Query,
+            meaning,
+            schema: <Vec<Collector> as Field>::schema(),
+        };
+        vec![
+            one(COLLECT, format!("a group of families to answer with, in place of `{default}`; repeatable")),
+            one(
+                EXCLUDE,
+                "a group of families to leave out of those; repeatable, not with `collect[]`".to_owned(),
+            ),
+        ]
+    }
+
+    fn take(given: &mut Given) -> Result<Self, ApiError> {
+        let collect: Vec<Collector> = Field::take(given, COLLECT)?;
+        let exclude: Vec<Collector> = Field::take(given, EXCLUDE)?;
+        if !collect.is_empty() && !exclude.is_empty() {
+            return Err(ApiError::bad(EXCLUDE, "not together with `collect[]`"));
+        }
+        if !collect.is_empty() {
+            return Ok(Self(collect));
+        }
+        let default = Collector::DEFAULT.into_iter();
+        Ok(Self(default.filter(|collector| !exclude.contains(collector)).collect()))
     }
 }
 
-/// The collectors that the parameters name, as node_exporter understands them: `collect[]` alone those, `exclude[]` the
-/// default without those, not both.
-fn parse(params: &mut Params) -> Result<Vec<Collector>, ApiError> {
-    let [collect, exclude] = ["collect[]", "exclude[]"].map(|name| {
-        let names = params.take_all(name);
-        names.iter().map(|value| named(name, value)).collect::<Result<Vec<_>, _>>()
-    });
-    let (mut collectors, exclude) = (collect?, exclude?);
-    if !collectors.is_empty() && !exclude.is_empty() {
-        return Err(ApiError::bad("exclude[]", "not together with `collect[]`"));
+impl Value for Collector {
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::named(text).ok_or_else(|| format!("is not one of {}", Self::ALL.map(Self::name).join(", ")))
     }
-    if collectors.is_empty() {
-        collectors = Collector::DEFAULT.to_vec();
-        collectors.retain(|collector| !exclude.contains(collector));
+
+    fn schema() -> Json {
+        json!({"type": "string", "enum": Self::ALL.map(Self::name)})
     }
-    if translations::take(params)? && !collectors.contains(&Collector::Nat) {
-        collectors.push(Collector::Nat);
-    }
-    params.finish(&["collect[]", "exclude[]", "nat"])?;
-    Ok(collectors)
 }
 
-fn named(parameter: &str, name: &str) -> Result<Collector, ApiError> {
-    Collector::named(name).ok_or_else(|| {
-        let names = Collector::ALL.map(Collector::name).join(", ");
-        ApiError::bad(parameter, format!("`{name}` is not one of {names}"))
-    })
+impl Collect {
+    fn with(self, nat: Nat) -> Vec<Collector> {
+        let Self(mut collectors) = self;
+        if nat.nat && !collectors.contains(&Collector::Nat) {
+            collectors.push(Collector::Nat);
+        }
+        collectors
+    }
 }
 
-async fn answer(api: &Api, collectors: Vec<Collector>) -> Result<String, ApiError> {
-    let translations = translations::ask(api, collectors.contains(&Collector::Nat)).await?;
+pub(crate) async fn answer(api: Api, (collect, nat): (Collect, Nat)) -> Result<Response, ApiError> {
+    let collectors = collect.with(nat);
+    let translations = translations::ask(&api, collectors.contains(&Collector::Nat)).await?;
     if !translations.problems.is_empty() {
         tracing::debug!(problems = ?translations.problems, "what is translated is not in the metrics, or not all of it");
     }
@@ -87,15 +107,20 @@ async fn answer(api: &Api, collectors: Vec<Collector>) -> Result<String, ApiErro
     if with_own {
         text += &api.own.text().map_err(|error| ApiError::internal(&error))?;
     }
-    Ok(text)
+    Ok(([(header::CONTENT_TYPE, MEDIA_TYPE)], text).into_response())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
 
     fn collectors(query: &str) -> Result<Vec<&'static str>, ApiError> {
-        parse(&mut Params::parse(query)).map(|collectors| collectors.iter().map(|one| one.name()).collect())
+        let mut given = Given::new(VecDeque::new(), query);
+        let (collect, nat) = <(Collect, Nat) as Parameters>::take(&mut given)?;
+        given.finish(<(Collect, Nat) as Parameters>::declare)?;
+        Ok(collect.with(nat).into_iter().map(Collector::name).collect())
     }
 
     #[test]

@@ -3,17 +3,18 @@
 use std::{cmp::Reverse, collections::BTreeMap, fmt::Display};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Serialize, Serializer};
+use serde::{Serialize, Serializer, de::DeserializeOwned};
 use tcpwatch_common::chrono;
 
 use crate::{
     events::decode::Kind,
     http::{
-        Api, ApiError,
+        ApiError,
         metrics::sums,
+        page::{Cut, Page},
+        parameters::{choices, parameters},
         render::text::{bytes, duration, limits, printable, round_trip},
-        request::{DEFAULT_LIMIT, Params},
-        translations::{self, Translations},
+        translations::Translations,
     },
     model::{
         groups::{Counts, Role},
@@ -78,7 +79,8 @@ impl ConnectionCounts {
 }
 
 /// The same as JSON shows it: only states and roles that there are.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ConnectionCounts")]
 pub(crate) struct Now {
     pub total: usize,
     pub states: BTreeMap<&'static str, usize>,
@@ -266,9 +268,14 @@ pub(crate) fn cells(now: &Now, counted: &CountsView) -> [String; COLUMNS.len()] 
     ]
 }
 
-/// What follows a table: nothing, unless `limit` cut it.
+/// What follows a table: nothing, unless it is a page of a longer list.
 pub(crate) fn cut(shown: usize, total: usize) -> String {
-    if shown == total { String::new() } else { format!("\n{shown} of {total} shown; ?limit=0 shows all\n") }
+    if shown == total {
+        return String::new();
+    }
+    format!(
+        "\n{shown} of {total} shown; ?limit=10000 shows more, ?format=ndjson all; `/` lists the parameters\n"
+    )
 }
 
 /// What follows a table of which something is not known: a line for each reason.
@@ -276,59 +283,49 @@ pub(crate) fn problems(what: &str, problems: &[String]) -> String {
     problems.iter().map(|problem| format!("\n{what}: {problem}\n")).collect::<Vec<_>>().concat()
 }
 
-/// What rows are sorted by: the largest number first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sort {
-    Connections,
-    Opened,
-    Failed,
-    Bytes,
-    Retransmits,
-    Blocked,
-    Name,
+choices! {
+    pub(crate) enum Sort {
+        /// the most connections first
+        Connections = "connections",
+        /// those that opened the most connections first
+        Opened = "opened",
+        /// those with the most connects first that failed by no wish of the application
+        Failed = "failed",
+        /// those that sent and received the most bytes first
+        Bytes = "bytes",
+        /// the most segments retransmitted first
+        Retransmits = "retransmits",
+        /// the longest head-of-line blocking first
+        Blocked = "blocked",
+        /// by name
+        Name = "name",
+    }
 }
 
-/// How many rows, and which first.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    sort: Sort,
-    limit: usize,
-    /// To be asked of connection tracking too.
-    nat: bool,
+parameters! {
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Order {
+        /// which rows come first
+        sort: Sort,
+    }
 }
 
-impl Wanted {
-    pub(crate) const PARAMETERS: [&str; 3] = ["sort", "limit", "nat"];
+/// What the rows of `/processes` and `/peers` are made of: a name, connections of now, counts since the start, and more.
+pub(crate) type Sums<N, T> = (N, ConnectionCounts, Counts, T);
 
-    pub(crate) fn take(params: &mut Params) -> Result<Self, ApiError> {
-        let sort = match params.take("sort")?.as_deref() {
-            None | Some("connections") => Sort::Connections,
-            Some("opened") => Sort::Opened,
-            Some("failed") => Sort::Failed,
-            Some("bytes") => Sort::Bytes,
-            Some("retransmits") => Sort::Retransmits,
-            Some("blocked") => Sort::Blocked,
-            Some("name") => Sort::Name,
-            Some(other) => {
-                let known = "connections, opened, failed, bytes, retransmits, blocked, name";
-                return Err(ApiError::bad("sort", format!("`{other}` is not one of {known}")));
-            }
-        };
-        Ok(Self { sort, limit: params.take_limit(DEFAULT_LIMIT)?, nat: translations::take(params)? })
-    }
-
-    /// What is translated now, if that is wanted.
-    pub(crate) async fn translations(&self, api: &Api) -> Result<Translations, ApiError> {
-        translations::ask(api, self.nat).await
-    }
-
-    /// Sorts and cuts; how many there were. Equal ones stand by name, and what has nothing to tell is left out.
-    pub(crate) fn apply<N: Ord, T>(&self, rows: &mut Vec<(N, ConnectionCounts, Counts, T)>) -> usize {
+impl Order {
+    /// The page. Rows with equal counts are sorted by name; those without connections and counts are left out.
+    ///
+    /// # Errors
+    /// When the cursor is malformed.
+    pub(crate) fn page<N: Ord + Clone + Serialize + DeserializeOwned, T>(
+        self,
+        page: &Page,
+        mut rows: Vec<Sums<N, T>>,
+    ) -> Result<Cut<Sums<N, T>>, ApiError> {
         rows.retain(|(_, tally, counts, _)| tally.total() > 0 || !is_nothing(counts));
-        let total = rows.len();
-        rows.sort_by(|(a, ..), (b, ..)| a.cmp(b));
-        rows.sort_by_key(|(_, tally, counts, _)| {
-            Reverse(match self.sort {
+        page.cut(self.sort.word(), rows, |(name, tally, counts, _)| {
+            let number = match self.sort {
                 Sort::Connections => tally.total() as u64,
                 Sort::Opened => counts.opened,
                 Sort::Failed => counts.failed_connects(),
@@ -336,13 +333,8 @@ impl Wanted {
                 Sort::Retransmits => counts.retransmitted.total(),
                 Sort::Blocked => blocked_nanos(counts),
                 Sort::Name => 0,
-            })
-        });
-        rows.truncate(self.limit);
-        total
-    }
-
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
+            };
+            (Reverse(number), name.clone())
+        })
     }
 }

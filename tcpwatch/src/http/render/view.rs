@@ -2,6 +2,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -27,7 +28,8 @@ use crate::{
 };
 
 /// A connection in short.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Connection")]
 pub(crate) struct Row {
     /// Identifier: the socket's cookie in hexadecimal, as `ss -e` shows it after `sk:`; where `/status` says that sockets
     /// are identified by their address, a number that only this tcpwatch knows.
@@ -67,7 +69,8 @@ pub(crate) struct Row {
 }
 
 /// A stall that is not over.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Stalled")]
 pub(crate) struct ShownStalled {
     /// Seconds since the lost segment was first sent, or the first one behind it received.
     pub duration_seconds: f64,
@@ -78,7 +81,8 @@ pub(crate) struct ShownStalled {
 }
 
 /// Stalls that are over.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Blocked")]
 pub(crate) struct ShownBlocked {
     /// Number of stalls.
     pub count: u64,
@@ -100,7 +104,7 @@ pub(crate) fn blocked(stalls: &Stalls) -> BTreeMap<&'static str, ShownBlocked> {
 }
 
 /// The accept queue of a listener, as of the latest sweep.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub(crate) struct Queue {
     /// Connections that wait to be accepted.
     queue: u32,
@@ -111,7 +115,8 @@ pub(crate) struct Queue {
 }
 
 /// Everything about one connection.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ConnectionDetail")]
 pub(crate) struct Detail {
     #[serde(flatten)]
     pub row: Row,
@@ -170,7 +175,7 @@ pub(crate) struct Detail {
 }
 
 /// What became of a connect.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub(crate) struct Connect {
     /// Its outcome; `null` while it waits for an answer.
     pub outcome: Option<Outcome>,
@@ -182,7 +187,8 @@ pub(crate) struct Connect {
 }
 
 /// How long a connection had been idle, to a tick of the kernel.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Idle")]
 pub(crate) struct ShownIdle {
     /// Seconds since data was last sent, or since the connection was established.
     pub sending_seconds: f64,
@@ -191,7 +197,8 @@ pub(crate) struct ShownIdle {
 }
 
 /// The reset that ended a connection.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Reset")]
 pub(crate) struct ShownReset {
     /// Whether this side sent or received it.
     pub direction: Direction,
@@ -204,7 +211,7 @@ pub(crate) struct ShownReset {
 }
 
 /// A state that the connection was in.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct LifeStep {
     /// TCP state under the kernel's name.
     pub state: TcpState,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -10,21 +11,26 @@ use crate::{
         capabilities::Kernel,
         probes::{Signal, Way, WayKind},
     },
+    tcp::serialized_by_name,
 };
 
 /// How this kernel is watched, for `/status` and `tcpwatch check`.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Hooks {
+    /// The kernel.
     pub kernel: Kernel,
-    /// `null` where nothing could be loaded.
+    /// What identifies a socket in the records; `null` where nothing could be loaded.
     pub identity: Option<SocketIdentity>,
+    /// Every signal, and the hook that gives it.
     pub signals: Vec<SignalReport>,
+    /// The BPF programs that are loaded.
     pub programs: Vec<LoadedProgram>,
 }
 
 /// One signal, and how tcpwatch gets it here.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct SignalReport {
+    /// The signal, as `--hook` calls it.
     pub key: Signal,
     /// The signal's name for people.
     pub signal: &'static str,
@@ -40,32 +46,37 @@ pub struct SignalReport {
 }
 
 /// A hook that this kernel refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Attempt {
+    /// The hook.
     pub hook: String,
+    /// Why it was refused.
     pub error: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// A BPF program that is loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LoadedProgram {
+    /// Its name in the BPF object.
     pub program: &'static str,
+    /// What it is attached to.
     pub hook: String,
     /// Instructions that the verifier walked through; `null` before Linux 5.16, which does not report them.
     pub verified_instructions: Option<u32>,
 }
 
 /// What identifies a socket in the records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketIdentity {
     /// The kernel's socket cookie, which no other socket ever has.
-    #[serde(rename = "socket cookie")]
     Cookie,
     /// The socket's address, which another socket may have after it.
-    #[serde(rename = "socket address")]
     Address,
 }
 
 impl SocketIdentity {
+    const ALL: [Self; 2] = [Self::Cookie, Self::Address];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Cookie => "socket cookie",
@@ -79,6 +90,8 @@ impl fmt::Display for SocketIdentity {
         f.write_str(self.name())
     }
 }
+
+serialized_by_name!(SocketIdentity);
 
 impl SignalReport {
     pub(super) fn given(signal: Signal, way: &Way, tried: Vec<Attempt>) -> Self {

@@ -58,10 +58,13 @@ pub struct Limits {
 }
 
 /// What sweeps corrected because no record had reported it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Repairs {
+    /// Connections that were missing in the table.
     pub appeared: u64,
+    /// Connections that were in another state.
     pub changed: u64,
+    /// Connections that were over.
     pub vanished: u64,
 }
 

@@ -8,23 +8,24 @@ mod totals;
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
-use axum::{extract::State, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     http::{
-        Api, ApiError, Asked, Render,
+        Api, ApiError, List, Render,
         api::transfer::{
             look::{FirstLook, Look},
-            totals::{Sum, Sums, Waiting},
+            totals::{Key, Sum, Sums, Waiting},
         },
         filter::Chosen,
+        page::Page,
+        parameters::{Value, choices, parameters},
         render::{
             counts::{cut, problems},
             text::{bytes, duration, limits, printable, round_trip, spread, table},
         },
-        request::{DEFAULT_LIMIT, Params},
-        respond,
     },
     kernel::sock_diag::Carried,
     model::{address::GroupAddress, groups::Role, live::Spread},
@@ -32,12 +33,14 @@ use crate::{
     tcp::time,
 };
 
-#[derive(Debug, Serialize)]
-struct Transfers {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Transfers {
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
+    /// What `cursor` continues the list with; `null` at its end.
+    next_cursor: Option<String>,
     /// Seconds that `rates` were measured over; absent unless `seconds` was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     period_seconds: Option<f64>,
@@ -47,8 +50,9 @@ struct Transfers {
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TransferRow")]
+pub(crate) struct Row {
     /// Name of the local process; `null` where it is not known.
     comm: Option<Arc<str>>,
     /// Which side of the connections the local sockets are.
@@ -69,7 +73,7 @@ struct Row {
     rates: Option<Rates>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 struct Rates {
     /// Bytes of data sent a second, each once.
     sent_bytes_per_second: u64,
@@ -90,98 +94,103 @@ impl Rates {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sort {
-    Bytes,
-    Rate,
-    Connections,
-    Retransmits,
-    Name,
+choices! {
+    pub(crate) enum Sort {
+        /// those that sent and received the most bytes first
+        Bytes = "bytes",
+        /// the most connections first
+        Connections = "connections",
+        /// the most bytes retransmitted first
+        Retransmits = "retransmits",
+        /// those that send and receive the most bytes per second first; needs `seconds`
+        Rate = "rate",
+        /// by the process's name
+        Name = "name",
+    }
 }
 
-struct Wanted {
-    chosen: Chosen,
-    period: Option<Duration>,
-    sort: Sort,
-    limit: usize,
+parameters! {
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Order {
+        /// measures rates: the kernel is asked a second time after this many seconds, such as `0.5`
+        seconds: Option<Seconds>,
+        /// which rows come first
+        sort: Sort,
+    }
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Seconds(f64);
 
 /// Most clients and proxies wait no longer for an answer.
 const MOST_SECONDS: f64 = 60.0;
 
-pub(crate) async fn handle(State(api): State<Api>, mut asked: Asked) -> Response {
-    let answer = match parse(&mut asked.params) {
-        Ok(wanted) => answer(&api, &wanted).await,
-        Err(error) => Err(error),
-    };
-    respond(asked.format, answer)
-}
-
-fn parse(params: &mut Params) -> Result<Wanted, ApiError> {
-    let chosen = Chosen::take(params)?;
-    let seconds: Option<f64> = params.take_as("seconds")?;
-    if let Some(seconds) = seconds
-        && !(seconds > 0.0 && seconds <= MOST_SECONDS)
-    {
-        return Err(ApiError::bad(
-            "seconds",
-            format!("`{seconds}` is not above 0 and at most {MOST_SECONDS}"),
-        ));
+impl Value for Seconds {
+    fn parse(text: &str) -> Result<Self, String> {
+        let seconds = text.parse().ok().filter(|seconds| *seconds > 0.0 && *seconds <= MOST_SECONDS);
+        seconds.map(Self).ok_or_else(|| format!("is not a number above 0 and at most {MOST_SECONDS}"))
     }
-    let sort = match params.take("sort")?.as_deref() {
-        None | Some("bytes") => Sort::Bytes,
-        Some("rate") if seconds.is_none() => {
-            return Err(ApiError::bad("sort", "`rate` needs `seconds`, the time to measure it over"));
-        }
-        Some("rate") => Sort::Rate,
-        Some("connections") => Sort::Connections,
-        Some("retransmits") => Sort::Retransmits,
-        Some("name") => Sort::Name,
-        Some(other) => {
-            let known = "bytes, rate, connections, retransmits, name";
-            return Err(ApiError::bad("sort", format!("`{other}` is not one of {known}")));
-        }
-    };
-    let limit = params.take_limit(DEFAULT_LIMIT)?;
-    params.finish(&["comm", "role", "seconds", "sort", "limit"])?;
-    Ok(Wanted { chosen, period: seconds.map(Duration::from_secs_f64), sort, limit })
+
+    fn schema() -> serde_json::Value {
+        json!({"type": "number", "exclusiveMinimum": 0, "maximum": MOST_SECONDS})
+    }
 }
 
-async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
+pub(crate) async fn answer(
+    api: Api,
+    (chosen, order): (Chosen, Order),
+    page: Page,
+) -> Result<Transfers, ApiError> {
+    if order.sort == Sort::Rate && order.seconds.is_none() {
+        return Err(ApiError::bad("sort", "`rate` needs `seconds`, the time to measure it over"));
+    }
     let (sums, seconds, problems) = if api.live {
-        look(api, wanted.period).await?
+        look(&api, order.seconds.map(|seconds| Duration::from_secs_f64(seconds.0))).await?
     } else {
         let problem = "a recording does not have what only the kernel counts";
         (Sums::default(), None, vec![problem.to_owned()])
     };
-    let mut rows: Vec<_> = sums
-        .by_key
-        .into_iter()
-        .filter(|((process, role, _), _)| wanted.chosen.matches(process.as_deref(), *role))
-        .map(|((comm, role, peer), sum)| Row {
-            comm,
-            role,
-            peer: peer.into(),
-            rtt: sum.rtt.spread(),
-            answer_time: sum.answered.spread(),
-            waiting: Waiting::of(sum.awaited),
-            rates: seconds.map(|seconds| Rates::over(seconds, sum.lately)),
-            sum,
-        })
-        .collect();
-    let total = rows.len();
-    rows.sort_by(|a, b| (&a.comm, a.peer, a.role).cmp(&(&b.comm, b.peer, b.role)));
-    rows.sort_by_key(|Row { sum, .. }| {
-        Reverse(match wanted.sort {
+    let rows = sums.by_key.into_iter();
+    let rows = rows.filter(|((process, role, _), _)| chosen.matches(process.as_deref(), *role));
+    let cut = page.cut(order.sort.word(), rows.collect(), |((process, role, peer), sum)| {
+        let number = match order.sort {
             Sort::Bytes => sum.carried.sent_bytes + sum.carried.received_bytes,
             Sort::Rate => sum.lately.sent_bytes + sum.lately.received_bytes,
             Sort::Connections => sum.connections,
             Sort::Retransmits => sum.carried.retransmitted_bytes,
             Sort::Name => 0,
-        })
-    });
-    rows.truncate(wanted.limit);
-    Ok(Transfers { total, truncated: total > rows.len(), period_seconds: seconds, transfers: rows, problems })
+        };
+        let peer = GroupAddress::from(*peer);
+        (Reverse(number), process.clone(), peer.addr, peer.port, role.name().to_owned())
+    })?;
+    let row = |((comm, role, peer), sum): (Key, Sum)| Row {
+        comm,
+        role,
+        peer: peer.into(),
+        rtt: sum.rtt.spread(),
+        answer_time: sum.answered.spread(),
+        waiting: Waiting::of(sum.awaited),
+        rates: seconds.map(|seconds| Rates::over(seconds, sum.lately)),
+        sum,
+    };
+    Ok(Transfers {
+        total: cut.total,
+        truncated: cut.next_cursor.is_some(),
+        next_cursor: cut.next_cursor,
+        period_seconds: seconds,
+        transfers: cut.rows.into_iter().map(row).collect(),
+        problems,
+    })
+}
+
+impl List for Transfers {
+    type Row = Row;
+
+    const AT_ONCE: usize = usize::MAX;
+
+    fn into_rows(self) -> (Vec<Row>, Option<String>) {
+        (self.transfers, self.next_cursor)
+    }
 }
 
 /// The sums of now, over how many seconds their rates are, and what could not be asked.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// Sums over connections that live now, each since it began.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct Sum {
     /// Number of connections.
     pub connections: u64,
@@ -53,7 +54,7 @@ pub(crate) struct Sum {
 }
 
 /// Connections that wait for an answer.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub(crate) struct Waiting {
     /// Number of connections that wait.
     pub connections: u64,

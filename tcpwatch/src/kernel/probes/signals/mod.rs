@@ -23,13 +23,13 @@ mod unheld;
 
 use std::fmt;
 
-use serde::Serialize;
-
-use crate::kernel::{btf::offsets::Member, probes::way::Way};
+use crate::{
+    kernel::{btf::offsets::Member, probes::way::Way},
+    tcp::serialized_by_name,
+};
 
 /// One thing that tcpwatch can know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// The only one that tcpwatch cannot run without.
     State,
@@ -102,6 +102,8 @@ impl fmt::Display for Signal {
         f.write_str(self.key())
     }
 }
+
+serialized_by_name!(Signal, key);
 
 /// What one signal needs and gives.
 #[derive(Debug)]
