@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use self::cases::{AT_ONCE, CASES, Case, TOOLS};
 use crate::{
     counts::OPENED, daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace,
-    workload::Workload,
+    witness::witnessed, workload::Workload,
 };
 
 const ATTEMPTS: &str = "tcpwatch_connect_attempts_total";
@@ -31,18 +31,17 @@ fn outcomes_of(metrics: &Metrics, labels: &[(&str, &str)]) -> BTreeMap<&'static 
 
 #[test]
 fn what_becomes_of_a_connect_is_what_the_application_sees() {
-    are_told(CASES.iter().map(|case| (case, &[][..])));
+    witnessed(|witness| are_told(&witness.start(&[]), CASES.iter().map(|case| (case, &[][..]))));
 }
 
 #[test]
 fn what_fails_before_syn_sent_is_told_once_where_it_can_be_told() {
-    are_told(AT_ONCE.iter().map(|(case, at_once)| (case, *at_once)));
+    are_told(&Daemon::start(&[]), AT_ONCE.iter().map(|(case, at_once)| (case, *at_once)));
 }
 
 /// Each with what is told where connects that fail at once are.
-fn are_told(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>) {
-    let daemon = Daemon::start(&[]);
-    let (told, at_once_is_told) = (errors_are_told(&daemon), daemon.serves("connect"));
+fn are_told(daemon: &Daemon, cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>) {
+    let (told, at_once_is_told) = (errors_are_told(daemon), daemon.serves("connect"));
     for (case, at_once, addr) in
         cases.flat_map(|(case, at_once)| case.families.iter().map(move |addr| (case, at_once, addr)))
     {
@@ -147,7 +146,10 @@ order()
 
 #[test]
 fn a_connect_under_way_and_its_repeated_syns_are_told() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| a_connect_under_way(&witness.start(&[])));
+}
+
+fn a_connect_under_way(daemon: &Daemon) {
     let namespace = Namespace::new();
     let mut client = Workload::start(&namespace, "dials-slowly", WAITS, &["127.0.0.1"]);
     let port = client.hear();

@@ -7,7 +7,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace, workload::Workload};
+use crate::{
+    daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace, witness::witnessed,
+    workload::Workload,
+};
 
 pub(crate) const OPENED: &str = "tcpwatch_connections_opened_total";
 const CLOSED: &str = "tcpwatch_connections_closed_total";
@@ -143,7 +146,10 @@ order()
 
 #[test]
 fn retransmits_equal_the_kernels_own_count() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| retransmits_of_both_sides(&witness.start(&[])));
+}
+
+fn retransmits_of_both_sides(daemon: &Daemon) {
     for (addr, server_name, client_name) in
         [("127.0.0.1", "lossy-server-4", "sender-4"), ("::1", "lossy-server-6", "sender-6")]
     {

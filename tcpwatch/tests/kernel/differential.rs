@@ -29,8 +29,8 @@ const DAEMONS: usize = 2;
 const COMPARISONS: u64 = 34;
 /// Of sweeps after a loss, with room for a busy machine; `SWEEP_INTERVAL` in pipeline.rs is 10 s.
 const REPAIR: Duration = Duration::from_secs(12);
-/// `ss` is no snapshot, timers go on while it looks, and nothing tells of an accept, a passed descriptor or a
-/// request: for these an answer is as old as the last sweep, which may not follow each other at once.
+/// `ss` is no snapshot, and nothing tells of an accept, a passed descriptor or a request: for these an answer is as old as
+/// the last sweep, which may not follow each other at once.
 const SETTLE: Duration = Duration::from_secs(6);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -163,15 +163,14 @@ impl Watched {
     fn compare(&mut self, world: &World, tally: &mut Tally) {
         let began = Instant::now();
         for look in 0.. {
-            let mut truth = world.ss();
-            let mut rows = self.rows(world);
-            if !self.knows_cookies {
-                let keys = truth.iter_mut().map(|socket| &mut socket.key);
-                for key in keys.chain(rows.iter_mut().map(|(key, _)| key)) {
-                    key.id.clear();
-                }
+            let truth = self.truth(world);
+            let rows = self.rows(world);
+            let (mut differences, unknown) = self.differences(world, &truth, &rows);
+            // Timers go on: what began, ended or changed hands while it was asked differs from one of the two only.
+            if !differences.is_empty() {
+                let (later, _) = self.differences(world, &self.truth(world), &rows);
+                differences.retain(|difference| later.contains(difference));
             }
-            let (differences, unknown) = self.differences(world, &truth, &rows);
             if differences.is_empty() {
                 tally.comparisons += 1;
                 tally.at_once += usize::from(look == 0);
@@ -200,10 +199,29 @@ impl Watched {
         }
     }
 
+    fn truth(&self, world: &World) -> Vec<SsRow> {
+        let mut sockets = world.ss();
+        for socket in &mut sockets {
+            self.forget_cookie(&mut socket.key);
+        }
+        sockets
+    }
+
     fn rows(&self, world: &World) -> Vec<(Key, Row)> {
         let answer = self.daemon.json("/connections?limit=0");
         let rows = answer["connections"].as_array().unwrap().iter().map(row);
-        rows.filter(|(key, _)| world.is_home(key.netns)).collect()
+        let mut rows: Vec<_> = rows.filter(|(key, _)| world.is_home(key.netns)).collect();
+        for (key, _) in &mut rows {
+            self.forget_cookie(key);
+        }
+        rows
+    }
+
+    /// Where the daemon knows none, sockets are compared without.
+    fn forget_cookie(&self, key: &mut Key) {
+        if !self.knows_cookies {
+            key.id.clear();
+        }
     }
 
     /// What differs, for people, and how many owners are not known exactly where that is allowed.

@@ -9,6 +9,7 @@ use crate::{
     metrics::Metrics,
     netns::Namespace,
     retransmits::{ADDRESS, joined, lose, lose_nothing},
+    witness::witnessed,
     workload::Workload,
 };
 
@@ -83,21 +84,13 @@ const AT_RANDOM: &str = "numgen random mod 100 < 8";
 
 /// Sends while `rule` loses something: what the daemon tells is within a tenth of what the receiver measured. Also says
 /// how many stalls that were.
-///
-/// A kernel may leave a program out now and then, and what none saw is not told. Of retransmits it is known, because the
-/// socket counts them too; then another daemon measures again.
-fn measure([sender, receiver]: [&str; 2], count: &str, interval: &str, rule: &str) -> (Daemon, Metrics, u64) {
-    let measured = (0..5).find_map(|_| measure_once([sender, receiver], count, interval, rule));
-    measured.expect("a run of which the programs saw everything")
-}
-
-fn measure_once(
+fn measure(
+    daemon: &Daemon,
     [sender, receiver]: [&str; 2],
     count: &str,
     interval: &str,
     rule: &str,
-) -> Option<(Daemon, Metrics, u64)> {
-    let daemon = Daemon::start(&[]);
+) -> (Metrics, u64) {
     let (there, here) = joined();
     let (slow, answers) = if interval == "0" { ("0.1", "answers") } else { ("0.01", "listens") };
     let mut receiver = Workload::start(&here, receiver, RECEIVER, &[ADDRESS, slow, answers]);
@@ -119,22 +112,25 @@ fn measure_once(
         let unseen = metrics.sum(RETRANSMITS, &[("process", sender), ("kind", "unknown")]).unwrap_or(0);
         let (count, told) = blocked(&metrics, sender, &ALL);
         println!("{sender}: {stalls} stalls of {seconds} s; told {count} of {told} s; {unseen} unseen");
-        if unseen > 0 {
-            return Ok(None);
-        }
+        // What no program saw of retransmits the socket counts too; of stalls it is not told.
+        assert_eq!(unseen, 0, "retransmits of which the programs saw nothing");
         if (told - seconds).abs() <= 0.1 * seconds {
-            return Ok(Some(metrics));
+            return Ok(metrics);
         }
         let lost = metrics.sum("tcpwatch_records_lost_total", &[]);
         let counts = KERNEL_COUNTS.map(|name| (name, client.kernel_count(name)));
         Err(format!("{count} of {told} s, for {stalls} of {seconds} s, lost: {lost:?}, kernel: {counts:?}"))
     });
-    measured.map(|metrics| (daemon, metrics, stalls as u64))
+    (measured, stalls as u64)
 }
 
 #[test]
 fn delivery_stands_still_as_long_as_the_receiver_measures() {
-    let (_, metrics, stalls) = measure(["steady-sender", "steady-receiver"], "250", "0.02", AT_RANDOM);
+    witnessed(|witness| stalls_of_a_steady_sender(&witness.start(&[])));
+}
+
+fn stalls_of_a_steady_sender(daemon: &Daemon) {
+    let (metrics, stalls) = measure(daemon, ["steady-sender", "steady-receiver"], "250", "0.02", AT_RANDOM);
     assert!(stalls >= 3, "a test without stalls shows nothing: {stalls}");
     assert!(blocked(&metrics, "steady-sender", &["fast"]).0 > 0);
     assert_eq!(blocked(&metrics, "steady-receiver", &ALL).0, 0);
@@ -143,7 +139,11 @@ fn delivery_stands_still_as_long_as_the_receiver_measures() {
 
 #[test]
 fn a_request_that_is_lost_waits_for_a_probe_or_a_time_out() {
-    let (daemon, metrics, stalls) = measure(["asking-sender", "asked-receiver"], "150", "0", AT_RANDOM);
+    witnessed(|witness| stalls_of_requests(&witness.start(&[])));
+}
+
+fn stalls_of_requests(daemon: &Daemon) {
+    let (metrics, stalls) = measure(daemon, ["asking-sender", "asked-receiver"], "150", "0", AT_RANDOM);
     assert!(stalls >= 3, "a test without stalls shows nothing: {stalls}");
     assert!(blocked(&metrics, "asking-sender", &["probe"]).0 > 0);
     assert_eq!(blocked(&metrics, "asking-sender", &["fast"]).0, 0);
@@ -244,11 +244,14 @@ fn follows_out_of_order(daemon: &Daemon) -> bool {
 fn a_stall_is_one_of_whatever_made_the_request_good_at_last() {
     // Of the segments with a request, the first so many: it, its probe, what is sent after a time-out.
     for (lost, recovery) in [(1, "probe"), (2, "timeout"), (3, "timeout")] {
-        let rule = format!("ip length > 100 numgen inc mod 1000 < {lost}");
-        let (_, metrics, stalls) = measure(["unlucky-sender", "unlucky-receiver"], "3", "0", &rule);
-        assert_eq!(stalls, 1, "{lost} lost");
-        assert_eq!(blocked(&metrics, "unlucky-sender", &ALL).0, 1, "{lost} lost");
-        assert_eq!(blocked(&metrics, "unlucky-sender", &[recovery]).0, 1, "{lost} lost");
+        witnessed(|witness| {
+            let rule = format!("ip length > 100 numgen inc mod 1000 < {lost}");
+            let names = ["unlucky-sender", "unlucky-receiver"];
+            let (metrics, stalls) = measure(&witness.start(&[]), names, "3", "0", &rule);
+            assert_eq!(stalls, 1, "{lost} lost");
+            assert_eq!(blocked(&metrics, "unlucky-sender", &ALL).0, 1, "{lost} lost");
+            assert_eq!(blocked(&metrics, "unlucky-sender", &[recovery]).0, 1, "{lost} lost");
+        });
     }
 }
 
@@ -300,7 +303,10 @@ fn a_gigabyte_over_a_clean_link_never_stalls() {
 
 #[test]
 fn a_connection_into_a_black_hole_is_stalled_now_and_until_it_ends() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| a_connection_into_a_black_hole(&witness.start(&[])));
+}
+
+fn a_connection_into_a_black_hole(daemon: &Daemon) {
     let (there, here) = joined();
     let mut receiver = Workload::start(&here, "gone-receiver", RECEIVER, &[ADDRESS, "1", "listens"]);
     let port = receiver.hear();
@@ -309,7 +315,7 @@ fn a_connection_into_a_black_hole_is_stalled_now_and_until_it_ends() {
     lose(&here, "");
     assert_eq!(client.ask(), "sent");
     let row = eventually("it is stalled", || {
-        let row = row_of(&daemon, &there);
+        let row = row_of(daemon, &there);
         if row["stalled"]["recovery"] == "timeout" { Ok(row) } else { Err(row.to_string()) }
     });
     let (stalled, age) = (&row["stalled"], row["age_seconds"].as_f64().unwrap());
@@ -320,7 +326,7 @@ fn a_connection_into_a_black_hole_is_stalled_now_and_until_it_ends() {
     assert_eq!(sorted["connections"][0]["id"], row["id"], "{sorted}");
     lose_nothing(&here);
     eventually("it goes on", || {
-        let row = row_of(&daemon, &there);
+        let row = row_of(daemon, &there);
         if row.get("stalled").is_none() { Ok(()) } else { Err(row.to_string()) }
     });
     let (count, seconds) = blocked(&daemon.metrics(), "hopeful-sender", &["timeout"]);
@@ -342,7 +348,10 @@ order()
 
 #[test]
 fn a_stall_ends_with_its_connection() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| a_stall_and_the_end_of_its_connection(&witness.start(&[])));
+}
+
+fn a_stall_and_the_end_of_its_connection(daemon: &Daemon) {
     let (there, here) = joined();
     let mut receiver = Workload::start(&here, "left-receiver", RECEIVER, &[ADDRESS, "1", "listens"]);
     let port = receiver.hear();
@@ -351,7 +360,7 @@ fn a_stall_ends_with_its_connection() {
     lose(&here, "");
     assert_eq!(client.ask(), "sent");
     eventually("it is stalled", || {
-        let row = row_of(&daemon, &there);
+        let row = row_of(daemon, &there);
         if row["stalled"]["recovery"] == "timeout" { Ok(()) } else { Err(row.to_string()) }
     });
     assert_eq!(client.ask(), "closed");
