@@ -8,7 +8,10 @@ use std::{
 use serde_json::{Value, json};
 use tcpwatch::http::metrics::family::Collector;
 
-use crate::{daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace, workload::Workload};
+use crate::{
+    daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace, witness::witnessed,
+    workload::Workload,
+};
 
 pub(crate) const OPENED: &str = "tcpwatch_connections_opened_total";
 const CLOSED: &str = "tcpwatch_connections_closed_total";
@@ -154,7 +157,10 @@ order()
 
 #[test]
 fn retransmits_equal_the_kernels_own_count() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| retransmits_of_both_sides(&witness.start(&[])));
+}
+
+fn retransmits_of_both_sides(daemon: &Daemon) {
     for (addr, server_name, client_name) in
         [("127.0.0.1", "lossy-server-4", "sender-4"), ("::1", "lossy-server-6", "sender-6")]
     {
