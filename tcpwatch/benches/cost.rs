@@ -252,15 +252,9 @@ fn million() -> Node {
     node
 }
 
-<<<<<<< HEAD
-/// A node with all label sets (process, role and peer) taken, and counts in each.
-fn all_label_sets() -> Node {
-    let limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
-=======
-/// As many sets of process, role and peer as there may be, with all that is counted of each.
+/// A node with `label_sets` sets of process, role and peer, and counts in each.
 fn all_label_sets(label_sets: usize) -> Node {
     let limits = Limits { connections: 1_000_000, ended: 10_000, label_sets };
->>>>>>> h/metrics
     let mut node = node(limits);
     for number in 0..2 * limits.label_sets as u64 {
         for record in connection(number, number * INTERVAL_NS) {

@@ -40,7 +40,10 @@ fn a_connect_that_fails_before_syn_sent_is_reported_once() {
 }
 
 /// Runs each case. Its second part is the outcomes to add where connects that fail at once are reported.
-fn assert_outcomes(daemon: &Daemon, cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>) {
+fn assert_outcomes(
+    daemon: &Daemon,
+    cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>,
+) {
     let (reported, at_once_is_reported) = (errnos_are_reported(daemon), daemon.serves("connect"));
     for (case, at_once, addr) in
         cases.flat_map(|(case, at_once)| case.families.iter().map(move |addr| (case, at_once, addr)))

@@ -67,13 +67,9 @@ impl Daemon {
     pub(crate) fn start_by(mut command: Command, options: &[&str]) -> Self {
         let mut child = command
             .args(["run", "--listen", "127.0.0.1:0"])
-<<<<<<< HEAD
-            // Forced hooks: the same tests prove each of them.
-=======
-            // It counts the connections of all tests that run at the same time.
+            // Each daemon counts the connections of all tests that run at the same time.
             .env("TCPWATCH_MAX_LABEL_SETS", "1000")
-            // Ways that are forced: the same tests prove each of them.
->>>>>>> h/metrics
+            // Forced hooks: the same tests prove each of them.
             .envs(std::env::var(HOOKS).map(|hooks| (HOOKS, hooks)))
             .args(options)
             .stdin(Stdio::null())

@@ -111,7 +111,9 @@ fn measure(
         }
         let unseen = metrics.sum(RETRANSMITS, &[("process", sender), ("kind", "unknown")]).unwrap_or(0);
         let (count, reported) = blocked(&metrics, sender, &ALL);
-        println!("{sender}: {stalls} stalls of {seconds} s; reported {count} of {reported} s; {unseen} unseen");
+        println!(
+            "{sender}: {stalls} stalls of {seconds} s; reported {count} of {reported} s; {unseen} unseen"
+        );
         // The socket counts also the retransmits that no program saw; such stalls are not reported.
         assert_eq!(unseen, 0, "retransmits of which the programs saw nothing");
         if (reported - seconds).abs() <= 0.1 * seconds {
