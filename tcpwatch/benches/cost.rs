@@ -252,9 +252,9 @@ fn million() -> Node {
     node
 }
 
-/// A node with all label sets (process, role and peer) taken, and counts in each.
-fn all_label_sets() -> Node {
-    let limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
+/// A node with `label_sets` sets of process, role and peer, and counts in each.
+fn all_label_sets(label_sets: usize) -> Node {
+    let limits = Limits { connections: 1_000_000, ended: 10_000, label_sets };
     let mut node = node(limits);
     for number in 0..2 * limits.label_sets as u64 {
         for record in connection(number, number * INTERVAL_NS) {
@@ -267,6 +267,11 @@ fn all_label_sets() -> Node {
     node
 }
 
+/// With every collector but `nat`.
+const ALL_METRICS: &str = "/metrics?collect[]=summary&collect[]=daemon&collect[]=connects&collect[]=closes\
+                           &collect[]=resets&collect[]=retransmits&collect[]=stalls&collect[]=answers\
+                           &collect[]=states&collect[]=sockets&collect[]=transfer";
+
 fn answers(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("answer");
     group.sample_size(20);
@@ -277,7 +282,10 @@ fn answers(criterion: &mut Criterion) {
         ("connections of a million", million, "/connections"),
         ("processes of a million", million, "/processes"),
         ("peers of a million", million, "/peers"),
-        ("metrics of a thousand label sets", all_label_sets, "/metrics"),
+        ("metrics of 200 label sets", || all_label_sets(200), "/metrics"),
+        ("metrics of a thousand label sets", || all_label_sets(1000), "/metrics"),
+        ("all metrics of 200 label sets", || all_label_sets(200), ALL_METRICS),
+        ("all metrics of a thousand label sets", || all_label_sets(1000), ALL_METRICS),
     ];
     for (name, node, path) in questions {
         // Made only when the bench runs.

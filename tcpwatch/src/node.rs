@@ -25,6 +25,7 @@ use crate::{
         transition::{Before, Transition},
     },
     tcp::{
+        histogram::{Histogram, Latency},
         ticks::TickRate,
         time::{Clock, seconds},
     },
@@ -60,6 +61,19 @@ pub struct RecordCounts {
 pub struct SweepCounts {
     pub done: u64,
     pub cost: Duration,
+    /// When the latest ended; `None` before the first did.
+    pub ended: Option<SystemTime>,
+    /// From its beginning to its end.
+    pub took: Duration,
+}
+
+/// How the task that owns the state spends its time.
+#[derive(Clone, Debug, Default)]
+pub struct OwnerCounts {
+    /// Time without waiting.
+    pub busy: Duration,
+    /// Time for each question.
+    pub questions: Histogram<Latency>,
 }
 
 pub struct Node {
@@ -72,6 +86,7 @@ pub struct Node {
     /// What still has to happen before answers are complete.
     pub waiting_for: Option<&'static str>,
     pub sweeps: SweepCounts,
+    pub owner: OwnerCounts,
     /// What the last sweep could not see.
     pub sweep_problems: Vec<String>,
     /// The live stream of transitions; costs nothing while it has no followers.
@@ -104,6 +119,7 @@ impl Node {
             transitions: broadcast::Sender::new(FOLLOWER_BACKLOG),
             followed: false,
             sweeps: SweepCounts::default(),
+            owner: OwnerCounts::default(),
             sweep_problems: Vec::new(),
             waiting_for: Some("the first sweep of open sockets"),
             lost_before_sweep: LostRecords::default(),

@@ -6,7 +6,7 @@
 
 use std::{
     pin::pin,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tcpwatch_common::KIND_WAKE;
@@ -67,6 +67,14 @@ pub struct Pipeline {
     waiting: Vec<Question>,
 }
 
+/// What ends the owner's wait.
+enum Work {
+    Readable(std::io::Result<()>),
+    Report(Report),
+    Question(Question),
+    Time,
+}
+
 /// Whether many records come, measured over at least `DRAIN_INTERVAL`: drains follow each other closely when somebody
 /// asks.
 struct Pace {
@@ -89,6 +97,8 @@ impl Pace {
 /// The sweep under way, and what the last one cost.
 struct SweepState {
     under_way: bool,
+    /// When the one under way, or else the latest, began.
+    began: Instant,
     cost: Duration,
     /// Connections in the table after the last sweep.
     connections: usize,
@@ -114,6 +124,7 @@ impl Pipeline {
             reports,
             sweep: SweepState {
                 under_way: false,
+                began: now,
                 cost: Duration::ZERO,
                 connections: 0,
                 not_before: now,
@@ -145,22 +156,27 @@ impl Pipeline {
         self.start_sweep();
         loop {
             let next = next_tick.min(self.drained + self.drain_interval());
-            tokio::select! {
+            let work = tokio::select! {
                 () = &mut stop => break,
-                ready = self.ring.readable() => {
+                ready = self.ring.readable() => Work::Readable(ready),
+                Some(report) = self.reports.recv() => Work::Report(report),
+                Some(question) = questions.recv() => Work::Question(question),
+                () = tokio::time::sleep_until(next.into()) => Work::Time,
+            };
+            let began = Instant::now();
+            match work {
+                Work::Readable(ready) => {
                     ready?;
                     self.drain();
                 }
-                Some(report) = self.reports.recv() => match report {
-                    Report::Seen(records) => {
-                        // Records of the time before these sightings come first.
-                        self.drain();
-                        self.ingest(&Frame::Seen(records));
-                    }
-                    Report::Done(swept) => self.finish_sweep(swept),
-                },
-                Some(question) = questions.recv() => self.answer(question),
-                () = tokio::time::sleep_until(next.into()) => {
+                Work::Report(Report::Seen(records)) => {
+                    // Records of the time before these sightings come first.
+                    self.drain();
+                    self.ingest(&Frame::Seen(records));
+                }
+                Work::Report(Report::Done(swept)) => self.finish_sweep(swept),
+                Work::Question(question) => self.answer(question),
+                Work::Time => {
                     self.drain();
                     if Instant::now() >= next_tick {
                         next_tick = Instant::now() + TICK_INTERVAL;
@@ -168,6 +184,7 @@ impl Pipeline {
                     }
                 }
             }
+            self.node.owner.busy += began.elapsed();
         }
         self.drain();
         self.tick();
@@ -269,7 +286,9 @@ impl Pipeline {
     fn say(&mut self, question: Question) {
         let clock = clock::read();
         self.ingest(&Frame::Tick(clock.now_ns));
+        let began = Instant::now();
         (question.ask)(&self.node, clock);
+        self.node.owner.questions.observe(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
 
     fn expected_sweep_cost(&self) -> Duration {
@@ -286,6 +305,7 @@ impl Pipeline {
         self.note_lost();
         self.ingest(&Frame::SweepBegin(clock::read().now_ns));
         self.sweep.under_way = true;
+        self.sweep.began = Instant::now();
         self.sweeper.sweep();
     }
 
@@ -293,6 +313,8 @@ impl Pipeline {
         let now = Instant::now();
         self.node.sweeps.done += 1;
         self.node.sweeps.cost += swept.cost;
+        self.node.sweeps.took = now - self.sweep.began;
+        self.node.sweeps.ended = Some(SystemTime::now());
         if swept.problems != self.node.sweep_problems {
             for problem in &swept.problems {
                 tracing::warn!(problem, "a sweep could not see everything");
@@ -304,6 +326,7 @@ impl Pipeline {
         // After `SweepEnd`, which adds minisocks to the table.
         self.sweep = SweepState {
             under_way: false,
+            began: self.sweep.began,
             cost: swept.cost,
             connections: self.node.tracker.table().len(),
             not_before: now + swept.cost * SWEEP_COST_SHARE,

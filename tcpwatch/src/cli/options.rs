@@ -135,7 +135,7 @@ pub struct RunArgs {
     /// 10000]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_ENDED")]
     pub max_ended: Option<usize>,
-    /// Sets of process, role and peer kept apart in /metrics; those beyond are summed as ~other [default: 1000]
+    /// Sets of process, role and peer kept apart in /metrics; those beyond are summed as ~other [default: 200]
     #[arg(long, value_name = "N", env = "TCPWATCH_MAX_LABEL_SETS")]
     pub max_label_sets: Option<usize>,
     /// Write everything that comes from the kernel to FILE, for `tcpwatch replay`
@@ -245,7 +245,7 @@ pub enum OptionsError {
 
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 18279);
 
-pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 1000 };
+pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 200 };
 
 impl RunArgs {
     /// Fills the options that were not given from the configuration file and the defaults.

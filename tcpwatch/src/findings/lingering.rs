@@ -160,8 +160,8 @@ fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, cl
     let peer = match key.peer {
         Peer::Remote(..) => format!("{}", key.peer),
         Peer::LocalPort(port) => format!("clients of port {port}"),
-        Peer::Other if group.count == 1 => "its peer".to_owned(),
-        Peer::Other => "their peers".to_owned(),
+        Peer::Unknown | Peer::Other if group.count == 1 => "its peer".to_owned(),
+        Peer::Unknown | Peer::Other => "their peers".to_owned(),
     };
     let (summary, next_step) = words(key.state, name, &peer, group);
     Leak {

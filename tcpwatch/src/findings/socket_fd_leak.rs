@@ -60,7 +60,7 @@ fn lingering<'a>(
 fn key(tracker: &Tracker, process: Option<ProcessId>) -> Key {
     let process =
         process.map(|id| tracker.processes().get(id)).map(|process| (process.pid, process.start_ns));
-    Key { process, role: Role::Unknown, state: TcpState::Close, peer: Peer::Other }
+    Key { process, role: Role::Unknown, state: TcpState::Close, peer: Peer::Unknown }
 }
 
 fn leak(

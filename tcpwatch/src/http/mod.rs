@@ -8,7 +8,7 @@
 pub(crate) mod api;
 mod endpoints;
 pub(crate) mod filter;
-pub(crate) mod metrics;
+pub mod metrics;
 pub mod openapi;
 pub(crate) mod page;
 pub(crate) mod parameters;

@@ -6,16 +6,19 @@ use axum::{
     Router,
     body::{Body, Bytes},
     http::{StatusCode, header},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tower_http::compression::CompressionLayer;
 
 use crate::{
     http::{
         endpoints::{Asked, Endpoint, endpoints},
+        metrics::{self, OwnMetrics},
         page::Page,
         request::{ApiError, Format},
     },
@@ -34,6 +37,8 @@ pub struct Api {
     pub(crate) sweeper: Option<Sweeper>,
     /// Of [`FIRST_LOOKS`], those that are free.
     pub(crate) first_looks: Arc<Semaphore>,
+    /// What is measured here, not by the owner of the state.
+    pub(crate) own: Arc<OwnMetrics>,
 }
 
 /// What all connections had carried when they were first looked at is kept for so many questions at once, however many
@@ -42,7 +47,13 @@ const FIRST_LOOKS: usize = 4;
 
 impl Api {
     pub fn new(questions: mpsc::Sender<Question>) -> Self {
-        Self { questions, live: true, sweeper: None, first_looks: Arc::new(Semaphore::new(FIRST_LOOKS)) }
+        Self {
+            questions,
+            live: true,
+            sweeper: None,
+            first_looks: Arc::new(Semaphore::new(FIRST_LOOKS)),
+            own: Arc::default(),
+        }
     }
 
     pub fn of_recording(questions: mpsc::Sender<Question>) -> Self {
@@ -80,8 +91,10 @@ pub fn router(api: Api) -> Router {
     endpoints()
         .iter()
         .fold(Router::new(), routed)
+        .layer(CompressionLayer::new())
         .fallback(unknown_path)
         .method_not_allowed_fallback(only_get)
+        .layer(from_fn_with_state(Arc::clone(&api.own), metrics::time_request))
         .with_state(api)
 }
 

@@ -23,11 +23,6 @@ pub(crate) struct Translations {
 }
 
 impl Translations {
-    /// No namespace was asked, or could be.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.told.is_empty()
-    }
-
     /// `None` where that is not known.
     pub(crate) fn has(&self, conn: &Conn) -> Option<bool> {
         self.told.get(&conn.netns).map(|by_ends| by_ends.contains_key(&(conn.local, conn.remote)))

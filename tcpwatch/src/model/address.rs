@@ -48,7 +48,7 @@ impl From<Peer> for GroupAddress {
         match peer {
             Peer::Remote(addr, port) => Self { addr: Some(addr.to_canonical()), port: Some(port) },
             Peer::LocalPort(port) => Self { addr: None, port: Some(port) },
-            Peer::Other => Self::default(),
+            Peer::Unknown | Peer::Other => Self::default(),
         }
     }
 }

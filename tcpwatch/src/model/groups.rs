@@ -1,9 +1,8 @@
-//! What is counted: connects, opened, closed, retransmitted, and how long each state lasted, by process name, role
-//! and peer.
+//! Counts by process name, role and peer: connects, opened, closed, retransmitted, and how long each state lasted.
 //!
-//! The number of label sets is bounded. A connection holds its group while it lives; groups without a
-//! connection are folded into `~other` after ten idle minutes when their place is needed. What finds no
-//! place is counted in `~other`, so sums over all groups are always complete.
+//! The number of label sets is bounded. A connection holds its group while it lives. A group without a connection for ten
+//! minutes is evicted when its place is needed: it vanishes with its counts, as Prometheus expects of a series that
+//! ends. What finds no place is counted in `~other`, which never has anything else: rates of sums never jump.
 
 use std::{borrow::Cow, fmt, net::Ipv6Addr, sync::Arc};
 
@@ -19,7 +18,7 @@ use crate::{
     tcp::{
         connect_outcome::Outcome,
         first_close::FirstClose,
-        histogram::Histogram,
+        histogram::{Histogram, Lasting, Latency, Layout},
         reset_reason::{Discarded, ObservedReset, ResetReason},
         serialized_by_name,
         stall::Stalls,
@@ -60,10 +59,29 @@ serialized_by_name!(Role);
 /// Who talks to whom, without anything that grows with the number of connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GroupKey {
-    /// The process's name; `None` when its owner is not known.
+    /// The process's name; `None` when its owner is not known, and of [`Groups::OTHER`].
     pub process: Option<Arc<str>>,
     pub role: Role,
     pub peer: Peer,
+}
+
+impl GroupKey {
+    /// Key of the group that counts what found no place of its own.
+    const OTHER: Self = Self { process: None, role: Role::Unknown, peer: Peer::Other };
+
+    pub fn is_other(&self) -> bool {
+        self.peer == Peer::Other
+    }
+
+    /// The process name as answers show it: `~other` for [`Groups::OTHER`], `None` for an unknown owner.
+    pub fn shown_process(&self) -> Option<Arc<str>> {
+        if self.is_other() { Some("~other".into()) } else { self.process.as_ref().map(shown_process) }
+    }
+}
+
+/// A process name where it stands among `~other` and `~unknown`: a `~` of its own at the beginning is doubled.
+pub fn shown_process(name: &Arc<str>) -> Arc<str> {
+    if name.starts_with('~') { format!("~{name}").into() } else { Arc::clone(name) }
 }
 
 /// The server's side of the connection: for a client whom it dialled, for a server its own port.
@@ -71,7 +89,9 @@ pub struct GroupKey {
 pub enum Peer {
     Remote(Ipv6Addr, u16),
     LocalPort(u16),
-    /// Of [`Groups::OTHER`], and where it is not known which side is the server's.
+    /// It is not known which side is the server's.
+    Unknown,
+    /// Of [`Groups::OTHER`] only.
     Other,
 }
 
@@ -79,7 +99,7 @@ impl Peer {
     fn port(self) -> u16 {
         match self {
             Self::Remote(_, port) | Self::LocalPort(port) => port,
-            Self::Other => 0,
+            Self::Unknown | Self::Other => 0,
         }
     }
 }
@@ -91,6 +111,7 @@ impl fmt::Display for Peer {
                 write!(f, "{}", std::net::SocketAddr::new(addr.to_canonical(), *port))
             }
             Self::LocalPort(port) => write!(f, ":{port}"),
+            Self::Unknown => f.write_str("~unknown"),
             Self::Other => f.write_str("~other"),
         }
     }
@@ -131,15 +152,20 @@ pub struct Counts {
     /// Delivery that stood still.
     pub stalls: Option<Box<Stalls>>,
     pub resets: [u64; ResetReason::ALL.len()],
-    /// By these.
+    /// Data that resets discarded.
     pub discarded: Discarded,
-    /// By state; allocated with the first observation. Of SYN_SENT only those that went on to ESTABLISHED.
-    pub durations: [Option<Box<Histogram>>; TcpState::COUNT],
-    /// Of SYN_SENT the others: of failed connects and simultaneous opens. Apart, so that successes make a histogram of
-    /// their own without being observed twice.
-    pub unaccepted: Option<Box<Histogram>>,
-    /// How long connections had been idle that one side closed, by which: those that were.
-    pub idle: [Option<Box<Histogram>>; Closer::ALL.len()],
+    /// How long each state lasted, without SYN_SENT and SYN_RECV. Allocated with the first observation, as all
+    /// histograms here.
+    pub durations: [Option<Box<Histogram<Lasting>>>; TcpState::COUNT],
+    /// How long SYN_SENT lasted when ESTABLISHED followed.
+    pub connected: Option<Box<Histogram<Latency>>>,
+    /// How long SYN_SENT lasted otherwise: failed connects and simultaneous opens. Apart, so that successes make a
+    /// histogram of their own without being observed twice.
+    pub unaccepted: Option<Box<Histogram<Latency>>>,
+    /// How long SYN_RECV lasted.
+    pub accepted: Option<Box<Histogram<Latency>>>,
+    /// How long idle connections had been idle when one side closed them, by [`Closer`].
+    pub idle: [Option<Box<Histogram<Lasting>>>; Closer::ALL.len()],
     /// Of clients, as sweeps found them: how long an answer took, and the round trip then.
     pub answers: Option<Box<Answers>>,
     pub live: Live,
@@ -165,8 +191,19 @@ impl Closer {
 
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
-    pub seconds: Histogram,
-    pub round_trips: Histogram,
+    pub seconds: Histogram<Latency>,
+    pub round_trips: Histogram<Latency>,
+}
+
+fn add_histograms<'a, L: Layout + 'a>(
+    mine: impl IntoIterator<Item = &'a mut Option<Box<Histogram<L>>>>,
+    theirs: impl IntoIterator<Item = &'a Option<Box<Histogram<L>>>>,
+) {
+    for (mine, theirs) in mine.into_iter().zip(theirs) {
+        if let Some(theirs) = theirs {
+            mine.get_or_insert_default().add(theirs);
+        }
+    }
 }
 
 impl Counts {
@@ -190,13 +227,14 @@ impl Counts {
             *mine += theirs;
         }
         self.discarded += other.discarded;
-        let mine = self.durations.iter_mut().chain([&mut self.unaccepted]).chain(&mut self.idle);
-        let theirs = other.durations.iter().chain([&other.unaccepted]).chain(&other.idle);
-        for (mine, theirs) in mine.zip(theirs) {
-            if let Some(theirs) = theirs {
-                mine.get_or_insert_default().add(theirs);
-            }
-        }
+        add_histograms(
+            self.durations.iter_mut().chain(&mut self.idle),
+            other.durations.iter().chain(&other.idle),
+        );
+        add_histograms(
+            [&mut self.connected, &mut self.unaccepted, &mut self.accepted],
+            [&other.connected, &other.unaccepted, &other.accepted],
+        );
         if let Some(theirs) = &other.answers {
             let mine = self.answers.get_or_insert_default();
             mine.seconds.add(&theirs.seconds);
@@ -234,22 +272,38 @@ impl Counts {
         self.closed.iter().sum()
     }
 
-    /// How long the state lasted, whatever came after it.
-    pub fn duration(&self, state: TcpState) -> Option<Cow<'_, Histogram>> {
-        let all = self.durations[state.index()].as_deref();
-        let others = self.unaccepted.as_deref().filter(|_| state == TcpState::SynSent);
-        match (all, others) {
-            (Some(all), Some(others)) => {
-                let mut sum = all.clone();
-                sum.add(others);
+    pub fn failed_connects(&self) -> u64 {
+        let all = Outcome::ALL.iter().zip(self.connects);
+        all.filter(|(outcome, _)| outcome.is_failure()).map(|(_, count)| count).sum()
+    }
+
+    /// How long a handshake's state lasted, whatever came after it: of SYN_SENT and SYN_RECV.
+    pub fn handshake(&self, state: TcpState) -> Option<Cow<'_, Histogram<Latency>>> {
+        match (state, &self.connected, &self.unaccepted) {
+            (TcpState::SynRecv, ..) => self.accepted.as_deref().map(Cow::Borrowed),
+            (TcpState::SynSent, Some(connected), Some(unaccepted)) => {
+                let mut sum = (**connected).clone();
+                sum.add(unaccepted);
                 Some(Cow::Owned(sum))
             }
-            (one, other) => one.or(other).map(Cow::Borrowed),
+            (TcpState::SynSent, one, other) => one.as_deref().or(other.as_deref()).map(Cow::Borrowed),
+            _ => None,
+        }
+    }
+
+    fn observe(&mut self, from: TcpState, to: TcpState, nanos: u64) {
+        match (from, to) {
+            (TcpState::SynSent, TcpState::Established) => {
+                self.connected.get_or_insert_default().observe(nanos);
+            }
+            (TcpState::SynSent, _) => self.unaccepted.get_or_insert_default().observe(nanos),
+            (TcpState::SynRecv, _) => self.accepted.get_or_insert_default().observe(nanos),
+            _ => self.durations[from.index()].get_or_insert_default().observe(nanos),
         }
     }
 }
 
-/// DenseIndex of a group; valid while a connection holds it.
+/// Index of a group; valid while a connection holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(DenseIndex);
 
@@ -264,8 +318,10 @@ pub struct Groups {
     /// Groups held last, by a cheap hash: mostly it is one of these.
     recent: [GroupId; RECENT],
     limit: usize,
-    /// Groups folded into `~other`, and connections counted there for want of a place.
+    /// Times that something was counted in `~other` because no place was free.
     pub folded: u64,
+    /// Groups that gave their place to another.
+    pub evicted: u64,
     /// Since when a search for a place would be in vain; spares a scan for each new connection.
     full_until_ns: u64,
 }
@@ -274,14 +330,14 @@ impl Groups {
     pub const OTHER: GroupId = GroupId(DenseIndex::new(0));
 
     pub fn new(limit: usize) -> Self {
-        let key = GroupKey { process: Some("~other".into()), role: Role::Unknown, peer: Peer::Other };
-        let other = Group { key, counts: Counts::default(), held: 0, active_ns: 0 };
+        let other = Group { key: GroupKey::OTHER, counts: Counts::default(), held: 0, active_ns: 0 };
         Self {
             groups: vec![other],
             by_key: FxHashMap::default(),
             recent: [Self::OTHER; RECENT],
             limit,
             folded: 0,
+            evicted: 0,
             full_until_ns: 0,
         }
     }
@@ -333,13 +389,9 @@ impl Groups {
         self.counts(id)
     }
 
-    pub fn observe(&mut self, id: GroupId, state: TcpState, nanos: u64) {
-        self.counts(id).durations[state.index()].get_or_insert_default().observe(nanos);
-    }
-
-    /// How long a socket was in SYN_SENT that went on to another state than ESTABLISHED.
-    pub fn observe_unaccepted(&mut self, id: GroupId, nanos: u64) {
-        self.counts(id).unaccepted.get_or_insert_default().observe(nanos);
+    /// How long a connection was in `from` before `to`.
+    pub fn observe(&mut self, id: GroupId, from: TcpState, to: TcpState, nanos: u64) {
+        self.counts(id).observe(from, to, nanos);
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Group> {
@@ -371,13 +423,13 @@ impl Groups {
                 .filter(|index| idle(&self.groups[*index]))
                 .min_by_key(|index| self.groups[*index].active_ns)
         };
-        self.folded += 1;
         let Some(index) = found else {
+            self.folded += 1;
             self.full_until_ns = self.full_until_ns.max(now_ns.saturating_add(1_000_000_000));
             return Self::OTHER;
         };
+        self.evicted += 1;
         let old = std::mem::replace(&mut self.groups[index], group);
-        self.groups[0].counts.add(&old.counts);
         self.by_key.remove(&old.key);
         let id = GroupId(DenseIndex::new(index));
         self.by_key.insert(key, id);
@@ -399,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_limit_counts_go_to_other_and_no_count_is_lost() {
+    fn beyond_the_limit_counts_go_to_other() {
         let mut groups = Groups::new(2);
         for port in 1..=5 {
             let id = hold(&mut groups, port, 0);
@@ -415,13 +467,43 @@ mod tests {
         let mut groups = Groups::new(2);
         let held = hold(&mut groups, 1, 0);
         let idle = hold(&mut groups, 2, 0);
-        groups.observe(idle, TcpState::Established, 5);
         groups.release(idle, 0);
         assert_eq!(hold(&mut groups, 3, IDLE_NS - 1), Groups::OTHER);
         let placed = hold(&mut groups, 4, IDLE_NS + 1_000_000_000);
         assert_eq!(groups.key(placed), &key(4));
         assert_eq!(groups.key(held), &key(1));
+        assert_eq!((groups.folded, groups.evicted), (1, 1));
+    }
+
+    #[test]
+    fn an_evicted_group_vanishes_and_adds_nothing_to_other() {
+        let mut groups = Groups::new(1);
+        let idle = hold(&mut groups, 1, 0);
+        groups.counts(idle).opened = 7;
+        groups.observe(idle, TcpState::Established, TcpState::FinWait1, 5);
+        groups.release(idle, 0);
+        hold(&mut groups, 2, IDLE_NS);
+        let all: Vec<_> = groups.iter().map(|group| (group.key.peer, group.counts.opened)).collect();
+        assert_eq!(all, [(Peer::Other, 0), (Peer::LocalPort(2), 0)]);
         let other = groups.iter().next().unwrap();
-        assert_eq!(other.counts.durations[TcpState::Established.index()].as_ref().unwrap().count(), 1);
+        assert!(other.counts.durations.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn a_process_that_is_called_as_the_folded_ones_stands_apart() {
+        let shown = |process: Option<&str>, peer| {
+            let key = GroupKey { process: process.map(Into::into), role: Role::Unknown, peer };
+            key.shown_process().as_deref().map(ToOwned::to_owned)
+        };
+        let names = [
+            shown(None, Peer::Other),
+            shown(None, Peer::Unknown),
+            shown(Some("~other"), Peer::Unknown),
+            shown(Some("~~other"), Peer::Unknown),
+            shown(Some(""), Peer::Unknown),
+            shown(Some("a~"), Peer::Unknown),
+        ];
+        let expected = [Some("~other"), None, Some("~~other"), Some("~~~other"), Some(""), Some("a~")];
+        assert_eq!(names.each_ref().map(Option::as_deref), expected);
     }
 }

@@ -1,9 +1,9 @@
-//! How the data of the connections goes that live now, summed by group: as the latest sweep found it.
+//! How the data of live connections goes, summed by group, as the latest sweep found it.
 //!
-//! The kernel keeps these option_values for each socket since that began, and they end with it. Nothing is kept of them for
-//! each connection here, so they are gauges: a connection that ends takes its share away.
+//! The kernel keeps these values for each socket, and they end with it. Nothing is kept of them for each connection here, so
+//! they are no counters: a connection that ends takes its share away.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use rustc_hash::FxHashMap;
 use schemars::JsonSchema;
@@ -27,25 +27,27 @@ pub const OPTIONS: [(u16, &str); 5] = [
     (OPTION_USER_TIMEOUT, "user_timeout"),
 ];
 
-/// What those options are set to, where they say how long or how often: under the names that answers give them, and for
-/// people.
-pub const OPTION_VALUES: [(&str, &str); 5] = [
-    ("keepalive_idle_seconds", "How long nothing comes before keep-alive probes"),
-    ("keepalive_interval_seconds", "Between keep-alive probes"),
-    ("keepalive_probes", "Keep-alive probes without an answer that end a connection"),
-    ("linger_seconds", "How long close() waits for the peer to acknowledge all data"),
-    ("user_timeout_seconds", "How long data may stay unacknowledged before that ends the connection"),
+pub const OPTION_NAMES: [&str; OPTIONS.len()] =
+    [OPTIONS[0].1, OPTIONS[1].1, OPTIONS[2].1, OPTIONS[3].1, OPTIONS[4].1];
+
+/// The values of options that take a time or a number, under the names that answers give them.
+pub const OPTION_VALUES: [&str; 5] = [
+    "keepalive_idle_seconds",
+    "keepalive_interval_seconds",
+    "keepalive_probes",
+    "linger_seconds",
+    "user_timeout_seconds",
 ];
 
 /// Sums over connections that processes hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Live {
     pub connections: u64,
-    /// Of these, with each of `OPTIONS`.
+    /// Connections with each of `OPTIONS`.
     pub with_option: [u64; OPTIONS.len()],
     /// Of those that have the option on, by `OPTION_VALUES`.
     pub option_values: [Option<Range>; OPTION_VALUES.len()],
-    /// Of these, by congestion control.
+    /// Connections by congestion control.
     pub by_congestion: BTreeMap<Comm, u64>,
     /// Bytes that their sockets may hold to be sent, and to be read.
     pub send_buffer_bytes: u64,
@@ -119,14 +121,23 @@ impl Live {
         }
     }
 
-    /// Those of `OPTION_VALUES` that are set on any.
+    /// The `OPTION_VALUES` that are set on any connection.
     pub fn option_values(&self) -> impl Iterator<Item = (&'static str, Range)> {
-        OPTION_VALUES.iter().zip(self.option_values).filter_map(|((name, _), range)| Some((*name, range?)))
+        OPTION_VALUES.iter().zip(self.option_values).filter_map(|(name, range)| Some((*name, range?)))
     }
 
     /// How many have each of `OPTIONS` on.
     pub fn options(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        OPTIONS.iter().map(|(_, name)| *name).zip(self.with_option)
+        OPTION_NAMES.into_iter().zip(self.with_option)
+    }
+
+    /// Connections by the name of their congestion control. Names that read the same count together.
+    pub fn congestion_algorithms(&self) -> BTreeMap<Cow<'_, str>, u64> {
+        let mut algorithms = BTreeMap::new();
+        for (algorithm, count) in &self.by_congestion {
+            *algorithms.entry(algorithm.text()).or_default() += count;
+        }
+        algorithms
     }
 
     /// While there was something to send or unacknowledged, whatever limited it.

@@ -52,6 +52,8 @@ pub enum Direction {
 }
 
 impl Direction {
+    pub const ALL: [Self; 2] = [Self::Received, Self::Sent];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Received => "received",

@@ -4,7 +4,7 @@
 use tcpwatch_common::{RetransmitEvent, stall};
 
 use crate::tcp::{
-    histogram::{Histogram, grown},
+    histogram::{Histogram, Stalling, grown},
     serialized_by_name,
 };
 
@@ -65,7 +65,7 @@ impl Stalled {
 /// Ended stalls that were recovered in one way.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Blocked {
-    pub durations: Histogram,
+    pub durations: Histogram<Stalling>,
     /// Bytes that waited behind the lost segments.
     pub bytes: u64,
 }

@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "of the fixture, what other tests use")]
 mod fixture;
 mod http_api;
+mod metrics;
 mod options;
 mod signals;
 

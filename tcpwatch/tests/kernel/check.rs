@@ -58,7 +58,7 @@ fn offered_instead_of(choice: &str) -> Vec<String> {
 }
 
 #[test]
-fn an_unknown_choice_is_refused_with_a_list_of_the_known_ones() {
+fn an_unknown_hook_is_refused_with_the_list_of_valid_ones() {
     let signals = offered_instead_of("open=kprobe");
     assert_eq!(
         signals,

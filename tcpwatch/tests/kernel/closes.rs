@@ -2,9 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
+use crate::{
+    daemon::Daemon, eventually::eventually, netns::Namespace, witness::witnessed, workload::Workload,
+};
 
-const CLOSED: &str = "tcpwatch_connections_closed_total";
+const CLOSED: &str = "tcpwatch_connections_closed_by_first_total";
 
 /// Both ends of one connection, in one process.
 const ENDS: &str = r"
@@ -138,7 +140,10 @@ server.close()
 
 #[test]
 fn who_closed_first_is_known_on_both_sides() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| who_closed_first(&witness.start(&[])));
+}
+
+fn who_closed_first(daemon: &Daemon) {
     let errnos_are_reported = !daemon.hook("state").starts_with("tracepoint ");
     for (case, addr) in CASES.iter().flat_map(|case| ["127.0.0.1", "::1"].map(|addr| (case, addr))) {
         let namespace = Namespace::new();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use self::cases::{AT_ONCE, CASES, Case, TOOLS};
 use crate::{
     counts::OPENED, daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace,
-    workload::Workload,
+    witness::witnessed, workload::Workload,
 };
 
 const ATTEMPTS: &str = "tcpwatch_connect_attempts_total";
@@ -31,18 +31,20 @@ fn outcomes_of(metrics: &Metrics, labels: &[(&str, &str)]) -> BTreeMap<&'static 
 
 #[test]
 fn the_outcome_of_a_connect_is_what_the_application_sees() {
-    assert_outcomes(CASES.iter().map(|case| (case, &[][..])));
+    witnessed(|witness| assert_outcomes(&witness.start(&[]), CASES.iter().map(|case| (case, &[][..]))));
 }
 
 #[test]
 fn a_connect_that_fails_before_syn_sent_is_reported_once() {
-    assert_outcomes(AT_ONCE.iter().map(|(case, at_once)| (case, *at_once)));
+    assert_outcomes(&Daemon::start(&[]), AT_ONCE.iter().map(|(case, at_once)| (case, *at_once)));
 }
 
 /// Runs each case. Its second part is the outcomes to add where connects that fail at once are reported.
-fn assert_outcomes(cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>) {
-    let daemon = Daemon::start(&[]);
-    let (reported, at_once_is_reported) = (errnos_are_reported(&daemon), daemon.serves("connect"));
+fn assert_outcomes(
+    daemon: &Daemon,
+    cases: impl Iterator<Item = (&'static Case, &'static [(&'static str, u64)])>,
+) {
+    let (reported, at_once_is_reported) = (errnos_are_reported(daemon), daemon.serves("connect"));
     for (case, at_once, addr) in
         cases.flat_map(|(case, at_once)| case.families.iter().map(move |addr| (case, at_once, addr)))
     {
@@ -150,7 +152,10 @@ order()
 
 #[test]
 fn a_connect_under_way_shows_its_repeated_syns() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| a_connect_under_way(&witness.start(&[])));
+}
+
+fn a_connect_under_way(daemon: &Daemon) {
     let namespace = Namespace::new();
     let mut client = Workload::start(&namespace, "dials-slowly", WAITS, &["127.0.0.1"]);
     let port = client.hear();

@@ -6,12 +6,15 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tcpwatch::http::metrics::family::Collector;
 
-use crate::{daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace, workload::Workload};
+use crate::{
+    daemon::Daemon, eventually::eventually, metrics::Metrics, netns::Namespace, witness::witnessed,
+    workload::Workload,
+};
 
 pub(crate) const OPENED: &str = "tcpwatch_connections_opened_total";
 const CLOSED: &str = "tcpwatch_connections_closed_total";
-const DURATIONS: &str = "tcpwatch_state_duration_seconds_count";
 const RETRANSMITS: &str = "tcpwatch_retransmits_total";
 
 pub(crate) const ECHO_SERVER: &str = r"
@@ -66,7 +69,7 @@ fn a_clean_echo_workload_has_exact_counts_and_no_leak() {
             assert_eq!(metrics.sum(CLOSED, &side), Some(CONNECTIONS), "{side:?}");
             for state in states {
                 let in_state = [&side[..], &[("state", state)]].concat();
-                assert_eq!(metrics.sum(DURATIONS, &in_state), Some(CONNECTIONS), "{in_state:?}");
+                assert_eq!(metrics.sum(durations(state), &in_state), Some(CONNECTIONS), "{in_state:?}");
             }
             // All of them are in this state.
             assert_eq!(metrics.sum(OPENED, &side[..1]), Some(CONNECTIONS), "{side:?}");
@@ -93,6 +96,15 @@ say("refused")
 order()
 "#;
 
+/// Where the times that a state lasted are counted.
+fn durations(state: &str) -> &'static str {
+    if state.starts_with("SYN") {
+        "tcpwatch_handshake_duration_seconds_count"
+    } else {
+        "tcpwatch_state_duration_seconds_count"
+    }
+}
+
 #[test]
 fn a_refused_connect_has_a_duration_but_is_not_opened() {
     let daemon = Daemon::start(&[]);
@@ -103,8 +115,10 @@ fn a_refused_connect_has_a_duration_but_is_not_opened() {
         // The sockets are still held, but are not connections.
         assert_eq!(daemon.connections_in(&namespace), [] as [Value; 0]);
         let metrics = daemon.metrics();
-        assert_eq!(metrics.sum(DURATIONS, &[("process", name), ("state", "SYN_SENT")]), Some(1));
-        assert_eq!(metrics.sum(DURATIONS, &[("process", name)]), Some(1));
+        let handshakes = durations("SYN_SENT");
+        assert_eq!(metrics.sum(handshakes, &[("process", name), ("state", "SYN_SENT")]), Some(1));
+        assert_eq!(metrics.sum(handshakes, &[("process", name)]), Some(1));
+        assert_eq!(metrics.sum(durations("ESTABLISHED"), &[("process", name)]), Some(0));
         assert_eq!(metrics.sum(OPENED, &[("process", name)]), Some(0));
         assert_eq!(metrics.sum(CLOSED, &[("process", name)]), Some(0));
     }
@@ -143,7 +157,10 @@ order()
 
 #[test]
 fn retransmits_equal_the_kernels_own_count() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| retransmits_of_both_sides(&witness.start(&[])));
+}
+
+fn retransmits_of_both_sides(daemon: &Daemon) {
     for (addr, server_name, client_name) in
         [("127.0.0.1", "lossy-server-4", "sender-4"), ("::1", "lossy-server-6", "sender-6")]
     {
@@ -212,27 +229,76 @@ fn state_counts_agree_everywhere() {
     assert_eq!(rows.iter().filter(|row| row["state"] == "TIME_WAIT").count(), 5, "{rows:?}");
 }
 
+/// Renames the process to the bytes that its last argument spells, before it dials.
+const RENAMED: &str = r#"
+open("/proc/self/comm", "wb").write(bytes(map(int, args[1].split())))
+"#;
+
+#[test]
+fn hostile_process_names_make_valid_and_distinct_series() {
+    let daemon = Daemon::start(&[]);
+    let namespace = Namespace::new();
+    let names: [(&[u8], &str); 8] = [
+        (b"odd\\\"name\"\n", "odd\\\"name\"\n"),
+        (b"\0", ""),
+        (b"~other", "~~other"),
+        (b"~unknown", "~~unknown"),
+        (b"~~other", "~~~other"),
+        (b"a\",role=\"b", "a\",role=\"b"),
+        // Different bytes that read the same count together.
+        (b"bad\xff", "bad\u{fffd}"),
+        (b"bad\xfe", "bad\u{fffd}"),
+    ];
+    let program = format!("{RENAMED}{IS_REFUSED}");
+    let _clients = names.map(|(name, _)| {
+        let bytes: Vec<_> = name.iter().map(u8::to_string).collect();
+        let mut client = Workload::start(&namespace, "renamed", &program, &["127.0.0.1", &bytes.join(" ")]);
+        assert_eq!(client.hear(), "refused");
+        client
+    });
+    let metrics = daemon.metrics();
+    for (name, shown) in names {
+        let labels = [("process", shown), ("role", "client")];
+        let expected = names.iter().filter(|(_, other)| *other == shown).count() as u64;
+        let attempts = metrics.sum("tcpwatch_connect_attempts_total", &labels);
+        assert_eq!(attempts, Some(expected), "{name:?}");
+    }
+    let processes = daemon.json("/processes?limit=0");
+    let rows = processes["processes"].as_array().unwrap();
+    for (_, shown) in names {
+        assert_eq!(rows.iter().filter(|row| row["comm"] == shown).count(), 1, "{shown}: {rows:?}");
+    }
+}
+
+/// As promtool sees them: each collector's families, with values.
 #[test]
 fn promtool_accepts_the_metrics() {
     let promtool = std::env::var("PROMTOOL").unwrap_or_else(|_| "promtool".to_owned());
-    let checking = Command::new(&promtool)
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let Ok(mut promtool) = checking else {
+    if Command::new(&promtool).arg("--version").output().is_err() {
         println!("SKIPPED promtool_accepts_the_metrics: no {promtool}");
         return;
-    };
+    }
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let mut client = Workload::start(&namespace, "odd\\\"name\"\n", IS_REFUSED, &["127.0.0.1"]);
     assert_eq!(client.hear(), "refused");
+    for collector in Collector::ALL {
+        let (status, metrics) = daemon.get(&format!("/metrics?collect[]={}", collector.name()));
+        assert_eq!(status, 200, "{metrics}");
+        assert!(collector == Collector::Nat || !metrics.is_empty(), "{collector:?}");
+        Metrics::parse(&metrics);
+        let mut promtool = Command::new(&promtool)
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+        let said = promtool.wait_with_output().unwrap();
+        let said_text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
+        assert_eq!((said.status.code(), &*said_text), (Some(0), ""), "{collector:?}");
+    }
     let (_, metrics) = daemon.get("/metrics");
     assert!(metrics.contains(r#"process="odd\\\"name\"\n""#), "{metrics}");
-    promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
-    let said = promtool.wait_with_output().unwrap();
-    let said_text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
-    assert_eq!((said.status.code(), &*said_text), (Some(0), ""));
 }

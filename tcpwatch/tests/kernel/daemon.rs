@@ -16,7 +16,11 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{eventually::eventually, metrics::Metrics, netns::Namespace};
+use crate::{
+    eventually::eventually,
+    metrics::{Metrics, all_collectors},
+    netns::Namespace,
+};
 
 pub(crate) const TCPWATCH: &str = env!("CARGO_BIN_EXE_tcpwatch");
 const HOOKS: &str = "TCPWATCH_HOOK";
@@ -63,6 +67,8 @@ impl Daemon {
     pub(crate) fn start_by(mut command: Command, options: &[&str]) -> Self {
         let mut child = command
             .args(["run", "--listen", "127.0.0.1:0"])
+            // Each daemon counts the connections of all tests that run at the same time.
+            .env("TCPWATCH_MAX_LABEL_SETS", "1000")
             // Forced hooks: the same tests prove each of them.
             .envs(std::env::var(HOOKS).map(|hooks| (HOOKS, hooks)))
             .args(options)
@@ -134,8 +140,9 @@ impl Daemon {
         found.unwrap().clone()
     }
 
+    /// All families but those of connection tracking.
     pub(crate) fn metrics(&self) -> Metrics {
-        self.metrics_at("/metrics")
+        self.metrics_at(&all_collectors())
     }
 
     pub(crate) fn metrics_at(&self, path: &str) -> Metrics {

@@ -30,9 +30,8 @@ const DAEMONS: usize = 2;
 const COMPARISONS: u64 = 34;
 /// How long sweeps may take to repair a loss, with room for a busy machine; `SWEEP_INTERVAL` in pipeline.rs is 10 s.
 const REPAIR: Duration = Duration::from_secs(12);
-/// How long differences may last otherwise. `ss` takes no snapshot, timers go on meanwhile, and not every accept,
-/// passed descriptor or request is reported: there an answer is as old as the last sweep, and sweeps have a pause
-/// between them.
+/// How long differences may last otherwise. `ss` takes no snapshot, and not every accept, passed descriptor or request is
+/// reported: there an answer is as old as the last sweep, and sweeps have a pause between them.
 const SETTLE: Duration = Duration::from_secs(6);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -165,15 +164,14 @@ impl Watched {
     fn compare(&mut self, world: &World, tally: &mut Tally) {
         let began = Instant::now();
         for attempt in 0.. {
-            let mut truth = world.ss();
-            let mut rows = self.rows(world);
-            if !self.knows_cookies {
-                let keys = truth.iter_mut().map(|socket| &mut socket.key);
-                for key in keys.chain(rows.iter_mut().map(|(key, _)| key)) {
-                    key.id.clear();
-                }
+            let truth = self.truth(world);
+            let rows = self.rows(world);
+            let (mut differences, unknown) = self.differences(world, &truth, &rows);
+            // Timers go on: what began, ended or changed hands while it was asked differs from one of the two only.
+            if !differences.is_empty() {
+                let (later, _) = self.differences(world, &self.truth(world), &rows);
+                differences.retain(|difference| later.contains(difference));
             }
-            let (differences, unknown) = self.differences(world, &truth, &rows);
             if differences.is_empty() {
                 tally.comparisons += 1;
                 tally.at_once += usize::from(attempt == 0);
@@ -202,10 +200,29 @@ impl Watched {
         }
     }
 
+    fn truth(&self, world: &World) -> Vec<SsRow> {
+        let mut sockets = world.ss();
+        for socket in &mut sockets {
+            self.forget_cookie(&mut socket.key);
+        }
+        sockets
+    }
+
     fn rows(&self, world: &World) -> Vec<(Key, Row)> {
         let answer = self.daemon.json("/connections?limit=10000");
         let rows = answer["connections"].as_array().unwrap().iter().map(row);
-        rows.filter(|(key, _)| world.is_home(key.netns)).collect()
+        let mut rows: Vec<_> = rows.filter(|(key, _)| world.is_home(key.netns)).collect();
+        for (key, _) in &mut rows {
+            self.forget_cookie(key);
+        }
+        rows
+    }
+
+    /// Where the daemon knows none, sockets are compared without.
+    fn forget_cookie(&self, key: &mut Key) {
+        if !self.knows_cookies {
+            key.id.clear();
+        }
     }
 
     /// The differences in words, and the number of owners that are unknown where that is allowed.

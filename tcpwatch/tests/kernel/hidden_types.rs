@@ -107,7 +107,7 @@ fn assert_follows(daemon: &Daemon, port: u16) {
 }
 
 #[test]
-fn by_address_a_life_is_followed_and_its_time_wait_outlives_the_address() {
+fn sockets_identified_by_address_are_followed_into_time_wait() {
     assert_follows(&Daemon::start(&["--hook", "state=raw_tp"]), 4990);
 }
 
@@ -122,7 +122,7 @@ fn hook_of<'a>(status: &'a Value, key: &str) -> &'a Value {
 }
 
 #[test]
-fn types_from_a_file_suffice_where_the_kernel_publishes_none() {
+fn types_from_a_file_replace_unpublished_ones() {
     let (program, types) = (Copy::new(), Copy::of("/sys/kernel/btf/vmlinux"));
     let daemon = Daemon::start_by(program.behind(HIDE_TYPES, Root, &ALL), &["--btf", types.path()]);
     let status = daemon.json("/status");
@@ -138,7 +138,7 @@ fn types_from_a_file_suffice_where_the_kernel_publishes_none() {
 }
 
 #[test]
-fn a_file_without_types_is_named() {
+fn a_file_without_types_is_named_in_the_error() {
     for (file, problem) in [("/no/such/file", "cannot read"), ("/proc/self/status", "cannot be used")] {
         let (code, _, error) = run(tcpwatch(TCPWATCH).args(["--listen", "127.0.0.1:0", "--btf", file]));
         assert_eq!(code, Some(69), "{error}");

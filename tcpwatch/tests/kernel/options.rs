@@ -165,9 +165,11 @@ fn counts_in(daemon: &Daemon, comm: &str, client: &Value) {
         assert_eq!(metrics.sum(name, &labels), Some(expected), "{name} {label:?}");
     }
     for (name, value) in values {
-        for bound in ["least", "most"] {
-            let labels = [&labels[..], &[("value", bound)]].concat();
-            let metric = format!("tcpwatch_{name}");
+        for bound in ["min", "max"] {
+            let metric = match name.strip_suffix("_seconds") {
+                Some(name) => format!("tcpwatch_{name}_{bound}_seconds"),
+                None => format!("tcpwatch_{name}_{bound}"),
+            };
             let shown = metrics.sum(&metric, &labels).map(|_| metrics.exact(&metric, &labels));
             assert_eq!(shown, value, "{name} {bound}");
         }

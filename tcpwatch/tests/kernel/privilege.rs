@@ -170,7 +170,7 @@ fn assert_finds(
 }
 
 #[test]
-fn with_the_fewest_capabilities_held_sockets_are_found_everywhere_and_all_in_the_own_namespace() {
+fn with_the_least_capabilities_other_namespaces_show_held_sockets_only() {
     for user in [Root, Nobody] {
         assert_finds(user, &[], false, false, false);
     }
@@ -198,7 +198,7 @@ fn sys_admin_and_sys_ptrace_find_everything() {
 }
 
 #[test]
-fn without_sys_ptrace_executables_are_known_of_the_own_user_if_they_may_no_more() {
+fn without_sys_ptrace_executables_of_the_own_user_are_known() {
     let copy = Copy::new();
     for (user, owner, exe) in
         [(Root, &as_user(0)[..], true), (Root, &[], false), (Nobody, &as_user(NOBODY), true)]
@@ -220,7 +220,7 @@ fn named_by_docker(namespace: &Namespace) -> String {
 }
 
 #[test]
-fn dac_read_search_matters_to_others_than_root_for_namespaces_named_by_docker() {
+fn only_other_users_than_root_need_dac_read_search_for_dockers_namespaces() {
     const MOST: [&str; 4] = ["bpf", "perfmon", "sys_admin", "sys_ptrace"];
     let copy = Copy::new();
     for (user, capabilities, found) in [(Root, &MOST[..], true), (Nobody, &MOST, false), (Nobody, &ALL, true)]

@@ -229,7 +229,10 @@ fn transfers_on_a_lossy_link_have_the_kernels_counts() {
 
 #[test]
 fn handshakes_on_a_lossy_link_have_the_kernels_counts() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| handshakes_on_a_lossy_link(&witness.start(&[])));
+}
+
+fn handshakes_on_a_lossy_link(daemon: &Daemon) {
     let (there, here) = joined();
     let processes = ["shaky-client", "shaky-server"];
     lose(&here, "numgen random mod 100 < 25");
@@ -241,14 +244,14 @@ fn handshakes_on_a_lossy_link_have_the_kernels_counts() {
     lose_nothing(&here);
     lose_nothing(&there);
     assert_eq!(client.ask(), "asked");
-    let metrics = agree(&daemon, &[&client, &server], &processes, true);
+    let metrics = agree(daemon, &[&client, &server], &processes, true);
     assert!(of_kinds(&metrics, &processes[..1], &["syn"]) > 0);
     assert!(of_kinds(&metrics, &processes[1..], &["syn_ack"]) > 0);
     assert_eq!(metrics.sum(OPENED, &[("process", processes[1])]), Some(30));
     // A server's connection inherits the number of its SYN-ACKs, in the kernel and in the daemon.
-    assert_eq!(shape(&shown_by_ss(&here)), shape(&shown_by_daemon(&daemon, &here)));
+    assert_eq!(shape(&shown_by_ss(&here)), shape(&shown_by_daemon(daemon, &here)));
     assert_eq!(client.ask(), "closed");
-    agree(&daemon, &[&client, &server], &processes, true);
+    agree(daemon, &[&client, &server], &processes, true);
 }
 
 /// The numbers of segments, sorted by port.
@@ -269,7 +272,10 @@ order()
 
 #[test]
 fn syns_into_a_black_hole_are_counted_during_the_connect_and_after() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| syns_into_a_black_hole(&witness.start(&[])));
+}
+
+fn syns_into_a_black_hole(daemon: &Daemon) {
     let (there, here) = joined();
     lose(&here, "");
     let mut client = Workload::start(&there, "into-nowhere", DIAL, &[ADDRESS, "4711"]);
@@ -278,7 +284,7 @@ fn syns_into_a_black_hole_are_counted_during_the_connect_and_after() {
         count @ 0..2 => Err(count.to_string()),
         _ => Ok(()),
     });
-    let metrics = agree(&daemon, &[&client], &["into-nowhere"], true);
+    let metrics = agree(daemon, &[&client], &["into-nowhere"], true);
     let labels =
         [("process", "into-nowhere"), ("peer", "10.98.0.2:4711"), ("role", "client"), ("kind", "syn")];
     assert_eq!(metrics.sum(BY_KIND, &labels), Some(client.retransmitted()));
@@ -286,7 +292,7 @@ fn syns_into_a_black_hole_are_counted_during_the_connect_and_after() {
     let detail = daemon.detail(&rows[0]);
     assert_eq!(detail["retransmits_by_kind"]["syn"].as_u64(), Some(client.retransmitted()), "{detail}");
     assert_eq!(client.ask(), "closed");
-    agree(&daemon, &[&client], &["into-nowhere"], true);
+    agree(daemon, &[&client], &["into-nowhere"], true);
 }
 
 const ACCEPTS: &str = r#"
@@ -302,7 +308,10 @@ order()
 
 #[test]
 fn a_syn_ack_retransmit_counts_for_the_listener_only() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| a_repeated_syn_ack(&witness.start(&[])));
+}
+
+fn a_repeated_syn_ack(daemon: &Daemon) {
     let (there, here) = joined();
     let mut server = Workload::start(&here, "deaf-server", ACCEPTS, &[ADDRESS]);
     let port = server.hear();
@@ -318,17 +327,17 @@ fn a_syn_ack_retransmit_counts_for_the_listener_only() {
         metrics.sum(BY_KIND, &labels)
     };
     let peer = format!(":{port}");
-    let metrics = agree(&daemon, &[&server], &["deaf-server"], true);
+    let metrics = agree(daemon, &[&server], &["deaf-server"], true);
     assert_eq!(server_side(&peer, &metrics), Some(server.retransmitted()));
     lose_nothing(&here);
     // The next retransmit of the SYN-ACK is answered.
     assert_eq!(server.hear(), "accepted");
-    let metrics = agree(&daemon, &[&server], &["deaf-server"], true);
+    let metrics = agree(daemon, &[&server], &["deaf-server"], true);
     assert_eq!(server_side(&peer, &metrics), Some(server.retransmitted()));
-    let inherited = shown_by_daemon(&daemon, &here);
+    let inherited = shown_by_daemon(daemon, &here);
     assert_eq!((shape(&inherited), inherited[0].1), (shape(&shown_by_ss(&here)), server.retransmitted()));
     assert_eq!(server.ask(), "closed");
-    agree(&daemon, &[&server, &client], &["deaf-server", "deaf-client"], true);
+    agree(daemon, &[&server, &client], &["deaf-server", "deaf-client"], true);
 }
 
 #[test]
@@ -434,7 +443,10 @@ fn a_tail_loss_probe(witness: &Witness) {
 
 #[test]
 fn failed_retransmits_have_the_kernels_count() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| failed_retransmits(&witness.start(&[])));
+}
+
+fn failed_retransmits(daemon: &Daemon) {
     let (there, here) = joined();
     let mut server = Workload::start(&here, "failing-server", SERVER, &[ADDRESS, "1"]);
     let port = server.hear();
@@ -476,7 +488,7 @@ fn failed_retransmits_have_the_kernels_count() {
     assert_eq!(detail["retransmits_failed"], errnos, "{detail}");
     eventually("the count is the kernel's", || {
         // This request starts a sweep: before Linux 6.18 no record reports a failure.
-        let shown = shown_by_daemon(&daemon, &there);
+        let shown = shown_by_daemon(daemon, &there);
         let (kernel, ours) =
             (client.retransmitted(), counted(&daemon.metrics(), RETRANSMITS, &["failing-client"]));
         let rows: Vec<_> = shown.iter().map(|(_, segments, _)| *segments).collect();

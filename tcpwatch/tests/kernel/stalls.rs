@@ -9,6 +9,7 @@ use crate::{
     metrics::Metrics,
     netns::Namespace,
     retransmits::{ADDRESS, joined, lose, lose_nothing},
+    witness::witnessed,
     workload::Workload,
 };
 
@@ -83,21 +84,13 @@ const AT_RANDOM: &str = "numgen random mod 100 < 8";
 
 /// Sends while `rule` drops packets. Asserts that the daemon's stalls last as long as the receiver measured, within a
 /// tenth, and returns the number of stalls that the receiver saw.
-///
-/// The kernel may skip a run of a program, and what no program saw is not reported. The retransmits of kind `unknown`,
-/// which the socket counted, show that; then another daemon measures again.
-fn measure([sender, receiver]: [&str; 2], count: &str, interval: &str, rule: &str) -> (Daemon, Metrics, u64) {
-    let measured = (0..5).find_map(|_| measure_once([sender, receiver], count, interval, rule));
-    measured.expect("a run of which the programs saw everything")
-}
-
-fn measure_once(
+fn measure(
+    daemon: &Daemon,
     [sender, receiver]: [&str; 2],
     count: &str,
     interval: &str,
     rule: &str,
-) -> Option<(Daemon, Metrics, u64)> {
-    let daemon = Daemon::start(&[]);
+) -> (Metrics, u64) {
     let (there, here) = joined();
     let (slow, answers) = if interval == "0" { ("0.1", "answers") } else { ("0.01", "listens") };
     let mut receiver = Workload::start(&here, receiver, RECEIVER, &[ADDRESS, slow, answers]);
@@ -121,11 +114,10 @@ fn measure_once(
         println!(
             "{sender}: {stalls} stalls of {seconds} s; reported {count} of {reported} s; {unseen} unseen"
         );
-        if unseen > 0 {
-            return Ok(None);
-        }
+        // The socket counts also the retransmits that no program saw; such stalls are not reported.
+        assert_eq!(unseen, 0, "retransmits of which the programs saw nothing");
         if (reported - seconds).abs() <= 0.1 * seconds {
-            return Ok(Some(metrics));
+            return Ok(metrics);
         }
         let lost = metrics.sum("tcpwatch_records_lost_total", &[]);
         let counts = KERNEL_COUNTS.map(|name| (name, client.kernel_count(name)));
@@ -133,12 +125,16 @@ fn measure_once(
             "{count} of {reported} s, for {stalls} of {seconds} s, lost: {lost:?}, kernel: {counts:?}"
         ))
     });
-    measured.map(|metrics| (daemon, metrics, stalls as u64))
+    (measured, stalls as u64)
 }
 
 #[test]
 fn delivery_stands_still_as_long_as_the_receiver_measures() {
-    let (_, metrics, stalls) = measure(["steady-sender", "steady-receiver"], "250", "0.02", AT_RANDOM);
+    witnessed(|witness| stalls_of_a_steady_sender(&witness.start(&[])));
+}
+
+fn stalls_of_a_steady_sender(daemon: &Daemon) {
+    let (metrics, stalls) = measure(daemon, ["steady-sender", "steady-receiver"], "250", "0.02", AT_RANDOM);
     assert!(stalls >= 3, "a test without stalls shows nothing: {stalls}");
     assert!(blocked(&metrics, "steady-sender", &["fast"]).0 > 0);
     assert_eq!(blocked(&metrics, "steady-receiver", &ALL).0, 0);
@@ -147,7 +143,11 @@ fn delivery_stands_still_as_long_as_the_receiver_measures() {
 
 #[test]
 fn a_request_that_is_lost_waits_for_a_probe_or_a_time_out() {
-    let (daemon, metrics, stalls) = measure(["asking-sender", "asked-receiver"], "150", "0", AT_RANDOM);
+    witnessed(|witness| stalls_of_requests(&witness.start(&[])));
+}
+
+fn stalls_of_requests(daemon: &Daemon) {
+    let (metrics, stalls) = measure(daemon, ["asking-sender", "asked-receiver"], "150", "0", AT_RANDOM);
     assert!(stalls >= 3, "a test without stalls shows nothing: {stalls}");
     assert!(blocked(&metrics, "asking-sender", &["probe"]).0 > 0);
     assert_eq!(blocked(&metrics, "asking-sender", &["fast"]).0, 0);
@@ -251,11 +251,14 @@ fn a_stall_counts_under_the_recovery_that_ended_it() {
     // Lost are the first segments with a request: 1 is the request, 2 also its probe, 3 also the retransmit after a
     // time-out.
     for (lost, recovery) in [(1, "probe"), (2, "timeout"), (3, "timeout")] {
-        let rule = format!("ip length > 100 numgen inc mod 1000 < {lost}");
-        let (_, metrics, stalls) = measure(["unlucky-sender", "unlucky-receiver"], "3", "0", &rule);
-        assert_eq!(stalls, 1, "{lost} lost");
-        assert_eq!(blocked(&metrics, "unlucky-sender", &ALL).0, 1, "{lost} lost");
-        assert_eq!(blocked(&metrics, "unlucky-sender", &[recovery]).0, 1, "{lost} lost");
+        witnessed(|witness| {
+            let rule = format!("ip length > 100 numgen inc mod 1000 < {lost}");
+            let names = ["unlucky-sender", "unlucky-receiver"];
+            let (metrics, stalls) = measure(&witness.start(&[]), names, "3", "0", &rule);
+            assert_eq!(stalls, 1, "{lost} lost");
+            assert_eq!(blocked(&metrics, "unlucky-sender", &ALL).0, 1, "{lost} lost");
+            assert_eq!(blocked(&metrics, "unlucky-sender", &[recovery]).0, 1, "{lost} lost");
+        });
     }
 }
 
@@ -307,7 +310,10 @@ fn a_gigabyte_over_a_clean_link_never_stalls() {
 
 #[test]
 fn a_connection_into_a_black_hole_is_stalled_until_it_goes_on() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| a_connection_into_a_black_hole(&witness.start(&[])));
+}
+
+fn a_connection_into_a_black_hole(daemon: &Daemon) {
     let (there, here) = joined();
     let mut receiver = Workload::start(&here, "gone-receiver", RECEIVER, &[ADDRESS, "1", "listens"]);
     let port = receiver.hear();
@@ -316,7 +322,7 @@ fn a_connection_into_a_black_hole_is_stalled_until_it_goes_on() {
     lose(&here, "");
     assert_eq!(client.ask(), "sent");
     let row = eventually("it is stalled", || {
-        let row = row_of(&daemon, &there);
+        let row = row_of(daemon, &there);
         if row["stalled"]["recovery"] == "timeout" { Ok(row) } else { Err(row.to_string()) }
     });
     let (stalled, age) = (&row["stalled"], row["age_seconds"].as_f64().unwrap());
@@ -327,7 +333,7 @@ fn a_connection_into_a_black_hole_is_stalled_until_it_goes_on() {
     assert_eq!(sorted["connections"][0]["id"], row["id"], "{sorted}");
     lose_nothing(&here);
     eventually("it goes on", || {
-        let row = row_of(&daemon, &there);
+        let row = row_of(daemon, &there);
         if row.get("stalled").is_none() { Ok(()) } else { Err(row.to_string()) }
     });
     let (count, seconds) = blocked(&daemon.metrics(), "hopeful-sender", &["timeout"]);
@@ -349,7 +355,10 @@ order()
 
 #[test]
 fn a_stall_ends_with_its_connection() {
-    let daemon = Daemon::start(&[]);
+    witnessed(|witness| a_stall_and_the_end_of_its_connection(&witness.start(&[])));
+}
+
+fn a_stall_and_the_end_of_its_connection(daemon: &Daemon) {
     let (there, here) = joined();
     let mut receiver = Workload::start(&here, "left-receiver", RECEIVER, &[ADDRESS, "1", "listens"]);
     let port = receiver.hear();
@@ -358,7 +367,7 @@ fn a_stall_ends_with_its_connection() {
     lose(&here, "");
     assert_eq!(client.ask(), "sent");
     eventually("it is stalled", || {
-        let row = row_of(&daemon, &there);
+        let row = row_of(daemon, &there);
         if row["stalled"]["recovery"] == "timeout" { Ok(()) } else { Err(row.to_string()) }
     });
     assert_eq!(client.ask(), "closed");

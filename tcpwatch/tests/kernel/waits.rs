@@ -29,17 +29,18 @@ say("closed")
 order()
 "#;
 
-/// Asks once, waits the given seconds after the answer, and closes on order.
+/// Asks once, waits the given seconds after the answer, and closes on order. Says how long it was idle then at most: the
+/// answer may have come long before a busy machine let the program read it.
 const CLIENT: &str = r#"
 conn = connect(args[0], args[1])
+asked = time.monotonic()
 conn.send(b"x")
 conn.recv(1)
-answered = time.monotonic()
 time.sleep(float(args[2]))
 say("idle")
 order()
 conn.close()
-say(time.monotonic() - answered)
+say(time.monotonic() - asked)
 order()
 "#;
 
@@ -66,7 +67,7 @@ fn the_idle_time_before_a_close_is_known_whichever_side_closes() {
         if closes == "server" {
             assert_eq!(server.ask(), "closed");
         }
-        let [measured] = {
+        let [at_most] = {
             client.order();
             client.hear_numbers()
         };
@@ -75,7 +76,7 @@ fn the_idle_time_before_a_close_is_known_whichever_side_closes() {
         for side in ["sending_seconds", "receiving_seconds"] {
             let idle = row["idle"][side].as_f64().unwrap();
             // Exact to a tick of the kernel, which has at least 100 a second.
-            assert!(idle >= 0.67 && idle <= measured + 0.03, "{side} of {measured}: {row}");
+            assert!(idle >= 0.67 && idle <= at_most + 0.03, "{side}, at most {at_most}: {row}");
         }
         let labels = [("process", process), ("closed", first)];
         let metrics = daemon.metrics();
@@ -93,13 +94,13 @@ fn a_connection_that_is_closed_at_once_was_not_idle() {
     let port = server.hear();
     let mut client = Workload::start(&namespace, "busy-client", CLIENT, &["127.0.0.1", &port, "0"]);
     assert_eq!(client.hear(), "idle");
-    let [measured] = {
+    let [at_most] = {
         client.order();
         client.hear_numbers()
     };
     let row = idle_of(&daemon, &namespace, "busy-client");
     // 32 ticks, the limit, are at least 32 ms.
-    assert!(row["idle"].is_null() || measured > 0.03, "{measured}: {row}");
+    assert!(row["idle"].is_null() || at_most > 0.03, "{at_most}: {row}");
 }
 
 /// Asks repeatedly, two seconds after each answer.
@@ -154,7 +155,7 @@ fn answer_times_of_clients_are_sampled() {
     let metrics = daemon.metrics();
     let count = |process| metrics.sum("tcpwatch_answer_seconds_count", &[("process", process)]);
     assert!(count("asking-client") >= Some(1));
-    for process in ["hearing-client", "slow-server", "pushing-server"] {
-        assert_eq!(count(process), None, "{process} asked nothing");
+    for (process, none) in [("hearing-client", Some(0)), ("slow-server", None), ("pushing-server", None)] {
+        assert_eq!(count(process), none, "{process} asked nothing");
     }
 }

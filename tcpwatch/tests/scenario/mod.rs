@@ -12,6 +12,7 @@ pub(crate) use tcpwatch::{
         seen::{ListenQueue, Seen},
     },
     model::{
+        groups::Counts,
         table::{Conn, ConnFlags},
         tracker::{Ended, Limits, Tracker},
     },
@@ -317,10 +318,16 @@ impl World {
 
     /// How many times the duration of the state was observed, and the sum of the durations in seconds.
     pub(crate) fn observed(&self, state: TcpState) -> (u64, f64) {
-        let histograms = self.tracker.groups().iter().filter_map(|group| group.counts.duration(state));
-        histograms.fold((0, 0.0), |(count, sum), histogram| {
-            (count + histogram.count(), sum + histogram.sum_seconds())
-        })
+        let one = |counts: &Counts| match state {
+            SynSent | SynRecv => {
+                counts.handshake(state).map(|histogram| (histogram.count(), histogram.sum_seconds()))
+            }
+            _ => counts.durations[state.index()]
+                .as_ref()
+                .map(|histogram| (histogram.count(), histogram.sum_seconds())),
+        };
+        let all = self.tracker.groups().iter().filter_map(|group| one(&group.counts));
+        all.fold((0, 0.0), |(counts, sums), (count, sum)| (counts + count, sums + sum))
     }
 
     /// Connects by outcome, over all groups; non-zero only.

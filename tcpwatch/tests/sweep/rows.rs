@@ -113,6 +113,20 @@ fn a_sighting_soon_after_a_record_is_no_sign_of_a_lost_record() {
     assert_eq!((world.state(1), world.tracker.repairs()), (None, Repairs { vanished: 1, ..NONE }));
 }
 
+/// Records from before a sweep began may be read after that: between both the socket ended and connected again.
+#[test]
+fn a_socket_that_lives_again_soon_after_its_end_is_found_by_a_sweep() {
+    let mut world = World::new();
+    world.report(1, client(HELD), to(Close, SynSent, CURL));
+    world.tracker.begin_sweep(10);
+    world.report(2, client(HELD), ended(SynSent, ECONNREFUSED));
+    world.report(3, client(HELD), to(Close, SynSent, CURL));
+    world.report(4, client(HELD), to(SynSent, Established, 0));
+    world.finish_sweep(&[held_sighting(11, client(HELD), Established, CURL)]);
+    assert_eq!((world.state(1), world.tracker.repairs()), (Some(Established), NONE));
+    world.assert_consistent();
+}
+
 #[test]
 fn a_connection_that_the_sweep_does_not_find_is_over() {
     let mut world = World::new();

@@ -193,7 +193,7 @@ fn durations_are_kept_of_all_connects_and_of_successful_ones() {
     );
     assert_eq!(world.observed(SynSent), (2, 4.0));
     let group = world.tracker.groups().iter().find(|group| group.counts.attempts == 2).expect("one group");
-    let successes = group.counts.durations[SynSent.index()].as_ref().expect("a histogram");
+    let successes = group.counts.connected.as_ref().expect("a histogram");
     assert_eq!((successes.count(), successes.sum_seconds()), (1, 1.0));
 }
 

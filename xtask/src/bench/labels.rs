@@ -1,4 +1,4 @@
-//! The cost of `/metrics` when all label sets are taken.
+//! `/metrics` when all label sets are taken: as it comes, and with every collector.
 
 use std::time::Instant;
 
@@ -17,11 +17,20 @@ pub(crate) struct Labels {
     pub(crate) sets: usize,
     pub(crate) kib: f64,
     pub(crate) metrics_ms: Option<Spread>,
+    /// The same with every collector.
+    #[serde(default)]
+    pub(crate) all_kib: f64,
+    #[serde(default)]
+    pub(crate) all_ms: Option<Spread>,
 }
 
 const QUESTIONS: usize = 15;
-/// The default limit of label sets (`--max-label-sets`).
-const SETS: usize = 1000;
+/// The most there are unless `--max-label-sets` says otherwise.
+const SETS: usize = 200;
+
+const ALL: &str = "/metrics?collect[]=summary&collect[]=daemon&collect[]=connects&collect[]=closes&collect[]=resets\
+                   &collect[]=retransmits&collect[]=stalls&collect[]=answers&collect[]=states&collect[]=sockets\
+                   &collect[]=transfer";
 
 pub(crate) fn labels(bench: &Bench) -> Result<Labels> {
     let inside = Namespace::new("labels")?;
@@ -31,11 +40,16 @@ pub(crate) fn labels(bench: &Bench) -> Result<Labels> {
     let text = running.get("/metrics")?;
     let sets = text.lines().filter(|line| line.starts_with("tcpwatch_connections_opened_total{")).count();
     ensure!(sets >= SETS, "{sets} label sets of {SETS} are taken");
-    let mut times = Vec::new();
-    for _ in 0..QUESTIONS {
-        let asked = Instant::now();
-        running.get("/metrics")?;
-        times.push(asked.elapsed().as_secs_f64() * 1000.0);
-    }
-    Ok(Labels { sets, kib: text.len() as f64 / 1024.0, metrics_ms: Spread::of(times) })
+    let ask = |path| -> Result<(f64, Option<Spread>)> {
+        let kib = running.get(path)?.len() as f64 / 1024.0;
+        let mut times = Vec::new();
+        for _ in 0..QUESTIONS {
+            let asked = Instant::now();
+            running.get(path)?;
+            times.push(asked.elapsed().as_secs_f64() * 1000.0);
+        }
+        Ok((kib, Spread::of(times)))
+    };
+    let ((kib, metrics_ms), (all_kib, all_ms)) = (ask("/metrics")?, ask(ALL)?);
+    Ok(Labels { sets, kib, metrics_ms, all_kib, all_ms })
 }

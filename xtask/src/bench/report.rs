@@ -106,6 +106,10 @@ pub(super) fn document(results: &Results) -> String {
             labels.kib,
             spread(labels.metrics_ms)
         );
+        if labels.all_ms.is_some() {
+            let all = spread(labels.all_ms);
+            let _ = writeln!(text, "\nWith every collector but `nat`, {:.0} KiB: {all} ms.", labels.all_kib);
+        }
     }
     if let Some(micro) = &results.micro {
         text += "\n## Without a kernel\n\n`cargo bench -p tcpwatch`, medians. A connection is nine records.\n\n| \

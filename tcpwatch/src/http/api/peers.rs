@@ -86,7 +86,7 @@ fn list(
     for (id, group) in tracker
         .groups()
         .ids()
-        .filter(|(_, group)| chosen.matches(group.key.process.as_deref(), group.key.role))
+        .filter(|(_, group)| chosen.matches(group.key.shown_process().as_deref(), group.key.role))
     {
         let key = (group.key.role, group.key.peer);
         let (tally, counts, processes) = by_peer.entry(key).or_default();
@@ -94,7 +94,7 @@ fn list(
             tally.add(now);
         }
         counts.add(&group.counts);
-        processes.insert(group.key.process.clone());
+        processes.insert(group.key.shown_process());
     }
     let rows: Vec<_> = by_peer
         .into_iter()
@@ -116,7 +116,7 @@ fn list(
                 peer,
                 comms: processes,
                 connections: tally.shown(),
-                counted: CountsView::of(&counts),
+                counted: CountsView::of(counts),
             })
             .collect(),
         problems: translations.problems,

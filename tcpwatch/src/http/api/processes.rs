@@ -21,7 +21,7 @@ use crate::{
         translations::{self, Nat, Translations},
     },
     model::{
-        groups::Counts,
+        groups::{Counts, shown_process},
         processes::{Process, ProcessId},
     },
     node::Node,
@@ -45,7 +45,8 @@ pub(crate) struct Processes {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ProcessRow")]
 pub(crate) struct Row {
-    /// `null` for what has no known owner.
+    /// `null` for what has no known owner; `~other` for what found no place of its own. A name that begins with `~`
+    /// has another `~` before it.
     comm: Option<Arc<str>>,
     connections: Now,
     #[serde(flatten)]
@@ -96,12 +97,12 @@ fn list(
     for (id, tally) in by_process {
         let process = id.map(|id| tracker.processes().get(id));
         let (sum, _, instances) =
-            by_name.entry(process.map(|process| Arc::clone(&process.comm))).or_default();
+            by_name.entry(process.map(|process| shown_process(&process.comm))).or_default();
         sum.add(&tally);
         instances.extend(process.map(|process| (process, tally)));
     }
     for group in tracker.groups().iter() {
-        by_name.entry(group.key.process.clone()).or_default().1.add(&group.counts);
+        by_name.entry(group.key.shown_process()).or_default().1.add(&group.counts);
     }
     let rows: Vec<_> = by_name
         .into_iter()
@@ -127,7 +128,7 @@ fn list(
                 Row {
                     comm,
                     connections: tally.shown(),
-                    counted: CountsView::of(&counts),
+                    counted: CountsView::of(counts),
                     running,
                     instances: instances.into_iter().map(instance).collect(),
                 }

@@ -2,32 +2,28 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, fmt::Display};
 
-use schemars::JsonSchema;
-use serde::{Serialize, de::DeserializeOwned};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Serialize, Serializer, de::DeserializeOwned};
 use tcpwatch_common::chrono;
 
 use crate::{
-    events::decode::FAILURES,
+    events::decode::Kind,
     http::{
         ApiError,
+        metrics::sums,
         page::{Cut, Page},
         parameters::{choices, parameters},
-        render::{
-            text::{bytes, duration, limits, printable, round_trip},
-            view::{ShownBlocked, blocked, kinds},
-        },
+        render::text::{bytes, duration, limits, printable, round_trip},
         translations::Translations,
     },
     model::{
-        groups::{Closer, Counts, Role},
-        live::{Live, Range, Spread},
+        groups::{Counts, Role},
+        live::Live,
         table::Conn,
     },
     tcp::{
         connect_outcome::Outcome,
-        first_close::FirstClose,
-        histogram::Histogram,
-        reset_reason::{Direction, Discarded, ResetReason},
+        reset_reason::{Direction, ResetReason},
         state::TcpState,
     },
 };
@@ -118,258 +114,118 @@ fn is_nothing(counts: &Counts) -> bool {
     opened + attempts + traffic.total() + retransmitted.total() + all == 0 && stalls.is_none()
 }
 
-fn resets(counts: &Counts, direction: Direction) -> BTreeMap<&'static str, u64> {
-    let all = ResetReason::ALL.iter().zip(counts.resets);
-    let those = all.filter(|(reset, count)| reset.direction() == direction && *count > 0);
-    those.map(|(reset, count)| (reset.name(), count)).collect()
-}
-
-fn failed(counts: &Counts) -> u64 {
-    let all = Outcome::ALL.iter().zip(counts.connects);
-    all.filter(|(outcome, _)| outcome.is_failure()).map(|(_, count)| count).sum()
-}
-
 fn blocked_nanos(counts: &Counts) -> u64 {
     counts.stalls.iter().flat_map(|stalls| stalls.iter()).map(|one| one.durations.sum_ns()).sum()
 }
 
-/// Counts since the start, as JSON shows them.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Counts")]
-pub(crate) struct CountsView {
-    pub opened: u64,
-    pub closed: u64,
-    /// By who closed first.
-    pub closed_first: BTreeMap<&'static str, u64>,
-    /// Of those that had been idle before it, by who closed.
-    pub idle_before_close: BTreeMap<&'static str, Durations>,
-    /// Data of those that ended, and of those that live as of the latest sweep, each byte once.
-    pub sent_bytes: u64,
-    pub received_bytes: u64,
-    /// Of it, received after the local side first closed, and sent after the peer did.
-    pub received_after_close_bytes: u64,
-    pub sent_after_close_bytes: u64,
-    /// Segments.
-    pub retransmits: u64,
-    /// By the kernel's reason; only those that there are.
-    pub retransmits_by_kind: BTreeMap<&'static str, u64>,
-    pub retransmitted_bytes: u64,
-    /// Segments that the peer said it had twice.
-    pub spurious_retransmits: u64,
-    /// By errno; only those that there are.
-    pub retransmits_failed: BTreeMap<&'static str, u64>,
-    /// Head-of-line blocking, by what made the lost segment good; only those that there are.
-    pub blocked: BTreeMap<&'static str, ShownBlocked>,
-    /// How long clients waited for answers, sampled; `null` without samples.
-    pub answers: Option<ShownAnswers>,
-    /// Of those that processes held at the latest sweep, each since it began; `null` when there were none.
-    pub live: Option<ShownLive>,
-    /// By reason; only those that there are.
-    pub resets_sent: BTreeMap<&'static str, u64>,
-    pub resets_received: BTreeMap<&'static str, u64>,
-    /// What these threw away.
-    pub reset_discarded: Discarded,
-    pub connect_attempts: u64,
-    /// By outcome.
-    pub connects: BTreeMap<&'static str, u64>,
-    /// From connect() to the peer's answer, of those that it accepted; `null` when there were none.
-    pub connect_durations: Option<Durations>,
-}
+/// What was counted, summed over label sets. Its JSON comes from the table of metric families.
+#[derive(Debug)]
+pub(crate) struct CountsView(Counts);
 
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
-pub(crate) struct Durations {
-    pub count: u64,
-    pub mean_seconds: f64,
-}
-
-impl Durations {
-    /// `None` when there are none.
-    fn of(histogram: &Histogram) -> Option<Self> {
-        let count = histogram.count();
-        (count > 0).then(|| Self { count, mean_seconds: histogram.sum_seconds() / count as f64 })
+impl Serialize for CountsView {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        sums::of(&self.0).serialize(serializer)
     }
 }
 
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Answers")]
-pub(crate) struct ShownAnswers {
-    #[serde(flatten)]
-    pub waited: Durations,
-    /// The mean of the round-trip times at the same moments; `null` where none was measured.
-    pub mean_rtt_seconds: Option<f64>,
+impl JsonSchema for CountsView {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Counts".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        sums::schema()
+    }
 }
 
-/// Partly the same sums as `/transfer` asks the kernel for now.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Live")]
-pub(crate) struct ShownLive {
-    pub connections: u64,
-    /// Of these, with each option on.
-    pub options: BTreeMap<&'static str, u64>,
-    /// What those are set to; only those that there are.
-    pub option_values: BTreeMap<&'static str, Range>,
-    /// Of these, by the name of their congestion control.
-    pub congestion_algorithms: BTreeMap<String, u64>,
-    /// How much their sockets may hold, unsent or unacknowledged, and not read.
-    pub send_buffer_bytes: u64,
-    pub receive_buffer_bytes: u64,
-    pub delivery_bytes_per_second: u64,
-    pub window_probes: u64,
-    pub busy_seconds: f64,
-    pub peer_window_limited_seconds: f64,
-    pub buffer_limited_seconds: f64,
-    pub out_of_order_packets: u64,
-    /// Of the smoothed round-trip times; `null` before the first measurement of any.
-    pub rtt: Option<Spread>,
-    /// The least of their least ones; `null` before the first measurement of any.
-    pub min_rtt_seconds: Option<f64>,
-    /// The mean of their mean deviations; `null` in the same case.
-    pub mean_rtt_variation_seconds: Option<f64>,
-}
-
-impl ShownLive {
-    fn of(live: &Live) -> Option<Self> {
-        (live.connections > 0).then(|| Self {
-            connections: live.connections,
-            options: live.options().collect(),
-            option_values: live.option_values().collect(),
-            congestion_algorithms: live
-                .by_congestion
-                .iter()
-                .map(|(name, count)| (name.text().into_owned(), *count))
-                .collect(),
-            send_buffer_bytes: live.send_buffer_bytes,
-            receive_buffer_bytes: live.receive_buffer_bytes,
-            delivery_bytes_per_second: live.delivery_rate,
-            window_probes: live.window_probes,
-            busy_seconds: live.busy_seconds(),
-            peer_window_limited_seconds: live.limited_seconds(chrono::PEER_WINDOW),
-            buffer_limited_seconds: live.limited_seconds(chrono::SEND_BUFFER),
-            out_of_order_packets: live.out_of_order_packets,
-            rtt: live.round_trips.spread(),
-            min_rtt_seconds: live.least_round_trips.spread().map(|least| least.least_seconds),
-            mean_rtt_variation_seconds: live.variations.spread().map(|variation| variation.mean_seconds),
+/// The option with the values it is set to: "keepalive (2h 00m + 9 × 1m 15s)".
+fn option_text(live: &Live, option: &str) -> String {
+    let value = |name: &str, text: fn(f64) -> String| {
+        let range = live.option_values().find(|(known, _)| *known == name);
+        range.map_or(String::new(), |(_, range)| match (text(range.least), text(range.most)) {
+            (least, most) if least == most => least,
+            (least, most) => format!("{least} to {most}"),
         })
-    }
-
-    /// The option with what it is set to: "keepalive (2h 00m + 9 × 1m 15s)".
-    fn option_text(&self, option: &str) -> String {
-        let figure = |name: &str, text: fn(f64) -> String| {
-            self.option_values.get(name).map_or(String::new(), |range| {
-                match (text(range.least), text(range.most)) {
-                    (least, most) if least == most => least,
-                    (least, most) => format!("{least} to {most}"),
-                }
-            })
-        };
-        let cells = match option {
-            "keepalive" => {
-                let [idle, interval] = ["keepalive_idle_seconds", "keepalive_interval_seconds"]
-                    .map(|name| figure(name, duration));
-                format!(
-                    " ({idle} + {} × {interval})",
-                    figure("keepalive_probes", |probes| probes.to_string())
-                )
-            }
-            "linger" | "user_timeout" => format!(" ({})", figure(&format!("{option}_seconds"), duration)),
-            _ => String::new(),
-        };
-        format!("{option}{cells}")
-    }
+    };
+    let cells = match option {
+        "keepalive" => {
+            let [idle, interval] =
+                ["keepalive_idle_seconds", "keepalive_interval_seconds"].map(|name| value(name, duration));
+            format!(" ({idle} + {} × {interval})", value("keepalive_probes", |probes| probes.to_string()))
+        }
+        "linger" | "user_timeout" => format!(" ({})", value(&format!("{option}_seconds"), duration)),
+        _ => String::new(),
+    };
+    format!("{option}{cells}")
 }
 
 impl CountsView {
-    pub(crate) fn of(counts: &Counts) -> Self {
-        let idle = Closer::ALL.iter().zip(&counts.idle);
-        let failures = FAILURES.iter().copied().zip(counts.failures);
-        Self {
-            opened: counts.opened,
-            closed: counts.closed(),
-            closed_first: FirstClose::ALL.iter().map(|first| first.name()).zip(counts.closed).collect(),
-            idle_before_close: idle
-                .filter_map(|(closer, idle)| Some((closer.name(), Durations::of(idle.as_deref()?)?)))
-                .collect(),
-            sent_bytes: counts.traffic.sent_bytes,
-            received_bytes: counts.traffic.received_bytes,
-            received_after_close_bytes: counts.after_close.received_bytes,
-            sent_after_close_bytes: counts.after_close.sent_bytes,
-            retransmits: counts.retransmitted.total(),
-            retransmits_by_kind: kinds(&counts.retransmitted.segments),
-            retransmitted_bytes: counts.retransmitted.bytes,
-            spurious_retransmits: counts.retransmitted.spurious,
-            retransmits_failed: failures.filter(|(_, count)| *count > 0).collect(),
-            blocked: counts.stalls.as_deref().map(blocked).unwrap_or_default(),
-            answers: counts.answers.as_deref().and_then(|answers| {
-                Some(ShownAnswers {
-                    waited: Durations::of(&answers.seconds)?,
-                    mean_rtt_seconds: Durations::of(&answers.round_trips).map(|rtt| rtt.mean_seconds),
-                })
-            }),
-            live: ShownLive::of(&counts.live),
-            resets_sent: resets(counts, Direction::Sent),
-            resets_received: resets(counts, Direction::Received),
-            reset_discarded: counts.discarded,
-            connect_attempts: counts.attempts,
-            connects: Outcome::ALL.iter().map(|outcome| outcome.name()).zip(counts.connects).collect(),
-            connect_durations: counts.durations[TcpState::SynSent.index()].as_deref().and_then(Durations::of),
-        }
-    }
-
-    fn round_trip_text(&self) -> String {
-        round_trip(self.live.as_ref().and_then(|live| live.rtt))
+    pub(crate) fn of(counts: Counts) -> Self {
+        Self(counts)
     }
 
     fn limits_text(&self) -> String {
-        self.live.as_ref().map_or(String::new(), |live| {
-            limits(live.busy_seconds, live.peer_window_limited_seconds, live.buffer_limited_seconds)
-        })
+        let live = &self.0.live;
+        if live.connections == 0 {
+            return String::new();
+        }
+        limits(
+            live.busy_seconds(),
+            live.limited_seconds(chrono::PEER_WINDOW),
+            live.limited_seconds(chrono::SEND_BUFFER),
+        )
     }
 
     fn congestion_text(&self) -> String {
-        let algorithms = self.live.iter().flat_map(|live| &live.congestion_algorithms);
-        counted_text(algorithms.map(|(algorithm, count)| (printable(algorithm), *count)))
+        let algorithms = self.0.live.congestion_algorithms();
+        counted_text(algorithms.iter().map(|(algorithm, count)| (printable(algorithm), *count)))
     }
 
     fn options_text(&self) -> String {
-        self.live.as_ref().map_or(String::new(), |live| {
-            counted_text(live.options.iter().map(|(option, count)| (live.option_text(option), *count)))
-        })
+        let live = &self.0.live;
+        counted_text(live.options().map(|(option, count)| (option_text(live, option), count)))
     }
 
     fn retransmits_text(&self) -> String {
-        let kinds = counted_text(self.retransmits_by_kind.iter().map(|(kind, count)| (*kind, *count)));
-        if kinds.is_empty() { "0".to_owned() } else { format!("{} ({kinds})", self.retransmits) }
+        let retransmitted = &self.0.retransmitted;
+        let kinds = Kind::ALL.iter().map(|kind| kind.name()).zip(retransmitted.segments);
+        let kinds = counted_text(kinds);
+        if kinds.is_empty() { "0".to_owned() } else { format!("{} ({kinds})", retransmitted.total()) }
     }
 
     /// How often and how long delivery stood still.
     fn blocked_text(&self) -> String {
-        let count: u64 = self.blocked.values().map(|one| one.count).sum();
+        let stalls = || self.0.stalls.iter().flat_map(|stalls| stalls.iter());
+        let count: u64 = stalls().map(|one| one.durations.count()).sum();
         if count == 0 {
             return String::new();
         }
-        let seconds = self.blocked.values().map(|one| one.duration_seconds).sum();
+        let seconds = stalls().map(|one| one.durations.sum_seconds()).sum();
         format!("{} in {count}", duration(seconds))
     }
 
     fn resets_text(&self) -> String {
-        let sum = |resets: &BTreeMap<_, u64>| resets.values().sum::<u64>();
-        let mut text =
-            counted_text([("sent", sum(&self.resets_sent)), ("received", sum(&self.resets_received))]);
-        if self.reset_discarded.total() > 0 {
-            text += &format!(", {} discarded", bytes(self.reset_discarded.total()));
+        let sum = |direction: Direction| {
+            let resets = ResetReason::ALL.iter().zip(self.0.resets);
+            resets.filter(|(reset, _)| reset.direction() == direction).map(|(_, count)| count).sum::<u64>()
+        };
+        let mut text = counted_text([("sent", sum(Direction::Sent)), ("received", sum(Direction::Received))]);
+        if self.0.discarded.total() > 0 {
+            text += &format!(", {} discarded", bytes(self.0.discarded.total()));
         }
         text
     }
 
     fn connects_text(&self) -> String {
         // How long it took stands with those that it was measured of.
-        let shown = |outcome: &Outcome| match (outcome, self.connect_durations) {
+        let shown = |outcome: &Outcome| match (outcome, &self.0.connected) {
             (Outcome::Established, Some(took)) => {
-                format!("{} ({:.3}ms)", outcome.name(), took.mean_seconds * 1e3)
+                let mean_seconds = took.sum_seconds() / took.count() as f64;
+                format!("{} ({:.3}ms)", outcome.name(), mean_seconds * 1e3)
             }
             _ => outcome.name().to_owned(),
         };
-        counted_text(Outcome::ALL.iter().map(|outcome| (shown(outcome), self.connects[outcome.name()])))
+        counted_text(Outcome::ALL.iter().zip(self.0.connects).map(|(outcome, count)| (shown(outcome), count)))
     }
 }
 
@@ -395,13 +251,13 @@ pub(crate) const COLUMNS: [&str; 15] = [
 pub(crate) fn cells(now: &Now, counted: &CountsView) -> [String; COLUMNS.len()] {
     [
         now.total.to_string(),
-        counted.opened.to_string(),
-        counted.closed.to_string(),
-        bytes(counted.sent_bytes),
-        bytes(counted.received_bytes),
+        counted.0.opened.to_string(),
+        counted.0.closed().to_string(),
+        bytes(counted.0.traffic.sent_bytes),
+        bytes(counted.0.traffic.received_bytes),
         counted.retransmits_text(),
         counted.blocked_text(),
-        counted.round_trip_text(),
+        round_trip(counted.0.live.round_trips.spread()),
         counted.limits_text(),
         counted.congestion_text(),
         counted.options_text(),
@@ -472,7 +328,7 @@ impl Order {
             let number = match self.sort {
                 Sort::Connections => tally.total() as u64,
                 Sort::Opened => counts.opened,
-                Sort::Failed => failed(counts),
+                Sort::Failed => counts.failed_connects(),
                 Sort::Bytes => counts.traffic.total(),
                 Sort::Retransmits => counts.retransmitted.total(),
                 Sort::Blocked => blocked_nanos(counts),

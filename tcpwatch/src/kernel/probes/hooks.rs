@@ -141,6 +141,13 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_has_one_name_in_text_and_in_json() {
+        for identity in [SocketIdentity::Cookie, SocketIdentity::Address] {
+            assert_eq!(serde_json::to_value(identity).unwrap(), identity.name());
+        }
+    }
+
+    #[test]
     fn what_records_report_follows_from_the_ways() {
         let best = [
             (Signal::State, WayKind::TpBtf),

@@ -224,7 +224,7 @@ impl Conn {
             Role::Client => Peer::Remote(self.remote.addr, self.remote.port),
             Role::Server | Role::Listener => Peer::LocalPort(self.local.port),
             // Either port may be ephemeral.
-            Role::Unknown => Peer::Other,
+            Role::Unknown => Peer::Unknown,
         }
     }
 

@@ -527,6 +527,7 @@ impl Tracker {
             .with(ConnFlags::ACCEPT_IS_REPORTED, self.reported.accepts && !flags.contains(ConnFlags::OLDER))
             .with(ConnFlags::BY_ADDRESS, self.reported.identity_is_address);
         let key = self.table.insert(socket, life, role, now_ns, flags);
+        self.sweep.began(socket.cookie);
         match role {
             Role::Listener => {
                 self.listeners.entry((socket.netns, socket.local.port)).or_default().push(key);
@@ -624,11 +625,7 @@ impl Tracker {
         let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.is(ConnFlags::STATE_OLDER));
         if exact && let Some(group) = self.group(key, now_ns) {
             let nanos = now_ns.saturating_sub(since_ns);
-            match (from, to) {
-                (TcpState::SynSent, TcpState::Established) => self.groups.observe(group, from, nanos),
-                (TcpState::SynSent, _) => self.groups.observe_unaccepted(group, nanos),
-                _ => self.groups.observe(group, from, nanos),
-            }
+            self.groups.observe(group, from, to, nanos);
         }
     }
 

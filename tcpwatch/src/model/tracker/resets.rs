@@ -134,7 +134,7 @@ impl Tracker {
     fn count_reset(&mut self, key: Option<ConnKey>, reset: &ObservedReset, now_ns: u64) {
         let counts = match key.and_then(|key| self.group(key, now_ns)) {
             Some(group) => self.groups.counts(group),
-            None => self.groups.counts_of(None, Role::Unknown, Peer::Other, now_ns),
+            None => self.groups.counts_of(None, Role::Unknown, Peer::Unknown, now_ns),
         };
         counts.count_reset(reset);
     }

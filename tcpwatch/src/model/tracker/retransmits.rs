@@ -94,7 +94,7 @@ impl Tracker {
         let retransmits = self.unlisted.entry(cookie).or_default();
         let delta = retransmits.news(reported);
         let new = retransmits.count(reported, delta.segments, delta.segments.iter().sum(), true);
-        let counts = self.groups.counts_of(None, Role::Unknown, Peer::Other, record.time_ns);
+        let counts = self.groups.counts_of(None, Role::Unknown, Peer::Unknown, record.time_ns);
         counts.retransmitted.add(&new);
         counts.add_news(&delta);
     }

@@ -86,6 +86,13 @@ impl Progress {
         }
     }
 
+    /// A record begins another life of the socket, or of another one with its address: sightings are of that life now.
+    pub(crate) fn began(&mut self, cookie: u64) {
+        if let Some(ended) = &mut self.ended {
+            ended.remove(&cookie);
+        }
+    }
+
     pub(crate) fn ended_minisock(&mut self, ends: Ends, now_ns: u64) {
         if self.ended.is_some() {
             self.ended_minisocks.insert(ends, now_ns);

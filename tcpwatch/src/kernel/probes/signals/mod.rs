@@ -141,6 +141,7 @@ mod tests {
             assert_eq!(signal as usize, index, "{signal}");
             let same = Signal::ALL.into_iter().filter(|other| other.key() == signal.key()).count();
             assert_eq!(same, 1, "{signal}");
+            assert_eq!(serde_json::to_value(signal).unwrap(), signal.key());
         }
     }
 
