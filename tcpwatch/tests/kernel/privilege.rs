@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::{
-    daemon::Daemon,
+    daemon::{Daemon, errors_of},
     eventually::eventually,
     netns::Namespace,
     rights::{
@@ -150,7 +150,7 @@ fn finds(user: User, capabilities: &[&str], unheld_in_named: bool, unheld_in_nam
     for place in [&mut own, &mut named, &mut nameless] {
         place.assert_followed(&daemon);
     }
-    let problems = daemon.json("/status")["sweep_problems"].to_string();
+    let problems = errors_of(&daemon.json("/status"), "connections").concat();
     assert_eq!(
         problems.contains("cannot enter network namespace"),
         !capabilities.contains(&"sys_admin"),
@@ -229,7 +229,7 @@ fn dac_read_search_matters_to_others_than_root_for_namespaces_named_by_docker() 
             found,
             "{user:?} {capabilities:?} {rows:#?}"
         );
-        let problems = daemon.json("/status")["sweep_problems"].to_string();
+        let problems = errors_of(&daemon.json("/status"), "connections").concat();
         assert_eq!(problems.contains("/run/docker/netns"), !found, "{user:?} {capabilities:?} {problems}");
     }
 }

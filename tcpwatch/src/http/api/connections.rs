@@ -8,6 +8,7 @@ use crate::{
         Api, ApiError, Asked, Render,
         filter::Filter,
         render::{
+            completeness::Completeness,
             text::{bounded_duration, duration, printable, table},
             view::{Row, row},
         },
@@ -21,6 +22,8 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 struct Connections {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
@@ -81,6 +84,7 @@ fn list(node: &Node, clock: Clock, filter: &Filter, sort: &Sort, limit: usize) -
     }
     found.sort_unstable_by_key(key);
     Connections {
+        completeness: Completeness::of(node),
         total,
         truncated: total > limit,
         connections: found.into_iter().map(|conn| row(node, clock, conn)).collect(),
@@ -112,7 +116,7 @@ impl Render for Connections {
             })
             .collect();
         let header = ["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "STALLED FOR"];
-        let mut text = table(&header, &rows);
+        let mut text = table(&header, &rows) + &self.completeness.text();
         if self.truncated {
             text += &format!(
                 "\n{} of {} shown; ?limit=0 shows all, and `/` lists the filters\n",

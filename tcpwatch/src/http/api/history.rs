@@ -11,6 +11,7 @@ use crate::{
         Api, ApiError, Asked, Render,
         filter::address_or_cidr,
         render::{
+            completeness::Completeness,
             counts::cut,
             text::{bounded_duration, bytes, printable, table},
             view::{Detail, detail},
@@ -25,6 +26,8 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 struct History {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     truncated: bool,
@@ -101,6 +104,7 @@ fn list(node: &Node, clock: Clock, wanted: &Wanted) -> History {
     let total = found.len();
     found.truncate(wanted.limit);
     History {
+        completeness: Completeness::of(node),
         total,
         truncated: total > wanted.limit,
         connections: found.iter().map(|ended| detail(node, clock, &ended.conn, Some(ended))).collect(),
@@ -131,6 +135,6 @@ impl Render for History {
             .collect();
         let header =
             ["ID", "ENDED", "LIVED", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "SENT", "RECEIVED"];
-        table(&header, &rows) + &cut(self.connections.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.total)
     }
 }

@@ -9,7 +9,10 @@ use crate::{
     findings::{Leak, Severity, leaks},
     http::{
         Api, Asked, Render,
-        render::text::{bounded_duration, bytes, printable, wrap},
+        render::{
+            completeness::Completeness,
+            text::{bounded_duration, bytes, printable, wrap},
+        },
         respond,
     },
     model::groups::Role,
@@ -18,10 +21,13 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 struct Leaks {
+    /// Name of the node.
     node: String,
+    /// When the question was answered.
     generated_at: String,
-    /// Nothing was lost, refused or is still being looked up.
-    complete: bool,
+    #[serde(flatten)]
+    completeness: Completeness,
+    /// The worst first.
     leaks: Vec<Leak>,
 }
 
@@ -31,7 +37,7 @@ pub(crate) async fn handle(State(api): State<Api>, asked: Asked) -> Response {
             api.ask(true, |node, clock| Leaks {
                 node: node.identity.node.clone(),
                 generated_at: clock.rfc3339(),
-                complete: node.is_complete(),
+                completeness: Completeness::of(node),
                 leaks: leaks(&node.tracker, &node.linger, &node.history, clock),
             })
             .await
@@ -61,14 +67,11 @@ impl Render for Leaks {
                 count(Severity::Info)
             );
         }
-        if !self.complete {
-            text += "INCOMPLETE: some connections may be missing here; /status says why\n";
-        }
         for leak in &self.leaks {
             text.push('\n');
             text += &leak_text(leak);
         }
-        text
+        text + &self.completeness.text()
     }
 }
 

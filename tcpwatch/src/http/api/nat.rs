@@ -15,7 +15,8 @@ use crate::{
         Api, ApiError, Asked, Render,
         filter::Chosen,
         render::{
-            counts::{cut, problems},
+            completeness::Completeness,
+            counts::cut,
             text::{printable, table},
         },
         request::{DEFAULT_LIMIT, Params},
@@ -29,15 +30,14 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 struct Nat {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
     /// The most connections first.
     translations: Vec<Row>,
-    /// What could not be asked.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,7 +120,8 @@ fn list(node: &Node, translations: Translations, chosen: &Chosen, limit: usize) 
         .collect();
     translations.sort_by_key(|row| Reverse(row.found.connections));
     translations.truncate(limit);
-    Nat { total, truncated: total > translations.len(), translations, problems }
+    let completeness = Completeness::of(node).and("translations", problems);
+    Nat { completeness, total, truncated: total > translations.len(), translations }
 }
 
 impl Render for Nat {
@@ -140,8 +141,6 @@ impl Render for Nat {
             })
             .collect();
         let header = ["PROCESS", "ROLE", "DIALLED", "REACHED", "NOW", "SOURCE TRANSLATED"];
-        table(&header, &rows)
-            + &problems("not complete", &self.problems)
-            + &cut(self.translations.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.translations.len(), self.total)
     }
 }

@@ -14,7 +14,8 @@ use crate::{
         Api, ApiError, Asked, Render,
         filter::Chosen,
         render::{
-            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Wanted, cells, cut, problems},
+            completeness::Completeness,
+            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Wanted, cells, cut},
             text::{printable, table},
         },
         request::Params,
@@ -30,14 +31,13 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 struct Peers {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
     peers: Vec<Row>,
-    /// What could not be asked of connection tracking.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,6 +107,7 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations
         .collect();
     let total = wanted.apply(&mut rows);
     Peers {
+        completeness: Completeness::of(node).and("translated", translations.problems),
         total,
         truncated: total > rows.len(),
         peers: rows
@@ -119,7 +120,6 @@ fn list(node: &Node, chosen: &Chosen, wanted: Wanted, translations: Translations
                 counted: CountsView::of(&counts),
             })
             .collect(),
-        problems: translations.problems,
     }
 }
 
@@ -142,6 +142,6 @@ impl Render for Peers {
             })
             .collect();
         let header = [&["PEER", "ROLE", "PROCESSES"][..], &COLUMNS].concat();
-        table(&header, &rows) + &problems("not complete", &self.problems) + &cut(self.peers.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.peers.len(), self.total)
     }
 }

@@ -20,7 +20,8 @@ use crate::{
     http::{
         Api, ApiError, Asked, Render,
         render::{
-            counts::{ConnectionCounts, counted_text, cut, problems},
+            completeness::Completeness,
+            counts::{ConnectionCounts, counted_text, cut},
             text::{printable, table},
         },
         request::DEFAULT_LIMIT,
@@ -40,15 +41,14 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 struct Ports {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many there are, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
     /// The fullest first.
     ports: Vec<Row>,
-    /// Why `available` is not known.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,9 +96,7 @@ async fn answer(api: &Api, limit: usize) -> Result<Ports, ApiError> {
     } else {
         (Known::new(), Some("a recording does not say which ports there were".to_owned()))
     };
-    let mut ports = api.ask(false, move |node, _| list(node, &known, limit)).await?;
-    ports.problems.extend(problem);
-    Ok(ports)
+    api.ask(false, move |node, _| list(node, &known, problem, limit)).await
 }
 
 fn may_be_a_client(conn: &Conn) -> bool {
@@ -114,7 +112,8 @@ fn counts(conn: &Conn, ports: Option<&LocalPorts>) -> bool {
     may_be_a_client(conn) && ports.map_or(conn.role == Role::Client, known)
 }
 
-fn list(node: &Node, known: &Known, limit: usize) -> Ports {
+/// `problem`: why nothing could be asked.
+fn list(node: &Node, known: &Known, problem: Option<String>, limit: usize) -> Ports {
     let tracker = &node.tracker;
     let of = |netns: u32| known.get(&netns).and_then(|ports| ports.as_ref().ok());
     let mut used: FxHashMap<(u32, Ipv6Addr, Endpoint), Used> = FxHashMap::default();
@@ -148,9 +147,10 @@ fn list(node: &Node, known: &Known, limit: usize) -> Ports {
         })
         .collect();
     let mut problems: Vec<String> =
-        known.values().filter_map(|ports| ports.as_ref().err()).cloned().collect();
+        known.values().filter_map(|ports| ports.as_ref().err()).cloned().chain(problem).collect();
     problems.sort_unstable();
-    Ports { total, truncated: total > rows.len(), ports: rows, problems }
+    let completeness = Completeness::of(node).and("available", problems);
+    Ports { completeness, total, truncated: total > rows.len(), ports: rows }
 }
 
 impl Render for Ports {
@@ -175,8 +175,6 @@ impl Render for Ports {
             .collect();
         let header =
             ["NETNS", "SOURCE", "DESTINATION", "IN USE", "AVAILABLE", "SHARE", "STATES", "PROCESSES"];
-        table(&header, &rows)
-            + &problems("available is not known", &self.problems)
-            + &cut(self.ports.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.ports.len(), self.total)
     }
 }

@@ -13,7 +13,8 @@ use crate::{
     http::{
         Api, ApiError, Asked, Render,
         render::{
-            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Wanted, cells, cut, problems},
+            completeness::Completeness,
+            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Wanted, cells, cut},
             text::{printable, table},
         },
         request::Params,
@@ -29,14 +30,13 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 struct Processes {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many names match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
     truncated: bool,
     processes: Vec<Row>,
-    /// What could not be asked of connection tracking.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 /// All processes of one name.
@@ -103,6 +103,7 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: Translati
         .collect();
     let total = wanted.apply(&mut rows);
     Processes {
+        completeness: Completeness::of(node).and("translated", translations.problems),
         total,
         truncated: total > rows.len(),
         processes: rows
@@ -124,7 +125,6 @@ fn list(node: &Node, comm: Option<&str>, wanted: Wanted, translations: Translati
                 }
             })
             .collect(),
-        problems: translations.problems,
     }
 }
 
@@ -144,8 +144,6 @@ impl Render for Processes {
             })
             .collect();
         let header = [&["PROCESS", "PID"][..], &COLUMNS].concat();
-        table(&header, &rows)
-            + &problems("not complete", &self.problems)
-            + &cut(self.processes.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.processes.len(), self.total)
     }
 }

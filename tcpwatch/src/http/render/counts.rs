@@ -411,11 +411,6 @@ pub(crate) fn cut(shown: usize, total: usize) -> String {
     if shown == total { String::new() } else { format!("\n{shown} of {total} shown; ?limit=0 shows all\n") }
 }
 
-/// What follows a table of which something is not known: a line for each reason.
-pub(crate) fn problems(what: &str, problems: &[String]) -> String {
-    problems.iter().map(|problem| format!("\n{what}: {problem}\n")).collect::<Vec<_>>().concat()
-}
-
 /// What rows are sorted by: the largest number first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sort {

@@ -20,7 +20,8 @@ use crate::{
         },
         filter::Chosen,
         render::{
-            counts::{cut, problems},
+            completeness::Completeness,
+            counts::cut,
             text::{bytes, duration, limits, printable, round_trip, spread, table},
         },
         request::{DEFAULT_LIMIT, Params},
@@ -34,6 +35,8 @@ use crate::{
 
 #[derive(Debug, Serialize)]
 struct Transfers {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
@@ -42,9 +45,6 @@ struct Transfers {
     #[serde(skip_serializing_if = "Option::is_none")]
     period_seconds: Option<f64>,
     transfers: Vec<Row>,
-    /// What could not be asked.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -181,7 +181,14 @@ async fn answer(api: &Api, wanted: &Wanted) -> Result<Transfers, ApiError> {
         })
     });
     rows.truncate(wanted.limit);
-    Ok(Transfers { total, truncated: total > rows.len(), period_seconds: seconds, transfers: rows, problems })
+    let completeness = api.ask(false, |node, _| Completeness::of(node)).await?.and("transfers", problems);
+    Ok(Transfers {
+        completeness,
+        total,
+        truncated: total > rows.len(),
+        period_seconds: seconds,
+        transfers: rows,
+    })
 }
 
 /// The sums of now, over how many seconds their rates are, and what could not be asked.
@@ -220,9 +227,7 @@ impl Render for Transfers {
         let rates: &[_] = if self.period_seconds.is_some() { &RATES } else { &[] };
         let header = [&COLUMNS, rates, &MORE_COLUMNS].concat();
         let rows: Vec<_> = self.transfers.iter().map(Row::cells).collect();
-        table(&header, &rows)
-            + &problems("not complete", &self.problems)
-            + &cut(self.transfers.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.transfers.len(), self.total)
     }
 }
 
