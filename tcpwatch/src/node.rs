@@ -8,6 +8,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::{
@@ -56,7 +58,25 @@ pub struct RecordCounts {
     pub unrecorded: UnrecordedCounts,
 }
 
-/// Sweeps since the start, and the processor time that they took.
+/// Something that answers may lack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Gap {
+    /// Name of the field or object of the answer.
+    pub what: &'static str,
+    /// Why it may be missing, wrong or `null`, in words.
+    pub why: String,
+}
+
+/// What could not be taken into the table, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Missed {
+    lost: LostRecords,
+    malformed: u64,
+    /// Connections that found no room.
+    untracked: u64,
+}
+
+/// Sweeps since the start, and the processor time that looking took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SweepCounts {
     pub done: u64,
@@ -93,10 +113,10 @@ pub struct Node {
     pub transitions: broadcast::Sender<Arc<Transition>>,
     /// Whether the stream had followers at the last check, which takes a lock.
     followed: bool,
-    /// Records lost before the sweep under way began.
-    lost_before_sweep: LostRecords,
-    /// Records lost before the last complete sweep began, which made up for them.
-    repaired: LostRecords,
+    /// Before the sweep under way began.
+    missed_before_sweep: Missed,
+    /// Before the last complete sweep began, which has made up for it.
+    repaired: Missed,
     next_sample_ns: u64,
 }
 
@@ -122,8 +142,8 @@ impl Node {
             owner: OwnerCounts::default(),
             sweep_problems: Vec::new(),
             waiting_for: Some("the first sweep of open sockets"),
-            lost_before_sweep: LostRecords::default(),
-            repaired: LostRecords::default(),
+            missed_before_sweep: Missed::default(),
+            repaired: Missed::default(),
             next_sample_ns: 0,
         }
     }
@@ -145,7 +165,7 @@ impl Node {
             Frame::Record(bytes) => self.record(bytes),
             Frame::SweepBegin(now_ns) => {
                 self.tracker.begin_sweep(*now_ns);
-                self.lost_before_sweep = self.records.lost;
+                self.missed_before_sweep = self.missed();
             }
             Frame::Seen(records) => self.seen(records),
             Frame::SweepEnd(coverage) => self.end_sweep(coverage),
@@ -220,14 +240,20 @@ impl Node {
     fn end_sweep(&mut self, coverage: &Coverage) {
         self.tracker.end_sweep(coverage);
         if coverage.all && !self.tracker.sweep_left_doubts() {
-            self.repaired = self.lost_before_sweep;
+            self.repaired = self.missed_before_sweep;
         }
         self.waiting_for = None;
     }
 
-    /// Whether records were lost that no complete sweep has made up for.
+    fn missed(&self) -> Missed {
+        let RecordCounts { lost, malformed, .. } = self.records;
+        Missed { lost, malformed, untracked: self.tracker.untracked() }
+    }
+
+    /// Whether records were lost or malformed that no sweep has made up for.
     pub fn needs_repair(&self) -> bool {
-        self.records.lost != self.repaired
+        let Missed { lost, malformed, .. } = self.repaired;
+        (self.records.lost, self.records.malformed) != (lost, malformed)
     }
 
     fn malformed(&mut self, error: &decode::DecodeError) {
@@ -238,12 +264,30 @@ impl Node {
         }
     }
 
-    /// Whether answers are complete: the first sweep is done and nothing is missing.
-    pub fn is_complete(&self) -> bool {
-        self.waiting_for.is_none()
-            && !self.needs_repair()
-            && self.records.malformed == 0
-            && self.tracker.untracked() == 0
+    /// What answers about connections may lack; nothing when they can be taken for the whole truth. A complete sweep heals
+    /// what was missed before it began: it shows what there is. So connections that found no room are missing until a
+    /// sweep finds room for all.
+    pub fn gaps(&self) -> Vec<Gap> {
+        let (missed, repaired) = (self.missed(), self.repaired);
+        let since = |count: u64, why: &str| (count > 0).then(|| format!("{count} {why}"));
+        let reasons = [
+            self.waiting_for.map(|what| format!("waiting for {what}")),
+            since(
+                missed.lost.total().saturating_sub(repaired.lost.total()),
+                "records were lost, and no complete sweep has begun and ended since",
+            ),
+            since(
+                missed.malformed - repaired.malformed,
+                "malformed records were skipped, and no complete sweep has begun and ended since",
+            ),
+            since(
+                missed.untracked - repaired.untracked,
+                "connections found no room since the last complete sweep began; --max-connections sets how many are kept",
+            ),
+        ];
+        let sweep = self.sweep_problems.iter().map(|problem| format!("the latest sweep: {problem}"));
+        let all = reasons.into_iter().flatten().chain(sweep);
+        all.map(|why| Gap { what: "connections", why }).collect()
     }
 
     pub fn uptime_seconds(&self, clock: Clock) -> f64 {
@@ -260,4 +304,66 @@ pub struct Question {
     pub ask: Ask,
     /// Whether the answer names owners, or sums live connections: then a sweep comes first, where that is cheap.
     pub about_owners: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+
+    fn node() -> Node {
+        let identity = NodeIdentity {
+            node: "n".into(),
+            kernel: "k".into(),
+            started: SystemTime::UNIX_EPOCH,
+            wall_offset_ns: 0,
+            tick_rate: TickRate(NonZeroU16::MIN),
+        };
+        let limits = Limits { connections: 10, ended: 10, label_sets: 10 };
+        Node::new(identity, LingerLimits::default(), limits, Hooks::default(), ReportedFacts::default())
+    }
+
+    fn is_complete(node: &Node) -> bool {
+        node.gaps().is_empty()
+    }
+
+    fn end_of_sweep(all: bool) -> Frame {
+        Frame::SweepEnd(Coverage { all, ..Coverage::default() })
+    }
+
+    #[test]
+    fn a_complete_sweep_heals_what_was_missed_before_it_began() {
+        let garbage = || Frame::Record(vec![0xff; 3].into());
+        let lost = |ring_full| Frame::Lost(LostRecords { ring_full, run_skipped: 0 });
+        let mut node = node();
+        assert!(!is_complete(&node), "before the first sweep");
+        for frame in [Frame::SweepBegin(1), end_of_sweep(true)] {
+            node.ingest(&frame);
+        }
+        assert!(is_complete(&node));
+        for (at, missed) in [(10, garbage()), (20, lost(5)), (30, garbage()), (40, lost(7))] {
+            node.ingest(&missed);
+            assert!(!is_complete(&node) && node.needs_repair(), "{missed:?}");
+            // It cannot see everything.
+            for frame in [Frame::SweepBegin(at), end_of_sweep(false)] {
+                node.ingest(&frame);
+            }
+            assert!(!is_complete(&node), "{missed:?}");
+            for frame in [Frame::SweepBegin(at + 1), end_of_sweep(true)] {
+                node.ingest(&frame);
+            }
+            assert!(is_complete(&node) && !node.needs_repair(), "{missed:?}");
+        }
+        assert_eq!((node.records.malformed, node.records.lost.total()), (2, 7), "the counters remember");
+        // What the sweep itself may have missed only the next one finds.
+        for frame in [Frame::SweepBegin(50), garbage(), end_of_sweep(true)] {
+            node.ingest(&frame);
+        }
+        assert_eq!(node.gaps().len(), 1);
+        for frame in [Frame::SweepBegin(60), end_of_sweep(true)] {
+            node.ingest(&frame);
+        }
+        assert!(is_complete(&node));
+    }
 }

@@ -449,6 +449,43 @@ async fn rows_are_sorted_with_the_longest_first_also_when_cut() {
     }
 }
 
+/// Why `what` is missing in an answer, or `null`.
+fn errors_of(answer: &Value, what: &str) -> Vec<String> {
+    let errors = answer["errors"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    let whys = errors.iter().filter(|error| error["what"] == what).map(|error| error["why"].as_str());
+    whys.map(|why| why.unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn every_answer_says_whether_it_is_complete_and_why_not() {
+    let (whole, empty) = (Server::of_fixture(), Server::before_the_first_sweep());
+    for path in ["/leaks", "/connections", "/history", "/processes", "/peers", "/status"] {
+        let answer = whole.json(path).await;
+        assert_eq!((&answer["complete"], &answer["errors"]), (&json!(true), &json!([])), "{path}");
+        assert!(!whole.get(path).await.body.contains("INCOMPLETE"), "{path}");
+    }
+    for path in [
+        "/leaks",
+        "/connections",
+        "/history",
+        "/processes",
+        "/peers",
+        "/ports",
+        "/nat",
+        "/transfer",
+        "/status",
+    ] {
+        let answer = empty.json(path).await;
+        assert_eq!(answer["complete"], false, "{path}");
+        let [why] = &errors_of(&answer, "connections")[..] else { panic!("{path}: {answer}") };
+        let text = empty.get(path).await.body;
+        assert!(text.contains(&format!("\n\nINCOMPLETE: connections: {why}\n")), "{path}: {text}");
+    }
+    let row = &whole.json("/connections?limit=1").await["connections"][0];
+    let detail = whole.json(&format!("/connections/{}", row["id"].as_str().unwrap())).await;
+    assert!(detail["complete"].is_boolean() && detail["errors"].is_array(), "{detail}");
+}
+
 /// Sum of a number over the rows of an answer.
 fn sum(rows: &Value, number: impl Fn(&Value) -> &Value) -> u64 {
     rows.as_array().unwrap().iter().map(|row| number(row).as_u64().unwrap_or(0)).sum()
@@ -511,8 +548,8 @@ async fn a_recording_has_no_translations_and_says_so() {
     let server = Server::with(node, clock, Api::of_recording);
     let nat = server.json("/nat?comm=curl&role=client&limit=10000").await;
     assert_eq!((&nat["total"], &nat["translations"]), (&json!(0), &json!([])));
-    assert_eq!(nat["problems"].as_array().unwrap().len(), 1, "{nat}");
-    assert!(server.get("/nat").await.body.contains("not complete: "));
+    assert_eq!((&nat["complete"], errors_of(&nat, "translations").len()), (&json!(false), 1), "{nat}");
+    assert!(server.get("/nat").await.body.contains("INCOMPLETE: translations: "));
     for (query, name) in [("limit=few", "limit"), ("role=friend", "role"), ("sort=name", "sort")] {
         fails(&server, Method::GET, &format!("/nat?{query}"), 400, Some(name)).await;
     }
@@ -521,9 +558,9 @@ async fn a_recording_has_no_translations_and_says_so() {
             server.json(&format!("{path}?comm=curl&nat=true")).await,
             server.json(&format!("{path}?comm=curl")).await,
         ];
-        assert_eq!(asked["problems"], nat["problems"], "{asked}");
-        assert!(server.get(&format!("{path}?nat=true")).await.body.contains("not complete: "));
-        assert_eq!((&plain["problems"], &plain[rows]), (&Value::Null, &asked[rows]));
+        assert_eq!(errors_of(&asked, "translated"), errors_of(&nat, "translations"), "{asked}");
+        assert!(server.get(&format!("{path}?nat=true")).await.body.contains("INCOMPLETE: translated: "));
+        assert_eq!((&plain["complete"], &plain[rows]), (&json!(true), &asked[rows]));
     }
     for path in ["/processes", "/peers", "/metrics"] {
         fails(&server, Method::GET, &format!("{path}?nat=maybe"), 400, Some("nat")).await;
@@ -541,7 +578,7 @@ async fn ports_in_use_are_listed_where_the_available_ones_are_unknown() {
     for row in ports["ports"].as_array().unwrap() {
         assert!(row["available"].is_null(), "{row}");
     }
-    assert_eq!(ports["problems"].as_array().unwrap().len(), 1, "{ports}");
+    assert_eq!(errors_of(&ports, "available").len(), 1, "{ports}");
     let cut = server.json("/ports?limit=1").await;
     assert_eq!((&cut["total"], &cut["truncated"]), (&ports["total"], &Value::Bool(true)));
     assert!(server.get("/ports?limit=1").await.body.contains(" shown; "));
@@ -553,12 +590,12 @@ async fn a_recording_has_no_transfer_values() {
     let Replayed { node, clock, .. } = fixture::played();
     let server = Server::with(node, clock, Api::of_recording);
     let answer = server.json("/transfer").await;
-    assert_eq!((&answer["total"], answer["problems"].as_array().unwrap().len()), (&json!(0), 1), "{answer}");
+    assert_eq!((&answer["total"], errors_of(&answer, "transfers").len()), (&json!(0), 1), "{answer}");
     fails(&server, Method::GET, "/transfer?sort=age", 400, Some("sort")).await;
     fails(&server, Method::GET, "/transfer?role=boss", 400, Some("role")).await;
     // Nothing is waited for.
     let rates = server.json("/transfer?seconds=60&sort=rate").await;
-    assert_eq!((&rates["period_seconds"], &rates["problems"]), (&Value::Null, &answer["problems"]));
+    assert_eq!((&rates["period_seconds"], &rates["errors"]), (&Value::Null, &answer["errors"]));
 }
 
 #[tokio::test]

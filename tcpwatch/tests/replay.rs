@@ -10,8 +10,15 @@ use std::{
 
 use serde_json::{Value, json};
 use tcpwatch::{
-    cli::replay::{Replayed, answer, play},
+    cli::{
+        options::DEFAULT_LIMITS,
+        replay::{Replayed, answer, play},
+    },
+    events::frame::{Coverage, Frame},
     findings::lingering::LingerLimits,
+    kernel::probes::Hooks,
+    model::tracker::Limits,
+    node::Node,
     recorder,
     tcp::state::TcpState,
 };
@@ -189,6 +196,57 @@ async fn fin_wait2_is_not_left_when_the_kernel_shrinks_the_socket() {
         let left = metrics.sum("tcpwatch_state_duration_seconds_count", &labels);
         assert_eq!(left.unwrap_or(0), 0, "{process}: all of them are in FIN_WAIT2 still");
     }
+}
+
+/// The fixture with a malformed record before its frame number `at`, counted from the end.
+fn played_with_garbage(at: usize) -> Replayed {
+    let mut frames: Vec<_> = recorder::open(&fixture::path()).unwrap().collect();
+    frames.insert(frames.len() - at, Frame::Record(vec![0xff; 5].into()));
+    played_from(DEFAULT_LIMITS, &frames)
+}
+
+/// Plays these frames to a node whose tables have these limits.
+fn played_from(limits: Limits, frames: &[Frame]) -> Replayed {
+    let Replayed { node, clock, .. } = fixture::played();
+    let reported = recorder::open(&fixture::path()).unwrap().header.reported;
+    let mut played = Node::new(node.identity, fixture::limits(), limits, Hooks::default(), reported);
+    for frame in frames {
+        played.ingest(frame);
+    }
+    Replayed { node: played, clock, unread_bytes: 0 }
+}
+
+#[tokio::test]
+async fn a_malformed_record_is_made_up_for_by_the_next_sweep_and_remembered() {
+    let frames = recorder::open(&fixture::path()).unwrap().count();
+    for (at, complete) in [(frames, true), (frames / 2, true), (0, false)] {
+        let leaks = json_of(played_with_garbage(at), "/leaks?format=json").await;
+        assert_eq!(leaks["complete"], complete, "{at} frames from the end: {leaks}");
+        assert_eq!(leaks["errors"].as_array().unwrap().len(), usize::from(!complete), "{leaks}");
+        let text = ask(played_with_garbage(at), "/leaks").await;
+        assert_eq!(text.contains("INCOMPLETE: connections: 1 malformed"), !complete, "{text}");
+        let status = json_of(played_with_garbage(at), "/status?format=json").await;
+        assert_eq!(status["records"]["malformed"], 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_table_is_complete_again_when_a_sweep_finds_room_for_all() {
+    let frames: Vec<_> = recorder::open(&fixture::path()).unwrap().collect();
+    let small = Limits { connections: fixture::TOTAL / 2, ..DEFAULT_LIMITS };
+    let full = || played_from(small, &frames);
+    let leaks = json_of(full(), "/leaks?format=json").await;
+    assert!(leaks["errors"].to_string().contains("found no room"), "{leaks}");
+    // Every connection is over, says a sweep that finds none.
+    let Replayed { mut node, clock, .. } = full();
+    let untracked = node.tracker.untracked();
+    let namespaces = node.tracker.table().iter().map(|conn| conn.netns).collect();
+    node.ingest(&Frame::SweepBegin(clock.now_ns));
+    node.ingest(&Frame::SweepEnd(Coverage { namespaces, all: true }));
+    let empty = Replayed { node, clock, unread_bytes: 0 };
+    let status = json_of(empty, "/status?format=json").await;
+    assert_eq!((&status["complete"], &status["connections"]["total"]), (&json!(true), &json!(0)), "{status}");
+    assert_eq!(status["connections"]["untracked"], untracked, "the counter remembers");
 }
 
 struct TempFile(PathBuf);

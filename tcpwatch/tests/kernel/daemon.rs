@@ -36,6 +36,14 @@ pub(crate) fn tcpwatch(program: &str) -> Command {
     command
 }
 
+/// Why `what` is missing in an answer, or `null`.
+pub(crate) fn errors_of(answer: &Value, what: &str) -> Vec<String> {
+    let errors = answer["errors"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    assert_eq!(answer["complete"], errors.is_empty(), "{answer}");
+    let whys = errors.iter().filter(|error| error["what"] == what).map(|error| error["why"].as_str());
+    whys.map(|why| why.unwrap().to_owned()).collect()
+}
+
 /// A running daemon. Stopped when dropped; it must then exit with 0.
 pub(crate) struct Daemon {
     child: Child,

@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::{
-    daemon::Daemon,
+    daemon::{Daemon, errors_of},
     eventually::eventually,
     netns::Namespace,
     rights::{
@@ -156,7 +156,7 @@ fn assert_finds(
     for place in [&mut own, &mut named, &mut nameless] {
         place.assert_followed(&daemon);
     }
-    let problems = daemon.json("/status")["sweep_problems"].to_string();
+    let problems = errors_of(&daemon.json("/status"), "connections").concat();
     assert_eq!(
         problems.contains("cannot enter network namespace"),
         !capabilities.contains(&"sys_admin"),
@@ -235,7 +235,7 @@ fn only_other_users_than_root_need_dac_read_search_for_dockers_namespaces() {
             found,
             "{user:?} {capabilities:?} {rows:#?}"
         );
-        let problems = daemon.json("/status")["sweep_problems"].to_string();
+        let problems = errors_of(&daemon.json("/status"), "connections").concat();
         assert_eq!(problems.contains("/run/docker/netns"), !found, "{user:?} {capabilities:?} {problems}");
     }
 }

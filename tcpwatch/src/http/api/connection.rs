@@ -10,6 +10,7 @@ use crate::{
         Api, ApiError, Render,
         parameters::{Given, Parameter, Parameters, Place},
         render::{
+            completeness::Completeness,
             text::{bounded_duration, bytes, duration, printable, table},
             view::{Detail, ShownBlocked, ShownReset, ShownStalled, detail},
         },
@@ -33,20 +34,18 @@ use crate::{
 #[schemars(rename = "ConnectionNow")]
 pub(crate) struct Connection {
     #[serde(flatten)]
+    completeness: Completeness,
+    #[serde(flatten)]
     detail: Detail,
-    /// `null` where the kernel has no full socket of it: of what ended, of minisocks and listeners.
+    /// How its data goes, asked of the kernel at this moment; `null` where the kernel has no full socket of it (of what
+    /// ended, of minisocks and listeners), and where `errors` says why it could not be asked.
     transfer: Option<Transfer>,
-    /// Why the kernel could not be asked for it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    transfer_error: Option<String>,
-    /// `null` where no address was translated, and of what ended and of listeners.
+    /// The addresses on both sides of a translation (NAT), as connection tracking has them now, also of minisocks; `null`
+    /// where no address is translated, of what ended and of listeners, and where `errors` says why it could not be asked.
     nat: Option<Nat>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nat_error: Option<String>,
-    /// `null` of what has no full socket.
+    /// The options of its socket, read from the kernel at this moment; `null` where `transfer` is, and where `errors` says
+    /// why they could not be read.
     options: Option<SocketOptions>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    options_error: Option<String>,
 }
 
 /// The addresses on both sides of a translation.
@@ -88,8 +87,10 @@ impl Parameters for Id {
 }
 
 pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError> {
-    let ((detail, kept), tick_rate) = api
-        .ask(true, move |node, clock| Ok((find(node, clock, id)?, node.identity.tick_rate)))
+    let (completeness, (detail, kept), tick_rate) = api
+        .ask(true, move |node, clock| {
+            Ok((Completeness::of(node), find(node, clock, id)?, node.identity.tick_rate))
+        })
         .await
         .flatten()?;
     let ((transfer, nat), options) = match kept.filter(|_| api.live) {
@@ -108,7 +109,9 @@ pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError>
         reached: reached.1.into(),
     });
     let (options, options_error) = or_error(options);
-    Ok(Connection { detail, transfer, transfer_error, nat, nat_error, options, options_error })
+    let errors = [("transfer", transfer_error), ("nat", nat_error), ("options", options_error)];
+    let completeness = errors.into_iter().fold(completeness, |all, (what, why)| all.and(what, why));
+    Ok(Connection { completeness, detail, transfer, nat, options })
 }
 
 type ReportedFacts<T> = Result<Option<T>, String>;
@@ -258,9 +261,6 @@ impl Render for Connection {
                 line(label, value);
             }
         }
-        if let Some(error) = &self.transfer_error {
-            line("transfer", format!("not known: {error}"));
-        }
         if let Some(nat) = &self.nat {
             let seen = if nat.source == nat.source_seen {
                 String::new()
@@ -269,15 +269,9 @@ impl Render for Connection {
             };
             line("NAT", format!("dialled {}, reached {}{seen}", nat.dialled, nat.reached));
         }
-        if let Some(error) = &self.nat_error {
-            line("NAT", format!("not known: {error}"));
-        }
         if let Some(options) = &self.options {
             line("keep-alive", show_keepalive(options.keepalive));
             line("options", show_options(options));
-        }
-        if let Some(error) = &self.options_error {
-            line("options", format!("not known: {error}"));
         }
         text.push('\n');
         let rows: Vec<_> = detail
@@ -289,7 +283,7 @@ impl Render for Connection {
                 vec![step.entered_at.clone(), step.state.to_string(), lasted, cause]
             })
             .collect();
-        text + &table(&["SINCE", "STATE", "FOR", "CAUSED BY"], &rows)
+        text + &table(&["SINCE", "STATE", "FOR", "CAUSED BY"], &rows) + &self.completeness.text()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
         page::Page,
         parameters::{choices, parameters},
         render::{
+            completeness::Completeness,
             counts::cut,
             text::{bounded_duration, duration, printable, table},
             view::{Row, row},
@@ -22,6 +23,8 @@ use crate::{
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Connections {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
@@ -77,6 +80,7 @@ fn list(
         Sort::Stalled => (conn.stalled().map_or(u64::MAX, |stalled| stalled.since_ns), conn.cookie),
     })?;
     Ok(Connections {
+        completeness: Completeness::of(node),
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         connections: cut.rows.into_iter().map(|conn| row(node, clock, conn)).collect(),
@@ -119,6 +123,6 @@ impl Render for Connections {
             })
             .collect();
         let header = ["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "STALLED FOR"];
-        table(&header, &rows) + &cut(self.connections.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.total)
     }
 }

@@ -16,6 +16,7 @@ use crate::{
         page::Page,
         parameters::{Value, parameters},
         render::{
+            completeness::Completeness,
             counts::cut,
             text::{bounded_duration, bytes, printable, table},
             view::{Detail, detail},
@@ -28,6 +29,8 @@ use crate::{
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct History {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     truncated: bool,
@@ -90,6 +93,7 @@ fn list(
     let found: Vec<_> = node.tracker.ended().iter().filter(is_wanted).collect();
     let cut = page.cut("end", found, |ended| (Reverse(ended.ended_ns), ended.conn.id()))?;
     Ok(History {
+        completeness: Completeness::of(node),
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         next_cursor: cut.next_cursor,
@@ -131,6 +135,6 @@ impl Render for History {
             .collect();
         let header =
             ["ID", "ENDED", "LIVED", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "SENT", "RECEIVED"];
-        table(&header, &rows) + &cut(self.connections.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.total)
     }
 }

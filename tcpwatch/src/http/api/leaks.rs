@@ -9,7 +9,10 @@ use crate::{
     findings::{Leak, Severity, leaks},
     http::{
         Api, ApiError, Render,
-        render::text::{bounded_duration, bytes, printable, wrap},
+        render::{
+            completeness::Completeness,
+            text::{bounded_duration, bytes, printable, wrap},
+        },
     },
     model::groups::Role,
     tcp::state::TcpState,
@@ -17,10 +20,13 @@ use crate::{
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Leaks {
+    /// Name of the node.
     node: String,
+    /// When the question was answered.
     generated_at: String,
-    /// Nothing was lost, refused or is still being looked up.
-    complete: bool,
+    #[serde(flatten)]
+    completeness: Completeness,
+    /// The worst first.
     leaks: Vec<Leak>,
 }
 
@@ -28,7 +34,7 @@ pub(crate) async fn answer(api: Api, (): ()) -> Result<Leaks, ApiError> {
     api.ask(true, |node, clock| Leaks {
         node: node.identity.node.clone(),
         generated_at: clock.rfc3339(),
-        complete: node.is_complete(),
+        completeness: Completeness::of(node),
         leaks: leaks(&node.tracker, &node.linger, &node.history, clock),
     })
     .await
@@ -54,14 +60,11 @@ impl Render for Leaks {
                 count(Severity::Info)
             );
         }
-        if !self.complete {
-            text += "INCOMPLETE: some connections may be missing here; /status says why\n";
-        }
         for leak in &self.leaks {
             text.push('\n');
             text += &leak_text(leak);
         }
-        text
+        text + &self.completeness.text()
     }
 }
 

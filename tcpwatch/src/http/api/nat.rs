@@ -16,7 +16,8 @@ use crate::{
         filter::Chosen,
         page::Page,
         render::{
-            counts::{cut, problems},
+            completeness::Completeness,
+            counts::cut,
             text::{printable, table},
         },
         translations::{self, Translations, may_be_tracked},
@@ -29,6 +30,8 @@ use crate::{
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Translations")]
 pub(crate) struct Nat {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
@@ -37,9 +40,6 @@ pub(crate) struct Nat {
     next_cursor: Option<String>,
     /// The most connections first.
     translations: Vec<Row>,
-    /// What could not be asked.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -112,11 +112,11 @@ fn list(node: &Node, translations: Translations, chosen: &Chosen, page: &Page) -
         found,
     });
     Ok(Nat {
+        completeness: Completeness::of(node).and("translations", problems),
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         next_cursor: cut.next_cursor,
         translations: translations.collect(),
-        problems,
     })
 }
 
@@ -147,8 +147,6 @@ impl Render for Nat {
             })
             .collect();
         let header = ["PROCESS", "ROLE", "DIALLED", "REACHED", "NOW", "SOURCE TRANSLATED"];
-        table(&header, &rows)
-            + &problems("not complete", &self.problems)
-            + &cut(self.translations.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.translations.len(), self.total)
     }
 }

@@ -15,7 +15,8 @@ use crate::{
         filter::Chosen,
         page::Page,
         render::{
-            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Order, cells, cut, problems},
+            completeness::Completeness,
+            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Order, cells, cut},
             text::{printable, table},
         },
         translations::{self, Nat, Translations},
@@ -29,6 +30,8 @@ use crate::{
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Peers {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
@@ -36,9 +39,6 @@ pub(crate) struct Peers {
     /// What `cursor` continues the list with; `null` at its end.
     next_cursor: Option<String>,
     peers: Vec<Row>,
-    /// What could not be asked of connection tracking.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -105,6 +105,7 @@ fn list(
         .collect();
     let cut = order.page(page, rows)?;
     Ok(Peers {
+        completeness: Completeness::of(node).and("translated", translations.problems),
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         next_cursor: cut.next_cursor,
@@ -119,7 +120,6 @@ fn list(
                 counted: CountsView::of(counts),
             })
             .collect(),
-        problems: translations.problems,
     })
 }
 
@@ -152,6 +152,6 @@ impl Render for Peers {
             })
             .collect();
         let header = [&["PEER", "ROLE", "PROCESSES"][..], &COLUMNS].concat();
-        table(&header, &rows) + &problems("not complete", &self.problems) + &cut(self.peers.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.peers.len(), self.total)
     }
 }

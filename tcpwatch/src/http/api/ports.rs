@@ -21,7 +21,8 @@ use crate::{
         Api, ApiError, List, Render,
         page::Page,
         render::{
-            counts::{ConnectionCounts, counted_text, cut, problems},
+            completeness::Completeness,
+            counts::{ConnectionCounts, counted_text, cut},
             text::{printable, table},
         },
     },
@@ -39,6 +40,8 @@ use crate::{
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Ports {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many there are, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
@@ -47,9 +50,6 @@ pub(crate) struct Ports {
     next_cursor: Option<String>,
     /// The fullest first.
     ports: Vec<Row>,
-    /// Why `available` is not known.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -89,9 +89,7 @@ pub(crate) async fn answer(api: Api, (): (), page: Page) -> Result<Ports, ApiErr
     } else {
         (Known::new(), Some("a recording does not say which ports there were".to_owned()))
     };
-    let mut ports = api.ask(false, move |node, _| list(node, &known, &page)).await??;
-    ports.problems.extend(problem);
-    Ok(ports)
+    api.ask(false, move |node, _| list(node, &known, problem, &page)).await?
 }
 
 fn may_be_a_client(conn: &Conn) -> bool {
@@ -107,7 +105,8 @@ fn counts(conn: &Conn, ports: Option<&LocalPorts>) -> bool {
     may_be_a_client(conn) && ports.map_or(conn.role == Role::Client, known)
 }
 
-fn list(node: &Node, known: &Known, page: &Page) -> Result<Ports, ApiError> {
+/// `problem`: why nothing could be asked.
+fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Result<Ports, ApiError> {
     let tracker = &node.tracker;
     let of = |netns: u32| known.get(&netns).and_then(|ports| ports.as_ref().ok());
     let mut used: FxHashMap<(u32, Ipv6Addr, Endpoint), Used> = FxHashMap::default();
@@ -136,14 +135,14 @@ fn list(node: &Node, known: &Known, page: &Page) -> Result<Ports, ApiError> {
         comms: used.comms,
     });
     let mut problems: Vec<String> =
-        known.values().filter_map(|ports| ports.as_ref().err()).cloned().collect();
+        known.values().filter_map(|ports| ports.as_ref().err()).cloned().chain(problem).collect();
     problems.sort_unstable();
     Ok(Ports {
+        completeness: Completeness::of(node).and("available", problems),
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         next_cursor: cut.next_cursor,
         ports: rows.collect(),
-        problems,
     })
 }
 
@@ -179,8 +178,6 @@ impl Render for Ports {
             .collect();
         let header =
             ["NETNS", "SOURCE", "DESTINATION", "IN USE", "AVAILABLE", "SHARE", "STATES", "PROCESSES"];
-        table(&header, &rows)
-            + &problems("available is not known", &self.problems)
-            + &cut(self.ports.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.ports.len(), self.total)
     }
 }

@@ -15,7 +15,8 @@ use crate::{
         page::Page,
         parameters::parameters,
         render::{
-            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Order, cells, cut, problems},
+            completeness::Completeness,
+            counts::{COLUMNS, ConnectionCounts, CountsView, Now, Order, cells, cut},
             text::{printable, table},
         },
         translations::{self, Nat, Translations},
@@ -29,6 +30,8 @@ use crate::{
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Processes {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many names match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
@@ -36,9 +39,6 @@ pub(crate) struct Processes {
     /// What `cursor` continues the list with; `null` at its end.
     next_cursor: Option<String>,
     processes: Vec<Row>,
-    /// What could not be asked of connection tracking.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 /// All processes of one name.
@@ -111,6 +111,7 @@ fn list(
         .collect();
     let cut = order.page(page, rows)?;
     Ok(Processes {
+        completeness: Completeness::of(node).and("translated", translations.problems),
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         next_cursor: cut.next_cursor,
@@ -134,7 +135,6 @@ fn list(
                 }
             })
             .collect(),
-        problems: translations.problems,
     })
 }
 
@@ -164,8 +164,6 @@ impl Render for Processes {
             })
             .collect();
         let header = [&["PROCESS", "PID"][..], &COLUMNS].concat();
-        table(&header, &rows)
-            + &problems("not complete", &self.problems)
-            + &cut(self.processes.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.processes.len(), self.total)
     }
 }

@@ -9,7 +9,10 @@ use crate::{
     events::frame::LostRecords,
     http::{
         Api, ApiError, Render,
-        render::text::{bytes, duration, table},
+        render::{
+            completeness::Completeness,
+            text::{bytes, duration, table},
+        },
     },
     kernel::{
         probes::{Hooks, SignalReport},
@@ -25,48 +28,63 @@ use crate::{
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Status {
+    /// Version of tcpwatch.
     version: &'static str,
+    /// Name of the node.
     node: String,
+    /// When tcpwatch began to watch.
     started_at: String,
+    /// Seconds since then.
     uptime_seconds: f64,
+    /// Whether a sweep of open sockets has ended, so that everything open is known.
     ready: bool,
     #[serde(flatten)]
+    completeness: Completeness,
+    #[serde(flatten)]
     hooks: Hooks,
+    /// What became of the records of the BPF programs.
     records: Records,
+    /// The table of connections.
     connections: Connections,
+    /// The table of processes.
     processes: Processes,
-    /// What the last sweep of all sockets could not look at.
-    sweep_problems: Vec<String>,
-    usage: OwnUsage,
+    /// What tcpwatch itself takes; `null` where `errors` says why /proc could not be read.
+    usage: Option<OwnUsage>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 struct Records {
+    /// Records received since the start.
     received: u64,
+    /// Records lost since the start; sweeps make up for them.
     lost: u64,
+    /// `lost` by cause: the ring was full, or the kernel skipped a run of the program.
     lost_by_cause: LostRecords,
+    /// Records skipped since the start because they could not be decoded; sweeps make up for them.
     malformed: u64,
-    /// Of retransmits, not written because that socket's had been told of a moment ago; their counts are known.
+    /// Retransmits that were only counted, because a record of their socket had been written a moment before.
     held_back: u64,
-    /// What sweeps put right in the table because its record was lost or never written.
+    /// Connections that sweeps put right in the table because a record was lost or never written.
     repairs: Repairs,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ConnectionTotals")]
 struct Connections {
-    /// Every state, also those with none.
+    /// Connections now, by state; every state, also those without any.
     states: BTreeMap<&'static str, usize>,
+    /// Connections now.
     total: usize,
-    /// Seen when the table was full, and so not kept.
+    /// Connections that were not kept because the table was full, since the start.
     untracked: u64,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ProcessTotals")]
 struct Processes {
+    /// Processes that are known now.
     known: usize,
-    /// Seen when the table was full, and so not kept.
+    /// Processes that were not kept because the table was full, since the start.
     refused: u64,
 }
 
@@ -76,12 +94,17 @@ pub(crate) async fn answer(api: Api, (): ()) -> Result<Status, ApiError> {
 
 fn status(node: &Node, clock: Clock) -> Status {
     let (tracker, records) = (&node.tracker, node.records);
+    let (usage, usage_error) = match procfs::own_usage() {
+        Ok(usage) => (Some(usage), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
     Status {
         version: env!("CARGO_PKG_VERSION"),
         node: node.identity.node.clone(),
         started_at: rfc3339(node.identity.started),
         uptime_seconds: node.uptime_seconds(clock),
         ready: node.waiting_for.is_none(),
+        completeness: Completeness::of(node).and("usage", usage_error),
         hooks: node.hooks.clone(),
         records: Records {
             received: records.received,
@@ -101,11 +124,7 @@ fn status(node: &Node, clock: Clock) -> Status {
             untracked: tracker.untracked(),
         },
         processes: Processes { known: tracker.processes().len(), refused: tracker.processes().refused },
-        sweep_problems: node.sweep_problems.clone(),
-        usage: procfs::own_usage().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read own usage");
-            OwnUsage::default()
-        }),
+        usage,
     }
 }
 
@@ -118,7 +137,9 @@ impl Render for Status {
         line("tcpwatch", format!("{} on {}, Linux {}", self.version, self.node, self.hooks.kernel.release));
         line("up", format!("{} (since {})", duration(self.uptime_seconds), self.started_at));
         line("ready", if self.ready { "yes".into() } else { "no".into() });
-        line("uses", format!("{} RSS, {:.2} s CPU", bytes(self.usage.rss_bytes), self.usage.cpu_seconds));
+        if let Some(usage) = &self.usage {
+            line("uses", format!("{} RSS, {:.2} s CPU", bytes(usage.rss_bytes), usage.cpu_seconds));
+        }
         let records = &self.records;
         line(
             "records",
@@ -143,17 +164,13 @@ impl Render for Status {
         let (connections, processes) = (&self.connections, &self.processes);
         line("connections", format!("{}, {} untracked", connections.total, connections.untracked));
         line("processes", format!("{}, {} refused", processes.known, processes.refused));
-        for problem in &self.sweep_problems {
-            line("problem", problem.clone());
-        }
         text.push('\n');
         text += &signals(&self.hooks);
         text.push('\n');
         let states = self.connections.states.iter();
         let rows: Vec<_> =
             states.map(|(state, count)| vec![(*state).to_owned(), count.to_string()]).collect();
-        text += &table(&["STATE", "CONNECTIONS"], &rows);
-        text
+        text + &table(&["STATE", "CONNECTIONS"], &rows) + &self.completeness.text()
     }
 }
 

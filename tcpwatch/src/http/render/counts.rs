@@ -278,11 +278,6 @@ pub(crate) fn cut(shown: usize, total: usize) -> String {
     )
 }
 
-/// What follows a table of which something is not known: a line for each reason.
-pub(crate) fn problems(what: &str, problems: &[String]) -> String {
-    problems.iter().map(|problem| format!("\n{what}: {problem}\n")).collect::<Vec<_>>().concat()
-}
-
 choices! {
     pub(crate) enum Sort {
         /// the most connections first

@@ -23,7 +23,8 @@ use crate::{
         page::Page,
         parameters::{Value, choices, parameters},
         render::{
-            counts::{cut, problems},
+            completeness::Completeness,
+            counts::cut,
             text::{bytes, duration, limits, printable, round_trip, spread, table},
         },
     },
@@ -35,6 +36,8 @@ use crate::{
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Transfers {
+    #[serde(flatten)]
+    completeness: Completeness,
     /// How many match, shown or not.
     total: usize,
     /// Whether `limit` cut the list.
@@ -45,9 +48,6 @@ pub(crate) struct Transfers {
     #[serde(skip_serializing_if = "Option::is_none")]
     period_seconds: Option<f64>,
     transfers: Vec<Row>,
-    /// What could not be asked.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -173,13 +173,14 @@ pub(crate) async fn answer(
         rates: seconds.map(|seconds| Rates::over(seconds, sum.lately)),
         sum,
     };
+    let completeness = api.ask(false, |node, _| Completeness::of(node)).await?.and("transfers", problems);
     Ok(Transfers {
+        completeness,
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         next_cursor: cut.next_cursor,
         period_seconds: seconds,
         transfers: cut.rows.into_iter().map(row).collect(),
-        problems,
     })
 }
 
@@ -229,9 +230,7 @@ impl Render for Transfers {
         let rates: &[_] = if self.period_seconds.is_some() { &RATES } else { &[] };
         let header = [&COLUMNS, rates, &MORE_COLUMNS].concat();
         let rows: Vec<_> = self.transfers.iter().map(Row::cells).collect();
-        table(&header, &rows)
-            + &problems("not complete", &self.problems)
-            + &cut(self.transfers.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.transfers.len(), self.total)
     }
 }
 
