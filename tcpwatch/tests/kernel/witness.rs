@@ -40,7 +40,7 @@ const TRACEPOINTS: [&str; 6] = [
 
 /// Traces in a mount namespace of its own, so that nothing is left mounted here, and removes its instance at the end.
 const TRACER: &str = r#"
-mount -t tracefs tracefs /sys/kernel/tracing || exit
+[ -d /sys/kernel/tracing/instances ] || mount -t tracefs tracefs /sys/kernel/tracing || exit
 instance=/sys/kernel/tracing/instances/tcpwatch-test-$$
 mkdir $instance || exit
 cd $instance
@@ -71,7 +71,7 @@ pub(crate) fn witnessed(test: impl Fn(&Witness)) {
         let Err(failure) = catch_unwind(AssertUnwindSafe(|| test(&witness))) else { return };
         match witness.hidden() {
             Ok(hidden) => eprintln!(
-                "proves nothing ({}): the kernel ran no program for\n{}",
+                "proves nothing ({}): the kernel ran no program for what interrupted one process, of\n{}",
                 said(failure.as_ref()),
                 hidden.join("\n")
             ),
