@@ -93,7 +93,12 @@ pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError>
         })
         .await
         .flatten()?;
-    let ((transfer, nat), options) = match kept.filter(|_| api.live) {
+    let not_recorded = || "a recording does not have what only the kernel knows".to_owned();
+    let ((transfer, nat), options) = match kept {
+        Some(Kept::Socket(_)) if !api.live => {
+            ((Err(not_recorded()), Err(not_recorded())), Err(not_recorded()))
+        }
+        Some(Kept::Minisock(_)) if !api.live => ((Ok(None), Err(not_recorded())), Ok(None)),
         Some(Kept::Socket(target)) => {
             tokio::join!(ask_kernel(target.clone()), ask_options(&api, target, tick_rate))
         }
