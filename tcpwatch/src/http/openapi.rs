@@ -16,7 +16,7 @@ pub const SCHEMAS: &str = "/components/schemas";
 /// Schemas of what is answered; those that have a name are written once, below [`SCHEMAS`].
 pub fn generator() -> SchemaGenerator {
     let mut settings = SchemaSettings::draft2020_12().for_serialize();
-    SCHEMAS.clone_into(&mut settings.definitions_path.to_mut());
+    SCHEMAS.clone_into(settings.definitions_path.to_mut());
     settings.meta_schema = None;
     settings.into_generator()
 }

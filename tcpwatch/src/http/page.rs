@@ -3,6 +3,8 @@
 //! A cursor holds the sort key of the last row shown, so what comes or goes meanwhile moves no other row. Keys are unique
 //! within a list and order it.
 
+use std::fmt::Write as _;
+
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value as Json, json};
 
@@ -121,7 +123,11 @@ impl Page {
 }
 
 fn encode(order: &str, key: &impl Serialize) -> serde_json::Result<String> {
-    Ok(serde_json::to_vec(&(order, key))?.iter().map(|byte| format!("{byte:02x}")).collect())
+    let mut cursor = String::new();
+    for byte in serde_json::to_vec(&(order, key))? {
+        let _ = write!(cursor, "{byte:02x}");
+    }
+    Ok(cursor)
 }
 
 fn decode<K: DeserializeOwned>(order: &str, text: &str) -> Result<K, ApiError> {

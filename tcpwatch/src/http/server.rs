@@ -192,6 +192,8 @@ async fn only_get(asked: Asked) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use axum::body::to_bytes;
 
     use super::*;
@@ -217,7 +219,7 @@ mod tests {
         }
     }
 
-    async fn numbers(page: Page, failing_from: Option<u64>) -> Result<Numbers, ApiError> {
+    fn numbers(page: &Page, failing_from: Option<u64>) -> Result<Numbers, ApiError> {
         let cut = page.cut("size", (0..10).collect(), |number| *number)?;
         match failing_from {
             Some(number) if cut.rows.contains(&number) => Err(ApiError::stopping()),
@@ -226,14 +228,14 @@ mod tests {
     }
 
     async fn body(failing_from: Option<u64>) -> (StatusCode, Option<Bytes>) {
-        let answer = ndjson(move |page| numbers(page, failing_from), Page::default()).await;
+        let answer = ndjson(move |page| ready(numbers(&page, failing_from)), Page::default()).await;
         let status = answer.status();
         (status, to_bytes(answer.into_body(), usize::MAX).await.ok())
     }
 
     #[tokio::test]
     async fn lines_are_asked_for_in_pages_until_the_end() {
-        let lines: String = (0..10).map(|number| format!("{number}\n")).collect();
+        let lines = (0..10).fold(String::new(), |lines, number| lines + &number.to_string() + "\n");
         assert_eq!(body(None).await, (StatusCode::OK, Some(lines.into())));
     }
 

@@ -47,7 +47,7 @@ impl Exchange {
             return self.awaited();
         }
         if sent > received {
-            return Some(AnswerTime::Came(sent - received));
+            return Some(AnswerTime::Came(sent.saturating_sub(received)));
         }
         // Within one tick.
         let acknowledged_after = received.saturating_sub(acknowledged);
