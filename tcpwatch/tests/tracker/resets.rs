@@ -1,9 +1,8 @@
 //! Resets: each counts once, by its reason, for the owner of the connection that it ended.
 
-use crate::scenario::*;
+use tcpwatch_common::errno::ECONNABORTED;
 
-/// include/uapi/asm-generic/errno.h
-const ECONNABORTED: u8 = 103;
+use crate::scenario::*;
 
 #[test]
 fn a_reset_reported_after_the_end_belongs_to_the_connection() {

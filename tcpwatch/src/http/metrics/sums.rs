@@ -332,7 +332,10 @@ mod tests {
         counts.stalls.get_or_insert_default()[0].durations.observe(500_000_000);
         let sums = json(&counts);
         assert_eq!(sums["connect_durations"], json!({"count": 2, "mean_seconds": 1.5}));
-        assert_eq!(sums["blocked"], json!({"fast": {"count": 1, "seconds": 0.5, "bytes": 0}}));
+        assert_eq!(
+            sums["blocked"],
+            json!({"fast": {"count": 1, "duration_seconds": 0.5, "waiting_bytes": 0}})
+        );
     }
 
     #[test]
@@ -343,7 +346,8 @@ mod tests {
         assert_eq!(properties["live"]["type"], json!(["object", "null"]));
         assert_eq!(properties["live"]["properties"]["rtt"]["type"], json!(["object", "null"]));
         assert_eq!(properties["reset_discarded"]["type"], "object");
-        assert_eq!(properties["blocked"]["additionalProperties"]["properties"]["seconds"]["type"], "number");
+        let stall = &properties["blocked"]["additionalProperties"]["properties"];
+        assert_eq!(stall["duration_seconds"]["type"], "number");
         assert!(properties["resets_sent"]["additionalProperties"].is_object());
     }
 }
