@@ -17,7 +17,7 @@ use crate::{
 /// socket does not say in which it is tracked.
 #[derive(Default)]
 pub(crate) struct Translations {
-    told: FxHashMap<u32, FxHashMap<(Endpoint, Endpoint), Option<Translation>>>,
+    by_namespace: FxHashMap<u32, FxHashMap<(Endpoint, Endpoint), Option<Translation>>>,
     /// What could not be asked.
     pub problems: Vec<String>,
 }
@@ -25,11 +25,11 @@ pub(crate) struct Translations {
 impl Translations {
     /// `None` where that is not known.
     pub(crate) fn has(&self, conn: &Conn) -> Option<bool> {
-        self.told.get(&conn.netns).map(|by_ends| by_ends.contains_key(&(conn.local, conn.remote)))
+        self.by_namespace.get(&conn.netns).map(|by_ends| by_ends.contains_key(&(conn.local, conn.remote)))
     }
 
     pub(crate) fn of(&self, conn: &Conn) -> Option<&Option<Translation>> {
-        self.told.get(&conn.netns)?.get(&(conn.local, conn.remote))
+        self.by_namespace.get(&conn.netns)?.get(&(conn.local, conn.remote))
     }
 }
 
@@ -54,18 +54,18 @@ pub(crate) async fn ask(api: &Api, wanted: bool) -> Result<Translations, ApiErro
         Err("a recording does not have what the kernel translated".to_owned())
     };
     Ok(match asked {
-        Ok(told) => by_ends(told),
+        Ok(found) => by_ends(found),
         Err(problem) => Translations { problems: vec![problem], ..Translations::default() },
     })
 }
 
-fn by_ends(told: OfEach<Vec<Translation>>) -> Translations {
+fn by_ends(found: OfEach<Vec<Translation>>) -> Translations {
     let mut translations = Translations::default();
-    for (netns, told) in told {
-        match told {
-            Ok(told) => {
-                let by_ends = translations.told.entry(netns).or_default();
-                for one in told {
+    for (netns, found) in found {
+        match found {
+            Ok(found) => {
+                let by_ends = translations.by_namespace.entry(netns).or_default();
+                for one in found {
                     for ends in one.ends() {
                         let known = by_ends.entry(ends).or_insert(Some(one));
                         if *known != Some(one) {

@@ -243,16 +243,16 @@ impl Counts {
         self.live.add(&other.live);
     }
 
-    pub(crate) fn count_reset(&mut self, told: &ObservedReset) {
-        self.resets[told.reason as usize] += 1;
-        self.discarded += told.discarded;
+    pub(crate) fn count_reset(&mut self, reset: &ObservedReset) {
+        self.resets[reset.reason as usize] += 1;
+        self.discarded += reset.discarded;
     }
 
     /// But for the segments, which are counted by the socket's own count.
-    pub(crate) fn add_news(&mut self, news: &RetransmitDelta) {
-        self.add_failures(&news.failures);
-        if news.stalls != Stalls::default() {
-            self.add_stalls(&news.stalls);
+    pub(crate) fn add_delta(&mut self, delta: &RetransmitDelta) {
+        self.add_failures(&delta.failures);
+        if delta.stalls != Stalls::default() {
+            self.add_stalls(&delta.stalls);
         }
     }
 

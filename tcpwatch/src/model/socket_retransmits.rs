@@ -76,7 +76,7 @@ pub struct SocketRetransmits {
 
 impl SocketRetransmits {
     /// Adopts a report and returns the growth since the one before; nothing of a report that is older than the latest.
-    pub fn news(&mut self, report: &Retransmits) -> RetransmitDelta {
+    pub fn delta(&mut self, report: &Retransmits) -> RetransmitDelta {
         // The programs lost their count and began another, or this is the first.
         if report.since_ns > self.reported.since_ns {
             self.reported = Retransmits { since_ns: report.since_ns, ..Retransmits::default() };
@@ -85,7 +85,7 @@ impl SocketRetransmits {
         }
         let mut stalls = Stalls::default();
         for ((new, known), latest) in stalls.iter_mut().zip(&mut self.reported.stalls).zip(&report.stalls) {
-            *new = known.news(latest);
+            *new = known.delta(latest);
         }
         for (mine, new) in self.stalls.iter_mut().zip(&stalls) {
             mine.add(new);
@@ -142,7 +142,7 @@ mod tests {
         limit: u64,
         older: bool,
     ) -> (u64, u64, u64) {
-        let segments = socket.news(report).segments;
+        let segments = socket.delta(report).segments;
         let new = socket.count(report, segments, limit, older);
         (new.segments[Kind::Fast as usize], new.segments[Kind::Unknown as usize], new.bytes)
     }

@@ -106,14 +106,14 @@ impl<L: Layout> Histogram<L> {
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
     }
 
-    /// What `told` has more than this one, which is the same later.
-    pub(crate) fn news(&mut self, told: &Self) -> Self {
-        let [sum_ns] = grown(std::array::from_mut(&mut self.sum_ns), [told.sum_ns]);
+    /// The growth since this one of `later`, a later reading of the same histogram; this one becomes it.
+    pub(crate) fn delta(&mut self, later: &Self) -> Self {
+        let [sum_ns] = grown(std::array::from_mut(&mut self.sum_ns), [later.sum_ns]);
         let mut buckets = L::Buckets::default();
-        let known = self.buckets.as_mut().iter_mut().zip(told.buckets());
-        for (new, (known, told)) in buckets.as_mut().iter_mut().zip(known) {
-            *new = told.saturating_sub(*known);
-            *known = (*told).max(*known);
+        let known = self.buckets.as_mut().iter_mut().zip(later.buckets());
+        for (new, (known, count)) in buckets.as_mut().iter_mut().zip(known) {
+            *new = count.saturating_sub(*known);
+            *known = (*count).max(*known);
         }
         Self::of(buckets, sum_ns)
     }
@@ -135,12 +135,12 @@ impl<L: Layout> Histogram<L> {
     }
 }
 
-/// How much more was told than is known; told late, nothing.
-pub(crate) fn grown<const N: usize>(known: &mut [u64; N], told: [u64; N]) -> [u64; N] {
+/// The growth of each count since `known`, which becomes the greater of both; a stale count adds nothing.
+pub(crate) fn grown<const N: usize>(known: &mut [u64; N], count: [u64; N]) -> [u64; N] {
     let mut new = [0; N];
-    for ((new, known), told) in new.iter_mut().zip(known).zip(told) {
-        *new = told.saturating_sub(*known);
-        *known = told.max(*known);
+    for ((new, known), count) in new.iter_mut().zip(known).zip(count) {
+        *new = count.saturating_sub(*known);
+        *known = count.max(*known);
     }
     new
 }

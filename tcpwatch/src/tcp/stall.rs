@@ -85,9 +85,9 @@ impl Blocked {
     }
 
     /// Adopts `latest`, later values of the same counts, and returns the growth.
-    pub(crate) fn news(&mut self, latest: &Self) -> Self {
+    pub(crate) fn delta(&mut self, latest: &Self) -> Self {
         let [bytes] = grown(std::array::from_mut(&mut self.bytes), [latest.bytes]);
-        Self { durations: self.durations.news(&latest.durations), bytes }
+        Self { durations: self.durations.delta(&latest.durations), bytes }
     }
 }
 

@@ -119,17 +119,17 @@ pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError>
     Ok(Connection { completeness, detail, transfer, nat, options })
 }
 
-type ReportedFacts<T> = Result<Option<T>, String>;
+type FromKernel<T> = Result<Option<T>, String>;
 
-async fn ask_kernel(target: Target) -> (ReportedFacts<Transfer>, ReportedFacts<Translation>) {
+async fn ask_kernel(target: Target) -> (FromKernel<Transfer>, FromKernel<Translation>) {
     let asked = in_namespace(target, |target| (sock_diag::ask(target), conntrack::ask(target)));
     match asked.await {
-        Ok(told) => told.unwrap_or((Ok(None), Ok(None))),
+        Ok(answer) => answer.unwrap_or((Ok(None), Ok(None))),
         Err(error) => (Err(error.clone()), Err(error)),
     }
 }
 
-async fn ask_translation(target: Target) -> ReportedFacts<Translation> {
+async fn ask_translation(target: Target) -> FromKernel<Translation> {
     in_namespace(target, conntrack::ask).await?.unwrap_or(Ok(None))
 }
 
@@ -137,7 +137,7 @@ async fn ask_translation(target: Target) -> ReportedFacts<Translation> {
 async fn in_namespace<T: Send + 'static>(
     target: Target,
     ask: impl FnOnce(&Target) -> T + Send + 'static,
-) -> ReportedFacts<T> {
+) -> FromKernel<T> {
     let asked = netns::on_own_thread(move || {
         let entered = netns::enter_by_inode(target.netns, target.pid)?;
         Ok(entered.then(|| ask(&target)))
@@ -145,14 +145,14 @@ async fn in_namespace<T: Send + 'static>(
     asked.await.flatten()
 }
 
-async fn ask_options(api: &Api, target: Target, tick_rate: TickRate) -> ReportedFacts<SocketOptions> {
+async fn ask_options(api: &Api, target: Target, tick_rate: TickRate) -> FromKernel<SocketOptions> {
     let Some(sweeper) = &api.sweeper else { return Ok(None) };
     let record = sweeper.socket_options(target).await?;
     Ok(record.map(|record| SocketOptions::new(&record, tick_rate)))
 }
 
-fn or_error<T>(told: ReportedFacts<T>) -> (Option<T>, Option<String>) {
-    told.map_or_else(|error| (None, Some(error)), |told| (told, None))
+fn or_error<T>(answer: FromKernel<T>) -> (Option<T>, Option<String>) {
+    answer.map_or_else(|error| (None, Some(error)), |found| (found, None))
 }
 
 /// What the kernel has of a connection that lives, and can be asked about.
@@ -163,7 +163,7 @@ enum Kept {
     Minisock(Target),
 }
 
-/// The connection, and what to ask the kernel for where it can tell more.
+/// The connection, and what to ask the kernel for where it knows more.
 fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Kept>), ApiError> {
     let tracker = &node.tracker;
     let live = if tracker.reported().identity_is_address {
@@ -391,7 +391,7 @@ fn lines(transfer: &Transfer) -> Vec<(&'static str, String)> {
         ),
     ];
     if let Some(rtt) = rtt {
-        // In a data centre often less than the millisecond that other durations are told to.
+        // In a data centre often less than a millisecond, to which other durations are shown.
         let millis = |seconds: f64| format!("{:.3}ms", seconds * 1e3);
         let least = rtt.min_seconds.map_or(String::new(), |least| format!(", least {}", millis(least)));
         lines.push((

@@ -338,12 +338,12 @@ fn connect(conn: &Conn, nanos: Option<u64>) -> Option<Connect> {
     })
 }
 
-fn reset(told: &ObservedReset) -> ShownReset {
+fn reset(reset: &ObservedReset) -> ShownReset {
     ShownReset {
-        direction: told.reason.direction(),
-        reason: told.reason,
-        process_exited: told.exiting,
-        discarded: told.discarded,
+        direction: reset.reason.direction(),
+        reason: reset.reason,
+        process_exited: reset.exiting,
+        discarded: reset.discarded,
     }
 }
 
@@ -351,8 +351,8 @@ fn first_close(node: &Node, conn: &Conn, ended: Option<&Ended>) -> Option<FirstC
     let first = FirstClose::of_state(conn.state());
     first.or_else(|| {
         let ended = ended.filter(|_| conn.state() == TcpState::Established)?;
-        let told = ended.cause != Cause::Unknown && !node.tracker.reported().errnos_missing;
-        Some(FirstClose::of(conn.state(), told.then_some(conn.error)))
+        let is_known = ended.cause != Cause::Unknown && !node.tracker.reported().errnos_missing;
+        Some(FirstClose::of(conn.state(), is_known.then_some(conn.error)))
     })
 }
 

@@ -37,7 +37,7 @@ impl Tracker {
         let conn = self.table.get_mut(key);
         let older = conn.is(ConnFlags::OLDER);
         let retransmits = conn.retransmits.get_or_insert_with(|| Box::new(unlisted.unwrap_or_default()));
-        let delta = retransmits.news(reported);
+        let delta = retransmits.delta(reported);
         let segments = delta.segments;
         let new: u64 = segments.iter().sum();
         let new_bounded = u32::try_from(new).unwrap_or(u32::MAX);
@@ -49,7 +49,7 @@ impl Tracker {
         if !delta.is_only_segments()
             && let Some(group) = self.group_or_server(key, record.time_ns)
         {
-            self.groups.counts(group).add_news(&delta);
+            self.groups.counts(group).add_delta(&delta);
         }
     }
 
@@ -92,11 +92,11 @@ impl Tracker {
             return;
         }
         let retransmits = self.unlisted.entry(cookie).or_default();
-        let delta = retransmits.news(reported);
+        let delta = retransmits.delta(reported);
         let new = retransmits.count(reported, delta.segments, delta.segments.iter().sum(), true);
         let counts = self.groups.counts_of(None, Role::Unknown, Peer::Unknown, record.time_ns);
         counts.retransmitted.add(&new);
-        counts.add_news(&delta);
+        counts.add_delta(&delta);
     }
 
     /// The end of a socket that has no place in the table.

@@ -1,4 +1,4 @@
-//! What the kernel tells of connections, summed by process, role and peer.
+//! What the kernel reports of connections, summed by process, role and peer.
 
 use std::sync::Arc;
 
