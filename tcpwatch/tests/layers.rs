@@ -39,7 +39,10 @@ const FORBIDDEN_IN_CORE: [&str; 19] = [
 
 /// The source without comments, string literals and unit tests, to which the rules do not apply.
 fn code(source: &str) -> String {
-    let source = source.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
+    let (before, tests) = source.split_once("\n#[cfg(test)]\nmod tests {").unwrap_or((source, ""));
+    // rustfmt closes the module with the next brace that begins a line.
+    let behind = tests.split_once("\n}\n").map_or("", |(_, behind)| behind);
+    let source = format!("{before}\n{behind}");
     let mut code = String::new();
     for line in source.lines() {
         let line = line.split("//").next().unwrap();
@@ -298,4 +301,9 @@ fn an_arrow_up_io_in_the_core_and_a_circle_are_found() {
 fn comments_strings_and_unit_tests_are_not_code() {
     let source = "// use aya::X;\nlet path = \"std::fs\";\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}\n";
     assert!(paths(&code(source)).is_empty());
+    assert_eq!(
+        paths(&code(&format!("{source}use std::fs;\n"))),
+        ["std::fs"],
+        "what stands behind the tests is code"
+    );
 }
