@@ -40,6 +40,8 @@ const TRACEPOINTS: [&str; 6] = [
 
 /// Traces in a mount namespace of its own, so that nothing is left mounted here, and removes its instance at the end.
 const TRACER: &str = r#"
+# Whoever interrupts the tests interrupts this too, before it has cleaned up.
+trap '' INT
 [ -d /sys/kernel/tracing/instances ] || mount -t tracefs tracefs /sys/kernel/tracing || exit
 instance=/sys/kernel/tracing/instances/tcpwatch-test-$$
 mkdir $instance || exit
