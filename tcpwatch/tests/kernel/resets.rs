@@ -213,8 +213,8 @@ fn what_was_discarded_is_summed(daemon: &Daemon, comm: &str) {
         let key = format!("{data}_bytes");
         let expected: u64 = resets().filter_map(|reset| reset[&key].as_u64()).sum();
         assert_eq!(answer["processes"][0]["reset_discarded"][&key], expected, "{comm}: {key}");
-        let told = metrics.sum(DISCARDED, &[("process", comm), ("data", data)]);
-        assert_eq!(told, Some(expected), "{comm}: {key}");
+        let total = metrics.sum(DISCARDED, &[("process", comm), ("data", data)]);
+        assert_eq!(total, Some(expected), "{comm}: {key}");
     }
 }
 
@@ -242,11 +242,11 @@ fn has_its_reason(daemon: &Daemon, case: &Case, addr: &str) {
         if expected.is_null() {
             continue;
         }
-        let told = eventually(&format!("{comm}: the {role}'s connection ends with {expected}"), || {
+        let row = eventually(&format!("{comm}: the {role}'s connection ends with {expected}"), || {
             let ended = daemon.json(&format!("/history?comm={comm}"));
-            let told = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
-            let told = told.filter(|told| says(&told["reset"], &expected)).cloned();
-            told.ok_or_else(|| format!("{}; {ended}", kernel_resets(&ends)))
+            let row = ended["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
+            let row = row.filter(|row| says(&row["reset"], &expected)).cloned();
+            row.ok_or_else(|| format!("{}; {ended}", kernel_resets(&ends)))
         });
         let reason = expected["reason"].as_str().unwrap();
         let labels = [("process", comm), ("role", role), ("reason", reason)];
@@ -257,7 +257,7 @@ fn has_its_reason(daemon: &Daemon, case: &Case, addr: &str) {
             }
         });
         if closes_are_told && ["unread_data", "zero_linger"].contains(&reason) {
-            assert_eq!(told["closer"]["comm"], comm, "{told}");
+            assert_eq!(row["closer"]["comm"], comm, "{row}");
         }
     }
     let sent = [("process", comm), ("direction", "sent")];
@@ -502,8 +502,8 @@ fn a_packet_filters_reset_belongs_to_the_socket_it_answers_for() {
     assert_eq!(client.ask(), "104");
     let count = |process, reason| daemon.metrics().sum(RESETS, &[("process", process), ("reason", reason)]);
     eventually("both sides are counted", || {
-        let told = [count("filtered-server", "policy"), count("filtered-client", "established")];
-        if told == [Some(u64::from(is_reported)), Some(1)] { Ok(()) } else { Err(format!("{told:?}")) }
+        let shown = [count("filtered-server", "policy"), count("filtered-client", "established")];
+        if shown == [Some(u64::from(is_reported)), Some(1)] { Ok(()) } else { Err(format!("{shown:?}")) }
     });
     let rows = daemon.connections_in(&here);
     assert!(rows.iter().any(|row| row["state"] == "ESTABLISHED"), "it knows nothing of it: {rows:?}");
