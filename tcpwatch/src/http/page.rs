@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value as Json, json};
 
@@ -61,12 +62,19 @@ impl Value for Cursor {
 
 /// One page of a list.
 #[derive(Debug)]
-#[cfg_attr(test, derive(Serialize, schemars::JsonSchema))]
+#[cfg_attr(test, derive(Serialize, JsonSchema))]
 pub(crate) struct Cut<T> {
+    #[cfg_attr(test, serde(flatten))]
+    pub extent: Extent,
+    pub rows: Vec<T>,
+}
+
+/// How long a list is, and where its next page begins.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Extent {
     /// How many rows match, on this page or not.
     pub total: usize,
-    pub rows: Vec<T>,
-    /// Where the next page begins; `None` at the end of the list.
+    /// What `cursor` takes for the next page; `null` at the end of the list.
     pub next_cursor: Option<String>,
 }
 
@@ -118,7 +126,7 @@ impl Page {
             }
             _ => None,
         };
-        Ok(Cut { total, rows, next_cursor })
+        Ok(Cut { extent: Extent { total, next_cursor }, rows })
     }
 }
 
@@ -159,10 +167,10 @@ mod tests {
             let (mut seen, mut page) = (Vec::new(), Page::default().with_limit(limit));
             loop {
                 let cut = page.cut("size", rows.clone(), key).unwrap();
-                assert_eq!(cut.total, rows.len());
+                assert_eq!(cut.extent.total, rows.len());
                 assert!(cut.rows.len() <= limit);
                 seen.extend(cut.rows);
-                let Some(cursor) = cut.next_cursor else { break };
+                let Some(cursor) = cut.extent.next_cursor else { break };
                 page = Page::behind(limit, cursor);
             }
             assert_eq!(seen, sorted, "{limit}");
@@ -173,7 +181,7 @@ mod tests {
     fn a_cursor_is_refused_in_another_order_and_when_malformed() {
         let rows = || vec![1_u64, 2, 3];
         let cursor =
-            Page::default().with_limit(1).cut("age", rows(), |row| *row).unwrap().next_cursor.unwrap();
+            Page::default().with_limit(1).cut("age", rows(), |row| *row).unwrap().extent.next_cursor.unwrap();
         assert!(Page::behind(1, cursor.clone()).cut("age", rows(), |row| *row).is_ok());
         assert!(Page::behind(1, cursor.clone()).cut("size", rows(), |row| *row).is_err());
         assert!(Page::behind(1, cursor[1..].to_owned()).cut("age", rows(), |row| *row).is_err());

@@ -215,7 +215,7 @@ mod tests {
         const AT_ONCE: usize = 2;
 
         fn into_rows(self) -> (Vec<u64>, Option<String>) {
-            (self.0.rows, self.0.next_cursor)
+            (self.0.rows, self.0.extent.next_cursor)
         }
     }
 

@@ -44,6 +44,7 @@ pub enum ResetReason {
     Other,
 }
 
+/// Which way a reset went, as this node sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {

@@ -36,6 +36,35 @@ async fn reference_is_the_table_of_endpoints() {
     assert_document("docs/http-api.md", &reference.render().await);
 }
 
+#[test]
+fn every_value_of_an_answer_is_described() {
+    let document = openapi::document();
+    let missing: Vec<_> =
+        schemas(&document).iter().flat_map(|(name, schema)| undescribed(name, schema)).collect();
+    assert_eq!(missing, [] as [&str; 0]);
+}
+
+/// The values in a schema that have no description. An object needs none where its values have theirs.
+fn undescribed(path: &str, schema: &Value) -> Vec<String> {
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let inner = properties
+        .map(|(name, inner)| (format!("{path}.{name}"), inner))
+        .chain(schema.get("additionalProperties").map(|inner| (format!("{path}.*"), inner)))
+        .chain(schema.get("items").map(|inner| (format!("{path}[]"), inner)))
+        .filter(|(_, inner)| inner.is_object());
+    let mut inner = inner.peekable();
+    let is_described = ["description", "$ref", "anyOf", "oneOf"].iter().any(|key| schema.get(key).is_some());
+    if inner.peek().is_none() && !is_described {
+        return vec![path.to_owned()];
+    }
+    // The values of a list or a map may be described with it.
+    let is_object = schema.get("properties").is_some();
+    inner
+        .filter(|_| is_object || !is_described)
+        .flat_map(|(path, schema)| undescribed(&path, schema))
+        .collect()
+}
+
 /// Questions that are shown with their answers.
 const EXAMPLES: [(&str, &str); 6] = [
     ("/connections", "/connections?local_port=7004"),

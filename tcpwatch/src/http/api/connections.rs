@@ -7,7 +7,7 @@ use crate::{
     http::{
         Api, ApiError, List, Render,
         filter::Filter,
-        page::Page,
+        page::{Extent, Page},
         parameters::{choices, parameters},
         render::{
             completeness::Completeness,
@@ -25,12 +25,8 @@ use crate::{
 pub(crate) struct Connections {
     #[serde(flatten)]
     completeness: Completeness,
-    /// How many match, shown or not.
-    total: usize,
-    /// Whether `limit` cut the list.
-    truncated: bool,
-    /// What `cursor` continues the list with; `null` at its end.
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    extent: Extent,
     connections: Vec<Row>,
 }
 
@@ -81,10 +77,8 @@ fn list(
     })?;
     Ok(Connections {
         completeness: Completeness::of(node),
-        total: cut.total,
-        truncated: cut.next_cursor.is_some(),
+        extent: cut.extent,
         connections: cut.rows.into_iter().map(|conn| row(node, clock, conn)).collect(),
-        next_cursor: cut.next_cursor,
     })
 }
 
@@ -94,7 +88,7 @@ impl List for Connections {
     const AT_ONCE: usize = 10_000;
 
     fn into_rows(self) -> (Vec<Row>, Option<String>) {
-        (self.connections, self.next_cursor)
+        (self.connections, self.extent.next_cursor)
     }
 }
 
@@ -123,6 +117,6 @@ impl Render for Connections {
             })
             .collect();
         let header = ["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "STALLED FOR"];
-        table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.extent.total)
     }
 }

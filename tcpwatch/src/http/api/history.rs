@@ -13,7 +13,7 @@ use crate::{
     http::{
         Api, ApiError, List, Render,
         filter::Filter,
-        page::Page,
+        page::{Extent, Page},
         parameters::{Value, parameters},
         render::{
             completeness::Completeness,
@@ -31,11 +31,8 @@ use crate::{
 pub(crate) struct History {
     #[serde(flatten)]
     completeness: Completeness,
-    /// How many match, shown or not.
-    total: usize,
-    truncated: bool,
-    /// What `cursor` continues the list with; `null` at its end.
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    extent: Extent,
     /// Latest end first.
     connections: Vec<Detail>,
 }
@@ -94,9 +91,7 @@ fn list(
     let cut = page.cut("end", found, |ended| (Reverse(ended.ended_ns), ended.conn.id()))?;
     Ok(History {
         completeness: Completeness::of(node),
-        total: cut.total,
-        truncated: cut.next_cursor.is_some(),
-        next_cursor: cut.next_cursor,
+        extent: cut.extent,
         connections: cut.rows.iter().map(|ended| detail(node, clock, &ended.conn, Some(ended))).collect(),
     })
 }
@@ -107,7 +102,7 @@ impl List for History {
     const AT_ONCE: usize = 10_000;
 
     fn into_rows(self) -> (Vec<Detail>, Option<String>) {
-        (self.connections, self.next_cursor)
+        (self.connections, self.extent.next_cursor)
     }
 }
 
@@ -135,6 +130,6 @@ impl Render for History {
             .collect();
         let header =
             ["ID", "ENDED", "LIVED", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "SENT", "RECEIVED"];
-        table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.extent.total)
     }
 }

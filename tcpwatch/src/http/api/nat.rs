@@ -14,7 +14,7 @@ use crate::{
     http::{
         Api, ApiError, List, Render,
         filter::Chosen,
-        page::Page,
+        page::{Extent, Page},
         render::{
             completeness::Completeness,
             counts::cut,
@@ -32,12 +32,8 @@ use crate::{
 pub(crate) struct Nat {
     #[serde(flatten)]
     completeness: Completeness,
-    /// How many match, shown or not.
-    total: usize,
-    /// Whether `limit` cut the list.
-    truncated: bool,
-    /// What `cursor` continues the list with; `null` at its end.
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    extent: Extent,
     /// The most connections first.
     translations: Vec<Row>,
 }
@@ -113,9 +109,7 @@ fn list(node: &Node, translations: Translations, chosen: &Chosen, page: &Page) -
     });
     Ok(Nat {
         completeness: Completeness::of(node).and("translations", problems),
-        total: cut.total,
-        truncated: cut.next_cursor.is_some(),
-        next_cursor: cut.next_cursor,
+        extent: cut.extent,
         translations: translations.collect(),
     })
 }
@@ -126,7 +120,7 @@ impl List for Nat {
     const AT_ONCE: usize = usize::MAX;
 
     fn into_rows(self) -> (Vec<Row>, Option<String>) {
-        (self.translations, self.next_cursor)
+        (self.translations, self.extent.next_cursor)
     }
 }
 
@@ -147,6 +141,6 @@ impl Render for Nat {
             })
             .collect();
         let header = ["PROCESS", "ROLE", "DIALLED", "REACHED", "NOW", "SOURCE TRANSLATED"];
-        table(&header, &rows) + &self.completeness.text() + &cut(self.translations.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.translations.len(), self.extent.total)
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     http::{
         Api, ApiError, List, Render,
         filter::Chosen,
-        page::Page,
+        page::{Extent, Page},
         render::{
             completeness::Completeness,
             counts::{COLUMNS, ConnectionCounts, CountsView, Now, Order, cells, cut},
@@ -32,12 +32,8 @@ use crate::{
 pub(crate) struct Peers {
     #[serde(flatten)]
     completeness: Completeness,
-    /// How many match, shown or not.
-    total: usize,
-    /// Whether `limit` cut the list.
-    truncated: bool,
-    /// What `cursor` continues the list with; `null` at its end.
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    extent: Extent,
     peers: Vec<Row>,
 }
 
@@ -106,9 +102,7 @@ fn list(
     let cut = order.page(page, rows)?;
     Ok(Peers {
         completeness: Completeness::of(node).and("translated", translations.problems),
-        total: cut.total,
-        truncated: cut.next_cursor.is_some(),
-        next_cursor: cut.next_cursor,
+        extent: cut.extent,
         peers: cut
             .rows
             .into_iter()
@@ -129,7 +123,7 @@ impl List for Peers {
     const AT_ONCE: usize = usize::MAX;
 
     fn into_rows(self) -> (Vec<Row>, Option<String>) {
-        (self.peers, self.next_cursor)
+        (self.peers, self.extent.next_cursor)
     }
 }
 
@@ -152,6 +146,6 @@ impl Render for Peers {
             })
             .collect();
         let header = [&["PEER", "ROLE", "PROCESSES"][..], &COLUMNS].concat();
-        table(&header, &rows) + &self.completeness.text() + &cut(self.peers.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.peers.len(), self.extent.total)
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     events::decode::Endpoint,
     http::{
         Api, ApiError, List, Render,
-        page::Page,
+        page::{Extent, Page},
         render::{
             completeness::Completeness,
             counts::{ConnectionCounts, counted_text, cut},
@@ -42,12 +42,8 @@ use crate::{
 pub(crate) struct Ports {
     #[serde(flatten)]
     completeness: Completeness,
-    /// How many there are, shown or not.
-    total: usize,
-    /// Whether `limit` cut the list.
-    truncated: bool,
-    /// What `cursor` continues the list with; `null` at its end.
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    extent: Extent,
     /// The fullest first.
     ports: Vec<Row>,
 }
@@ -139,9 +135,7 @@ fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Res
     problems.sort_unstable();
     Ok(Ports {
         completeness: Completeness::of(node).and("available", problems),
-        total: cut.total,
-        truncated: cut.next_cursor.is_some(),
-        next_cursor: cut.next_cursor,
+        extent: cut.extent,
         ports: rows.collect(),
     })
 }
@@ -152,7 +146,7 @@ impl List for Ports {
     const AT_ONCE: usize = usize::MAX;
 
     fn into_rows(self) -> (Vec<Row>, Option<String>) {
-        (self.ports, self.next_cursor)
+        (self.ports, self.extent.next_cursor)
     }
 }
 
@@ -178,6 +172,6 @@ impl Render for Ports {
             .collect();
         let header =
             ["NETNS", "SOURCE", "DESTINATION", "IN USE", "AVAILABLE", "SHARE", "STATES", "PROCESSES"];
-        table(&header, &rows) + &self.completeness.text() + &cut(self.ports.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.ports.len(), self.extent.total)
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     http::{
         Api, ApiError, List, Render,
-        page::Page,
+        page::{Extent, Page},
         parameters::parameters,
         render::{
             completeness::Completeness,
@@ -32,12 +32,8 @@ use crate::{
 pub(crate) struct Processes {
     #[serde(flatten)]
     completeness: Completeness,
-    /// How many names match, shown or not.
-    total: usize,
-    /// Whether `limit` cut the list.
-    truncated: bool,
-    /// What `cursor` continues the list with; `null` at its end.
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    extent: Extent,
     processes: Vec<Row>,
 }
 
@@ -112,9 +108,7 @@ fn list(
     let cut = order.page(page, rows)?;
     Ok(Processes {
         completeness: Completeness::of(node).and("translated", translations.problems),
-        total: cut.total,
-        truncated: cut.next_cursor.is_some(),
-        next_cursor: cut.next_cursor,
+        extent: cut.extent,
         processes: cut
             .rows
             .into_iter()
@@ -144,7 +138,7 @@ impl List for Processes {
     const AT_ONCE: usize = usize::MAX;
 
     fn into_rows(self) -> (Vec<Row>, Option<String>) {
-        (self.processes, self.next_cursor)
+        (self.processes, self.extent.next_cursor)
     }
 }
 
@@ -164,6 +158,6 @@ impl Render for Processes {
             })
             .collect();
         let header = [&["PROCESS", "PID"][..], &COLUMNS].concat();
-        table(&header, &rows) + &self.completeness.text() + &cut(self.processes.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.processes.len(), self.extent.total)
     }
 }

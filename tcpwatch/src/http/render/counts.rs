@@ -82,8 +82,11 @@ impl ConnectionCounts {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ConnectionCounts")]
 pub(crate) struct Now {
+    /// All of them.
     pub total: usize,
+    /// By state; states without a connection are absent.
     pub states: BTreeMap<&'static str, usize>,
+    /// By role; roles without a connection are absent.
     pub roles: BTreeMap<&'static str, usize>,
     /// Whose addresses are translated on the way; only where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]

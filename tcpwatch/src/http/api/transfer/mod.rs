@@ -20,7 +20,7 @@ use crate::{
             totals::{Key, Sum, Sums, Waiting},
         },
         filter::Chosen,
-        page::Page,
+        page::{Extent, Page},
         parameters::{Value, choices, parameters},
         render::{
             completeness::Completeness,
@@ -38,12 +38,8 @@ use crate::{
 pub(crate) struct Transfers {
     #[serde(flatten)]
     completeness: Completeness,
-    /// How many match, shown or not.
-    total: usize,
-    /// Whether `limit` cut the list.
-    truncated: bool,
-    /// What `cursor` continues the list with; `null` at its end.
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    extent: Extent,
     /// Seconds that `rates` were measured over; absent unless `seconds` was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     period_seconds: Option<f64>,
@@ -176,9 +172,7 @@ pub(crate) async fn answer(
     let completeness = api.ask(false, |node, _| Completeness::of(node)).await?.and("transfers", problems);
     Ok(Transfers {
         completeness,
-        total: cut.total,
-        truncated: cut.next_cursor.is_some(),
-        next_cursor: cut.next_cursor,
+        extent: cut.extent,
         period_seconds: seconds,
         transfers: cut.rows.into_iter().map(row).collect(),
     })
@@ -190,7 +184,7 @@ impl List for Transfers {
     const AT_ONCE: usize = usize::MAX;
 
     fn into_rows(self) -> (Vec<Row>, Option<String>) {
-        (self.transfers, self.next_cursor)
+        (self.transfers, self.extent.next_cursor)
     }
 }
 
@@ -230,7 +224,7 @@ impl Render for Transfers {
         let rates: &[_] = if self.period_seconds.is_some() { &RATES } else { &[] };
         let header = [&COLUMNS, rates, &MORE_COLUMNS].concat();
         let rows: Vec<_> = self.transfers.iter().map(Row::cells).collect();
-        table(&header, &rows) + &self.completeness.text() + &cut(self.transfers.len(), self.total)
+        table(&header, &rows) + &self.completeness.text() + &cut(self.transfers.len(), self.extent.total)
     }
 }
 
