@@ -20,23 +20,24 @@ pub mod counter {
     pub const LOST_OUT_OF_ORDER: u32 = 10;
     pub const LOST_CONNECT: u32 = 11;
     pub const LOST_POLICY_RESET: u32 = 12;
+    pub const LOST_TIME_WAIT: u32 = 13;
     /// Number of `LOST_*` counters; they are the first.
-    pub const LOST_COUNT: u32 = 13;
+    pub const LOST_COUNT: u32 = 14;
 
     // `HELD_BACK_*`: records that were not written because one about the same socket was, less than a second before.
     // Nothing is lost: the counts stay in the map `COUNTED`.
-    pub const HELD_BACK_RETRANSMIT: u32 = 13;
-    pub const HELD_BACK_SYN_ACK: u32 = 14;
-    pub const HELD_BACK_CONGESTION: u32 = 15;
-    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 16;
-    pub const HELD_BACK_OUT_OF_ORDER: u32 = 17;
+    pub const HELD_BACK_RETRANSMIT: u32 = 14;
+    pub const HELD_BACK_SYN_ACK: u32 = 15;
+    pub const HELD_BACK_CONGESTION: u32 = 16;
+    pub const HELD_BACK_RETRANSMIT_FAILED: u32 = 17;
+    pub const HELD_BACK_OUT_OF_ORDER: u32 = 18;
 
     /// Resets sent in answer to segments for which there was no socket.
-    pub const RESET_NO_SOCKET: u32 = 18;
+    pub const RESET_NO_SOCKET: u32 = 19;
     /// Resets sent in answer to segments that a listener, or the request of a connection, refused.
-    pub const RESET_LISTENER: u32 = 19;
+    pub const RESET_LISTENER: u32 = 20;
     /// Resets that a packet filter of this machine sent and that no local connection is known to be part of.
-    pub const RESET_BY_POLICY: u32 = 20;
+    pub const RESET_BY_POLICY: u32 = 21;
     /// Number of counters.
-    pub const COUNT: u32 = 21;
+    pub const COUNT: u32 = 22;
 }

@@ -49,8 +49,8 @@ pub mod state {
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
 pub struct SocketEvent {
-    /// `KIND_TRANSITION`, `KIND_TRANSITION_WITH_TRAFFIC`, `KIND_ACCEPT`, `KIND_MINISOCK_END` or `KIND_CONNECT_FAILED`;
-    /// inside a longer record, that record's kind.
+    /// `KIND_TRANSITION`, `KIND_TRANSITION_WITH_TRAFFIC`, `KIND_ACCEPT`, `KIND_MINISOCK_END`, `KIND_TIME_WAIT` or
+    /// `KIND_CONNECT_FAILED`; inside a longer record, that record's kind.
     pub kind: u8,
     /// `state::*`, before.
     pub old_state: u8,

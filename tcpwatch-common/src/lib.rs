@@ -30,7 +30,7 @@ pub use seen::{
 
 /// Version of the layouts below: changes whenever one of them does. The object carries it in [`ABI_SYMBOL`], and a
 /// recording in its header.
-pub const ABI: u32 = 10;
+pub const ABI: u32 = 11;
 
 /// Name of the BPF object's read-only global that holds the [`ABI`] it was built with, a `u32`.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";
@@ -48,6 +48,9 @@ pub const KIND_TASK: u8 = 4;
 pub const KIND_MINISOCK_END: u8 = 5;
 /// A [`SocketEvent`]: the application accepted the connection.
 pub const KIND_ACCEPT: u8 = 6;
+/// A [`SocketEvent`]: the timer of a minisock in TIME_WAIT was set anew, by the peer's FIN that turned FIN_WAIT2 into
+/// TIME_WAIT or by a later segment. Its cookie is 0, as in `KIND_MINISOCK_END`.
+pub const KIND_TIME_WAIT: u8 = 14;
 /// Eight bytes without a time, in the ring only: a [`Queue`] is half full, or a process named in one may end soon.
 pub const KIND_WAKE: u8 = 7;
 /// A [`ResetEvent`]: a reset was sent or received.

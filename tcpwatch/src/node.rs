@@ -302,8 +302,19 @@ pub type Ask = Box<dyn FnOnce(&Node, Clock) + Send>;
 /// A question for the task that owns the state.
 pub struct Question {
     pub ask: Ask,
-    /// Whether the answer names owners, or sums live connections: then a sweep comes first, where that is cheap.
-    pub about_owners: bool,
+    /// Whether a sweep comes first.
+    pub sweep_first: SweepFirst,
+}
+
+/// Whether a sweep comes before an answer. None comes while the first is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SweepFirst {
+    No,
+    /// Where that is cheap: the answer counts connections by state.
+    IfCheap,
+    /// It begins in any case, and the answer waits for it where that is cheap: the answer names owners, or sums live
+    /// connections.
+    Yes,
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{
         sweeper::{Report, Sweeper, Swept},
         transport::{CountedRetransmits, LossCounters, Queues, Ring, inbox::Inbox},
     },
-    node::{Node, Question},
+    node::{Node, Question, SweepFirst},
     recorder::{Recorder, RecordingError},
 };
 
@@ -44,9 +44,9 @@ const UNASKED_SWEEP_COST_SHARE: u32 = 500;
 const SWEEP_COST_EACH: Duration = Duration::from_micros(2);
 /// An answer waits for a sweep that is expected to cost at most this.
 const SWEEP_WORTH_WAITING: Duration = Duration::from_millis(20);
-/// Interval of sweeps that nobody asked for while there are minisocks, whose changes not every kernel reports.
+/// Interval of sweeps that nobody asked for while there are minisocks whose changes this kernel does not report.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// The same without minisocks: only sockets that never became connections are still to be found.
+/// The same without them: only sockets that never became connections are still to be found.
 const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The task that owns the state.
@@ -229,7 +229,8 @@ impl Pipeline {
 
     fn tick(&mut self) {
         self.note_lost();
-        let interval = if self.node.tracker.has_minisocks() { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL };
+        let interval =
+            if self.node.tracker.has_unreported_minisocks() { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL };
         let interval = interval.max(self.expected_sweep_cost() * UNASKED_SWEEP_COST_SHARE);
         if self.node.needs_repair() || self.sweep.finished.elapsed() >= interval {
             self.start_sweep();
@@ -271,9 +272,15 @@ impl Pipeline {
     }
 
     fn answer(&mut self, question: Question) {
-        if question.about_owners && self.node.waiting_for.is_none() {
+        let cheap = self.expected_sweep_cost() <= SWEEP_WORTH_WAITING;
+        let sweep_first = match question.sweep_first {
+            SweepFirst::No => false,
+            SweepFirst::IfCheap => cheap,
+            SweepFirst::Yes => true,
+        };
+        if sweep_first && self.node.waiting_for.is_none() {
             self.start_sweep();
-            if self.sweep.under_way && self.expected_sweep_cost() <= SWEEP_WORTH_WAITING {
+            if self.sweep.under_way && cheap {
                 self.waiting.push(question);
                 return;
             }

@@ -15,3 +15,4 @@ mod reset;
 mod retransmit;
 mod state;
 mod synack;
+mod time_wait;

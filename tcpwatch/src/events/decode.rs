@@ -13,7 +13,7 @@ use std::{
 use tcpwatch_common::{
     AskedOptions, CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
     FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE,
-    KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TRAFFIC, KIND_TRANSITION,
+    KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TIME_WAIT, KIND_TRAFFIC, KIND_TRANSITION,
     KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED,
     RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SocketEvent, TaskEvent, TrafficEvent, failure,
     retransmit,
@@ -215,6 +215,8 @@ pub enum What {
     },
     /// The kernel freed a minisock.
     MinisockEnd,
+    /// A minisock is in TIME_WAIT, which begins anew.
+    TimeWait,
     /// The application accepted the connection.
     Accept { state: TcpState, pid: Option<u32> },
     /// connect() failed before the socket left CLOSE, with this errno.
@@ -374,6 +376,7 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
             Ok(Record::Socket(SocketRecord::with_traffic(&raw, transition(&raw)?)))
         }
         Some(KIND_MINISOCK_END) => Ok(Record::Socket(SocketRecord::of(&read(bytes)?, What::MinisockEnd))),
+        Some(KIND_TIME_WAIT) => Ok(Record::Socket(SocketRecord::of(&read(bytes)?, What::TimeWait))),
         Some(KIND_ACCEPT) => {
             let raw: SocketEvent = read(bytes)?;
             let what = What::Accept { state: state(raw.new_state)?, pid: pid(raw.value) };

@@ -83,6 +83,8 @@ impl LostRecords {
 pub struct ReportedFacts {
     /// Records report when minisocks end; else the ends of their timers are computed.
     pub minisock_ends: bool,
+    /// Records report when an orphan in FIN_WAIT2 enters TIME_WAIT; else it follows from the other end, where that is known.
+    pub time_waits: bool,
     /// Records report who accepts; else sweeps find out.
     pub accepts: bool,
     /// Records identify a socket by its address, not by its cookie.

@@ -23,7 +23,7 @@ use crate::{
         request::{ApiError, Format},
     },
     kernel::sweeper::Sweeper,
-    node::{Node, Question},
+    node::{Node, Question, SweepFirst},
     tcp::time::Clock,
 };
 
@@ -70,12 +70,20 @@ impl Api {
         about_owners: bool,
         ask: impl FnOnce(&Node, Clock) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
+        self.ask_after(if about_owners { SweepFirst::Yes } else { SweepFirst::No }, ask).await
+    }
+
+    pub(crate) async fn ask_after<T: Send + 'static>(
+        &self,
+        sweep_first: SweepFirst,
+        ask: impl FnOnce(&Node, Clock) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
         let (reply, answer) = oneshot::channel();
         let ask = Box::new(move |node: &Node, clock: Clock| {
             // The asker may have hung up.
             let _ = reply.send(ask(node, clock));
         });
-        self.questions.send(Question { ask, about_owners }).await.map_err(|_| ApiError::stopping())?;
+        self.questions.send(Question { ask, sweep_first }).await.map_err(|_| ApiError::stopping())?;
         answer.await.map_err(|_| ApiError::stopping())
     }
 

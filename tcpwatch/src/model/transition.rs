@@ -54,12 +54,24 @@ pub struct Transition {
 #[derive(Clone, Copy, Debug)]
 pub struct Before {
     since_ns: Option<u64>,
+    /// Of a record of a minisock: its state.
+    minisock: Option<TcpState>,
 }
 
 impl Before {
     pub fn note(tracker: &Tracker, record: &SocketRecord) -> Self {
-        let conn = tracker.table().find(record.socket.cookie).map(|slot| tracker.table().get(slot));
-        Self { since_ns: conn.filter(|conn| !conn.is(ConnFlags::STATE_OLDER)).map(Conn::since_ns) }
+        let is_minisock = record.what == What::TimeWait;
+        let table = tracker.table();
+        let found = if is_minisock {
+            table.find_minisock(record.socket.ends())
+        } else {
+            table.find(record.socket.cookie)
+        };
+        let conn = found.map(|slot| table.get(slot));
+        Self {
+            since_ns: conn.filter(|conn| !conn.is(ConnFlags::STATE_OLDER)).map(Conn::since_ns),
+            minisock: conn.filter(|_| is_minisock).map(Conn::state),
+        }
     }
 }
 
@@ -71,6 +83,7 @@ impl Transition {
         let (from, reported, error) = match record.what {
             What::Transition { from, to, .. } => (from, to, 0),
             What::End { from, error, .. } => (from, TcpState::Close, error),
+            What::TimeWait => (before.minisock?, TcpState::TimeWait, 0),
             What::Retransmit { .. }
             | What::Accept { .. }
             | What::ConnectFailed { .. }
@@ -79,9 +92,7 @@ impl Transition {
         };
         // A connection that became a minisock is not found by the socket's address any more.
         let minisock = || {
-            tracker
-                .reported()
-                .identity_is_address
+            (tracker.reported().identity_is_address || before.minisock.is_some())
                 .then(|| tracker.table().find_minisock(record.socket.ends()))
                 .flatten()
         };

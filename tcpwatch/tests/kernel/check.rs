@@ -76,6 +76,7 @@ fn an_unknown_hook_is_refused_with_the_list_of_valid_ones() {
             "close",
             "accept",
             "minisock",
+            "time_wait",
             "held",
             "unheld",
             "options"

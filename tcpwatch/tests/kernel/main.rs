@@ -31,6 +31,7 @@ mod resets;
 mod retransmits;
 mod rights;
 mod stalls;
+mod time_wait;
 mod traffic;
 mod transfer;
 mod unentered;

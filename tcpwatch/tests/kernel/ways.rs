@@ -17,8 +17,8 @@ use crate::{
     workload::Workload,
 };
 
-const FENTRY: &str = "state=fentry,close=fentry,accept=fexit,minisock=fentry";
-const KPROBE: &str = "state=kprobe,close=kprobe,accept=kretprobe,minisock=kprobe";
+const FENTRY: &str = "state=fentry,close=fentry,accept=fexit,minisock=fentry,time_wait=fentry";
+const KPROBE: &str = "state=kprobe,close=kprobe,accept=kretprobe,minisock=kprobe,time_wait=kprobe";
 const RAW: &str = "state=raw_tp,retransmit=raw_tp,synack=raw_tp";
 
 /// A worker accepts connections of its parent's listener; then each connection ends differently.

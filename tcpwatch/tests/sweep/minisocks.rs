@@ -53,6 +53,31 @@ fn a_sighting_soon_after_a_record_does_not_turn_a_socket_into_a_minisock() {
     }
 }
 
+/// The daemon starts in the middle: a sweep reads the minisock before the peer's FIN comes, and ends after it.
+#[test]
+fn a_record_during_the_sweep_corrects_the_state_of_a_minisock_that_it_found() {
+    let minisock = Socket::new(0, NETNS, client(0).local, client(0).remote, MINISOCK);
+    for (socket, what) in [(minisock, What::TimeWait), (server(ORPHAN), ended(LastAck, 0))] {
+        for record_first in [false, true] {
+            let mut world = World::new();
+            world.tracker.begin_sweep(THEN);
+            let seen = minisock_sighting(THEN + 1, client(0), FinWait2, THEN + MINUTE);
+            if record_first {
+                world.report(THEN + SECOND, socket, what);
+                world.tracker.apply_seen(&seen);
+            } else {
+                world.tracker.apply_seen(&seen);
+                world.report(THEN + SECOND, socket, what);
+            }
+            world.finish_sweep(&[]);
+            let row = world.row(1);
+            assert_eq!(row.state(), TimeWait, "{what:?}");
+            assert!(row.since_ns().abs_diff(THEN + SECOND) < 2_000_000, "{}", row.since_ns());
+            assert!(row.expires_ns >= THEN + 61 * SECOND, "{}", row.expires_ns);
+        }
+    }
+}
+
 #[test]
 fn an_older_minisock_is_dated_by_its_timer() {
     let mut world = World::new();

@@ -16,7 +16,7 @@ fn an_orphan_in_fin_wait2_stays_there_until_its_timer_ends_it() {
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.is(ConnFlags::MINISOCK)), (FinWait2, 4, true));
     assert_eq!(world.names(row), [Some("curl"); 3]);
-    assert!(world.tracker.has_minisocks());
+    assert!(world.tracker.has_unreported_minisocks());
     assert_eq!(world.observed(FinWait2).0, 0, "it is still there");
     world.tracker.expire(10 + MINUTE - 1);
     assert_eq!(world.state(1), Some(FinWait2));
@@ -25,7 +25,84 @@ fn an_orphan_in_fin_wait2_stays_there_until_its_timer_ends_it() {
     let ended = world.last_ended();
     assert_eq!((ended.cause, ended.ended_ns), (Cause::Timer, 10 + MINUTE));
     assert_eq!(world.counts(), [1, 1, 0]);
-    assert!(!world.tracker.has_minisocks());
+    assert!(!world.tracker.has_unreported_minisocks());
+}
+
+/// Seen from the minisock's side.
+fn minisock_of(socket: Socket) -> Socket {
+    Socket::new(0, socket.netns, socket.local, socket.remote, MINISOCK)
+}
+
+const TIME_WAITS: ReportedFacts = ReportedFacts {
+    minisock_ends: true,
+    time_waits: true,
+    accepts: false,
+    identity_is_address: false,
+    errnos_missing: false,
+};
+
+#[test]
+fn an_orphan_in_fin_wait2_enters_time_wait_when_a_record_reports_it() {
+    let mut world = World::reported_by(TIME_WAITS);
+    orphaned_fin_wait2(&mut world, 10);
+    assert!(!world.tracker.has_unreported_minisocks(), "records report all that becomes of it");
+    world.report(20 * SECOND, minisock_of(client(0)), What::TimeWait);
+    let row = world.row(1);
+    assert_eq!((row.state(), row.since_ns(), row.expires_ns), (TimeWait, 20 * SECOND, 80 * SECOND));
+    assert_eq!(row.life().steps().last().unwrap().cause, Cause::Peer);
+    assert_eq!(world.observed(FinWait2).0, 1);
+    // The peer's FIN came again.
+    world.report(50 * SECOND, minisock_of(client(0)), What::TimeWait);
+    let row = world.row(1);
+    assert_eq!((row.since_ns(), row.expires_ns), (20 * SECOND, 110 * SECOND));
+    world.report(110 * SECOND, minisock_of(client(0)), What::MinisockEnd);
+    assert_eq!((world.last_ended().cause, world.tracker.table().len()), (Cause::Timer, 0));
+    assert_eq!(world.observed(FinWait2).0, 1);
+    world.assert_consistent();
+}
+
+#[test]
+fn timers_that_start_anew_keep_the_order_of_expiry() {
+    let mut world = World::new();
+    for cookie in 1..=4 {
+        world.report(u64::from(cookie) * SECOND, numbered(cookie, ORPHAN | FIN), ended(FinWait2, 0));
+    }
+    world.report(10 * SECOND, minisock_of(numbered(1, 0)), What::TimeWait);
+    world.tracker.expire(65 * SECOND);
+    assert_eq!(world.tracker.table().iter().map(|conn| conn.cookie).collect::<Vec<_>>(), [1]);
+    world.assert_consistent();
+}
+
+#[test]
+fn an_orphan_is_in_time_wait_when_its_peers_fin_was_acknowledged() {
+    let elsewhere = Socket::new(2, NETNS + 1, server(0).local, server(0).remote, PASSIVE);
+    let nowhere = Socket::new(2, 0, server(0).local, server(0).remote, PASSIVE);
+    for (peer, what, state) in [
+        (server(ORPHAN), ended(LastAck, 0), TimeWait),
+        // It was reset, or gave up.
+        (server(ORPHAN), ended(LastAck, ECONNRESET), FinWait2),
+        (server(ORPHAN), ended(LastAck, ETIMEDOUT), FinWait2),
+        (server(ORPHAN), ended(CloseWait, 0), FinWait2),
+        (elsewhere, ended(LastAck, 0), FinWait2),
+        (nowhere, ended(LastAck, 0), FinWait2),
+        (numbered(2, 0), ended(LastAck, 0), FinWait2),
+    ] {
+        let mut world = World::new();
+        orphaned_fin_wait2(&mut world, 10);
+        world.report(20, peer, what);
+        assert_eq!(world.state(1), Some(state), "{peer:?} {what:?}");
+        let since_ns = if state == TimeWait { 20 } else { 4 };
+        assert_eq!(world.row(1).since_ns(), since_ns, "{peer:?} {what:?}");
+        world.assert_consistent();
+    }
+}
+
+#[test]
+fn a_peers_end_changes_nothing_where_records_report_it() {
+    let mut world = World::reported_by(TIME_WAITS);
+    orphaned_fin_wait2(&mut world, 10);
+    world.report(20, server(ORPHAN), ended(LastAck, 0));
+    assert_eq!(world.state(1), Some(FinWait2), "its own record comes");
 }
 
 #[test]

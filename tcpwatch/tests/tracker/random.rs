@@ -56,6 +56,7 @@ impl Chaos {
             0 => What::Retransmit { state, total: Some(total) },
             1 => What::Close { state, pid: (pid != 0).then_some(pid), unread_bytes: 0 },
             2 if total == 0 => What::ConnectFailed { pid: (pid != 0).then_some(pid), error: ENETUNREACH },
+            2 if total == 1 => What::TimeWait,
             2 => What::MinisockEnd,
             3 | 4 => What::End {
                 from: self.random.pick(&[FinWait2, Closing, from]),

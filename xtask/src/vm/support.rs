@@ -58,7 +58,7 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// The way that gives each signal when none is forced: the best.
-pub(crate) const WAYS: [(&str, &str); 16] = [
+pub(crate) const WAYS: [(&str, &str); 17] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("retransmit_failed", "tp_btf"),
@@ -72,6 +72,7 @@ pub(crate) const WAYS: [(&str, &str); 16] = [
     ("close", "fentry"),
     ("accept", "fexit"),
     ("minisock", "fentry"),
+    ("time_wait", "fentry"),
     ("held", "iter"),
     ("unheld", "iter"),
     ("options", "iter"),
@@ -95,13 +96,20 @@ pub(crate) const FORCED: [Forced; 4] = [
             ("close", "fentry"),
             ("accept", "fexit"),
             ("minisock", "fentry"),
+            ("time_wait", "fentry"),
             ("out_of_order", "fexit"),
         ],
         tests: &LIVES,
     },
     Forced {
         name: "kprobe",
-        hooks: &[("state", "kprobe"), ("close", "kprobe"), ("accept", "kretprobe"), ("minisock", "kprobe")],
+        hooks: &[
+            ("state", "kprobe"),
+            ("close", "kprobe"),
+            ("accept", "kretprobe"),
+            ("minisock", "kprobe"),
+            ("time_wait", "kprobe"),
+        ],
         tests: &LIVES,
     },
     Forced {

@@ -19,7 +19,7 @@ use crate::{
         procfs::{self, OwnUsage},
     },
     model::tracker::Repairs,
-    node::Node,
+    node::{Node, SweepFirst},
     tcp::{
         state::TcpState,
         time::{Clock, rfc3339},
@@ -89,7 +89,7 @@ struct Processes {
 }
 
 pub(crate) async fn answer(api: Api, (): ()) -> Result<Status, ApiError> {
-    api.ask(false, status).await
+    api.ask_after(SweepFirst::IfCheap, status).await
 }
 
 fn status(node: &Node, clock: Clock) -> Status {

@@ -25,6 +25,7 @@ use crate::{
         translations::{self, Nat},
     },
     kernel::local_ports::LocalPorts,
+    node::SweepFirst,
 };
 
 pub(crate) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -97,7 +98,7 @@ pub(crate) async fn answer(api: Api, (collect, nat): (Collect, Nat)) -> Result<R
     let local_ports = api.live.then(LocalPorts::read).and_then(Result::ok).map(|ports| ports.count() as u64);
     let with_own = collectors.contains(&Collector::Daemon);
     let mut text = api
-        .ask(false, move |node, clock| {
+        .ask_after(SweepFirst::IfCheap, move |node, clock| {
             let mut text = String::with_capacity(1 << 16);
             let scrape = Scrape { node, clock, translations: &translations, local_ports };
             exposition::write(&mut text, FAMILIES, &collectors, &scrape);

@@ -121,6 +121,7 @@ impl Hooks {
         let by_program = |signal| self.way(signal).is_some_and(|way| way != WayKind::Inferred);
         ReportedFacts {
             minisock_ends: by_program(Signal::Minisock),
+            time_waits: by_program(Signal::TimeWait),
             accepts: by_program(Signal::Accept),
             identity_is_address: self.identity == Some(SocketIdentity::Address),
             errnos_missing: self.way(Signal::State) == Some(WayKind::Tracepoint),
@@ -153,13 +154,20 @@ mod tests {
             (Signal::State, WayKind::TpBtf),
             (Signal::Accept, WayKind::Kretprobe),
             (Signal::Minisock, WayKind::Fentry),
+            (Signal::TimeWait, WayKind::Kprobe),
         ];
-        let reported = ReportedFacts { minisock_ends: true, accepts: true, ..ReportedFacts::default() };
+        let reported = ReportedFacts {
+            minisock_ends: true,
+            time_waits: true,
+            accepts: true,
+            ..ReportedFacts::default()
+        };
         assert_eq!(hooks(&best, SocketIdentity::Cookie).reported(), reported);
         let least = [
             (Signal::State, WayKind::Tracepoint),
             (Signal::Accept, WayKind::Inferred),
             (Signal::Minisock, WayKind::Inferred),
+            (Signal::TimeWait, WayKind::Inferred),
         ];
         let reported =
             ReportedFacts { identity_is_address: true, errnos_missing: true, ..ReportedFacts::default() };

@@ -241,6 +241,13 @@ impl Table {
         }
     }
 
+    /// The minisock's timer starts anew: the minisock moves to the end of its list, or nearly.
+    pub fn restart_timer(&mut self, key: ConnKey, expires_ns: u64) {
+        self.unlink(key.0);
+        self.get_mut(key).expires_ns = expires_ns;
+        self.link(key.0);
+    }
+
     pub fn remove(&mut self, key: ConnKey) -> Conn {
         self.unlink(key.0);
         let conn = self.conns.remove(key.0 as usize);

@@ -8,6 +8,7 @@ pub(crate) mod owners;
 pub(crate) mod resets;
 pub(crate) mod retransmits;
 pub mod sweep;
+pub(crate) mod time_wait;
 pub(crate) mod traffic;
 
 use std::collections::VecDeque;
@@ -212,6 +213,7 @@ impl Tracker {
                 self.retransmitted(record, state, total, &Retransmits::one(record.time_ns, state));
             }
             What::MinisockEnd => self.end_minisock(&record.socket, record.time_ns),
+            What::TimeWait => self.restart_time_wait(record.socket.ends(), record.time_ns),
             What::Accept { state, pid } => {
                 if let Some(key) = self.find_or_insert(&record.socket, state, record.time_ns) {
                     self.own(key, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
@@ -354,6 +356,9 @@ impl Tracker {
         let cause = cause(from, TcpState::Close, error);
         self.sweep.ended(record.socket.cookie, now_ns);
         self.end_unlisted(record.socket.cookie);
+        if from == TcpState::LastAck && error == 0 {
+            self.notice_acknowledged_fin(&record.socket, now_ns);
+        }
         let mut known = self.table.find(record.socket.cookie);
         let over = |key: ConnKey| {
             self.table.get(key).is(ConnFlags::MINISOCK) || self.is_another(key, &record.socket)
@@ -389,8 +394,7 @@ impl Tracker {
                 self.table.enter(key, state, cause, now_ns);
                 self.table.get_mut(key).flags.set(ConnFlags::STATE_OLDER, state == from);
             }
-            let timer = self.ticks.map(|ticks| ticks.timer_fires(now_ns, MINISOCK_NS));
-            self.shrink(key, timer.unwrap_or(now_ns.saturating_add(MINISOCK_NS)), now_ns);
+            self.shrink(key, self.minisock_expires(now_ns), now_ns);
             self.doubt_listener(key, now_ns);
         } else {
             self.leave(key, from, TcpState::Close, now_ns);
@@ -431,11 +435,6 @@ impl Tracker {
             self.groups.counts(group).opened += 1;
             self.count_connect(key, Outcome::Established, now_ns);
         }
-    }
-
-    /// Whether there are minisocks, whose further life no record reports.
-    pub fn has_minisocks(&self) -> bool {
-        self.table.has_minisocks()
     }
 
     /// A minisock is gone: by its timer, unless that was not due.

@@ -44,6 +44,9 @@ pub struct Progress {
     ended: Option<FxHashMap<u64, u64>>,
     /// The same for minisocks.
     ended_minisocks: FxHashMap<Ends, u64>,
+    /// When minisocks that the table does not have entered TIME_WAIT since the sweep began: sightings in FIN_WAIT2 may be
+    /// stale.
+    time_waits: FxHashMap<Ends, u64>,
     /// Minisocks that it saw and the table does not have.
     new_minisocks: FxHashMap<Ends, Seen>,
     /// The first process found to hold a socket whose known owner is another: the owner from now on, unless the known owner
@@ -96,6 +99,12 @@ impl Progress {
     pub(crate) fn ended_minisock(&mut self, ends: Ends, now_ns: u64) {
         if self.ended.is_some() {
             self.ended_minisocks.insert(ends, now_ns);
+        }
+    }
+
+    pub(crate) fn entered_time_wait(&mut self, ends: Ends, now_ns: u64) {
+        if self.ended.is_some() {
+            self.time_waits.insert(ends, now_ns);
         }
     }
 
@@ -160,6 +169,7 @@ impl Tracker {
     pub fn end_sweep(&mut self, coverage: &Coverage) {
         let mut minisocks = std::mem::take(&mut self.sweep.new_minisocks);
         minisocks.retain(|ends, seen| !self.sweep.has_minisock_ended(ends, seen));
+        self.correct_time_waits(&mut minisocks);
         self.sweep.ended = None;
         self.sweep.ended_minisocks = FxHashMap::default();
         self.settle_owners();
@@ -178,6 +188,22 @@ impl Tracker {
             self.insert_minisock(seen, before.as_ref());
             if let Some(before) = before {
                 self.forget(&before);
+            }
+        }
+    }
+
+    /// Sightings of minisocks in FIN_WAIT2 that a record has since reported to be in TIME_WAIT.
+    fn correct_time_waits(&mut self, minisocks: &mut FxHashMap<Ends, Seen>) {
+        for (ends, entered_ns) in std::mem::take(&mut self.sweep.time_waits) {
+            if let Some(seen) = minisocks.get_mut(&ends)
+                && seen.state == TcpState::FinWait2
+                && seen.time_ns <= entered_ns
+            {
+                let ticks = |nanos| self.ticks.map_or(0, |ticks| ticks.ticks(nanos));
+                seen.state = TcpState::TimeWait;
+                seen.jiffies = seen.jiffies.saturating_add(ticks(entered_ns - seen.time_ns));
+                seen.expires_jiffies = seen.jiffies.saturating_add(ticks(MINISOCK_NS));
+                seen.time_ns = entered_ns;
             }
         }
     }
@@ -463,12 +489,16 @@ impl Tracker {
         if conn.seen_ns > seen.time_ns {
             return;
         }
-        if conn.state() != seen.state {
-            // The peer's FIN reached an orphan in FIN_WAIT2; the timer that this started says when.
-            let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
-            self.table.enter(key, seen.state, Cause::Peer, since_ns);
-        }
+        let known = conn.state();
         let expires_ns = self.expires_ns(seen);
+        if known == TcpState::FinWait2 && seen.state == TcpState::TimeWait {
+            // The peer's FIN reached an orphan; the timer that this started says when.
+            let since_ns = self.timer_set_ns(seen).unwrap_or(seen.time_ns);
+            self.repairs.changed += 1;
+            self.enter_time_wait(key, since_ns, seen.time_ns, expires_ns);
+        } else if known != seen.state {
+            self.table.enter(key, seen.state, Cause::Peer, seen.time_ns);
+        }
         if self.table.get(key).expires_ns.abs_diff(expires_ns) > TIMER_NOISE_NS {
             self.table.expire_at(key, expires_ns);
         }

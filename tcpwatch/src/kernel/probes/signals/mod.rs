@@ -19,6 +19,7 @@ mod retransmit_failed;
 mod send_reset;
 mod state;
 mod synack;
+mod time_wait;
 mod unheld;
 
 use std::fmt;
@@ -45,6 +46,7 @@ pub enum Signal {
     Close,
     Accept,
     Minisock,
+    TimeWait,
     Held,
     Unheld,
     Options,
@@ -52,7 +54,7 @@ pub enum Signal {
 
 impl Signal {
     /// Every signal, in the order in which they are attached and shown.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::State,
         Self::Retransmit,
         Self::RetransmitFailed,
@@ -66,6 +68,7 @@ impl Signal {
         Self::Close,
         Self::Accept,
         Self::Minisock,
+        Self::TimeWait,
         Self::Held,
         Self::Unheld,
         Self::Options,
@@ -86,6 +89,7 @@ impl Signal {
             Self::Close => &close::SPEC,
             Self::Accept => &accept::SPEC,
             Self::Minisock => &minisock::SPEC,
+            Self::TimeWait => &time_wait::SPEC,
             Self::Held => &held::SPEC,
             Self::Unheld => &unheld::SPEC,
             Self::Options => &options::SPEC,
