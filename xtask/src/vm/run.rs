@@ -24,6 +24,7 @@ use crate::test;
 /// connection tracking and random loss, and for tcpwatch's requests about translations.
 const MODULES: [&str; 10] = [
     "veth",
+    "vrf",
     "tcp_diag",
     "nf_tables",
     "nft_chain_nat",

@@ -324,7 +324,7 @@ impl Tracker {
     fn see_retransmits(&mut self, key: ConnKey, seen: &Seen) {
         let cookie = seen.socket.cookie;
         let now = UnreportedRetransmits { total_retrans: seen.total_retrans, since_ns: seen.time_ns };
-        let Some(known) = self.table.get(key).total_retrans else {
+        let Some(known) = self.table.get(key).total_retrans() else {
             self.count_retransmits(key, now.total_retrans, seen.time_ns);
             return;
         };
