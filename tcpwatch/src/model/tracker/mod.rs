@@ -567,7 +567,7 @@ impl Tracker {
                 self.listeners.entry((socket.netns, socket.local.port)).or_default().push(key);
             }
             Role::Server if unaccepted => {
-                let owner = self.listener_of(socket.netns, socket.local);
+                let owner = self.listener_of(socket.netns, socket.interface, socket.local);
                 self.set_process(key, owner, now_ns);
             }
             _ => {}

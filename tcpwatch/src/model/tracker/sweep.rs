@@ -373,7 +373,7 @@ impl Tracker {
                 continue;
             }
             if conn.is(ConnFlags::UNACCEPTED) {
-                let listener = self.listener_of(conn.netns, conn.local);
+                let listener = self.listener_of(conn.netns, conn.interface, conn.local);
                 self.set_process(key, listener, began_ns);
             }
             self.group(key, began_ns);
