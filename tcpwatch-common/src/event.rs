@@ -3,6 +3,9 @@
 //! In: nothing. Out: the records of the hooks, with the flags and states in them. Deliberately absent: what a sweep
 //! finds (`seen.rs`), and what is counted over time (`retransmit_event.rs`).
 
+/// Bound to an interface (`sk_bound_dev_if`): by SO_BINDTODEVICE, by the scope of a link-local address, or to a VRF.
+/// Which one, an [`InterfaceEvent`] reports.
+pub const FLAG_BOUND: u8 = 1;
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).
@@ -64,8 +67,8 @@ pub struct SocketEvent {
     /// took up that packet.
     pub time_ns: u64,
     /// The kernel's own identity of the socket; `ss -e` prints it as `sk:`. Where the programs cannot have it
-    /// (`IDENTITY_IS_ADDRESS`): the socket's address combined with a secret, which another socket may have later. 0
-    /// for a minisock.
+    /// (`IDENTITY_IS_ADDRESS`): the socket's address combined with a secret, which another socket may have later. For a
+    /// minisock: the index of the interface that it is bound to, 0 for none.
     pub cookie: u64,
     /// By kind and `new_state`:
     /// - a transition that only the application can cause (to SYN_SENT, LISTEN, FIN_WAIT1 or LAST_ACK), and
@@ -156,6 +159,22 @@ pub struct TrafficEvent {
     pub received_bytes: u64,
 }
 
+/// The interface that a socket is bound to. 24 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct InterfaceEvent {
+    /// `KIND_INTERFACE`
+    pub kind: u8,
+    pub zero: [u8; 3],
+    /// Index of the interface in the socket's network namespace.
+    pub interface: u32,
+    /// Nanoseconds of CLOCK_MONOTONIC; the same as in the record that follows.
+    pub time_ns: u64,
+    /// As in the record that follows.
+    pub cookie: u64,
+}
+
 /// A process, written before the first record that names it and again when its name changes. 40 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -196,6 +215,9 @@ const _: () = {
     assert!(offset_of!(TrafficEvent, time_ns) == 8);
     assert!(offset_of!(TrafficEvent, cookie) == 16);
     assert!(offset_of!(TrafficEvent, sent_bytes) == 24);
+    assert!(size_of::<InterfaceEvent>() == 24);
+    assert!(offset_of!(InterfaceEvent, time_ns) == 8);
+    assert!(offset_of!(InterfaceEvent, cookie) == 16);
     assert!(size_of::<TaskEvent>() == 40);
     assert!(offset_of!(TaskEvent, time_ns) == 8);
     assert!(offset_of!(TaskEvent, start_ns) == 16);

@@ -17,9 +17,9 @@ mod seen;
 
 pub use counters::counter;
 pub use event::{
-    CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST,
-    FLAG_UNSENT, IdleEvent, RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER,
-    ResetEvent, SocketEvent, TaskEvent, TrafficEvent, state,
+    CloseEvent, FLAG_BOUND, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
+    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, InterfaceEvent, RESET_ANSWERS, RESET_EXITING, RESET_POLICY,
+    RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, SocketEvent, TaskEvent, TrafficEvent, state,
 };
 pub use queue::{Queue, QueueSlot};
 pub use retransmit_event::{DURATION_BOUNDS_NS, RetransmitEvent, failure, retransmit, stall};
@@ -44,12 +44,12 @@ pub const KIND_RETRANSMIT: u8 = 2;
 pub const KIND_CLOSE: u8 = 3;
 /// A [`TaskEvent`]: the process that later records name.
 pub const KIND_TASK: u8 = 4;
-/// A [`SocketEvent`]: a minisock in `old_state` ended. Its cookie is 0; addresses, ports and namespace identify it.
+/// A [`SocketEvent`]: a minisock in `old_state` ended. Addresses, ports, interface and namespace identify it.
 pub const KIND_MINISOCK_END: u8 = 5;
 /// A [`SocketEvent`]: the application accepted the connection.
 pub const KIND_ACCEPT: u8 = 6;
 /// A [`SocketEvent`]: the timer of a minisock in TIME_WAIT was set anew, by the peer's FIN that turned FIN_WAIT2 into
-/// TIME_WAIT or by a later segment. Its cookie is 0, as in `KIND_MINISOCK_END`.
+/// TIME_WAIT or by a later segment. Identified as in `KIND_MINISOCK_END`.
 pub const KIND_TIME_WAIT: u8 = 14;
 /// Eight bytes without a time, in the ring only: a [`Queue`] is half full, or a process named in one may end soon.
 pub const KIND_WAKE: u8 = 7;
@@ -63,5 +63,8 @@ pub const KIND_IDLE: u8 = 9;
 pub const KIND_TRANSITION_WITH_TRAFFIC: u8 = 10;
 /// A [`SocketEvent`]: connect() failed before the socket left CLOSE.
 pub const KIND_CONNECT_FAILED: u8 = 11;
+/// An [`InterfaceEvent`], just before the first and the last transition of a socket that is bound to an interface, and
+/// before its `KIND_CONNECT_FAILED`.
+pub const KIND_INTERFACE: u8 = 12;
 /// A [`TrafficEvent`], just before the transition it belongs to, where the addresses leave no room for its numbers.
 pub const KIND_TRAFFIC: u8 = 13;

@@ -4,7 +4,7 @@
 //! happens between two sweeps, which the events report.
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 248 bytes.
+/// 256 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -87,6 +87,9 @@ pub struct SeenSocket {
     pub daddr: [u8; 16],
     /// Segments sent and not acknowledged (`packets_out`).
     pub unacknowledged: u32,
+    /// Index of the interface that it is bound to (`skc_bound_dev_if`), 0 for none.
+    pub interface: u32,
+    pub zero: u32,
 }
 
 /// Indices into `SeenSocket::sending_jiffies`: what held back the sender (enum tcp_chrono in include/linux/tcp.h,
@@ -148,7 +151,7 @@ pub struct AskedOptions {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<SeenSocket>() == 248);
+    assert!(size_of::<SeenSocket>() == 256);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
@@ -161,6 +164,7 @@ const _: () = {
     assert!(offset_of!(SeenSocket, options) == 152);
     assert!(offset_of!(SeenSocket, congestion) == 196);
     assert!(offset_of!(SeenSocket, saddr) == 212);
+    assert!(offset_of!(SeenSocket, interface) == 248);
     assert!(size_of::<SocketOptions>() == 24);
     assert!(offset_of!(SocketOptions, user_timeout_ms) == 8);
     assert!(offset_of!(SocketOptions, keepalive_probes) == 20);

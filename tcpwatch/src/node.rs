@@ -172,6 +172,7 @@ impl Node {
             Frame::Process(process) => {
                 self.tracker.describe_process(process.pid, process.start_ns, &process.details);
             }
+            Frame::Interfaces(read) => self.tracker.name_interfaces(read),
             Frame::Tick(now_ns) => self.tick(*now_ns),
             Frame::Lost(lost) => self.records.lost = *lost,
             Frame::UnrecordedCounts(counted) => self.records.unrecorded = *counted,
@@ -202,7 +203,11 @@ impl Node {
     /// Applies one record. A malformed record is counted and skipped.
     pub fn record(&mut self, bytes: &[u8]) {
         self.records.received += 1;
-        match &decode::record(bytes) {
+        let mut record = decode::record(bytes);
+        if let Ok(record) = &mut record {
+            self.tracker.complete(record);
+        }
+        match &record {
             Ok(Record::Socket(record)) if self.followed => self.apply_and_publish(record),
             Ok(record) => self.tracker.apply(record),
             Err(error) => self.malformed(error),
@@ -321,7 +326,14 @@ pub enum SweepFirst {
 mod tests {
     use std::num::NonZeroU16;
 
+    use bytemuck::{Zeroable as _, bytes_of};
+    use tcpwatch_common::{
+        FLAG_BOUND, InterfaceEvent, KIND_INTERFACE, KIND_TRANSITION, SocketEvent,
+        state::{CLOSE, ESTABLISHED, SYN_SENT},
+    };
+
     use super::*;
+    use crate::events::frame::InterfaceNames;
 
     fn node() -> Node {
         let identity = NodeIdentity {
@@ -341,6 +353,43 @@ mod tests {
 
     fn end_of_sweep(all: bool) -> Frame {
         Frame::SweepEnd(Coverage { all, ..Coverage::default() })
+    }
+
+    #[test]
+    fn a_bound_sockets_records_have_the_interface_that_was_reported_before() {
+        let mut node = node();
+        let mut ingest = |record: &[u8]| node.ingest(&Frame::Record(record.to_vec().into()));
+        for cookie in [1, 2] {
+            let interface = cookie as u32 + 10;
+            let event =
+                InterfaceEvent { kind: KIND_INTERFACE, interface, cookie, ..InterfaceEvent::zeroed() };
+            ingest(bytes_of(&event));
+            // In between, the record of another socket, bound to one that is not known.
+            for (cookie, old_state, new_state) in
+                [(cookie + 2, CLOSE, SYN_SENT), (cookie, CLOSE, SYN_SENT), (cookie, SYN_SENT, ESTABLISHED)]
+            {
+                ingest(bytes_of(&SocketEvent {
+                    kind: KIND_TRANSITION,
+                    flags: FLAG_BOUND,
+                    netns: 1,
+                    time_ns: cookie,
+                    cookie,
+                    old_state,
+                    new_state,
+                    ..SocketEvent::zeroed()
+                }));
+            }
+        }
+        node.ingest(&Frame::Interfaces(InterfaceNames { netns: 1, names: vec![(11, "eth0".to_owned())] }));
+        let interface = |cookie| {
+            let slot = node.tracker.table().find(cookie).unwrap();
+            node.tracker.interface(1, node.tracker.table().get(slot).interface)
+        };
+        assert_eq!(
+            [1, 2, 3, 4].map(|cookie| interface(cookie).map(|one| one.index)),
+            [Some(11), Some(12), None, None]
+        );
+        assert_eq!([1, 2].map(|cookie| interface(cookie).unwrap().to_string()), ["eth0", "12"]);
     }
 
     #[test]

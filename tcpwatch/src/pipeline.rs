@@ -174,6 +174,11 @@ impl Pipeline {
                     self.drain();
                     self.ingest(&Frame::Seen(records));
                 }
+                Work::Report(Report::Interfaces(read)) => {
+                    if !self.node.tracker.knows_interfaces(&read) {
+                        self.ingest(&Frame::Interfaces(read));
+                    }
+                }
                 Work::Report(Report::Done(swept)) => self.finish_sweep(swept),
                 Work::Question(question) => self.answer(question),
                 Work::Time => {

@@ -8,7 +8,7 @@
 //! will be returned once more leaves a mark, and the one that finds the mark removes it and reports nothing.
 
 use aya_ebpf::{macros::fexit, programs::FExitContext};
-use tcpwatch_common::{KIND_CONNECT_FAILED, SocketEvent, counter::LOST_CONNECT, state::CLOSE};
+use tcpwatch_common::{FLAG_BOUND, KIND_CONNECT_FAILED, SocketEvent, counter::LOST_CONNECT, state::CLOSE};
 
 use crate::{
     out::{
@@ -74,5 +74,8 @@ fn report(ctx: &FExitContext, sk: BtfPtr, family: u16, error: i32) {
         value: error << 24 | tgid,
     };
     let event = SocketEvent { daddr: bytes(daddr), dport, ..socket_event::describe(sk, time_ns, &what) };
+    if event.flags & FLAG_BOUND != 0 {
+        ring::emit(socket_event::interface(sk, &event), LOST_CONNECT);
+    }
     ring::emit(event, LOST_CONNECT);
 }

@@ -1,7 +1,7 @@
 //! State changes: the tracepoint inet_sock_set_state (net/ipv4/af_inet.c, inet_sk_set_state), in its three forms; or
 //! the function tcp_set_state (net/ipv4/tcp.c), which makes all of them but CLOSE -> LISTEN. In: the socket, the old
 //! state and the new one. Out: a record of the transition in the queue, and before it what was counted, how long the
-//! connection was idle and what it carried. Deliberately absent: LISTEN -> SYN_RECV, and what the states mean.
+//! connection was idle, what it carried and which interface it is bound to. Deliberately absent: LISTEN -> SYN_RECV, and what the states mean.
 
 use aya_ebpf::{
     EbpfContext,
@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_PASSIVE, IdleEvent, KIND_IDLE, KIND_TRAFFIC, KIND_TRANSITION,
+    FLAG_BOUND, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_PASSIVE, IdleEvent, KIND_IDLE, KIND_TRAFFIC, KIND_TRANSITION,
     KIND_TRANSITION_WITH_TRAFFIC, SocketEvent, TrafficEvent,
     counter::LOST_STATE,
     state::{
@@ -129,6 +129,9 @@ fn changes<K: KernelPtr>(
         // have to be copied from there to its slot.
         let end = event;
         socket_end::report(sk, &end);
+    }
+    if flags & FLAG_BOUND != 0 && (old_state == CLOSE || old_state == SYN_RECV || new_state == CLOSE) {
+        queue::push(&socket_event::interface(sk, &event), LOST_STATE);
     }
     if old_state == ESTABLISHED {
         report_idle(sk, &event);

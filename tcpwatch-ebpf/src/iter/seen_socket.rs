@@ -96,6 +96,7 @@ fn delivery_rate(sk: impl KernelPtr) -> u64 {
 pub fn fill_any_socket(seen: &mut SeenSocket, skc: impl KernelPtr) {
     let (saddr, daddr) = endpoints::addresses(skc);
     seen.netns = netns::inode(skc);
+    seen.interface = endpoints::interface(skc);
     seen.time_ns = clock::now_ns();
     seen.jiffies = clock::now_jiffies();
     seen.saddr = bytes(saddr);

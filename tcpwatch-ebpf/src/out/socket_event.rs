@@ -3,7 +3,7 @@
 
 use aya_ebpf::EbpfContext;
 use aya_log_ebpf::debug;
-use tcpwatch_common::{FLAG_MINISOCK, SocketEvent};
+use tcpwatch_common::{FLAG_MINISOCK, InterfaceEvent, KIND_INTERFACE, SocketEvent};
 
 use crate::{
     out::{LOG_TARGET, ring},
@@ -44,7 +44,14 @@ pub fn describe(sk: impl KernelPtr, time_ns: u64, what: &What) -> SocketEvent {
     }
 }
 
-/// The record of a minisock, whose cookie is 0.
+/// The record of the interface that a socket is bound to; written just before `event`, a record about the socket.
+#[inline(always)]
+pub fn interface(sk: impl KernelPtr, event: &SocketEvent) -> InterfaceEvent {
+    let SocketEvent { time_ns, cookie, .. } = *event;
+    InterfaceEvent { kind: KIND_INTERFACE, zero: [0; 3], interface: endpoints::interface(sk), time_ns, cookie }
+}
+
+/// The record of a minisock, whose interface takes the place of the cookie.
 #[inline(always)]
 pub fn describe_minisock(tw: impl KernelPtr, time_ns: u64, kind: u8) -> SocketEvent {
     let (saddr, daddr) = endpoints::addresses(tw);
@@ -56,7 +63,7 @@ pub fn describe_minisock(tw: impl KernelPtr, time_ns: u64, kind: u8) -> SocketEv
         flags: FLAG_MINISOCK,
         netns: netns::inode(tw),
         time_ns,
-        cookie: 0,
+        cookie: endpoints::interface(tw) as u64,
         value: 0,
         sport: endpoints::minisock_local_port(tw),
         dport: endpoints::remote_port(tw),

@@ -1,10 +1,10 @@
 //! The two ends of a connection. In: a socket, a minisock or the request of a connection. Out: addresses as 16 bytes
-//! in network byte order, ports in the machine's. Deliberately absent: the namespace (`netns.rs`) and translated
-//! addresses.
+//! in network byte order, ports in the machine's, the interface that it is bound to. Deliberately absent: the namespace
+//! (`netns.rs`) and translated addresses.
 
 use crate::read::{
     offsets::{
-        OFF_INET_SPORT, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR,
+        OFF_INET_SPORT, OFF_SKC_BOUND_DEV_IF, OFF_SKC_DADDR, OFF_SKC_DPORT, OFF_SKC_FAMILY, OFF_SKC_RCV_SADDR, OFF_SKC_V6_DADDR,
         OFF_SKC_V6_RCV_SADDR, OFF_TW_SPORT,
     },
     pointer::{AF_INET6, KernelPtr},
@@ -19,6 +19,12 @@ pub fn addresses(sk: impl KernelPtr) -> ([u64; 2], [u64; 2]) {
     } else {
         (v4_mapped(sk.read(&OFF_SKC_RCV_SADDR)), v4_mapped(sk.read(&OFF_SKC_DADDR)))
     }
+}
+
+/// Index of the interface that it is bound to, 0 for none.
+#[inline(always)]
+pub fn interface(skc: impl KernelPtr) -> u32 {
+    skc.sock().read(&OFF_SKC_BOUND_DEV_IF)
 }
 
 /// The address, in network byte order, as `::ffff:a.b.c.d`.

@@ -3,11 +3,12 @@
 //! queues of segments (`segment.rs`).
 
 use tcpwatch_common::{
-    FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT,
+    FLAG_BOUND, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT,
     state::{CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK},
 };
 
 use crate::read::{
+    endpoints,
     offsets::{
         OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ, OFF_ICSK_CA_STATE,
         OFF_RCV_NXT, OFF_RCV_OOOPACK, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG,
@@ -35,7 +36,8 @@ const CA_BITS: u8 = 0x1f;
 pub fn flags(sk: impl KernelPtr) -> u8 {
     let sk = sk.sock();
     let sk_flags = sk.read::<u64>(&OFF_SKC_FLAGS);
-    let mut flags = 0;
+    // Without a branch: the index is positive.
+    let mut flags = (endpoints::interface(sk).wrapping_neg() >> 31) as u8 * FLAG_BOUND;
     if sk_flags & (1 << SOCK_DONE) != 0 {
         flags |= FLAG_FIN_RECEIVED;
     }

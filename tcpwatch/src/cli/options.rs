@@ -105,6 +105,9 @@ pub struct TraceArgs {
     /// Only peers with this address or in this network
     #[arg(long, value_name = "ADDR|CIDR")]
     pub remote: Option<String>,
+    /// Only connections that are bound to this interface, by name or index
+    #[arg(long, value_name = "NAME|INDEX")]
+    pub interface: Option<String>,
     /// Only this side of connections: client, server or listener
     #[arg(long)]
     pub role: Option<Role>,

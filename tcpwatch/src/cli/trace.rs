@@ -1,15 +1,19 @@
 //! `tcpwatch trace`: the transitions of a running tcpwatch, line by line.
 
-use std::{
-    io::{self, BufRead as _, BufReader, Write},
-    net::{IpAddr, SocketAddr},
-};
+use std::io::{self, BufRead as _, BufReader, Write};
 
 use anyhow::{Context as _, bail};
 
 use serde::Deserialize;
 
-use crate::{cli::options::TraceArgs, http::printable};
+use crate::{
+    cli::options::TraceArgs,
+    http::printable,
+    model::{
+        address::Address,
+        interfaces::{Interface, local_text, remote_text},
+    },
+};
 
 /// What a line of text shows of a transition (see `model/transition.rs`).
 #[derive(Debug, Deserialize)]
@@ -23,18 +27,13 @@ struct Transition {
     cause: String,
     local: Address,
     remote: Address,
+    interface: Option<Interface>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Process {
     pid: u32,
     comm: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Address {
-    addr: IpAddr,
-    port: u16,
 }
 
 /// Prints until the daemon or the reader of the output goes away.
@@ -85,6 +84,7 @@ fn query(args: &TraceArgs) -> String {
     add("local_port", args.local_port.map(|port| port.to_string()));
     add("remote_port", args.remote_port.map(|port| port.to_string()));
     add("remote", args.remote.clone());
+    add("interface", args.interface.clone());
     add("role", args.role.map(|role| role.to_string()));
     query.finish()
 }
@@ -107,8 +107,7 @@ fn show(event: &str, data: &str, json: bool, out: &mut impl Write) -> io::Result
     }
     let transition: Transition = serde_json::from_str(data)?;
     let (process, dash) = (transition.process.as_ref(), || "-".to_owned());
-    let [local, remote] =
-        [&transition.local, &transition.remote].map(|end| SocketAddr::new(end.addr, end.port));
+    let interface = transition.interface.as_ref();
     writeln!(
         out,
         "{:<27} {:>7} {:<15} {:<8} {:<27} {:>9} {:<11} {} -> {}",
@@ -119,8 +118,8 @@ fn show(event: &str, data: &str, json: bool, out: &mut impl Write) -> io::Result
         format!("{} -> {}", transition.from, transition.to),
         transition.from_seconds.map_or_else(dash, |seconds| format!("{seconds:.6}")),
         transition.cause,
-        local,
-        remote,
+        printable(&local_text(transition.local, interface)),
+        printable(&remote_text(transition.remote, interface)),
     )?;
     out.flush()
 }

@@ -11,12 +11,12 @@ use std::{
 };
 
 use tcpwatch_common::{
-    AskedOptions, CloseEvent, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
-    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, KIND_ACCEPT, KIND_CLOSE, KIND_CONNECT_FAILED, KIND_IDLE,
-    KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT, KIND_TASK, KIND_TIME_WAIT, KIND_TRAFFIC, KIND_TRANSITION,
-    KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS, RESET_EXITING, RESET_POLICY, RESET_RECEIVED,
-    RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SocketEvent, TaskEvent, TrafficEvent, failure,
-    retransmit,
+    AskedOptions, CloseEvent, FLAG_BOUND, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN,
+    FLAG_PASSIVE, FLAG_REQUEST, FLAG_UNSENT, IdleEvent, InterfaceEvent, KIND_ACCEPT, KIND_CLOSE,
+    KIND_CONNECT_FAILED, KIND_IDLE, KIND_INTERFACE, KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT,
+    KIND_TASK, KIND_TIME_WAIT, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS,
+    RESET_EXITING, RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SocketEvent,
+    TaskEvent, TrafficEvent, failure, retransmit,
 };
 use thiserror::Error;
 
@@ -44,6 +44,7 @@ pub enum Record {
     Reset(Box<ResetRecord>),
     Idle(IdleRecord),
     Traffic(TrafficRecord),
+    Interface(InterfaceRecord),
     Task(TaskRecord),
 }
 
@@ -53,6 +54,9 @@ pub struct Socket {
     pub cookie: u64,
     /// Inode of the network namespace.
     pub netns: u32,
+    /// Index of the interface that it is bound to, 0 for none. Of a full socket in no record but
+    /// [`Record::Interface`]: the tracker completes the others.
+    pub interface: u32,
     pub local: Endpoint,
     pub remote: Endpoint,
     /// `FLAG_*` of `tcpwatch_common`.
@@ -61,11 +65,22 @@ pub struct Socket {
 
 impl Socket {
     pub fn new(cookie: u64, netns: u32, local: Endpoint, remote: Endpoint, flags: u8) -> Self {
-        Self { cookie, netns, local, remote, flags }
+        Self { cookie, netns, interface: 0, local, remote, flags }
+    }
+
+    /// The same, bound to an interface.
+    #[must_use]
+    pub fn on(self, interface: u32) -> Self {
+        Self { interface, ..self }
+    }
+
+    /// Whether it is bound to an interface, whichever that is; not of a minisock.
+    pub fn is_bound(&self) -> bool {
+        self.flags & FLAG_BOUND != 0
     }
 
     pub fn ends(&self) -> Ends {
-        Ends { netns: self.netns, local: self.local, remote: self.remote }
+        Ends { netns: self.netns, interface: self.interface, local: self.local, remote: self.remote }
     }
 
     pub fn fin_received(&self) -> bool {
@@ -133,11 +148,13 @@ impl Endpoint {
     }
 }
 
-/// The network namespace and both ends of a socket. At any time at most one minisock has the same.
+/// The network namespace, interface and both ends of a socket. At any time at most one minisock has the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ends {
     /// Inode of the network namespace.
     pub netns: u32,
+    /// As in [`Socket`].
+    pub interface: u32,
     pub local: Endpoint,
     pub remote: Endpoint,
 }
@@ -189,6 +206,14 @@ pub struct TrafficRecord {
     /// CLOCK_MONOTONIC, the same as in the transition that follows.
     pub time_ns: u64,
     pub traffic: Traffic,
+}
+
+/// The interface that the socket of the next record with this cookie is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InterfaceRecord {
+    pub cookie: u64,
+    /// Index of the interface.
+    pub interface: u32,
 }
 
 /// The kinds of [`SocketRecord`].
@@ -408,6 +433,10 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
             let traffic = Traffic { sent_bytes, received_bytes };
             Ok(Record::Traffic(TrafficRecord { cookie, time_ns, traffic }))
         }
+        Some(KIND_INTERFACE) => {
+            let InterfaceEvent { cookie, interface, .. } = read(bytes)?;
+            Ok(Record::Interface(InterfaceRecord { cookie, interface }))
+        }
         Some(kind) => Err(DecodeError::Kind(kind)),
         None => Err(DecodeError::Length(0)),
     }
@@ -422,9 +451,13 @@ pub fn asked_options(bytes: &[u8]) -> Result<AskedOptions, DecodeError> {
 }
 
 fn socket(raw: &SocketEvent) -> Socket {
+    // A minisock's has the interface in the place of the cookie.
+    let (cookie, interface) =
+        if raw.flags & FLAG_MINISOCK == 0 { (raw.cookie, 0) } else { (0, raw.cookie as u32) };
     Socket {
-        cookie: raw.cookie,
+        cookie,
         netns: raw.netns,
+        interface,
         local: endpoint(raw.saddr, raw.sport),
         remote: endpoint(raw.daddr, raw.dport),
         flags: raw.flags,
@@ -548,6 +581,16 @@ mod tests {
         let Ok(Record::Socket(record)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
         assert_eq!(record.traffic, Some(Traffic { sent_bytes: 5_000_000_000, received_bytes: 7 }));
         assert_eq!((record.socket.local.addr, record.socket.remote.addr), (address, address));
+    }
+
+    #[test]
+    fn a_minisock_has_its_interface_in_the_place_of_the_cookie() {
+        let raw = SocketEvent { kind: KIND_MINISOCK_END, flags: FLAG_MINISOCK, cookie: 7, ..event() };
+        for (flags, expected) in [(FLAG_MINISOCK, (0, 7)), (FLAG_BOUND, (7, 0))] {
+            let raw = SocketEvent { flags, ..raw };
+            let Ok(Record::Socket(record)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
+            assert_eq!((record.socket.cookie, record.socket.interface), expected);
+        }
     }
 
     #[test]

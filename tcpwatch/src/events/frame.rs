@@ -18,6 +18,8 @@ pub enum Frame {
     SweepEnd(Coverage),
     /// A process, as /proc describes it.
     Process(ProcessFrame),
+    /// Names of interfaces that sockets are bound to.
+    Interfaces(InterfaceNames),
     /// CLOCK_MONOTONIC in nanoseconds: at least once a second, and at the end.
     Tick(u64),
     /// Records lost since the start.
@@ -32,6 +34,15 @@ pub struct ProcessFrame {
     pub start_ns: u64,
     #[serde(flatten)]
     pub details: ProcDetails,
+}
+
+/// Names of the interfaces of one network namespace that the sweep under way found sockets bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceNames {
+    /// Inode of the namespace.
+    pub netns: u32,
+    /// By index.
+    pub names: Vec<(u32, String)>,
 }
 
 /// A process's properties in /proc.

@@ -45,6 +45,7 @@ const TICK: u8 = 5;
 const LOST: u8 = 6;
 const SWEEP_END: u8 = 7;
 const ONLY_COUNTED: u8 = 8;
+const INTERFACES: u8 = 9;
 
 /// Writes the header, which must come first.
 ///
@@ -81,6 +82,7 @@ pub fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
             write(out, SWEEP_END, &payload)
         }
         Frame::Process(process) => write(out, PROCESS, &serde_json::to_vec(process)?),
+        Frame::Interfaces(read) => write(out, INTERFACES, &serde_json::to_vec(read)?),
         Frame::Tick(now_ns) => write(out, TICK, &now_ns.to_le_bytes()),
         Frame::Lost(lost) => {
             let counts = [lost.ring_full.to_le_bytes(), lost.run_skipped.to_le_bytes()];
@@ -150,6 +152,7 @@ impl Iterator for Recording {
                 Frame::SweepEnd(Coverage { namespaces, all })
             }
             PROCESS => Frame::Process(serde_json::from_slice(&payload).ok()?),
+            INTERFACES => Frame::Interfaces(serde_json::from_slice(&payload).ok()?),
             TICK => Frame::Tick(payload.try_get_u64_le().ok()?),
             LOST => Frame::Lost(LostRecords {
                 ring_full: payload.try_get_u64_le().ok()?,
@@ -173,7 +176,7 @@ mod tests {
     use std::num::NonZeroU16;
 
     use super::*;
-    use crate::events::frame::{ProcDetails, ProcessFrame};
+    use crate::events::frame::{InterfaceNames, ProcDetails, ProcessFrame};
 
     fn header() -> Header {
         Header {
@@ -204,6 +207,7 @@ mod tests {
             Frame::Seen(Bytes::from_static(b"xyz")),
             Frame::SweepEnd(Coverage { namespaces: [4, 5].into_iter().collect(), all: true }),
             Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
+            Frame::Interfaces(InterfaceNames { netns: 4, names: vec![(2, "eth0".into())] }),
             Frame::Lost(LostRecords { ring_full: 3, run_skipped: 4 }),
             Frame::UnrecordedCounts(UnrecordedCounts {
                 held_back: 5,

@@ -79,7 +79,8 @@ pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
             endpoint(raw.saddr, raw.sport),
             endpoint(raw.daddr, raw.dport),
             raw.flags,
-        ),
+        )
+        .on(raw.interface),
         state: state(raw.state)?,
         time_ns: raw.time_ns,
         jiffies: raw.jiffies,

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     http::parameters::parameters,
-    model::{groups::Role, table::Conn, transition::Transition},
+    model::{groups::Role, interfaces::Interface, table::Conn, transition::Transition},
     node::Node,
     tcp::state::TcpState,
 };
@@ -27,6 +27,8 @@ parameters! {
         pub remote_port: Option<u16>,
         /// only where the other side has this address, or one in this network, such as `10.0.0.0/8`
         pub remote: Option<IpNet>,
+        /// only where the socket is bound to this interface, by name or index
+        pub interface: Option<String>,
         /// only of this side of the connection
         pub role: Option<Role>,
     }
@@ -57,6 +59,7 @@ impl Filter {
             && self.role.is_none_or(|role| conn.role == role)
             && self.matches_ports(conn.local.port, conn.remote.port)
             && self.matches_remote(conn.remote.addr.to_canonical())
+            && self.matches_interface(|| node.tracker.interface(conn.netns, conn.interface))
             && self.matches_process(process.map(|process| process.pid), process.map(|process| &*process.comm))
     }
 
@@ -66,6 +69,7 @@ impl Filter {
             && self.role.is_none_or(|role| role == transition.role)
             && self.matches_ports(transition.local.port, transition.remote.port)
             && self.matches_remote(transition.remote.addr)
+            && self.matches_interface(|| transition.interface.clone())
             && self.matches_process(process.map(|process| process.pid), process.map(|process| &*process.comm))
     }
 
@@ -75,6 +79,14 @@ impl Filter {
 
     fn matches_remote(&self, remote: IpAddr) -> bool {
         self.remote.is_none_or(|net| net.contains(&remote))
+    }
+
+    fn matches_interface(&self, interface: impl FnOnce() -> Option<Interface>) -> bool {
+        self.interface.as_deref().is_none_or(|wanted| {
+            interface().is_some_and(|interface| {
+                interface.name.as_deref() == Some(wanted) || wanted.parse() == Ok(interface.index)
+            })
+        })
     }
 
     fn matches_process(&self, pid: Option<u32>, comm: Option<&str>) -> bool {

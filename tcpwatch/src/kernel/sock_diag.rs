@@ -36,6 +36,8 @@ pub struct Target {
     pub netns: u32,
     pub local: Endpoint,
     pub remote: Endpoint,
+    /// Index of the interface that it is bound to, 0 for none.
+    pub interface: u32,
     /// `None` where sockets are identified by address: then any connection with these ends is reported.
     pub cookie: Option<u64>,
     /// Its identity in the records (`SocketEvent::cookie`).
@@ -170,6 +172,8 @@ pub struct Figures {
     pub netns: u32,
     pub local: Endpoint,
     pub remote: Endpoint,
+    /// Index of the interface that it is bound to, 0 for none.
+    pub interface: u32,
     pub cookie: u64,
     pub carried: Carried,
     /// As in [`Sending`] and [`Receiving`].
@@ -328,6 +332,7 @@ fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
         netns,
         local: Endpoint::new(socket.source_address, socket.source_port),
         remote: Endpoint::new(socket.destination_address, socket.destination_port),
+        interface: socket.interface_id,
         cookie: u64::from_ne_bytes(socket.cookie),
         carried: Carried::of(info),
         send_queue_bytes: header.send_queue,
@@ -372,7 +377,8 @@ fn request(target: &Target) -> InetRequest {
             destination_port: target.remote.port,
             source_address,
             destination_address,
-            interface_id: 0,
+            // Else the kernel finds no socket that is bound to one.
+            interface_id: target.interface,
             cookie: target.cookie.map_or(NO_COOKIE, u64::to_ne_bytes),
         },
     }

@@ -5,19 +5,25 @@
 //! entering a namespace changes the whole thread.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Read as _},
+    mem::offset_of,
+    os::unix::net::UnixDatagram,
     sync::mpsc::{Receiver, Sender, channel},
     time::Duration,
 };
 
 use bytes::Bytes;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    net::netdevice::index_to_name,
+    time::{ClockId, clock_gettime},
+};
 use tcpwatch_common::{SeenSocket, SocketOptions};
 use tokio::sync::oneshot;
 
 use crate::{
-    events::frame::Coverage,
+    events::frame::{Coverage, InterfaceNames},
     kernel::{netns, probes::Probes, sock_diag::Target, socket_options},
 };
 
@@ -26,6 +32,8 @@ use crate::{
 pub enum Report {
     /// The next `SeenSocket` records.
     Seen(Bytes),
+    /// Names of interfaces that sockets are bound to.
+    Interfaces(InterfaceNames),
     /// The sweep is over.
     Done(Swept),
 }
@@ -117,8 +125,14 @@ fn run(mut probes: Probes, asked: &Receiver<Request>, report: &tokio::sync::mpsc
             question.answer(&mut probes);
             continue;
         }
-        let mut sweep =
-            Sweep { asked, report, began: cpu_time(), coverage: Coverage::default(), problems: Vec::new() };
+        let mut sweep = Sweep {
+            asked,
+            report,
+            began: cpu_time(),
+            coverage: Coverage::default(),
+            interfaces: BTreeSet::new(),
+            problems: Vec::new(),
+        };
         sweep.namespaces(&mut probes);
         sweep.held(&mut probes);
         let swept = Swept {
@@ -138,6 +152,8 @@ struct Sweep<'a> {
     /// Processor time of this thread at the beginning, moved forward by what other requests took meanwhile.
     began: Duration,
     coverage: Coverage,
+    /// Indices of interfaces that sockets of the namespace under way are bound to.
+    interfaces: BTreeSet<u32>,
     problems: Vec<String>,
 }
 
@@ -162,6 +178,7 @@ impl Sweep<'_> {
                     } else {
                         self.coverage.all = false;
                     }
+                    self.name_interfaces(inode);
                 }
                 // It is gone since it was found.
                 Ok(false) => {}
@@ -171,6 +188,20 @@ impl Sweep<'_> {
                 }
             }
         }
+    }
+
+    /// Reads the names of the interfaces that were found in the namespace. One that is gone has none.
+    fn name_interfaces(&mut self, netns: u32) {
+        let found = std::mem::take(&mut self.interfaces);
+        // A request for options may have moved the thread away: the next sweep reads them.
+        if found.is_empty() || netns::own() != Some(netns) {
+            return;
+        }
+        let Ok(socket) = UnixDatagram::unbound() else { return };
+        let name = |index| Some((index, index_to_name(&socket, index).ok()?));
+        let names = found.into_iter().filter_map(name).collect();
+        // The receiver is gone when the daemon stops.
+        let _ = self.report.blocking_send(Report::Interfaces(InterfaceNames { netns, names }));
     }
 
     fn read(&mut self, probes: &mut Probes, file: Result<File, String>, what: &str) -> bool {
@@ -193,6 +224,7 @@ impl Sweep<'_> {
             }
             let mut part = Vec::with_capacity(PART_BYTES);
             let length = file.by_ref().take(PART_BYTES as u64).read_to_end(&mut part)?;
+            self.interfaces.extend(part.chunks_exact(size_of::<SeenSocket>()).filter_map(interface_of));
             // The receiver is gone when the daemon stops: not an error.
             if length > 0 && self.report.blocking_send(Report::Seen(part.into())).is_err() {
                 return Ok(());
@@ -202,6 +234,12 @@ impl Sweep<'_> {
             }
         }
     }
+}
+
+/// The interface that the socket of a `SeenSocket` is bound to.
+fn interface_of(seen: &[u8]) -> Option<u32> {
+    let index = u32::from_ne_bytes(*seen.get(offset_of!(SeenSocket, interface)..)?.first_chunk()?);
+    (index != 0).then_some(index)
 }
 
 /// Processor time of this thread.

@@ -6,12 +6,12 @@ use std::{
 };
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{events::decode::Endpoint, model::groups::Peer};
 
 /// One end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Address {
     /// IPv4 or IPv6 address; an IPv4 address is written as such also where the socket is an IPv6 one (v4-mapped). The
     /// unspecified address for the remote end of a listener.

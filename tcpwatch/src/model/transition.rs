@@ -8,6 +8,7 @@ use crate::{
     model::{
         address::Address,
         groups::Role,
+        interfaces::Interface,
         processes::Process,
         table::{Conn, ConnFlags},
         tracker::Tracker,
@@ -48,6 +49,8 @@ pub struct Transition {
     pub local: Address,
     /// The other end.
     pub remote: Address,
+    /// The interface that the socket is bound to; `null` for none.
+    pub interface: Option<Interface>,
 }
 
 /// What a [`Transition`] needs from the time before the record is applied.
@@ -79,7 +82,7 @@ impl Transition {
     /// The transition of a record that was just applied, `None` for another kind of record. `wall_offset_ns`: wall
     /// clock minus CLOCK_MONOTONIC.
     pub fn of(before: Before, tracker: &Tracker, record: &SocketRecord, wall_offset_ns: u64) -> Option<Self> {
-        let Socket { cookie, netns, local, remote, .. } = record.socket;
+        let Socket { cookie, netns, interface, local, remote, .. } = record.socket;
         let (from, reported, error) = match record.what {
             What::Transition { from, to, .. } => (from, to, 0),
             What::End { from, error, .. } => (from, TcpState::Close, error),
@@ -118,6 +121,7 @@ impl Transition {
             process: conn.and_then(|conn| conn.process).map(|id| tracker.processes().get(id).clone()),
             local: local.into(),
             remote: remote.into(),
+            interface: tracker.interface(netns, interface),
         })
     }
 }

@@ -325,8 +325,11 @@ fn is_unaccepted(socket: &SsRow) -> bool {
 fn listener(truth: &[SsRow], socket: &SsRow) -> Option<Owner> {
     let (netns, local) = (socket.key.netns, socket.key.local);
     let score = |listener: &SsRow| {
-        let (addr, port) = listener.key.local;
-        let same = listener.key.state == "LISTEN" && listener.key.netns == netns && port == local.1;
+        let ((addr, port), interface) = (listener.key.local, &listener.key.interface);
+        let same = listener.key.state == "LISTEN"
+            && listener.key.netns == netns
+            && port == local.1
+            && (interface.is_empty() || *interface == socket.key.interface);
         let score = match addr {
             _ if !same => 0,
             addr if addr == local.0 => 3,
@@ -334,7 +337,7 @@ fn listener(truth: &[SsRow], socket: &SsRow) -> Option<Owner> {
             IpAddr::V6(addr) if addr.is_unspecified() => 1,
             _ => 0,
         };
-        (score > 0).then_some(score)
+        (score > 0).then_some((score, !interface.is_empty()))
     };
     let best = truth.iter().filter_map(score).max();
     let listeners: Vec<&SsRow> = truth.iter().filter(|row| best.is_some() && score(row) == best).collect();
@@ -350,6 +353,7 @@ fn row(row: &Value) -> (Key, Row) {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let key = Key {
         netns: row["netns"].as_u64().unwrap(),
+        interface: row["interface"]["name"].as_str().unwrap_or_default().to_owned(),
         local: end(&row["local"]),
         remote: end(&row["remote"]),
         state: text(&row["state"]),

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tcpwatch::{
     events::{
-        decode::{self, IdleRecord, Record, TrafficRecord},
+        decode::{self, IdleRecord, InterfaceRecord, Record, TrafficRecord},
         frame::Frame,
         seen,
     },
@@ -189,7 +189,8 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
                     }
                     Record::Reset(record) => u64::from(record.socket.netns) == netns,
                     Record::Idle(IdleRecord { cookie, .. })
-                    | Record::Traffic(TrafficRecord { cookie, .. }) => cookies.contains(&cookie),
+                    | Record::Traffic(TrafficRecord { cookie, .. })
+                    | Record::Interface(InterfaceRecord { cookie, .. }) => cookies.contains(&cookie),
                     Record::Task(task) => pids.contains(&task.pid),
                 };
                 ours.then_some(Frame::Record(bytes))
@@ -208,6 +209,7 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
                 process.details.cgroup = Some("/system.slice/fixture.service".to_owned());
                 pids.contains(&process.pid).then_some(Frame::Process(process))
             }
+            Frame::Interfaces(read) => (u64::from(read.netns) == netns).then_some(Frame::Interfaces(read)),
             other => Some(other),
         };
         if let Some(frame) = frame {

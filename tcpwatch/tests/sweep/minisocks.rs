@@ -22,6 +22,23 @@ fn a_minisock_is_recognised_by_its_addresses_and_keeps_its_owner() {
     assert_eq!(world.tracker.repairs().appeared, 0);
 }
 
+#[test]
+fn a_minisock_is_found_on_its_interface_only() {
+    let mut world = World::new();
+    let seen = |cookie, interface| {
+        let socket = Socket::new(cookie, NETNS, client(0).local, client(0).remote, 0);
+        let sighting = minisock_sighting(THEN, socket, TimeWait, THEN + MINUTE);
+        Seen { socket: sighting.socket.on(interface), ..sighting }
+    };
+    for began_ns in [THEN - 1, THEN + 1] {
+        world.sweep(began_ns, &[seen(1, 3), seen(2, 4)]);
+        assert_eq!((world.row(1).interface, world.row(2).interface), (3, 4));
+    }
+    assert_eq!((world.tracker.repairs().appeared, world.tracker.table().len()), (0, 2));
+    world.sweep(THEN + 2, &[seen(2, 4)]);
+    assert_eq!((world.state(1), world.state(2)), (None, Some(TimeWait)));
+}
+
 /// The record of its end is written before the kernel removes it.
 #[test]
 fn a_sighting_soon_after_the_record_of_its_end_does_not_bring_a_minisock_back() {

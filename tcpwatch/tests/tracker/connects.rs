@@ -209,7 +209,7 @@ fn repeated_syns_are_counted_apart_from_later_retransmits() {
             (5, retransmit(Established, 7)),
         ],
     );
-    assert_eq!((world.row(1).syn_retransmits(), world.row(1).total_retrans), (Some(2), Some(7)));
+    assert_eq!((world.row(1).syn_retransmits(), world.row(1).total_retrans()), (Some(2), Some(7)));
     // The records of the SYNs were lost.
     let mut world = World::new();
     world.report(1, client(HELD), to(Close, SynSent, CURL));

@@ -196,7 +196,7 @@ fn retransmit_kinds_are_the_programs_and_their_sum_is_the_sockets() {
     );
     world.report(4 * SECOND, client(HELD), end_with(9));
     assert_eq!(kinds(&world, "curl"), [("fast", 3), ("timeout", 1), ("probe", 1), ("unknown", 4)]);
-    assert_eq!((world.counts()[2], world.last_ended().conn.total_retrans), (9, Some(9)));
+    assert_eq!((world.counts()[2], world.last_ended().conn.total_retrans()), (9, Some(9)));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn of_an_older_connection_the_retransmits_that_the_programs_saw_count() {
     let mut world = World::new();
     report(&mut world, 4, client(HELD), Some(40), &[(Kind::Fast, 3)]);
     report(&mut world, 5, client(HELD), Some(42), &[(Kind::Fast, 5)]);
-    assert_eq!((world.counts()[2], world.row(1).total_retrans), (5, Some(42)));
+    assert_eq!((world.counts()[2], world.row(1).total_retrans()), (5, Some(42)));
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn syn_ack_retransmits_count_for_the_listener_only() {
                 Seen { total_retrans: 3, ..sighting(12, server(HELD), Established) },
             ],
         );
-        assert_eq!(world.row(2).total_retrans, Some(3));
+        assert_eq!(world.row(2).total_retrans(), Some(3));
         world.report(13, server(HELD), What::End { from: Established, error: ECONNRESET, total_retrans: 4 });
         assert_eq!(kinds(&world, "nginx"), [("syn_ack", 3), ("unknown", 1)], "swept: {swept}");
         let group =

@@ -222,6 +222,33 @@ fn the_same_addresses_in_another_namespace_replace_nothing() {
 }
 
 #[test]
+fn the_same_addresses_on_another_interface_are_another_minisock() {
+    let mut world = World::new();
+    for (cookie, interface) in [(1, 3), (2, 4)] {
+        let socket =
+            |flags| Socket::new(cookie, NETNS, client(0).local, client(0).remote, flags).on(interface);
+        world.report_all(
+            socket(HELD),
+            [
+                (1, to(Close, SynSent, CURL)),
+                (2, to(SynSent, Established, 0)),
+                (3, to(Established, FinWait1, CURL)),
+                (4, to(FinWait1, FinWait2, 0)),
+            ],
+        );
+        world.report(5, socket(ORPHAN | FIN), ended(FinWait2, 0));
+    }
+    assert_eq!((world.state(1), world.state(2)), (Some(TimeWait), Some(TimeWait)));
+    let minisock = Socket::new(0, NETNS, client(0).local, client(0).remote, MINISOCK);
+    for (interface, states) in [(0, [true, true]), (5, [true, true]), (4, [true, false]), (3, [false, false])]
+    {
+        world.report(9, minisock.on(interface), What::MinisockEnd);
+        assert_eq!([1, 2].map(|cookie| world.find(cookie).is_some()), states, "on {interface}");
+    }
+    world.assert_consistent();
+}
+
+#[test]
 fn a_time_wait_replaces_one_with_the_same_addresses() {
     let mut world = World::new();
     world.time_wait(10);

@@ -42,7 +42,7 @@ impl Chaos {
         let flags = random.next() as u8;
         let cookie = random.below(16);
         // A socket stays in its namespace.
-        Socket::new(cookie, NETNS + (cookie % 2) as u32, local, remote, flags)
+        Socket::new(cookie, NETNS + (cookie % 2) as u32, local, remote, flags).on(random.pick(&[0, 0, 3, 4]))
     }
 
     fn record(&mut self) -> Record {
@@ -162,8 +162,8 @@ fn once_everything_is_gone_no_process_and_no_group_is_held() {
             chaos.happen(&mut world);
         }
         let rows: Vec<_> = world.tracker.table().iter().map(|conn| (conn.cookie, conn.ends())).collect();
-        for (cookie, Ends { netns, local, remote }) in rows {
-            let socket = Socket::new(cookie, netns, local, remote, 0);
+        for (cookie, Ends { netns, interface, local, remote }) in rows {
+            let socket = Socket::new(cookie, netns, local, remote, 0).on(interface);
             world.report(chaos.now_ns, socket, ended(Established, ECONNRESET));
             world.report(chaos.now_ns, socket, What::MinisockEnd);
         }

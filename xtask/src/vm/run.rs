@@ -20,10 +20,11 @@ use super::{
 };
 use crate::test;
 
-/// Modules that the tests need: for `ip link add type veth`, for `ss`, for nftables' address translation, zones of
+/// Modules that the tests need: for `ip link add type veth` and `type vrf`, for `ss`, for nftables' address translation, zones of
 /// connection tracking and random loss, and for tcpwatch's requests about translations.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 11] = [
     "veth",
+    "vrf",
     "tcp_diag",
     "nf_tables",
     "nft_chain_nat",

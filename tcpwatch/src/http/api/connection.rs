@@ -186,6 +186,7 @@ fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
         netns: conn.netns,
         local: conn.local,
         remote: conn.remote,
+        interface: conn.interface,
         cookie: (!node.tracker.reported().identity_is_address).then_some(conn.cookie),
         identity: conn.cookie,
         pid: conn.process.map(|id| node.tracker.processes().get(id).pid),
@@ -201,9 +202,9 @@ fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
 impl Render for Connection {
     fn text(&self) -> String {
         let detail = &self.detail;
-        let mut text = format!("{} of {}\n", detail.row.role, detail.row.local);
+        let mut text = format!("{} of {}\n", detail.row.role, detail.row.local_text());
         let mut line = |label: &str, value: String| text += &format!("  {label:<12}{value}\n");
-        line("remote", detail.row.remote.to_string());
+        line("remote", detail.row.remote_text());
         line("netns", detail.row.netns.to_string());
         for (label, process) in
             [("opened by", &detail.opener), ("process", &detail.row.process), ("closed by", &detail.closer)]

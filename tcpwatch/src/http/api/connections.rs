@@ -110,8 +110,8 @@ impl Render for Connections {
                     role,
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),
-                    row.local.to_string(),
-                    row.remote.to_string(),
+                    row.local_text(),
+                    row.remote_text(),
                     row.stalled.map_or(String::new(), |stalled| duration(stalled.duration_seconds)),
                 ]
             })

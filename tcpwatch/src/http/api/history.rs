@@ -121,8 +121,8 @@ impl Render for History {
                     ended.row.role.to_string(),
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),
-                    ended.row.local.to_string(),
-                    ended.row.remote.to_string(),
+                    ended.row.local_text(),
+                    ended.row.remote_text(),
                     carried(ended.sent_bytes),
                     carried(ended.received_bytes),
                 ]

@@ -7,9 +7,11 @@ use serde::Serialize;
 
 use crate::{
     events::decode::{FAILURES, Kind},
+    http::render::text::printable,
     model::{
         address::Address,
         groups::Role,
+        interfaces::{Interface, local_text, remote_text},
         processes::{Process, ProcessId},
         table::{Conn, ConnFlags},
         tracker::Ended,
@@ -60,12 +62,27 @@ pub(crate) struct Row {
     pub local: Address,
     /// The other end.
     pub remote: Address,
+    /// The interface that the socket is bound to, by SO_BINDTODEVICE, by the scope of a link-local address, or to a VRF:
+    /// part of the connection's identity. `null` for none.
+    pub interface: Option<Interface>,
     /// The stall under way: delivery stands still behind a lost segment, as of the last record about it. Absent while
     /// there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stalled: Option<ShownStalled>,
     #[serde(flatten)]
     pub queue: Option<Queue>,
+}
+
+impl Row {
+    /// Its local end, for people.
+    pub(crate) fn local_text(&self) -> String {
+        printable(&local_text(self.local, self.interface.as_ref()))
+    }
+
+    /// Its remote end, for people.
+    pub(crate) fn remote_text(&self) -> String {
+        printable(&remote_text(self.remote, self.interface.as_ref()))
+    }
 }
 
 /// A stall that is not over.
@@ -241,6 +258,7 @@ pub(crate) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
         process: process(node, conn.process),
         local: conn.local.into(),
         remote: conn.remote.into(),
+        interface: tracker.interface(conn.netns, conn.interface),
         stalled: conn.stalled().map(|stalled| ShownStalled {
             duration_seconds: clock.seconds_since(stalled.since_ns),
             recovery: stalled.recovery,
@@ -301,7 +319,7 @@ pub(crate) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         errno: Errno::of(conn.error),
         sent_bytes: conn.traffic().map(|traffic| traffic.sent_bytes),
         received_bytes: conn.traffic().map(|traffic| traffic.received_bytes),
-        retransmits: conn.total_retrans,
+        retransmits: conn.total_retrans(),
         retransmits_by_kind: kinds(&retransmitted.segments),
         retransmitted_bytes: retransmitted.bytes,
         spurious_retransmits: retransmitted.spurious,

@@ -65,6 +65,7 @@ pub const COMMON: &[Member] = &[
     Member::new("OFF_SKC_STATE", "sock_common", "skc_state"),
     Member::new("OFF_SKC_FLAGS", "sock_common", "skc_flags"),
     Member::new("OFF_SKC_NET", "sock_common", "skc_net"),
+    Member::new("OFF_SKC_BOUND_DEV_IF", "sock_common", "skc_bound_dev_if"),
     Member::new("OFF_SKC_V6_DADDR", "sock_common", "skc_v6_daddr"),
     Member::new("OFF_SKC_V6_RCV_SADDR", "sock_common", "skc_v6_rcv_saddr"),
     Member::new("OFF_SKC_COOKIE", "sock_common", "skc_cookie"),

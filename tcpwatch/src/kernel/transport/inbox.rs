@@ -6,7 +6,10 @@
 
 use std::ops::Range;
 
-use tcpwatch_common::{IdleEvent, KIND_IDLE, KIND_TASK, KIND_TRAFFIC, QueueSlot, TaskEvent, TrafficEvent};
+use tcpwatch_common::{
+    IdleEvent, InterfaceEvent, KIND_IDLE, KIND_INTERFACE, KIND_TASK, KIND_TRAFFIC, QueueSlot, TaskEvent,
+    TrafficEvent,
+};
 
 /// Queues of state changes, each in the order of its times.
 pub trait Queued {
@@ -121,6 +124,7 @@ fn record(slot: &[u8]) -> &[u8] {
     match slot[0] {
         KIND_TASK => &slot[..size_of::<TaskEvent>()],
         KIND_IDLE => &slot[..size_of::<IdleEvent>()],
+        KIND_INTERFACE => &slot[..size_of::<InterfaceEvent>()],
         KIND_TRAFFIC => &slot[..size_of::<TrafficEvent>()],
         _ => slot,
     }

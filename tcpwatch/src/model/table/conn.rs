@@ -19,6 +19,8 @@ use crate::{
 pub struct Conn {
     pub cookie: u64,
     pub netns: u32,
+    /// Index of the interface that the socket is bound to, 0 for none.
+    pub interface: u32,
     pub local: Endpoint,
     pub remote: Endpoint,
     /// Its states so far. Changed through the table, which lists connections by state.
@@ -39,8 +41,8 @@ pub struct Conn {
     pub flags: ConnFlags,
     /// The errno that ended it, 0 for none.
     pub error: u8,
-    /// The kernel's count, as last reported; `None` until then of a connection that is older than its first sight.
-    pub total_retrans: Option<u32>,
+    /// See [`Conn::total_retrans`]; `UNKNOWN` for `None`.
+    pub(super) total_retrans: u32,
     /// Present once a retransmit was seen.
     pub retransmits: Option<Box<SocketRetransmits>>,
     /// What is known of its end beyond the states.
@@ -57,6 +59,9 @@ pub struct Conn {
     pub(super) previous: u32,
     pub(super) next: u32,
 }
+
+/// No socket retransmits that many segments.
+pub(super) const UNKNOWN: u32 = u32::MAX;
 
 /// Every connection takes one, and every record changes one: each word more costs memory and time.
 const _: () = assert!(size_of::<Conn>() == 192);
@@ -154,7 +159,7 @@ impl Conn {
     }
 
     pub fn ends(&self) -> Ends {
-        Ends { netns: self.netns, local: self.local, remote: self.remote }
+        Ends { netns: self.netns, interface: self.interface, local: self.local, remote: self.remote }
     }
 
     pub fn state(&self) -> TcpState {
@@ -164,12 +169,22 @@ impl Conn {
     /// Retransmitted SYNs; `None` where the connect was not seen, or retransmits are not reported by kind.
     pub fn syn_retransmits(&self) -> Option<u64> {
         if self.state() == TcpState::SynSent {
-            return self.total_retrans.map(u64::from);
+            return self.total_retrans().map(u64::from);
         }
         let segments = self.retransmits.as_ref().map(|tally| tally.counted.segments).unwrap_or_default();
         let syns = segments[Kind::Syn as usize];
         let known = !self.is(ConnFlags::OLDER) && (syns > 0 || segments[Kind::Unknown as usize] == 0);
         known.then_some(syns)
+    }
+
+    /// The kernel's count of retransmitted segments, as last reported; `None` until then of a connection that is older
+    /// than its first sight.
+    pub fn total_retrans(&self) -> Option<u32> {
+        (self.total_retrans != UNKNOWN).then_some(self.total_retrans)
+    }
+
+    pub(crate) fn set_total_retrans(&mut self, total: u32) {
+        self.total_retrans = total.min(UNKNOWN - 1);
     }
 
     /// The reset that ended it or is about to end it.

@@ -144,6 +144,7 @@ impl Table {
         let conn = Conn {
             cookie: socket.cookie,
             netns: socket.netns,
+            interface: socket.interface,
             local: socket.local,
             remote: socket.remote,
             life,
@@ -157,7 +158,7 @@ impl Table {
             // Also where the connection continues one that had these flags.
             flags: flags - (ConnFlags::TRAFFIC_KNOWN | ConnFlags::AFTER_CLOSE_KNOWN),
             error: 0,
-            total_retrans: (!flags.contains(ConnFlags::OLDER)).then_some(0),
+            total_retrans: if flags.contains(ConnFlags::OLDER) { conn::UNKNOWN } else { 0 },
             retransmits: None,
             end: None,
             traffic: Traffic::default(),
@@ -369,8 +370,9 @@ fn hash(cookie: u64) -> u32 {
 }
 
 /// The ephemeral ports of one client toward one server rise a little with each connection: 128 consecutive ports lie side
-/// by side. Both ends of a connection within this machine have the same hash.
-fn hash_ends(Ends { netns, local, remote }: &Ends) -> u32 {
+/// by side. Both ends of a connection within this machine have the same hash; so have the few connections that differ only
+/// in the interface.
+fn hash_ends(Ends { netns, local, remote, .. }: &Ends) -> u32 {
     let (ports, lower) = (local.port ^ remote.port, local.port.min(remote.port));
     let [local, remote] = [local, remote].map(|end| FxBuildHasher.hash_one(end.addr.to_bits()));
     let block = u64::from(*netns) << 32 | u64::from(ports >> 7) << 16 | u64::from(lower);

@@ -18,11 +18,12 @@ use rustc_hash::FxHashMap;
 use crate::{
     events::{
         decode::{IdleRecord, Record, Retransmits, Socket, SocketRecord, What},
-        frame::{ProcDetails, ReportedFacts},
+        frame::{InterfaceNames, ProcDetails, ReportedFacts},
         seen::ListenQueue,
     },
     model::{
         groups::{Closer, GroupId, Groups, Role},
+        interfaces::{Interface, Interfaces},
         processes::ProcessTable,
         table::{Conn, ConnFlags, ConnKey, Idle, Table},
         tracker::{
@@ -72,6 +73,7 @@ pub struct Repairs {
 pub struct Tracker {
     table: Table,
     processes: ProcessTable,
+    interfaces: Interfaces,
     groups: Groups,
     /// Connections that ended, oldest first.
     ended: VecDeque<Ended>,
@@ -112,6 +114,7 @@ impl Tracker {
         Self {
             table: Table::new(limits.connections),
             processes: ProcessTable::default(),
+            interfaces: Interfaces::default(),
             groups: Groups::new(limits.label_sets),
             ended,
             queues: FxHashMap::default(),
@@ -188,6 +191,36 @@ impl Tracker {
         self.processes.describe(pid, start_ns, details);
     }
 
+    /// The interface with this index; `None` for 0.
+    pub fn interface(&self, netns: u32, index: u32) -> Option<Interface> {
+        self.interfaces.get(netns, index)
+    }
+
+    /// Whether these names are known already.
+    pub fn knows_interfaces(&self, read: &InterfaceNames) -> bool {
+        self.interfaces.knows(read)
+    }
+
+    pub fn name_interfaces(&mut self, read: &InterfaceNames) {
+        self.interfaces.learn(read);
+    }
+
+    /// Puts the interface into a record whose socket is bound to one: as the record before it reports, or as known.
+    /// To be called before [`Tracker::apply`].
+    pub fn complete(&self, record: &mut Record) {
+        let socket = match record {
+            Record::Socket(record) | Record::Retransmit(record, _) => &mut record.socket,
+            Record::Reset(record) => &mut record.socket,
+            Record::Interface(_) | Record::Idle(_) | Record::Traffic(_) | Record::Task(_) => return,
+        };
+        if socket.is_bound() {
+            let known = || self.table.find(socket.cookie).map(|key| self.table.get(key).interface);
+            socket.interface =
+                self.interfaces.announced(socket.cookie).or_else(known).unwrap_or(socket.interface);
+        }
+    }
+
+    /// `record`: complete.
     pub fn apply(&mut self, record: &Record) {
         match record {
             Record::Task(task) => {
@@ -197,6 +230,7 @@ impl Tracker {
             Record::Reset(record) => self.apply_reset(record),
             Record::Idle(record) => self.apply_idle(record),
             Record::Traffic(record) => self.apply_traffic(record),
+            Record::Interface(record) => self.interfaces.announce(*record),
             Record::Retransmit(record, reported) => {
                 if let What::Retransmit { state, total } = record.what {
                     self.retransmitted(record, state, total, reported);
@@ -320,7 +354,7 @@ impl Tracker {
             TcpState::Established => {
                 if from == TcpState::SynRecv && record.socket.is_passive() && conn.retransmits.is_none() {
                     // Retransmits of the SYN-ACK, counted with the listener's; except with TCP Fast Open.
-                    conn.total_retrans = Some(value);
+                    conn.set_total_retrans(value);
                 }
                 let first = !conn.flags.replace(ConnFlags::ESTABLISHED, true);
                 if known.is_some() {
@@ -532,7 +566,7 @@ impl Tracker {
                 self.listeners.entry((socket.netns, socket.local.port)).or_default().push(key);
             }
             Role::Server if unaccepted => {
-                let owner = self.listener_of(socket.netns, socket.local);
+                let owner = self.listener_of(socket.netns, socket.interface, socket.local);
                 self.set_process(key, owner, now_ns);
             }
             _ => {}
@@ -545,7 +579,8 @@ impl Tracker {
     #[inline]
     pub(crate) fn describe(&mut self, key: ConnKey, socket: &Socket) {
         let conn = self.table.get(key);
-        let same = (conn.local, conn.remote) == (socket.local, socket.remote);
+        let same =
+            (conn.interface, conn.local, conn.remote) == (socket.interface, socket.local, socket.remote);
         let accepted = conn.is(ConnFlags::UNACCEPTED) && socket.is_held();
         if !conn.is(ConnFlags::MINISOCK) && (!same || conn.is(ConnFlags::REQUEST) || accepted) {
             self.describe_anew(key, socket);
@@ -563,6 +598,7 @@ impl Tracker {
         if socket.is_held() {
             conn.flags.remove(ConnFlags::UNACCEPTED);
         }
+        conn.interface = socket.interface;
         if (conn.local, conn.remote) != (socket.local, socket.remote) {
             let (role, netns, port) = (conn.role, conn.netns, conn.local.port);
             (conn.local, conn.remote) = (socket.local, socket.remote);

@@ -14,18 +14,18 @@ use crate::{
 
 impl Tracker {
     /// The process of the listener that the kernel chose for a connection with this local end; `None` when several
-    /// processes listen equally well.
-    pub(crate) fn listener_of(&self, netns: u32, local: Endpoint) -> Option<ProcessId> {
+    /// processes listen equally well. `interface`: that of the connection, which is the listener's where that has one.
+    pub(crate) fn listener_of(&self, netns: u32, interface: u32, local: Endpoint) -> Option<ProcessId> {
         let listeners = self.listeners.get(&(netns, local.port))?;
         // The usual case.
         if let [only] = listeners[..] {
             let listener = self.table.get(only);
-            return match_score(listener.local, local).and(listener.process);
+            return match_score(listener, interface, local).and(listener.process);
         }
         let scored = || {
             listeners.iter().filter_map(|key| {
                 let listener = self.table.get(*key);
-                Some((match_score(listener.local, local)?, listener.process))
+                Some((match_score(listener, interface, local)?, listener.process))
             })
         };
         let best = scored().map(|(score, _)| score).max()?;
@@ -110,9 +110,13 @@ impl Tracker {
 }
 
 /// How well a listener matches a connection's local end, as the kernel scores it (compute_score in
-/// net/ipv4/inet_hashtables.c): its own address, then any of its family, then `::` for IPv4.
-fn match_score(listening: Endpoint, local: Endpoint) -> Option<u8> {
-    if listening.addr == local.addr {
+/// net/ipv4/inet_hashtables.c): its own address, then any of its family, then `::` for IPv4; of those the one that is
+/// bound to the interface.
+fn match_score(listener: &Conn, interface: u32, local: Endpoint) -> Option<(u8, bool)> {
+    let (listening, bound) = (listener.local, listener.interface != 0);
+    let score = if bound && listener.interface != interface {
+        None
+    } else if listening.addr == local.addr {
         Some(2)
     } else if !listening.is_wildcard() {
         None
@@ -120,5 +124,6 @@ fn match_score(listening: Endpoint, local: Endpoint) -> Option<u8> {
         Some(1)
     } else {
         listening.addr.is_unspecified().then_some(0)
-    }
+    };
+    score.map(|score| (score, bound))
 }

@@ -35,16 +35,16 @@ impl Tracker {
         };
         let unlisted = self.unlisted.remove(&record.socket.cookie);
         let conn = self.table.get_mut(key);
-        let older = conn.is(ConnFlags::OLDER);
+        let (older, before) = (conn.is(ConnFlags::OLDER), conn.total_retrans());
         let retransmits = conn.retransmits.get_or_insert_with(|| Box::new(unlisted.unwrap_or_default()));
         let delta = retransmits.delta(reported);
         let segments = delta.segments;
         let new: u64 = segments.iter().sum();
         let new_bounded = u32::try_from(new).unwrap_or(u32::MAX);
-        let total = total.unwrap_or_else(|| conn.total_retrans.unwrap_or(0).saturating_add(new_bounded));
-        let known = conn.total_retrans.unwrap_or(total.saturating_sub(new_bounded));
-        conn.total_retrans = Some(known.max(total));
+        let total = total.unwrap_or_else(|| before.unwrap_or(0).saturating_add(new_bounded));
+        let known = before.unwrap_or(total.saturating_sub(new_bounded));
         let new = retransmits.count(reported, segments, total.saturating_sub(known).into(), older);
+        conn.set_total_retrans(known.max(total));
         self.count_retransmitted(key, &new, record.time_ns);
         if !delta.is_only_segments()
             && let Some(group) = self.group_or_server(key, record.time_ns)
@@ -56,8 +56,9 @@ impl Tracker {
     /// Counts what is new in the socket's own count. The first count of an older connection only says where to start.
     pub(crate) fn count_retransmits(&mut self, key: ConnKey, total: u32, now_ns: u64) {
         let conn = self.table.get_mut(key);
-        let new = conn.total_retrans.map_or(0, |last| total.saturating_sub(last));
-        conn.total_retrans = conn.total_retrans.max(Some(total));
+        let before = conn.total_retrans().unwrap_or(total);
+        let new = total.saturating_sub(before);
+        conn.set_total_retrans(before.max(total));
         if new > 0 {
             // Records report kinds, and come first: no program saw the rest.
             let new = Retransmitted::unknown(new.into());

@@ -350,7 +350,7 @@ impl Tracker {
     fn see_retransmits(&mut self, key: ConnKey, seen: &Seen) {
         let cookie = seen.socket.cookie;
         let now = UnreportedRetransmits { total_retrans: seen.total_retrans, since_ns: seen.time_ns };
-        let Some(known) = self.table.get(key).total_retrans else {
+        let Some(known) = self.table.get(key).total_retrans() else {
             self.count_retransmits(key, now.total_retrans, seen.time_ns);
             return;
         };
@@ -399,7 +399,7 @@ impl Tracker {
                 continue;
             }
             if conn.is(ConnFlags::UNACCEPTED) {
-                let listener = self.listener_of(conn.netns, conn.local);
+                let listener = self.listener_of(conn.netns, conn.interface, conn.local);
                 self.set_process(key, listener, began_ns);
             }
             self.group(key, began_ns);

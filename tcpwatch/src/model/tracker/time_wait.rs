@@ -40,7 +40,7 @@ impl Tracker {
         if self.reported.time_waits || socket.netns == 0 {
             return;
         }
-        let other = Ends { netns: socket.netns, local: socket.remote, remote: socket.local };
+        let other = Ends { local: socket.remote, remote: socket.local, ..socket.ends() };
         let found = self.table.find_minisock(other);
         if found.is_none_or(|key| self.table.get(key).state() == TcpState::FinWait2) {
             self.restart_time_wait(other, now_ns);

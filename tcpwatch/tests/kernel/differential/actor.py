@@ -30,7 +30,8 @@ def new(addr):
 
 
 def bare(name):
-    return [name[0].split("%")[0], name[1]]
+    """Address, port and, of a link-local address, the index of its interface."""
+    return [name[0].split("%")[0], name[1], *name[3:]]
 
 
 def wait(sock, what, seconds):
@@ -43,7 +44,7 @@ def reset_on_close(sock):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def do_listen(handle, addr, port, backlog, only_v6, reuse_port, defer):
+def do_listen(handle, addr, port, backlog, only_v6, reuse_port, defer, device):
     sock = new(addr)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,6 +52,8 @@ def do_listen(handle, addr, port, backlog, only_v6, reuse_port, defer):
             sock.setsockopt(socket.SOL_SOCKET, SO_REUSEPORT, 1)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
+        if device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         if defer:
             sock.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, defer)
         sock.bind(sockaddr(addr, port))

@@ -11,6 +11,8 @@ use crate::netns::Namespace;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(crate) netns: u64,
+    /// Name of the interface that it is bound to; empty for none.
+    pub(crate) interface: String,
     pub(crate) local: End,
     pub(crate) remote: End,
     pub(crate) state: String,
@@ -60,6 +62,7 @@ fn row(netns: u64, line: &str) -> SsRow {
     SsRow {
         key: Key {
             netns,
+            interface: interface(words[3]).to_owned(),
             local: end(words[3]),
             remote: end(words[4]),
             state: state(words[0]).to_owned(),
@@ -82,6 +85,11 @@ fn state(name: &str) -> &str {
         "LAST-ACK" => "LAST_ACK",
         same => same,
     }
+}
+
+/// What follows the address of the local end: `127.0.0.1%lo:80`, `[fe80::1]%veth0:80`.
+fn interface(text: &str) -> &str {
+    text.split_once('%').and_then(|(_, rest)| rest.rsplit_once(':')).map_or("", |(interface, _)| interface)
 }
 
 /// `127.0.0.1:80`, `[::1]:80`, `[fe80::1]%veth:80`, `*:80` for `::` that takes IPv4 too, port `*` for none.

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     io::{BufRead as _, BufReader, Write as _},
+    net::IpAddr,
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     process::Command,
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::{
     random::Random,
-    ss::{self, End, SsRow},
+    ss::{self, End, Key, SsRow},
 };
 use crate::{
     eventually::{DEADLINE, eventually},
@@ -38,7 +39,7 @@ pub(crate) struct World {
     control: UnixListener,
     control_path: PathBuf,
     sockets: Vec<Socket>,
-    by_ends: HashMap<(u64, End, End), usize>,
+    by_ends: HashMap<Ends, usize>,
     random: Random,
     last_handle: u64,
     /// Connections made so far.
@@ -46,6 +47,9 @@ pub(crate) struct World {
     pids: BTreeSet<u32>,
     log: Vec<String>,
 }
+
+/// Network namespace, interface of a link-local address (empty for none), local and remote end.
+type Ends = (u64, String, End, End);
 
 struct Actor {
     pid: u32,
@@ -99,23 +103,35 @@ pub(crate) struct Owner {
 
 /// The two namespaces at the ends of the veth pair; a third has only its loopback.
 const HOMES: usize = 3;
-const VETH: [[&str; 3]; 2] =
-    [["10.99.0.1", "fd99::1", "fe80::99:1%veth0"], ["10.99.0.2", "fd99::2", "fe80::99:2%veth0"]];
+const VETH: [[&str; 4]; 2] = [
+    ["10.99.0.1", "fd99::1", "fe80::99:1%veth0", "fe80::99:1%veth1"],
+    ["10.99.0.2", "fd99::2", "fe80::99:2%veth0", "fe80::99:2%veth1"],
+];
+/// The devices of the two pairs, with the index that both ends have.
+const DEVICES: [(&str, &str); 2] = [("veth0", "10"), ("veth1", "11")];
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let namespaces: Vec<Namespace> = (0..HOMES).map(|_| Namespace::new()).collect();
         let paths: Vec<String> = namespaces.iter().map(Namespace::path).collect();
         let names: Vec<&str> = paths.iter().map(|path| path.rsplit('/').next().unwrap()).collect();
-        ip(&["-n", names[0], "link", "add", "veth0", "type", "veth", "peer", "veth0", "netns", names[1]]);
+        for (device, index) in DEVICES {
+            ip(&[
+                &["-n", names[0], "link", "add", device, "index", index, "type", "veth"],
+                &["peer", "name", device, "index", index, "netns", names[1]][..],
+            ]
+            .concat());
+        }
         for (name, addrs) in names.iter().zip(VETH) {
-            // An automatic link-local address would first have to pass duplicate detection.
-            ip(&["-n", name, "link", "set", "veth0", "addrgenmode", "none", "up"]);
+            for (device, _) in DEVICES {
+                // An automatic link-local address would first have to pass duplicate detection.
+                ip(&["-n", name, "link", "set", device, "addrgenmode", "none", "up"]);
+            }
             for addr in addrs {
-                let (addr, length) =
-                    if addr.contains(':') { (addr.split('%').next().unwrap(), 64) } else { (addr, 24) };
+                let (addr, device) = addr.split_once('%').unwrap_or((addr, "veth0"));
+                let length = if addr.contains(':') { 64 } else { 24 };
                 let nodad: &[&str] = if addr.contains(':') { &["nodad"] } else { &[] };
-                ip(&[&["-n", name, "addr", "add", &format!("{addr}/{length}"), "dev", "veth0"], nodad]
+                ip(&[&["-n", name, "addr", "add", &format!("{addr}/{length}"), "dev", device], nodad]
                     .concat());
             }
         }
@@ -174,8 +190,7 @@ impl World {
     /// The possible owners of a connection without holders that was accepted or connected. What happened after `since`
     /// is known for sure. `None` when the ledger does not have the connection.
     pub(crate) fn last_owner(&self, row: &SsRow, since: Instant) -> Option<Owner> {
-        let key = (row.key.netns, row.key.local, row.key.remote);
-        let socket = &self.sockets[*self.by_ends.get(&key)?];
+        let socket = &self.sockets[*self.by_ends.get(&ends_of(row))?];
         Some(match socket.released {
             Some((pid, released)) if !socket.shut => {
                 Owner { among: BTreeSet::from([pid]), may_be_unknown: released < since }
@@ -185,8 +200,7 @@ impl World {
     }
 
     pub(crate) fn ever_held(&self, row: &SsRow) -> Option<BTreeSet<u32>> {
-        let key = (row.key.netns, row.key.local, row.key.remote);
-        self.by_ends.get(&key).map(|index| self.sockets[*index].ever.clone())
+        self.by_ends.get(&ends_of(row)).map(|index| self.sockets[*index].ever.clone())
     }
 
     pub(crate) fn steps(&mut self) {
@@ -305,7 +319,13 @@ impl World {
     }
 
     /// Enters a socket into the ledger, held by the actor that opened it if it has a handle.
-    fn enter(&mut self, actor: usize, handle: u64, ends: Option<(End, End)>, issued: Instant) -> usize {
+    fn enter(
+        &mut self,
+        actor: usize,
+        handle: u64,
+        ends: Option<(String, End, End)>,
+        issued: Instant,
+    ) -> usize {
         let index = self.sockets.len();
         let pid = self.actors[actor].pid;
         let kept = handle != 0;
@@ -321,9 +341,9 @@ impl World {
         if kept {
             self.actors[actor].handles.insert(handle, index);
         }
-        if let Some((local, remote)) = ends {
+        if let Some((interface, local, remote)) = ends {
             let netns = self.namespaces[self.actors[actor].home].inode;
-            self.by_ends.insert((netns, local, remote), index);
+            self.by_ends.insert((netns, interface, local, remote), index);
         }
         index
     }
@@ -352,6 +372,13 @@ impl Drop for World {
         self.actors.clear();
         let _ = fs::remove_dir_all(self.control_path.parent().unwrap());
     }
+}
+
+/// The ledger knows the interface of link-local addresses only: else the ends are unique without it.
+fn ends_of(row: &SsRow) -> Ends {
+    let Key { netns, interface, local, remote, .. } = &row.key;
+    let link_local = matches!(local.0, IpAddr::V6(addr) if addr.is_unicast_link_local());
+    (*netns, if link_local { interface.clone() } else { String::new() }, *local, *remote)
 }
 
 fn kill(pid: u32) {

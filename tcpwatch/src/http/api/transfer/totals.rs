@@ -127,7 +127,8 @@ impl Sums {
 
     fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
         let table = &node.tracker.table();
-        let ends = Ends { netns: figures.netns, local: figures.local, remote: figures.remote };
+        let Figures { netns, interface, local, remote, .. } = *figures;
+        let ends = Ends { netns, interface, local, remote };
         let cookie = if node.tracker.reported().identity_is_address {
             let by_ends = self.by_ends.get_or_insert_with(|| {
                 table.iter().filter(|conn| is_full(conn)).map(|conn| (conn.ends(), conn.cookie)).collect()

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{random::Random, ss::End},
-    Actor, Listens, Sleeper, Socket, VETH, World, kill, wait_for_end,
+    Actor, DEVICES, Listens, Sleeper, Socket, VETH, World, kill, wait_for_end,
 };
 
 impl World {
@@ -19,6 +19,9 @@ impl World {
         let only_v6 = addr == "::" && self.random.percent(30);
         // A few ports are used repeatedly; the others are new.
         let port = if self.random.percent(50) { 7000 + self.random.below(6) } else { 0 };
+        let devices: &[&str] =
+            if VETH.get(home).is_some() { &["", "", "", "lo", "veth0", "veth1"] } else { &["", "", "lo"] };
+        let device = if addr.contains('%') { "" } else { *self.random.pick(devices) };
         let backlog = *self.random.pick(&[128, 128, 128, 3, 0]);
         let defer = if self.random.percent(15) { 60 } else { 0 };
         let reuse_port = self.random.percent(10);
@@ -31,6 +34,7 @@ impl World {
             json!(only_v6),
             json!(reuse_port),
             json!(defer),
+            json!(device),
         ];
         let (issued, Some(answer)) = self.order(actor, "listen", &words) else { return };
         let socket = self.enter(actor, handle, None, issued);
@@ -39,7 +43,7 @@ impl World {
             addr: addr.to_owned(),
             only_v6,
             port: answer["port"].as_u64().unwrap() as u16,
-            plain: backlog == 128 && defer == 0,
+            plain: backlog == 128 && defer == 0 && device.is_empty(),
         });
     }
 
@@ -114,8 +118,8 @@ impl World {
             // The connection is in the listener's namespace, wherever the actor is.
             let listens = &self.sockets[self.actors[actor].handles[&listener]].listens;
             let netns = self.namespaces[listens.as_ref().unwrap().home].inode;
-            let (local, remote) = ends(&answer["local"], &answer["remote"]);
-            self.by_ends.insert((netns, local, remote), socket);
+            let (interface, local, remote) = ends(&answer["local"], &answer["remote"]);
+            self.by_ends.insert((netns, interface, local, remote), socket);
         }
     }
 
@@ -300,8 +304,8 @@ impl World {
             for made in answer["made"].as_array().unwrap_or_else(|| panic!("burst: {answer}")) {
                 let socket = self.enter(actor, made[0].as_u64().unwrap(), None, issued);
                 self.sockets[socket].shut = made[3] == true && made[0] != 0;
-                let (local, remote) = ends(&made[1], &made[2]);
-                self.by_ends.insert((self.namespaces[home].inode, local, remote), socket);
+                let (interface, local, remote) = ends(&made[1], &made[2]);
+                self.by_ends.insert((self.namespaces[home].inode, interface, local, remote), socket);
             }
         }
     }
@@ -310,14 +314,14 @@ impl World {
 /// The addresses by which an actor in the namespace `from` reaches a listener.
 fn targets(listens: &Listens, from: usize) -> Vec<String> {
     let here = from == listens.home;
-    let [v4, v6, link_local] = match VETH.get(listens.home) {
+    let [v4, v6, first_link, second_link] = match VETH.get(listens.home) {
         // From the other side the scope is the other side's interface, which has the same name.
         Some(addrs) => addrs.map(Some),
-        None => [None; 3],
+        None => [None; 4],
     };
     let local = |addr| here.then_some(addr);
     let all_v4 = [local("127.0.0.1"), local("127.0.0.5"), v4];
-    let all_v6 = [local("::1"), v6, link_local];
+    let all_v6 = [local("::1"), v6, first_link, second_link];
     let reached: Vec<&str> = match &listens.addr[..] {
         "0.0.0.0" => all_v4.into_iter().flatten().collect(),
         "::" if listens.only_v6 => all_v6.into_iter().flatten().collect(),
@@ -329,10 +333,13 @@ fn targets(listens: &Listens, from: usize) -> Vec<String> {
     reached.iter().map(|addr| (*addr).to_owned()).chain(mapped.collect::<Vec<_>>()).collect()
 }
 
-fn ends(local: &Value, remote: &Value) -> (End, End) {
+/// The interface of a link-local address, and both ends.
+fn ends(local: &Value, remote: &Value) -> (String, End, End) {
     let end = |end: &Value| {
         let addr: IpAddr = end[0].as_str().unwrap().parse().unwrap();
         (addr.to_canonical(), end[1].as_u64().unwrap() as u16)
     };
-    (end(local), end(remote))
+    let scope = local[2].as_u64().unwrap_or(0).to_string();
+    let device = DEVICES.iter().find(|(_, index)| *index == scope).map_or("", |(device, _)| device);
+    (device.to_owned(), end(local), end(remote))
 }
