@@ -34,6 +34,7 @@ mod stalls;
 mod time_wait;
 mod traffic;
 mod transfer;
+mod uncommon;
 mod unentered;
 mod waits;
 mod ways;
