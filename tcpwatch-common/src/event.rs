@@ -6,6 +6,8 @@
 /// Bound to an interface (`sk_bound_dev_if`): by SO_BINDTODEVICE, by the scope of a link-local address, or to a VRF.
 /// Which one, an [`InterfaceEvent`] reports.
 pub const FLAG_BOUND: u8 = 1;
+/// Of a socket in CLOSE that a sweep finds, where `FLAG_UNSENT` has no meaning: it has been in a connection, or tried to.
+pub const FLAG_CONNECTED: u8 = 128;
 /// The peer's FIN was received (`SOCK_DONE`).
 pub const FLAG_FIN_RECEIVED: u8 = 2;
 /// No process holds the socket any more (`SOCK_DEAD`).
@@ -18,7 +20,8 @@ pub const FLAG_HELD: u8 = 16;
 pub const FLAG_MINISOCK: u8 = 32;
 /// Not a full socket: a connection request whose handshake is not complete.
 pub const FLAG_REQUEST: u8 = 64;
-/// On a transition from SYN_SENT to CLOSE: no segment was sent.
+/// On a transition from SYN_SENT to CLOSE: no segment was sent, and the application did not close the socket. On one to
+/// SYN_SENT, or to CLOSE from a later state: none is sent, because the socket is in repair mode (TCP_REPAIR).
 pub const FLAG_UNSENT: u8 = 128;
 
 /// On a `ResetEvent`: the reset was received; without this flag it was sent.
@@ -79,6 +82,8 @@ pub struct SocketEvent {
     ///   far (`total_retrans`) in the lower 24, at most 2^24 - 1;
     /// - a transition from SYN_RECV to ESTABLISHED: `total_retrans`, where the socket was made by a listener
     ///   (tcp_create_openreq_child in net/ipv4/tcp_minisocks.c) its retransmits of the SYN-ACK;
+    /// - a transition from SYN_SENT to ESTABLISHED: microseconds from the SYN to its acknowledgement, 0 where the SYN was
+    ///   retransmitted;
     /// - `KIND_CONNECT_FAILED`: the errno that connect() returns in the upper 8 bits, at most 255, and the process
     ///   (tgid) in the lower 24, of which the kernel uses 22 (PID_MAX_LIMIT in include/linux/threads.h);
     /// - `KIND_RESET`: `RESET_*`, combined;
@@ -135,9 +140,10 @@ pub struct IdleEvent {
     pub time_ns: u64,
     /// As in the transition.
     pub cookie: u64,
-    /// Kernel ticks (jiffies) since data was last sent, or since the connection was established.
+    /// Kernel ticks (jiffies) since data was last sent, or since the connection was established; `u32::MAX` where the
+    /// kernel has noted neither, which it does not when both ends opened it at once.
     pub sent_ticks: u32,
-    /// Kernel ticks (jiffies) since data was last received, or since the connection was established.
+    /// The same since data was last received.
     pub received_ticks: u32,
 }
 

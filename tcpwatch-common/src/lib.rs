@@ -17,9 +17,9 @@ mod seen;
 
 pub use counters::counter;
 pub use event::{
-    CloseEvent, FLAG_BOUND, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN, FLAG_PASSIVE,
-    FLAG_REQUEST, FLAG_UNSENT, IdleEvent, InterfaceEvent, RESET_ANSWERS, RESET_EXITING, RESET_POLICY,
-    RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, SocketEvent, TaskEvent, TrafficEvent, state,
+    CloseEvent, FLAG_BOUND, FLAG_CONNECTED, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN,
+    FLAG_PASSIVE, FLAG_REQUEST, FLAG_UNSENT, IdleEvent, InterfaceEvent, RESET_ANSWERS, RESET_EXITING,
+    RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, SocketEvent, TaskEvent, TrafficEvent, state,
 };
 pub use queue::{Queue, QueueSlot};
 pub use retransmit_event::{DURATION_BOUNDS_NS, RetransmitEvent, failure, retransmit, stall};

@@ -109,7 +109,11 @@ fn changes<K: KernelPtr>(
         if unsent != 0 {
             failed_connects::mark_reported(identity::of(sk));
         }
-        flags |= unsent;
+        if !tcp_sock::is_shut_down(sk) {
+            flags |= unsent;
+        }
+    } else if new_state == CLOSE || new_state == SYN_SENT {
+        flags |= tcp_sock::repair_flag(sk);
     }
     let value = match new_state {
         // Only the application's own connect, listen, close or shutdown leads to these, in its context.
@@ -119,6 +123,7 @@ fn changes<K: KernelPtr>(
         CLOSE_WAIT => tcp_sock::unread_bytes(sk, flags),
         CLOSE => end,
         ESTABLISHED if old_state == SYN_RECV => sk.read(&OFF_TOTAL_RETRANS),
+        ESTABLISHED if old_state == SYN_SENT => tcp_sock::handshake_micros(sk),
         _ => 0,
     };
     let what = What { kind: KIND_TRANSITION, old_state, new_state, flags, value };
@@ -169,14 +174,20 @@ const IDLE_TICKS: u32 = 32;
 #[inline(always)]
 fn report_idle(sk: impl KernelPtr, event: &SocketEvent) {
     let now = clock::now_jiffies() as u32;
-    let sent_ticks = now.wrapping_sub(sk.read(&OFF_LSNDTIME));
-    let received_ticks = now.wrapping_sub(sk.read(&OFF_LRCVTIME));
+    let sent_ticks = ticks_since(sk.read(&OFF_LSNDTIME), now);
+    let received_ticks = ticks_since(sk.read(&OFF_LRCVTIME), now);
     if sent_ticks < IDLE_TICKS && received_ticks < IDLE_TICKS {
         return;
     }
     let SocketEvent { time_ns, cookie, .. } = *event;
     let idle = IdleEvent { kind: KIND_IDLE, zero: [0; 7], time_ns, cookie, sent_ticks, received_ticks };
     queue::push(&idle, LOST_STATE);
+}
+
+/// 0 is no time: nothing has set it.
+#[inline(always)]
+fn ticks_since(tick: u32, now: u32) -> u32 {
+    if tick == 0 { u32::MAX } else { now.wrapping_sub(tick) }
 }
 
 /// Reports what the connection has carried: in the record of the transition itself, if its addresses leave room.

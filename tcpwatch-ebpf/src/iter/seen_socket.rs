@@ -28,8 +28,9 @@ pub fn fill_full_socket(seen: &mut SeenSocket, sk: impl KernelPtr) {
     let data_segments = sk.read::<u32>(&OFF_DATA_SEGS_OUT);
     let (sent_bytes, received_bytes) = tcp_sock::traffic(sk, flags);
     fill_any_socket(seen, sk);
-    seen.state = sk.read(&OFF_SKC_STATE);
-    seen.flags = flags;
+    let state = sk.read(&OFF_SKC_STATE);
+    seen.state = state;
+    seen.flags = flags | tcp_sock::connected_flag(sk, state);
     seen.data_sent = (data_segments | data_segments >> 16) as u16;
     seen.cookie = identity::of(sk);
     seen.unread_bytes = tcp_sock::unread_bytes(sk, flags);

@@ -3,8 +3,8 @@
 //! queues of segments (`segment.rs`).
 
 use tcpwatch_common::{
-    FLAG_BOUND, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT,
-    state::{CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK},
+    FLAG_BOUND, FLAG_CONNECTED, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_ORPHAN, FLAG_PASSIVE, FLAG_UNSENT,
+    state::{CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, LAST_ACK},
 };
 
 use crate::read::{
@@ -12,7 +12,8 @@ use crate::read::{
     offsets::{
         OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ, OFF_ICSK_CA_STATE,
         OFF_RCV_NXT, OFF_RCV_OOOPACK, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG,
-        OFF_SK_SOCKET, OFF_SKC_FLAGS, OFF_SND_NXT, OFF_SND_UNA, OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
+        OFF_SK_SHUTDOWN, OFF_SK_SOCKET, OFF_SKC_FLAGS, OFF_SKC_REUSE, OFF_SND_NXT, OFF_SND_UNA, OFF_SRTT_US,
+        OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
     },
     pointer::KernelPtr,
 };
@@ -58,6 +59,44 @@ pub fn flags(sk: impl KernelPtr) -> u8 {
 #[inline(always)]
 pub fn unsent_flag(sk: impl KernelPtr) -> u8 {
     if sk.read::<u32>(&OFF_SEGS_OUT) == 0 { FLAG_UNSENT } else { 0 }
+}
+
+/// The lower four bits of a byte: `skc_reuse`.
+const REUSE_BITS: u8 = 0xf;
+/// include/net/sock.h: SK_FORCE_REUSE, which only repair mode sets, until it is left (do_tcp_setsockopt in
+/// net/ipv4/tcp.c).
+const FORCE_REUSE: u8 = 2;
+
+/// `FLAG_UNSENT` for a socket in repair mode, in which it connects and closes without a segment.
+#[inline(always)]
+pub fn repair_flag(sk: impl KernelPtr) -> u8 {
+    if sk.sock().read::<u8>(&OFF_SKC_REUSE) & REUSE_BITS == FORCE_REUSE { FLAG_UNSENT } else { 0 }
+}
+
+/// Whether both directions are shut down (SHUTDOWN_MASK, include/net/sock.h), as close() does before it changes the
+/// state. So a socket in SYN_SENT that has sent nothing, and waited for the first data (TCP_FASTOPEN_CONNECT), differs
+/// from a connect() that fails.
+#[inline(always)]
+pub fn is_shut_down(sk: impl KernelPtr) -> bool {
+    sk.sock().read::<u8>(&OFF_SK_SHUTDOWN) == 3
+}
+
+/// Microseconds from the SYN to its acknowledgement, when that has just come; 0 where the SYN was retransmitted. Until
+/// then the smoothed time has this one measurement, in eighths.
+#[inline(always)]
+pub fn handshake_micros(sk: impl KernelPtr) -> u32 {
+    if sk.read::<u32>(&OFF_TOTAL_RETRANS) == 0 { sk.read::<u32>(&OFF_SRTT_US) >> 3 } else { 0 }
+}
+
+/// Each time that a socket without a connection is disconnected its sequence number grows by 2 (tcp_disconnect in
+/// net/ipv4/tcp.c); connect() sets it to a random one.
+const MOST_UNCONNECTED_SEQ: u32 = 64;
+
+/// `FLAG_CONNECTED` of a socket in this state.
+#[inline(always)]
+pub fn connected_flag(sk: impl KernelPtr, state: u8) -> u8 {
+    let connected = (state == CLOSE) as u8 & (sk.read::<u32>(&OFF_WRITE_SEQ) > MOST_UNCONNECTED_SEQ) as u8;
+    connected * FLAG_CONNECTED
 }
 
 /// Received bytes that the application has not read. A FIN takes one sequence number, which is no byte.

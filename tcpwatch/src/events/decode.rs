@@ -11,8 +11,8 @@ use std::{
 };
 
 use tcpwatch_common::{
-    AskedOptions, CloseEvent, FLAG_BOUND, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK, FLAG_ORPHAN,
-    FLAG_PASSIVE, FLAG_REQUEST, FLAG_UNSENT, IdleEvent, InterfaceEvent, KIND_ACCEPT, KIND_CLOSE,
+    AskedOptions, CloseEvent, FLAG_BOUND, FLAG_CONNECTED, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK,
+    FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST, FLAG_UNSENT, IdleEvent, InterfaceEvent, KIND_ACCEPT, KIND_CLOSE,
     KIND_CONNECT_FAILED, KIND_IDLE, KIND_INTERFACE, KIND_MINISOCK_END, KIND_RESET, KIND_RETRANSMIT,
     KIND_TASK, KIND_TIME_WAIT, KIND_TRAFFIC, KIND_TRANSITION, KIND_TRANSITION_WITH_TRAFFIC, RESET_ANSWERS,
     RESET_EXITING, RESET_POLICY, RESET_RECEIVED, RESET_ZERO_LINGER, ResetEvent, RetransmitEvent, SocketEvent,
@@ -110,6 +110,16 @@ impl Socket {
     /// A handshake under way, not yet a socket.
     pub fn is_request(&self) -> bool {
         self.flags & FLAG_REQUEST != 0
+    }
+
+    /// Of a socket in CLOSE that a sweep found: it has been in a connection, or tried to.
+    pub fn was_connected(&self) -> bool {
+        self.flags & FLAG_CONNECTED != 0 || self.remote.port != 0
+    }
+
+    /// Of a socket that connects, or ends after it was established: in repair mode, without a segment.
+    pub fn is_in_repair(&self) -> bool {
+        self.flags & FLAG_UNSENT != 0
     }
 
     /// Of a socket whose connect failed: no SYN was sent.
@@ -279,9 +289,9 @@ pub struct IdleRecord {
     pub cookie: u64,
     /// CLOCK_MONOTONIC, the same as in the transition that follows.
     pub time_ns: u64,
-    /// Ticks since data was last sent.
+    /// Ticks since data was last sent; `u32::MAX` where the kernel has noted no time.
     pub sent_ticks: u32,
-    /// Ticks since data was last received.
+    /// Ticks since data was last received; `u32::MAX` where the kernel has noted no time.
     pub received_ticks: u32,
 }
 

@@ -18,6 +18,9 @@ pub enum FirstClose {
     PeerReset,
     /// The kernel gave up: retransmits, keep-alive probes or the user time-out.
     Timer,
+    /// The local side closed it in repair mode (TCP_REPAIR), as CRIU does with a connection that it takes elsewhere: nothing
+    /// was sent.
+    Repair,
     /// Another errno, such as ECONNABORTED of `ss --kill`.
     Other,
     /// Its end was not reported.
@@ -25,8 +28,16 @@ pub enum FirstClose {
 }
 
 impl FirstClose {
-    pub const ALL: [Self; 7] =
-        [Self::Local, Self::Peer, Self::LocalReset, Self::PeerReset, Self::Timer, Self::Other, Self::Unknown];
+    pub const ALL: [Self; 8] = [
+        Self::Local,
+        Self::Peer,
+        Self::LocalReset,
+        Self::PeerReset,
+        Self::Timer,
+        Self::Repair,
+        Self::Other,
+        Self::Unknown,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -35,6 +46,7 @@ impl FirstClose {
             Self::LocalReset => "local_reset",
             Self::PeerReset => "peer_reset",
             Self::Timer => "timer",
+            Self::Repair => "repair",
             Self::Other => "other",
             Self::Unknown => "unknown",
         }
@@ -58,9 +70,10 @@ impl FirstClose {
     /// An ESTABLISHED connection reaches CLOSE without an errno only through the application, and the kernel then
     /// resets it (`__tcp_close` and tcp_disconnect in net/ipv4/tcp.c). An ICMP error alone does not end an ESTABLISHED
     /// connection, but a time-out after it has its errno (tcp_write_err in net/ipv4/tcp_timer.c).
-    pub const fn of(from: TcpState, error: Option<u8>) -> Self {
+    pub const fn of(from: TcpState, error: Option<u8>, in_repair: bool) -> Self {
         match (Self::of_state(from), error) {
             (Some(first), _) => first,
+            (None, _) if in_repair => Self::Repair,
             (None, None) => Self::Unknown,
             (None, Some(0)) => Self::LocalReset,
             (None, Some(ECONNRESET)) => Self::PeerReset,

@@ -35,6 +35,7 @@ mod stalls;
 mod time_wait;
 mod traffic;
 mod transfer;
+mod uncommon;
 mod unentered;
 mod waits;
 mod ways;

@@ -53,6 +53,8 @@ fn ports_in_use_and_available_are_shown_until_none_is_left() {
             "remote": { "addr": addr, "port": 60000 },
             "in_use": 3,
             "available": 8,
+            "failed_connects": 0,
+            "in_use_anywhere": 3,
             "states": { "ESTABLISHED": 2, "TIME_WAIT": 1 },
             "comms": [comm],
         });
@@ -66,6 +68,7 @@ fn ports_in_use_and_available_are_shown_until_none_is_left() {
         assert_eq!(ends.ask(), "99");
         let row = row_of(&daemon, &namespace).unwrap();
         assert_eq!((&row["in_use"], &row["available"]), (&json!(8), &json!(8)), "{row}");
+        assert_eq!((&row["failed_connects"], &row["in_use_anywhere"]), (&json!(1), &json!(8)), "{row}");
     }
     // The daemon's own namespace is that of the tests.
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
@@ -73,4 +76,48 @@ fn ports_in_use_and_available_are_shown_until_none_is_left() {
     let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap();
     assert_eq!(reserved.trim(), "", "this machine's");
     assert_eq!(daemon.metrics().sum("tcpwatch_local_ports_available", &[]), Some(last - first + 1));
+}
+
+/// A source whose sockets bind() a port each takes all of them, and one that uses none finds none free.
+const BINDS_THEM_ALL: &str = r#"
+with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
+    file.write("50000 50009")
+listeners = [listen(addr, 60000) for addr in ("127.0.0.2", "127.0.0.3")]
+held = []
+for n in range(10):
+    held.append(socket.socket())
+    held[-1].bind(("127.0.0.8", 0))
+    held[-1].connect((f"127.0.0.{2 + n % 2}", 60000))
+late = socket.socket()
+late.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
+late.bind(("127.0.0.9", 0))
+say(late.connect_ex(("127.0.0.2", 60000)))
+order()
+"#;
+
+#[test]
+fn a_source_that_finds_no_port_has_a_row_although_it_uses_none() {
+    let daemon = Daemon::start(&[]);
+    let namespace = Namespace::new();
+    let mut ends = Workload::start(&namespace, "binds-them-all", BINDS_THEM_ALL, &[]);
+    assert_eq!(ends.hear(), "99", "EADDRNOTAVAIL");
+    let answer = daemon.json("/ports?limit=10000");
+    let rows = answer["ports"].as_array().unwrap().iter().filter(|row| row["netns"] == namespace.inode);
+    let mut rows: Vec<_> = rows
+        .map(|row| {
+            let numbers =
+                ["in_use", "available", "failed_connects", "in_use_anywhere"].map(|name| &row[name]);
+            (row["local"]["addr"].as_str().unwrap(), row["remote"]["addr"].as_str().unwrap(), json!(numbers))
+        })
+        .collect();
+    rows.sort_by_key(|(local, remote, _)| (*local, *remote));
+    assert_eq!(
+        rows,
+        [
+            ("127.0.0.8", "127.0.0.2", json!([5, 10, 0, 10])),
+            ("127.0.0.8", "127.0.0.3", json!([5, 10, 0, 10])),
+            ("127.0.0.9", "127.0.0.2", json!([0, 10, 1, 10])),
+        ],
+        "{answer}"
+    );
 }

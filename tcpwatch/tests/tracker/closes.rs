@@ -68,3 +68,12 @@ fn a_time_out_after_icmp_errors_is_caused_by_the_timer() {
     world.report(5, client(HELD), ended(SynSent, EHOSTUNREACH));
     assert_eq!(world.last_ended().cause, Cause::Peer);
 }
+
+#[test]
+fn a_connection_closed_in_repair_mode_is_taken_away() {
+    let mut world = World::new();
+    world.connect();
+    world.report(3, client(HELD | UNSENT), ended(Established, 0));
+    assert_eq!(world.first_closes(), [(FirstClose::Repair, 1)]);
+    assert_eq!((world.counts()[1], world.last_ended().conn.reset().is_some()), (1, false));
+}

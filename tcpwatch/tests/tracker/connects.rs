@@ -287,3 +287,32 @@ fn a_connect_that_fails_at_once_counts_in_a_full_table_and_without_a_process() {
     let nobodys = world.tracker.groups().iter().find(is_nobodys).unwrap();
     assert_eq!(nobodys.counts.connects[Outcome::Unreachable as usize], 1);
 }
+
+#[test]
+fn a_connect_that_waits_for_its_first_data_lasts_from_the_syn_on() {
+    // 3 ms from the SYN to its acknowledgement.
+    for (established_ns, handshake_us, seconds) in [
+        (1 + 1_003_000_000, 3000, 0.003),
+        // The SYN was repeated.
+        (1 + 1_003_000_000, 0, 1.003),
+        // The application lost the processor for a moment.
+        (1 + 4_000_000, 3000, 0.004),
+    ] {
+        let mut world = World::new();
+        world.report(1, client(HELD), to(Close, SynSent, CURL));
+        world.report(established_ns, client(HELD), to(SynSent, Established, handshake_us));
+        let (count, sum) = world.observed(SynSent);
+        assert_eq!((count, (sum * 1e6).round()), (1, (seconds * 1e6_f64).round()));
+        assert_eq!(world.connects(), [(Outcome::Established, 1)]);
+    }
+}
+
+#[test]
+fn what_repair_mode_restores_is_no_connect() {
+    let mut world = World::new();
+    world
+        .report_all(client(HELD | UNSENT), [(1, to(Close, SynSent, CURL)), (2, to(SynSent, Established, 0))]);
+    assert_eq!((world.attempts(), world.connects()), (0, vec![]));
+    assert_eq!((world.state(1), world.row(1).role.name()), (Some(Established), "unknown"));
+    world.assert_consistent();
+}

@@ -169,3 +169,25 @@ fn a_reset_of_a_socket_without_identity_is_only_counted() {
     world.report_reset(ResetRecord { policy: true, ..received_reset(2, unknown, Established) });
     assert_eq!((world.resets(3), world.find(0).is_none()), (vec![(ResetReason::PolicyReceived, 1)], true));
 }
+
+#[test]
+fn what_came_before_a_received_reset_may_still_be_read() {
+    let mut world = World::new();
+    world.connect();
+    world.report(3, client(HELD | FIN), to(Established, CloseWait, 137));
+    world.report_reset(ResetRecord { unread_bytes: 137, ..received_reset(4, client(HELD), CloseWait) });
+    world.report(4, client(HELD), ended(CloseWait, ECONNRESET));
+    let conn = &world.last_ended().conn;
+    assert_eq!((conn.unread_bytes, conn.reset().unwrap().discarded.unread_bytes), (0, 0));
+}
+
+#[test]
+fn a_reset_for_data_after_the_close_is_the_peers_doing() {
+    let mut world = World::new();
+    world.connect();
+    world.report(3, client(HELD), to(Established, FinWait1, CURL));
+    world.report(4, client(ORPHAN), ended(FinWait1, 0));
+    assert_eq!(world.last_ended().cause, Cause::Application);
+    world.report_reset(ResetRecord { answers: true, ..reset(4, client(ORPHAN), Close) });
+    assert_eq!(world.last_ended().cause, Cause::Peer);
+}

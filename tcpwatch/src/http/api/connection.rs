@@ -24,7 +24,10 @@ use crate::{
     node::Node,
     tcp::{
         connect_outcome::Outcome,
+        life::Cause,
         socket_options::{Keepalive, SocketOptions},
+        stall::Recovery,
+        state::TcpState,
         ticks::TickRate,
         time::Clock,
     },
@@ -182,16 +185,8 @@ fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Kept>), Ap
 }
 
 fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
-    let target = Target {
-        netns: conn.netns,
-        local: conn.local,
-        remote: conn.remote,
-        interface: conn.interface,
-        cookie: (!node.tracker.reported().identity_is_address).then_some(conn.cookie),
-        identity: conn.cookie,
-        pid: conn.process.map(|id| node.tracker.processes().get(id).pid),
-        connected: conn.role == Role::Client,
-    };
+    let cookie = (!node.tracker.reported().identity_is_address).then_some(conn.cookie);
+    let target = Target::of(conn, node.tracker.processes(), cookie);
     match conn.role {
         Role::Listener => None,
         _ if conn.is_full() => Some(Kept::Socket(target)),
@@ -332,7 +327,17 @@ fn losses(detail: &Detail) -> Vec<(&'static str, String)> {
     for (recovery, blocked) in &detail.blocked {
         let ShownBlocked { count, duration_seconds, waiting_bytes } = *blocked;
         let (seconds, behind) = (duration(duration_seconds), bytes(waiting_bytes));
-        line("blocked", format!("{seconds} in {count}, made good by {recovery}; {behind} waited"));
+        let gave_up = *recovery == Recovery::Timeout.name()
+            && detail
+                .life
+                .last()
+                .is_some_and(|last| last.state == TcpState::Close && last.cause == Cause::Timer);
+        let how = match count {
+            _ if !gave_up => "made good by",
+            1 => "never made good by",
+            _ => "the last never made good, by",
+        };
+        line("blocked", format!("{seconds} in {count}, {how} {recovery}; {behind} waited"));
     }
     if let Some(stalled) = detail.row.stalled {
         line("stalled", show_stalled(&stalled));

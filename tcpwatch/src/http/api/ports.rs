@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -36,6 +36,7 @@ use crate::{
         table::Conn,
     },
     node::Node,
+    tcp::connect_outcome::Outcome,
 };
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -61,6 +62,13 @@ pub(crate) struct Row {
     in_use: usize,
     /// Local ports that the kernel chooses from; `null` where that is not known.
     available: Option<usize>,
+    /// Connects from there to the destination that found no port free (EADDRNOTAVAIL), among the connections that ended
+    /// last. Where ports seem to be left, the sockets have a range of their own (IP_LOCAL_PORT_RANGE), or other sockets'
+    /// bind() has taken the ports for itself, from any address and to any destination: see `in_use_anywhere`.
+    failed_connects: usize,
+    /// Of the local ports that the kernel chooses from, those that any socket of the network namespace has, from whichever
+    /// address and to whichever destination; `null` where that is not known.
+    in_use_anywhere: Option<usize>,
     /// `in_use` by state; non-zero only.
     states: BTreeMap<&'static str, usize>,
     /// Names of the local processes; `null` for one that is not known.
@@ -73,10 +81,15 @@ type Known = OfEach<LocalPorts>;
 struct Used {
     now: ConnectionCounts,
     comms: BTreeSet<Option<Arc<str>>>,
+    failed_connects: usize,
 }
 
 pub(crate) async fn answer(api: Api, (): (), page: Page) -> Result<Ports, ApiError> {
-    let namespaces = api.ask(false, |node, _| node.namespaces_of(may_be_a_client)).await?;
+    let namespaces = |node: &Node, _| {
+        let failed: FxHashSet<u32> = failed(node).map(|conn| conn.netns).collect();
+        node.namespaces_of(|conn| may_be_a_client(conn) || failed.contains(&conn.netns))
+    };
+    let namespaces = api.ask(false, namespaces).await?;
     let (known, problem) = if api.live {
         match local_ports::ask(namespaces).await {
             Ok(known) => (known, None),
@@ -86,6 +99,12 @@ pub(crate) async fn answer(api: Api, (): (), page: Page) -> Result<Ports, ApiErr
         (Known::new(), Some("a recording does not say which ports there were".to_owned()))
     };
     api.ask(false, move |node, _| list(node, &known, problem, &page)).await?
+}
+
+/// Connects that found no port, among the connections that ended last.
+fn failed(node: &Node) -> impl Iterator<Item = &Conn> {
+    let ended = node.tracker.ended().iter().map(|ended| &ended.conn);
+    ended.filter(|conn| conn.connect == Some(Outcome::NoPort))
 }
 
 fn may_be_a_client(conn: &Conn) -> bool {
@@ -111,6 +130,18 @@ fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Res
         one.now.count(conn);
         one.comms.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
     }
+    // Not of namespaces that are gone.
+    for conn in failed(node).filter(|conn| known.is_empty() || known.contains_key(&conn.netns)) {
+        let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
+        one.failed_connects += 1;
+        one.comms.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
+    }
+    let mut anywhere: FxHashMap<u32, FxHashSet<u16>> = FxHashMap::default();
+    for conn in tracker.table().iter() {
+        if of(conn.netns).is_some_and(|ports| ports.contains(conn.local.port)) {
+            anywhere.entry(conn.netns).or_default().insert(conn.local.port);
+        }
+    }
     let available: HashMap<u32, usize> =
         known.iter().filter_map(|(netns, ports)| Some((*netns, ports.as_ref().ok()?.count()))).collect();
     // In thousandths, which order well.
@@ -127,6 +158,8 @@ fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Res
         remote: remote.into(),
         in_use: used.now.total(),
         available: available.get(&netns).copied(),
+        failed_connects: used.failed_connects,
+        in_use_anywhere: of(netns).map(|_| anywhere.get(&netns).map_or(0, FxHashSet::len)),
         states: used.now.shown().states,
         comms: used.comms,
     });
@@ -165,13 +198,25 @@ impl Render for Ports {
                     row.in_use.to_string(),
                     row.available.map_or("-".to_owned(), |available| available.to_string()),
                     row.available.map_or("-".to_owned(), |available| format!("{:.1}%", share(available))),
+                    row.failed_connects.to_string(),
+                    row.in_use_anywhere.map_or("-".to_owned(), |ports| ports.to_string()),
                     counted_text(row.states.iter().map(|(state, count)| (*state, *count))),
                     names.collect::<Vec<_>>().join(", "),
                 ]
             })
             .collect();
-        let header =
-            ["NETNS", "SOURCE", "DESTINATION", "IN USE", "AVAILABLE", "SHARE", "STATES", "PROCESSES"];
+        let header = [
+            "NETNS",
+            "SOURCE",
+            "DESTINATION",
+            "IN USE",
+            "AVAILABLE",
+            "SHARE",
+            "FAILED",
+            "IN USE ANYWHERE",
+            "STATES",
+            "PROCESSES",
+        ];
         table(&header, &rows) + &self.completeness.text() + &cut(self.ports.len(), self.extent.total)
     }
 }

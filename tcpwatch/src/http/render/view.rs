@@ -39,7 +39,7 @@ pub(crate) struct Row {
     /// Inode of the network namespace, as in /proc/PID/ns/net; 0 where the kernel's types are not known.
     pub netns: u32,
     /// `client`: this side connected. `server`: a listener made it. `listener`. `unknown`: only a minisock is left of a
-    /// connection that is older than tcpwatch.
+    /// connection that is older than tcpwatch, or repair mode (TCP_REPAIR) has restored it, as CRIU does.
     pub role: Role,
     /// TCP state under the kernel's name. Of a connection that ended its last one before CLOSE, and CLOSE where connect()
     /// failed before SYN_SENT.
@@ -183,9 +183,11 @@ pub(crate) struct Detail {
     pub spurious_retransmits: u64,
     /// Retransmits that the kernel tried and could not send, by the name of the errno; non-zero only.
     pub retransmits_failed: BTreeMap<&'static str, u64>,
-    /// Head-of-line blocking that is over, by what repaired the loss; non-zero only.
+    /// Head-of-line blocking that is over, by what repaired the loss, or was to repair it when the connection ended: of one
+    /// that timed out, the last stall by `timeout` was never repaired. Non-zero only.
     pub blocked: BTreeMap<&'static str, ShownBlocked>,
-    /// Bytes received and not read by the application, as of the peer's FIN or the latest sweep.
+    /// Bytes received and not read by the application, as of the peer's FIN or the latest sweep; of a connection that ended,
+    /// those that the application closed unread.
     pub unread_bytes: u32,
     /// The states that the connection went through, the first one first.
     pub life: Vec<LifeStep>,
@@ -197,7 +199,8 @@ pub(crate) struct Connect {
     /// Its outcome; `null` while it waits for an answer.
     pub outcome: Option<Outcome>,
     /// Seconds until the peer's answer, the failure, or now; `null` where its beginning was not seen, and where connect()
-    /// failed before it sent anything.
+    /// failed before it sent anything. Of a connect that waited for the first data (TCP_FASTOPEN_CONNECT) and was
+    /// established without a repeated SYN, since it sent the SYN.
     pub duration_seconds: Option<f64>,
     /// SYNs retransmitted; `null` where that is not known.
     pub syn_retransmits: Option<u64>,
@@ -351,7 +354,7 @@ fn connect(conn: &Conn, nanos: Option<u64>) -> Option<Connect> {
     let known = conn.role == Role::Client && (waits || conn.connect.is_some());
     known.then(|| Connect {
         outcome: conn.connect,
-        duration_seconds: nanos.map(seconds),
+        duration_seconds: nanos.map(|nanos| seconds(nanos.saturating_sub(conn.deferred_ns()))),
         syn_retransmits: conn.syn_retransmits(),
     })
 }
@@ -370,7 +373,8 @@ fn first_close(node: &Node, conn: &Conn, ended: Option<&Ended>) -> Option<FirstC
     first.or_else(|| {
         let ended = ended.filter(|_| conn.state() == TcpState::Established)?;
         let is_known = ended.cause != Cause::Unknown && !node.tracker.reported().errnos_missing;
-        Some(FirstClose::of(conn.state(), is_known.then_some(conn.error)))
+        let in_repair = conn.is(ConnFlags::ENDED_IN_REPAIR);
+        Some(FirstClose::of(conn.state(), is_known.then_some(conn.error), in_repair))
     })
 }
 

@@ -45,13 +45,13 @@ pub struct Conn {
     pub(super) total_retrans: u32,
     /// Present once a retransmit was seen.
     pub retransmits: Option<Box<SocketRetransmits>>,
-    /// What is known of its end beyond the states.
+    /// What is known beyond the states.
     pub end: Option<Box<EndFacts>>,
     /// See [`Conn::traffic`].
     pub(super) traffic: Traffic,
     /// What became of its connect; `None` until that is over and known.
     pub connect: Option<Outcome>,
-    /// Received and not read by the application, at the peer's FIN or at the latest sighting.
+    /// Received and not read by the application, at the peer's FIN or at the latest sighting, or when the application closed.
     pub unread_bytes: u32,
     /// Number of the latest sweep that saw it.
     pub swept: u32,
@@ -66,7 +66,7 @@ pub(super) const UNKNOWN: u32 = u32::MAX;
 /// Every connection takes one, and every record changes one: each word more costs memory and time.
 const _: () = assert!(size_of::<Conn>() == 192);
 
-/// How a connection ended, or is about to.
+/// How a connection ended, or is about to, and how its connect began.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EndFacts {
     pub reset: Option<ObservedReset>,
@@ -74,6 +74,8 @@ pub struct EndFacts {
     pub idle: Option<Idle>,
     /// See [`Conn::after_close_bytes`].
     pub after_close_bytes: u64,
+    /// How long it was in SYN_SENT before it sent the SYN, where that waited for the first data.
+    pub deferred_ns: u64,
 }
 
 /// How long no data had been sent, and none received.
@@ -115,6 +117,8 @@ bitflags! {
         const TRAFFIC_KNOWN = 1 << 12;
         /// Its traffic when a side first closed it is known.
         const AFTER_CLOSE_KNOWN = 1 << 13;
+        /// It ended in repair mode (TCP_REPAIR): nothing was sent.
+        const ENDED_IN_REPAIR = 1 << 14;
     }
 }
 
@@ -190,6 +194,11 @@ impl Conn {
     /// The reset that ended it or is about to end it.
     pub fn reset(&self) -> Option<&ObservedReset> {
         self.end.as_ref()?.reset.as_ref()
+    }
+
+    /// How long it was in SYN_SENT before it sent the SYN, where that waited for the first data.
+    pub fn deferred_ns(&self) -> u64 {
+        self.end.as_ref().map_or(0, |end| end.deferred_ns)
     }
 
     /// How long it had been idle when a side first closed it; `None` where it was not idle.

@@ -25,7 +25,21 @@ pub(crate) struct Failure {
     pub(crate) error: Option<u8>,
 }
 
+/// How much longer than the handshake a connect may take: the application may lose the processor before the SYN is sent.
+const BEFORE_SYN_NS: u64 = 20_000_000;
+
 impl Tracker {
+    /// The socket was in SYN_SENT before it sent the SYN: with TCP_FASTOPEN_CONNECT that waits for the first data.
+    /// `handshake_us`: the time from the SYN to its acknowledgement, 0 where that is not known.
+    pub(crate) fn note_deferred_connect(&mut self, key: ConnKey, handshake_us: u32, now_ns: u64) {
+        let conn = self.table.get_mut(key);
+        let handshake_ns = u64::from(handshake_us) * 1000;
+        let deferred_ns = now_ns.saturating_sub(conn.since_ns()).saturating_sub(handshake_ns);
+        if handshake_us != 0 && deferred_ns > BEFORE_SYN_NS {
+            conn.end.get_or_insert_default().deferred_ns = deferred_ns;
+        }
+    }
+
     /// The application called connect().
     pub(crate) fn count_attempt(&mut self, key: ConnKey, now_ns: u64) {
         let conn = self.table.get_mut(key);

@@ -269,10 +269,11 @@ impl Tracker {
     fn apply_idle(&mut self, record: &IdleRecord) {
         let Some(key) = self.table.find(record.cookie) else { return };
         let conn = self.table.get_mut(key);
-        conn.end.get_or_insert_default().idle = Some(Idle {
-            sending_ns: self.tick_rate.nanos(record.sent_ticks),
-            receiving_ns: self.tick_rate.nanos(record.received_ticks),
-        });
+        // Without a time of its own: since the connection was established.
+        let established_ns = record.time_ns.saturating_sub(conn.since_ns());
+        let nanos = |ticks| if ticks == u32::MAX { established_ns } else { self.tick_rate.nanos(ticks) };
+        conn.end.get_or_insert_default().idle =
+            Some(Idle { sending_ns: nanos(record.sent_ticks), receiving_ns: nanos(record.received_ticks) });
     }
 
     /// Counts how long an ESTABLISHED connection had been idle that one side closes first.
@@ -318,6 +319,9 @@ impl Tracker {
             || known
                 .is_some_and(|key| from == TcpState::Established && self.table.get(key).seen_ns == now_ns);
         if let Some(key) = known {
+            if (from, to) == (TcpState::SynSent, TcpState::Established) {
+                self.note_deferred_connect(key, value, now_ns);
+            }
             self.leave(key, from, to, now_ns);
             self.table.enter(key, to, cause, now_ns);
         }
@@ -348,6 +352,8 @@ impl Tracker {
                 }
             }
             TcpState::FinWait1 | TcpState::LastAck => {
+                // Had it closed with unread bytes, it would have been reset. After shutdown() the next sweep knows.
+                conn.unread_bytes = 0;
                 self.closed_by(key, self.processes.by_pid(value), now_ns);
             }
             TcpState::CloseWait => conn.unread_bytes = value,
@@ -413,8 +419,16 @@ impl Tracker {
             self.carry(key, traffic, now_ns);
         }
         let errno = (!self.reported.errnos_missing).then_some(error);
+        if from.follows_established() && record.socket.is_in_repair() {
+            self.table.get_mut(key).flags.insert(ConnFlags::ENDED_IN_REPAIR);
+        }
         self.count_closed(key, from, errno, now_ns);
-        self.table.get_mut(key).error = error;
+        let conn = self.table.get_mut(key);
+        conn.error = error;
+        if error != 0 {
+            // The application may still read them.
+            conn.unread_bytes = 0;
+        }
         if matches!(from, TcpState::SynSent | TcpState::SynRecv) {
             let failure = Failure { from, error: errno };
             self.fail_connect(key, &record.socket, failure, now_ns);
@@ -541,6 +555,8 @@ impl Tracker {
         }
         let role = match life.state() {
             TcpState::Listen => Role::Listener,
+            // Restored, as by CRIU: of which side it was is not known.
+            TcpState::SynSent if socket.is_in_repair() && !flags.contains(ConnFlags::OLDER) => Role::Unknown,
             // Also of a socket that listened before.
             TcpState::SynSent => Role::Client,
             _ if socket.is_passive() => Role::Server,
@@ -659,7 +675,8 @@ impl Tracker {
         let conn = self.table.get(key);
         let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.is(ConnFlags::STATE_OLDER));
         if exact && let Some(group) = self.group(key, now_ns) {
-            let nanos = now_ns.saturating_sub(since_ns);
+            let deferred_ns = if from == TcpState::SynSent { self.table.get(key).deferred_ns() } else { 0 };
+            let nanos = now_ns.saturating_sub(since_ns).saturating_sub(deferred_ns);
             self.groups.observe(group, from, to, nanos);
         }
     }
@@ -668,7 +685,8 @@ impl Tracker {
     pub(crate) fn count_closed(&mut self, key: ConnKey, from: TcpState, error: Option<u8>, now_ns: u64) {
         let was_established = self.table.get(key).is(ConnFlags::ESTABLISHED) || from.follows_established();
         if was_established && let Some(group) = self.group(key, now_ns) {
-            self.groups.counts(group).closed[FirstClose::of(from, error) as usize] += 1;
+            let in_repair = self.table.get(key).is(ConnFlags::ENDED_IN_REPAIR);
+            self.groups.counts(group).closed[FirstClose::of(from, error, in_repair) as usize] += 1;
         }
     }
 
@@ -708,7 +726,7 @@ impl Tracker {
 /// in net/ipv4/tcp_input.c and tcp.c). After an error, such as a reset, it keeps none.
 fn minisock(socket: &Socket, from: TcpState, error: u8) -> Option<TcpState> {
     match from {
-        TcpState::FinWait2 | TcpState::Closing if error != 0 => None,
+        TcpState::FinWait2 | TcpState::Closing if error != 0 || socket.is_in_repair() => None,
         TcpState::FinWait2 | TcpState::Closing if socket.fin_received() => Some(TcpState::TimeWait),
         TcpState::FinWait2 if socket.is_orphan() => Some(TcpState::FinWait2),
         _ => None,

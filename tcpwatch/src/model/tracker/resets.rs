@@ -87,11 +87,15 @@ impl Tracker {
         let just_now = |ended: &&mut Ended| ended.ended_ns.saturating_add(AFTER_NS) >= record.time_ns;
         let found =
             self.ended.iter_mut().rev().take_while(just_now).find(|ended| ended.conn.cookie == cookie);
-        let Some(Ended { conn, .. }) = found else {
+        let Some(Ended { conn, cause, .. }) = found else {
             self.count_reset(None, reset, record.time_ns);
             return;
         };
         let reset = ObservedReset { counted: true, ..observed(record, conn.state()) };
+        if reset.reason == ResetReason::DataAfterClose {
+            *cause = Cause::Peer;
+        }
+        conn.unread_bytes = record.unread_bytes;
         conn.end.get_or_insert_default().reset = Some(reset);
         let process = conn.process.map(|id| &self.processes.get(id).comm);
         let counts = self.groups.counts_of(process, conn.role, conn.peer(), record.time_ns);
@@ -180,7 +184,8 @@ fn observed(record: &ResetRecord, was: TcpState) -> ObservedReset {
     let waiting = record.unsent.min(numbers);
     let reason = reason_of(record);
     let discarded = Discarded {
-        unread_bytes: record.unread_bytes.into(),
+        // The application may still read what came before a reset that was received.
+        unread_bytes: if record.received { 0 } else { record.unread_bytes.into() },
         unsent_bytes: (record.unsent - waiting).into(),
         unacknowledged_bytes: record.unacknowledged.saturating_sub(numbers - waiting).into(),
     };

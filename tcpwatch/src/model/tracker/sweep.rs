@@ -129,7 +129,7 @@ pub struct Unconnected {
     pub fd: u32,
     /// Whether it has a local port.
     pub bound: bool,
-    /// Whether it has had a peer.
+    /// Whether it has been in a connection, or tried to.
     pub connected: bool,
     /// Whether the first sweep saw it: it is older than this run.
     pub older: bool,
@@ -416,7 +416,7 @@ impl Tracker {
             process,
             fd: *fd,
             bound: seen.socket.local.port != 0,
-            connected: seen.socket.remote.port != 0,
+            connected: seen.socket.was_connected(),
             older: number == 1,
             swept: number,
         };

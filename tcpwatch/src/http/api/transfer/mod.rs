@@ -6,8 +6,9 @@
 mod look;
 mod totals;
 
-use std::{cmp::Reverse, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
@@ -28,7 +29,7 @@ use crate::{
             text::{bytes, duration, limits, printable, round_trip, spread, table},
         },
     },
-    kernel::sock_diag::Carried,
+    kernel::sock_diag::{self, Asking, Carried},
     model::{address::GroupAddress, groups::Role, live::Spread},
     node::Node,
     tcp::time,
@@ -60,7 +61,12 @@ pub(crate) struct Row {
     sum: Sum,
     /// The connections' smoothed round-trip times; `null` before the first measurement of any.
     rtt: Option<Spread>,
-    /// How long the last answer took, over clients' connections that have it; `null` when none has.
+    /// The least round-trip time of each connection in the last minutes: what the network takes, without the peer's delay of
+    /// an acknowledgement, which is part of `rtt`; `null` before the first measurement of any.
+    least_rtt: Option<Spread>,
+    /// How long the last answer took, over clients' connections that have it. Where all wait for the next one, as clients do
+    /// that ask again at once, one of them is looked at until it is answered, for a sixth of a second at most. `null` when
+    /// none has an answer.
     answer_time: Option<Spread>,
     /// Clients' connections that wait for an answer; `null` when none does.
     waiting: Option<Waiting>,
@@ -148,7 +154,9 @@ pub(crate) async fn answer(
     };
     let rows = sums.by_key.into_iter();
     let rows = rows.filter(|((process, role, _), _)| chosen.matches(process.as_deref(), *role));
-    let cut = page.cut(order.sort.word(), rows.collect(), |((process, role, peer), sum)| {
+    let mut rows: Vec<_> = rows.collect();
+    watch_answers(&mut rows).await;
+    let cut = page.cut(order.sort.word(), rows, |((process, role, peer), sum)| {
         let number = match order.sort {
             Sort::Bytes => sum.carried.sent_bytes + sum.carried.received_bytes,
             Sort::Rate => sum.lately.sent_bytes + sum.lately.received_bytes,
@@ -164,6 +172,7 @@ pub(crate) async fn answer(
         role,
         peer: peer.into(),
         rtt: sum.rtt.spread(),
+        least_rtt: sum.least_rtt.spread(),
         answer_time: sum.answered.spread(),
         waiting: Waiting::of(sum.awaited),
         rates: seconds.map(|seconds| Rates::over(seconds, sum.lately)),
@@ -185,6 +194,30 @@ impl List for Transfers {
 
     fn into_rows(self) -> (Vec<Row>, Option<String>) {
         (self.transfers, self.extent.next_cursor)
+    }
+}
+
+/// Connections whose next answer is waited for, in one answer.
+const MOST_WATCHED: usize = 32;
+
+/// Waits for an answer of a connection of each row whose connections all wait for one: those of clients that ask again at once.
+async fn watch_answers(rows: &mut [(Key, Sum)]) {
+    let mut by_namespace: BTreeMap<u32, (Vec<usize>, Vec<Asking>)> = BTreeMap::new();
+    let asking = rows.iter().enumerate().filter(|(_, (_, sum))| sum.answered.count() == 0);
+    let asking = asking.filter_map(|(row, (_, sum))| Some((row, sum.asking.clone()?)));
+    for (row, asking) in asking.take(MOST_WATCHED) {
+        let (rows, all) = by_namespace.entry(asking.target.netns).or_default();
+        rows.push(row);
+        all.push(asking);
+    }
+    let watched = by_namespace.into_values().map(|(rows, asking)| async {
+        let answers = sock_diag::watch_answers(asking).await;
+        rows.into_iter().zip(answers)
+    });
+    for (row, answer) in join_all(watched).await.into_iter().flatten() {
+        if let Some(took) = answer {
+            rows[row].1.answered.add(took.as_secs_f64());
+        }
     }
 }
 
@@ -216,8 +249,8 @@ async fn look(api: &Api, period: Option<Duration>) -> Result<(Sums, Option<f64>,
 const COLUMNS: [&str; 7] = ["PROCESS", "ROLE", "PEER", "NOW", "SENT", "RECEIVED", "RETRANSMITTED"];
 /// Where somebody asked for them.
 const RATES: [&str; 3] = ["SENT/S", "RECEIVED/S", "RETRANSMITTED/S"];
-const MORE_COLUMNS: [&str; 6] =
-    ["QUEUED OUT, IN", "OUT OF ORDER", "ROUND TRIP", "ANSWERED IN", "WAITING", "LIMITED BY"];
+const MORE_COLUMNS: [&str; 7] =
+    ["QUEUED OUT, IN", "OUT OF ORDER", "ROUND TRIP", "LEAST", "ANSWERED IN", "WAITING", "LIMITED BY"];
 
 impl Render for Transfers {
     fn text(&self) -> String {
@@ -254,6 +287,7 @@ impl Row {
             format!("{}, {}", bytes(sum.send_queue_bytes), bytes(sum.receive_queue_bytes)),
             sum.out_of_order_packets.to_string(),
             round_trip(self.rtt),
+            round_trip(self.least_rtt),
             spread(self.answer_time, duration),
             self.waiting.map_or("-".to_owned(), |waiting| {
                 format!("{}, longest {}", waiting.connections, duration(waiting.longest_seconds))

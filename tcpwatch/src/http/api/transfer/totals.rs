@@ -1,6 +1,9 @@
 //! What the kernel reports of connections, summed by process, role and peer.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustc_hash::FxHashMap;
 use schemars::JsonSchema;
@@ -9,7 +12,7 @@ use serde::Serialize;
 use crate::{
     events::decode::Ends,
     http::api::transfer::look::FirstLook,
-    kernel::sock_diag::{Carried, Figures},
+    kernel::sock_diag::{Asking, Carried, Figures, Target},
     model::{
         groups::{Peer, Role},
         live::Times,
@@ -45,13 +48,21 @@ pub(crate) struct Sum {
     #[serde(skip)]
     pub rtt: Times,
     #[serde(skip)]
+    pub least_rtt: Times,
+    #[serde(skip)]
     pub answered: Times,
     #[serde(skip)]
     pub awaited: Times,
+    /// One of the connections that have waited for a moment.
+    #[serde(skip)]
+    pub asking: Option<Asking>,
     /// Of `carried`, since the first look.
     #[serde(skip)]
     pub lately: Carried,
 }
+
+/// A connection that waits longer is not watched: its answer is not to be expected in a moment.
+const WATCHED_WAIT: Duration = Duration::from_millis(150);
 
 /// Connections that wait for an answer.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
@@ -76,6 +87,9 @@ impl Sum {
         self.out_of_order_packets += u64::from(figures.out_of_order_packets);
         if let Some(seconds) = figures.rtt_seconds {
             self.rtt.add(seconds);
+        }
+        if let Some(seconds) = figures.least_rtt_seconds {
+            self.least_rtt.add(seconds);
         }
         match figures.answer {
             // A server that sends last has answered.
@@ -116,6 +130,16 @@ impl Sums {
                 let process = conn.process.map(|id| Arc::clone(&node.tracker.processes().get(id).comm));
                 let sum = self.by_key.entry((process, conn.role, conn.peer())).or_default();
                 sum.add(figures, conn.role);
+                if let Some(AnswerTime::Awaited(since)) = figures.answer
+                    && conn.role == Role::Client
+                    && sum.asking.is_none()
+                    && since < WATCHED_WAIT
+                    && let Some(sent) = Instant::now().checked_sub(since)
+                {
+                    let target = Target::of(conn, node.tracker.processes(), Some(figures.cookie));
+                    let received_segments = figures.received_segments;
+                    sum.asking = Some(Asking { target, sent, received_segments });
+                }
                 if let Some(before) =
                     self.first.as_ref().and_then(|first| first.carried(conn, figures.cookie))
                 {
