@@ -30,7 +30,7 @@ pub use seen::{
 
 /// Version of the layouts below: changes whenever one of them does. The object carries it in [`ABI_SYMBOL`], and a
 /// recording in its header.
-pub const ABI: u32 = 10;
+pub const ABI: u32 = 11;
 
 /// Name of the BPF object's read-only global that holds the [`ABI`] it was built with, a `u32`.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";

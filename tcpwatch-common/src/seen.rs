@@ -4,7 +4,7 @@
 //! happens between two sweeps, which the events report.
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 248 bytes.
+/// 256 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -23,8 +23,8 @@ pub struct SeenSocket {
     pub jiffies: u64,
     /// As `SocketEvent::cookie`; known for a minisock and a request too.
     pub cookie: u64,
-    /// Start of the process that holds it, nanoseconds of CLOCK_BOOTTIME. This, `tgid`, `fd` and `comm` are 0 from the
-    /// iterator tcp.
+    /// Start of the process that holds it, nanoseconds of CLOCK_BOOTTIME. This, `tgid`, `fd`, `comm`,
+    /// `exec_id` and `stack` are 0 from the iterator tcp.
     pub start_ns: u64,
     /// Process id, in the initial pid namespace.
     pub tgid: u32,
@@ -87,6 +87,10 @@ pub struct SeenSocket {
     pub daddr: [u8; 16],
     /// Segments sent and not acknowledged (`packets_out`).
     pub unacknowledged: u32,
+    /// As `TaskEvent::exec_id`.
+    pub exec_id: u32,
+    /// As `TaskEvent::stack`.
+    pub stack: u32,
 }
 
 /// Indices into `SeenSocket::sending_jiffies`: what held back the sender (enum tcp_chrono in include/linux/tcp.h,
@@ -148,7 +152,7 @@ pub struct AskedOptions {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<SeenSocket>() == 248);
+    assert!(size_of::<SeenSocket>() == 256);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);

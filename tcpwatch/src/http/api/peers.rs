@@ -105,7 +105,7 @@ fn list(
         .collect();
     let cut = order.page(page, rows)?;
     Ok(Peers {
-        completeness: Completeness::of(node).and("translated", translations.problems),
+        completeness: Completeness::of_counts(node).and("translated", translations.problems),
         total: cut.total,
         truncated: cut.next_cursor.is_some(),
         next_cursor: cut.next_cursor,
