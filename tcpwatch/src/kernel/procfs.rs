@@ -29,7 +29,9 @@ pub fn details(task: &TaskRecord) -> Option<ProcDetails> {
         exe,
         exe_deleted,
         cgroup: process.cgroups().ok().and_then(|cgroups| {
-            cgroup_path(cgroups.0.iter().map(|cgroup| (cgroup.hierarchy, cgroup.pathname.as_str())))
+            let path =
+                cgroup_path(cgroups.0.iter().map(|cgroup| (cgroup.hierarchy, cgroup.pathname.as_str())));
+            path.map(|path| readable(path.as_bytes()))
         }),
     };
     // Last: what it was before, it never becomes again.

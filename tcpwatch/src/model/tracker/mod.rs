@@ -640,7 +640,10 @@ impl Tracker {
 
     /// `error`: the socket's errno; `None` where its end or errno was not reported.
     pub(crate) fn count_closed(&mut self, key: ConnKey, from: TcpState, error: Option<u8>, now_ns: u64) {
-        let was_established = self.table.get(key).is(ConnFlags::ESTABLISHED) || from.follows_established();
+        if from.follows_established() {
+            self.note_established(key, now_ns);
+        }
+        let was_established = self.table.get(key).is(ConnFlags::ESTABLISHED);
         if was_established && let Some(group) = self.group(key, now_ns) {
             self.groups.counts(group).closed[FirstClose::of(from, error) as usize] += 1;
         }
