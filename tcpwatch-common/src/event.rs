@@ -181,7 +181,7 @@ pub struct InterfaceEvent {
     pub cookie: u64,
 }
 
-/// A process, written before the first record that names it and again when its name changes. 40 bytes.
+/// A process, written before the first record that names it, and again after an exec or when its name changes. 48 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -198,6 +198,12 @@ pub struct TaskEvent {
     pub start_ns: u64,
     /// Name of the thread group's leader, NUL-terminated.
     pub comm: [u8; 16],
+    /// How often the process, or those that it was forked from, called exec (`self_exec_id`, the lower 32 bits): two
+    /// records with the same `start_ns` and another of these are of two programs. 0 where it is not known.
+    pub exec_id: u32,
+    /// Where the program's stack begins (`start_stack` of its memory, in units of 16 bytes, the lower 32 bits): differs
+    /// after an exec, and /proc/PID/stat shows it. 0 where it is not known, as while the process exits.
+    pub stack: u32,
 }
 
 const _: () = {
@@ -224,8 +230,9 @@ const _: () = {
     assert!(size_of::<InterfaceEvent>() == 24);
     assert!(offset_of!(InterfaceEvent, time_ns) == 8);
     assert!(offset_of!(InterfaceEvent, cookie) == 16);
-    assert!(size_of::<TaskEvent>() == 40);
+    assert!(size_of::<TaskEvent>() == 48);
     assert!(offset_of!(TaskEvent, time_ns) == 8);
     assert!(offset_of!(TaskEvent, start_ns) == 16);
     assert!(offset_of!(TaskEvent, comm) == 24);
+    assert!(offset_of!(TaskEvent, exec_id) == 40);
 };

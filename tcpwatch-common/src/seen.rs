@@ -4,7 +4,7 @@
 //! happens between two sweeps, which the events report.
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 256 bytes.
+/// 264 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -23,8 +23,8 @@ pub struct SeenSocket {
     pub jiffies: u64,
     /// As `SocketEvent::cookie`; known for a minisock and a request too.
     pub cookie: u64,
-    /// Start of the process that holds it, nanoseconds of CLOCK_BOOTTIME. This, `tgid`, `fd` and `comm` are 0 from the
-    /// iterator tcp.
+    /// Start of the process that holds it, nanoseconds of CLOCK_BOOTTIME. This, `tgid`, `fd`, `comm`,
+    /// `exec_id` and `stack` are 0 from the iterator tcp.
     pub start_ns: u64,
     /// Process id, in the initial pid namespace.
     pub tgid: u32,
@@ -89,6 +89,10 @@ pub struct SeenSocket {
     pub unacknowledged: u32,
     /// Index of the interface that it is bound to (`skc_bound_dev_if`), 0 for none.
     pub interface: u32,
+    /// As `TaskEvent::exec_id`.
+    pub exec_id: u32,
+    /// As `TaskEvent::stack`.
+    pub stack: u32,
     pub zero: u32,
 }
 
@@ -151,7 +155,7 @@ pub struct AskedOptions {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<SeenSocket>() == 256);
+    assert!(size_of::<SeenSocket>() == 264);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);

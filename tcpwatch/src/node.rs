@@ -170,7 +170,7 @@ impl Node {
             Frame::Seen(records) => self.seen(records),
             Frame::SweepEnd(coverage) => self.end_sweep(coverage),
             Frame::Process(process) => {
-                self.tracker.describe_process(process.pid, process.start_ns, &process.details);
+                self.tracker.describe_process(&process.identity, &process.details);
             }
             Frame::Interfaces(read) => self.tracker.name_interfaces(read),
             Frame::Tick(now_ns) => self.tick(*now_ns),
@@ -295,6 +295,20 @@ impl Node {
         all.map(|why| Gap { what: "connections", why }).collect()
     }
 
+    /// Why what was counted since the start may be too low. A sweep repairs the table, but does not show what has come and
+    /// gone.
+    pub fn count_gaps(&self) -> Vec<Gap> {
+        let Missed { lost, malformed, untracked } = self.missed();
+        let lost = lost.total() + malformed;
+        let reasons = [
+            (lost, "records were lost or malformed since the start: what only they reported is not counted"),
+            (untracked, "connections found no room since the start: what they did then is not counted"),
+        ];
+        let some = reasons.into_iter().filter(|(count, _)| *count > 0);
+        let why = |(count, why)| format!("{count} {why}, so each count is a lower bound");
+        some.map(|reason| Gap { what: "counts", why: why(reason) }).collect()
+    }
+
     pub fn uptime_seconds(&self, clock: Clock) -> f64 {
         let uptime = clock.wall.duration_since(self.identity.started).unwrap_or_default();
         seconds(u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX))
@@ -349,6 +363,23 @@ mod tests {
 
     fn is_complete(node: &Node) -> bool {
         node.gaps().is_empty()
+    }
+
+    #[test]
+    fn a_loss_stays_a_fault_of_the_counts_when_the_table_is_repaired() {
+        let mut node = node();
+        for frame in [Frame::SweepBegin(1), end_of_sweep(true)] {
+            node.ingest(&frame);
+        }
+        assert_eq!(node.count_gaps(), []);
+        node.ingest(&Frame::Lost(LostRecords { ring_full: 5, run_skipped: 1 }));
+        for frame in [Frame::SweepBegin(2), end_of_sweep(true)] {
+            node.ingest(&frame);
+        }
+        assert!(is_complete(&node));
+        let gaps = node.count_gaps();
+        assert_eq!((gaps.len(), gaps[0].what), (1, "counts"));
+        assert!(gaps[0].why.starts_with("6 records"), "{gaps:?}");
     }
 
     fn end_of_sweep(all: bool) -> Frame {

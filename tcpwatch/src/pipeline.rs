@@ -225,9 +225,9 @@ impl Pipeline {
             node.record(record);
         });
         self.pace.note(self.drained, self.node.records.received);
-        for (pid, start_ns) in self.node.tracker.take_unread_processes() {
-            if let Some(details) = procfs::details(pid, start_ns) {
-                self.ingest(&Frame::Process(ProcessFrame { pid, start_ns, details }));
+        for task in self.node.tracker.take_unread_processes() {
+            if let Some(details) = procfs::details(&task) {
+                self.ingest(&Frame::Process(ProcessFrame { identity: task.identity(), details }));
             }
         }
     }

@@ -16,8 +16,13 @@ use axum::{
     body::{Body, Bytes, to_bytes},
     http::{HeaderMap, Request, StatusCode, header},
 };
+use bytemuck::Zeroable as _;
 use tcpwatch::{
     cli::options::DEFAULT_LIMITS,
+    events::{
+        comm::{Comm, is_visible},
+        decode,
+    },
     findings::lingering::LingerLimits,
     http::{
         Api,
@@ -31,6 +36,7 @@ use tcpwatch::{
     node::{Node, NodeIdentity, Question},
     tcp::{ticks::TickRate, time::Clock},
 };
+use tcpwatch_common::{KIND_TASK, TaskEvent};
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 
@@ -192,12 +198,12 @@ async fn hostile_names_make_no_series_twice() {
     let metrics = server.metrics(&all_collectors()).await;
     let opened = |process: &str| metrics.sum("tcpwatch_connections_opened_total", &[("process", process)]);
     for (process, expected) in [
-        ("", Some(1)),
+        ("~empty", Some(1)),
         ("~~other", Some(1)),
         ("~~unknown", Some(1)),
         ("~~~other", Some(1)),
         ("~~", Some(1)),
-        ("a\"b\\c\nd", Some(1)),
+        ("a\"b\\\\c\\x0ad", Some(1)),
         ("same", Some(2)),
         ("\u{fffd}", Some(1)),
         ("~other", Some(0)),
@@ -205,6 +211,115 @@ async fn hostile_names_make_no_series_twice() {
         assert_eq!(opened(process), expected, "{process:?}");
     }
     assert!(opened("~unknown").is_some());
+}
+
+/// Names that are likely to be mixed up: of few bytes, of what the text is made of, and of any bytes.
+fn any_name(random: &mut Random) -> [u8; 16] {
+    let bytes: &[u8] = random.pick(&[
+        &b"ab"[..],
+        &b"~-\\x0f \n\"{}=,"[..],
+        &b"\xff\xc3\xa9\xe2\x80\xae\xc2\x9b\x1b[m"[..],
+        &b""[..],
+    ]);
+    let mut name = [0; 16];
+    for byte in name.iter_mut().take(random.below(16) as usize) {
+        *byte = if bytes.is_empty() { random.next() as u8 } else { random.pick(bytes) };
+    }
+    name
+}
+
+/// As the kernel compares them: up to the first NUL.
+fn kernels_name(name: &[u8; 16]) -> Vec<u8> {
+    name.split(|byte| *byte == 0).next().unwrap().to_vec()
+}
+
+#[tokio::test]
+async fn every_name_has_one_text_of_its_own_which_labels_json_text_and_filters_share() {
+    let mut random = Random(19);
+    let mut names: BTreeSet<[u8; 16]> = (0..600).map(|_| any_name(&mut random)).collect();
+    for fixed in ["", "~empty", "~other", "~unknown", "-", " ", "~~empty", "\\x2d"] {
+        names.insert(std::array::from_fn(|at| fixed.as_bytes().get(at).copied().unwrap_or(0)));
+    }
+    let mut world = World::with_limits(Limits { connections: 10_000, label_sets: 10_000, ended: 0 });
+    let (mut texts, mut distinct) = (BTreeMap::new(), BTreeSet::new());
+    for (pid, comm) in (1000..).zip(&names) {
+        let start_ns = u64::from(pid);
+        let event = TaskEvent { kind: KIND_TASK, tgid: pid, start_ns, comm: *comm, ..TaskEvent::zeroed() };
+        let Ok(Record::Task(task)) = decode::record(bytemuck::bytes_of(&event)) else { panic!() };
+        let text = task.comm.text().into_owned();
+        assert_eq!(Comm::from_text(&text), task.comm, "{text}");
+        assert!(
+            !["", "-", "~other", "~unknown"].contains(&&*text) && text.chars().all(is_visible),
+            "{text:?}"
+        );
+        world.learn(task);
+        let socket = numbered(u16::try_from(pid).unwrap(), HELD);
+        world.report_all(socket, [(1, to(Close, SynSent, pid)), (2, to(SynSent, Established, 0))]);
+        *texts.entry(text).or_insert(0) += 1;
+        distinct.insert(kernels_name(comm));
+    }
+    assert_eq!(texts.len(), distinct.len(), "two names have one text");
+    let server = Server::of(node(world.tracker));
+    let metrics = server.metrics(&all_collectors()).await;
+    let (_, json) = server.get("/processes?format=json&limit=10000").await;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let shown: BTreeSet<_> =
+        json["processes"].as_array().unwrap().iter().map(|row| row["comm"].as_str()).collect();
+    assert_eq!(shown, texts.keys().map(|text| Some(text.as_str())).collect());
+    let (_, table) = server.get("/processes?limit=10000").await;
+    let cells: BTreeSet<_> = table.lines().skip(1).filter_map(|line| line.split("  ").next()).collect();
+    assert_eq!(cells, texts.keys().map(String::as_str).collect());
+    for (text, count) in &texts {
+        let opened = metrics.sum("tcpwatch_connections_opened_total", &[("process", text)]);
+        assert_eq!(opened, Some(*count), "{text}");
+        let query = form_urlencoded::Serializer::new(String::new()).append_pair("comm", text).finish();
+        for (path, list) in [("/processes", "processes"), ("/connections", "connections")] {
+            let (_, answer) = server.get(&format!("{path}?format=json&limit=10000&{query}")).await;
+            let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+            let expected = if list == "processes" { 1 } else { *count };
+            assert_eq!(answer["total"], expected, "{path}?{query}");
+            for row in answer[list].as_array().unwrap() {
+                let comm = if list == "processes" { &row["comm"] } else { &row["process"]["comm"] };
+                assert_eq!(comm, text);
+            }
+        }
+    }
+}
+
+/// Established at 2 s, and gone when a sweep looks at 30 s.
+#[tokio::test]
+async fn an_end_that_nobody_saw_makes_an_upper_bound_and_neither_end_no_duration() {
+    for begins_unseen in [false, true] {
+        let mut world = World::new();
+        let socket = client(HELD);
+        if begins_unseen {
+            world.sweep(2 * SECOND, &[held_sighting(2 * SECOND, socket, Established, CURL)]);
+        } else {
+            world.report_all(
+                socket,
+                [(SECOND, to(Close, SynSent, CURL)), (2 * SECOND, to(SynSent, Established, 0))],
+            );
+        }
+        world.sweep(30 * SECOND, &[]);
+        let server = Server::of(node(world.tracker));
+        let (_, json) = server.get("/history?format=json").await;
+        let row = &serde_json::from_str::<serde_json::Value>(&json).unwrap()["connections"][0];
+        let step =
+            row["life"].as_array().unwrap().iter().find(|step| step["state"] == "ESTABLISHED").unwrap();
+        assert_eq!(row["ended_at_is_upper_bound"], true, "{row}");
+        for (of, what) in [(row, "established"), (step, "duration")] {
+            let [seconds, lower, upper] = ["seconds", "is_lower_bound", "is_upper_bound"]
+                .map(|end| of[format!("{what}_{end}")].clone());
+            if begins_unseen {
+                assert_eq!((seconds.is_null(), lower, upper), (true, false.into(), false.into()), "{row}");
+            } else {
+                assert_eq!((seconds, lower, upper), (28.0.into(), false.into(), true.into()), "{row}");
+            }
+        }
+        let (_, text) = server.get("/history").await;
+        let lived = text.lines().nth(1).unwrap().split_whitespace().nth(2);
+        assert_eq!(lived, Some(if begins_unseen { "-" } else { "<29.0s" }), "{text}");
+    }
 }
 
 #[tokio::test]

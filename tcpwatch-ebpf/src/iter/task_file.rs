@@ -18,6 +18,7 @@ use crate::{
             OFF_TASK_COMM, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME, OFF_TASK_TGID,
         },
         pointer::{AF_INET, AF_INET6, BtfPtr, KernelPtr, ProbedPtr, bytes},
+        process,
     },
 };
 
@@ -77,5 +78,7 @@ fn held(ctx: *const TaskFileContext, sk: impl KernelPtr) {
     record.tgid = task.read(&OFF_TASK_TGID);
     record.fd = fd;
     record.comm = bytes(leader.read_16_bytes(&OFF_TASK_COMM));
+    record.exec_id = process::exec_id(task);
+    record.stack = process::stack(task);
     seq::write(meta, record);
 }

@@ -20,6 +20,7 @@ struct ReportedTask {
     time_ns: u64,
     start_ns: u64,
     comm: [u64; 2],
+    exec_id: u64,
 }
 
 /// Entries for each way, one for each value of a tgid's lower 12 bits. Never full: two processes that share an entry
@@ -51,19 +52,28 @@ pub fn current_tgid(time_ns: &mut u64, by: By, lost: u32) -> u32 {
 
 #[inline(always)]
 fn report(process: &Process, time_ns: &mut u64, by: By, lost: u32) -> Option<u32> {
-    let Process { tgid, start_ns, comm } = *process;
+    let Process { tgid, start_ns, comm, exec_id } = *process;
+    let exec = u64::from(exec_id);
     let reported = REPORTED_TASKS.get_ptr_mut(tgid % REPORTED_COUNT + by as u32 * REPORTED_COUNT)?;
     // SAFETY: a value of the map; what another processor writes meanwhile can only cause one more report, as no two
     // processes have the same start.
     let known = unsafe { *reported };
-    if known.start_ns == start_ns && known.comm == comm {
+    if known.start_ns == start_ns && known.comm == comm && known.exec_id == exec {
         if known.time_ns > *time_ns {
             *time_ns = known.time_ns;
         }
         return Some(tgid);
     }
-    let record =
-        TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, time_ns: *time_ns, start_ns, comm: bytes(comm) };
+    let record = TaskEvent {
+        kind: KIND_TASK,
+        zero: [0; 3],
+        tgid,
+        time_ns: *time_ns,
+        start_ns,
+        comm: bytes(comm),
+        exec_id,
+        stack: process::current_stack(),
+    };
     // The reader is woken at once: when a short-lived process ends, its executable and cgroup vanish from /proc.
     let written = match by {
         By::Queue => {
@@ -79,8 +89,26 @@ fn report(process: &Process, time_ns: &mut u64, by: By, lost: u32) -> Option<u32
         return None;
     }
     // SAFETY: as above.
-    unsafe { *reported = ReportedTask { time_ns: *time_ns, start_ns, comm } };
+    unsafe { *reported = ReportedTask { time_ns: *time_ns, start_ns, comm, exec_id: exec } };
+    forget_other_way(process, by);
     Some(tgid)
+}
+
+/// Makes the other way report the process again, unless it has reported the same: the reader takes a process to be as it
+/// was reported last, by either way, and a name may change back.
+#[inline(always)]
+fn forget_other_way(process: &Process, by: By) {
+    let other = if by == By::Queue { By::Ring } else { By::Queue };
+    let entry = process.tgid % REPORTED_COUNT + other as u32 * REPORTED_COUNT;
+    if let Some(reported) = REPORTED_TASKS.get_ptr_mut(entry) {
+        // SAFETY: as above.
+        let known = unsafe { *reported };
+        let same = known.comm == process.comm && known.exec_id == u64::from(process.exec_id);
+        if known.start_ns == process.start_ns && !same {
+            // SAFETY: as above.
+            unsafe { (*reported).start_ns = 0 };
+        }
+    }
 }
 
 /// Id of the current process where the kernel's types are not known: reported each time, because without its start a
@@ -89,6 +117,7 @@ fn report(process: &Process, time_ns: &mut u64, by: By, lost: u32) -> Option<u32
 pub fn current_tgid_without_start(time_ns: u64, lost: u32) -> Option<u32> {
     let tgid = process::current_tgid();
     let comm = bpf_get_current_comm().ok()?;
-    let record = TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, time_ns, start_ns: 0, comm };
+    let record =
+        TaskEvent { kind: KIND_TASK, zero: [0; 3], tgid, time_ns, start_ns: 0, comm, exec_id: 0, stack: 0 };
     queue::push(&record, lost).then_some(tgid)
 }

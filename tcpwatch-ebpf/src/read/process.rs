@@ -1,11 +1,14 @@
-//! The process in whose context a program runs. Out: its id, start and name, and whether it exits. Deliberately absent:
-//! executable and cgroup, which the daemon reads in /proc.
+//! The process in whose context a program runs. Out: its id, start and name, which program it runs, and whether it exits.
+//! Deliberately absent: executable and cgroup, which the daemon reads in /proc.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf};
 
 use crate::read::{
     identity,
-    offsets::{OFF_TASK_COMM, OFF_TASK_FLAGS, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME},
+    offsets::{
+        self, OFF_MM_START_STACK, OFF_TASK_COMM, OFF_TASK_FLAGS, OFF_TASK_GROUP_LEADER, OFF_TASK_MM,
+        OFF_TASK_SELF_EXEC_ID, OFF_TASK_START_BOOTTIME,
+    },
     pointer::{BtfPtr, KernelPtr, ProbedPtr},
 };
 
@@ -24,6 +27,7 @@ pub struct Process {
     pub start_ns: u64,
     /// NUL-terminated.
     pub comm: [u64; 2],
+    pub exec_id: u32,
 }
 
 impl Process {
@@ -51,8 +55,38 @@ impl Process {
             tgid: current_tgid(),
             start_ns: leader.read(&OFF_TASK_START_BOOTTIME),
             comm: leader.read_16_bytes(&OFF_TASK_COMM),
+            exec_id: exec_id(task),
         })
     }
+}
+
+/// `TaskEvent::exec_id` of a thread's process.
+#[inline(always)]
+pub fn exec_id(task: impl KernelPtr) -> u32 {
+    // Without a branch at run time: the verifier knows the offset. A kernel before 5.7 has 32 bits there, others 64.
+    if offsets::value(&OFF_TASK_SELF_EXEC_ID) == 0 { 0 } else { task.read(&OFF_TASK_SELF_EXEC_ID) }
+}
+
+/// `TaskEvent::stack` of a thread's process. All threads have the same memory, also those that outlive their leader.
+#[inline(always)]
+pub fn stack(task: impl KernelPtr) -> u32 {
+    if offsets::value(&OFF_TASK_MM) == 0 || offsets::value(&OFF_MM_START_STACK) == 0 {
+        return 0;
+    }
+    task.follow(&OFF_TASK_MM).map_or(0, |memory| (memory.read::<u64>(&OFF_MM_START_STACK) >> 4) as u32)
+}
+
+/// The same of the current process.
+#[inline(always)]
+pub fn current_stack() -> u32 {
+    let found = if identity::is_address() {
+        // SAFETY: no arguments.
+        ProbedPtr::new(unsafe { bpf_get_current_task() } as *const u8).map(stack)
+    } else {
+        // SAFETY: no arguments.
+        BtfPtr::new(unsafe { bpf_get_current_task_btf() }.cast()).map(stack)
+    };
+    found.unwrap_or(0)
 }
 
 /// Id of the current process in the initial pid namespace.

@@ -51,7 +51,7 @@ pub fn run(args: &TraceArgs, out: &mut impl Write) -> anyhow::Result<()> {
         )
     })?;
     if !response.status().is_success() {
-        bail!("{}", response.body_mut().read_to_string()?.trim_end());
+        bail!("{}", printable(response.body_mut().read_to_string()?.trim_end()));
     }
     if !args.json {
         writeln!(out, "{}", header())?;
@@ -98,7 +98,8 @@ fn header() -> String {
 
 fn show(event: &str, data: &str, json: bool, out: &mut impl Write) -> io::Result<()> {
     if event == "missed" {
-        eprintln!("tcpwatch: {data} transitions missed: they came faster than they could be printed");
+        let count = printable(data);
+        eprintln!("tcpwatch: {count} transitions missed: they came faster than they could be printed");
         return Ok(());
     }
     if json {

@@ -4,12 +4,11 @@
 //! the caller to count. No state, no I/O.
 
 use std::{
-    borrow::Cow,
-    fmt,
     net::{IpAddr, Ipv6Addr},
     ops::AddAssign,
 };
 
+use serde::{Deserialize, Serialize};
 use tcpwatch_common::{
     AskedOptions, CloseEvent, FLAG_BOUND, FLAG_CONNECTED, FLAG_FIN_RECEIVED, FLAG_HELD, FLAG_MINISOCK,
     FLAG_ORPHAN, FLAG_PASSIVE, FLAG_REQUEST, FLAG_UNSENT, IdleEvent, InterfaceEvent, KIND_ACCEPT, KIND_CLOSE,
@@ -20,6 +19,7 @@ use tcpwatch_common::{
 };
 use thiserror::Error;
 
+pub use crate::events::comm::Comm;
 use crate::tcp::{
     stall::{Blocked, Recovery, Stalled, Stalls},
     state::TcpState,
@@ -361,37 +361,36 @@ pub struct TaskRecord {
     /// Start of the process, CLOCK_BOOTTIME.
     pub start_ns: u64,
     pub comm: Comm,
+    /// See [`Identity::exec_id`].
+    pub exec_id: u32,
+    /// Where its stack begins, in units of 16 bytes, the lower 32 bits: tells which program /proc/PID shows. 0 while it
+    /// exits, and where `exec_id` is 0.
+    pub stack: u32,
 }
 
-/// A process's name, as the kernel keeps it: up to 15 bytes (TASK_COMM_LEN, include/linux/sched.h) and a NUL.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Comm([u8; 16]);
-
-impl Comm {
-    pub(super) const fn new(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-
-    /// The name as text. A process may call itself anything: bytes that are not UTF-8 become U+FFFD.
-    pub fn text(&self) -> Cow<'_, str> {
-        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
-        String::from_utf8_lossy(&self.0[..end])
+impl TaskRecord {
+    pub fn identity(&self) -> Identity {
+        let Self { pid, start_ns, exec_id, comm, .. } = *self;
+        Identity { pid, start_ns, exec_id, comm }
     }
 }
 
-/// Keeps the first 15 bytes.
-impl From<&str> for Comm {
-    fn from(name: &str) -> Self {
-        let mut comm = [0; 16];
-        let len = name.len().min(comm.len() - 1);
-        comm[..len].copy_from_slice(&name.as_bytes()[..len]);
-        Self(comm)
-    }
+/// A process under one name, between two execs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    pub pid: u32,
+    /// Start of the process, CLOCK_BOOTTIME.
+    pub start_ns: u64,
+    /// Changes with each exec; 0 where it is not known. Then only another name tells of an exec.
+    pub exec_id: u32,
+    pub comm: Comm,
 }
 
-impl fmt::Debug for Comm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.text(), f)
+impl Identity {
+    /// Whether there was no exec between the two. Where that is not known, another name stands for one.
+    pub fn is_same_program(&self, other: &Self) -> bool {
+        let same = (self.pid, self.start_ns, self.exec_id) == (other.pid, other.start_ns, other.exec_id);
+        same && (self.exec_id != 0 || self.comm == other.comm)
     }
 }
 
@@ -546,7 +545,13 @@ fn retransmits(raw: &RetransmitEvent) -> Retransmits {
 }
 
 fn task(raw: &TaskEvent) -> TaskRecord {
-    TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: Comm(raw.comm) }
+    TaskRecord {
+        pid: raw.tgid,
+        start_ns: raw.start_ns,
+        comm: Comm::new(raw.comm),
+        exec_id: raw.exec_id,
+        stack: raw.stack,
+    }
 }
 
 pub(super) fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Result<T, DecodeError> {
@@ -621,6 +626,6 @@ mod tests {
     fn a_name_without_nul_and_without_utf8_is_kept() {
         let raw = TaskEvent { kind: KIND_TASK, comm: [0xff; 16], ..TaskEvent::zeroed() };
         let Ok(Record::Task(task)) = record(bytemuck::bytes_of(&raw)) else { panic!() };
-        assert_eq!(task.comm.text(), "\u{fffd}".repeat(16));
+        assert_eq!(task.comm.text(), r"\xff".repeat(16));
     }
 }

@@ -5,6 +5,8 @@ use rustc_hash::FxHashSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::events::decode::Identity;
+
 /// One piece of input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
@@ -30,8 +32,8 @@ pub enum Frame {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessFrame {
-    pub pid: u32,
-    pub start_ns: u64,
+    #[serde(flatten)]
+    pub identity: Identity,
     #[serde(flatten)]
     pub details: ProcDetails,
 }
@@ -49,6 +51,8 @@ pub struct InterfaceNames {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct ProcDetails {
     pub exe: Option<String>,
+    /// Whether its file was deleted or replaced; `exe` is the path that it had.
+    pub exe_deleted: Option<bool>,
     pub cgroup: Option<String>,
 }
 

@@ -4,6 +4,7 @@
 //! In: bytes. Out: [`decode::Record`], [`seen::Seen`], [`frame::Frame`]. Malformed bytes become an error here and go no
 //! further. No I/O, no clock.
 
+pub mod comm;
 pub mod decode;
 pub mod frame;
 pub mod recording;

@@ -176,7 +176,10 @@ mod tests {
     use std::num::NonZeroU16;
 
     use super::*;
-    use crate::events::frame::{InterfaceNames, ProcDetails, ProcessFrame};
+    use crate::events::{
+        decode::Identity,
+        frame::{InterfaceNames, ProcDetails, ProcessFrame},
+    };
 
     fn header() -> Header {
         Header {
@@ -200,13 +203,14 @@ mod tests {
 
     #[test]
     fn frames_are_read_back_and_a_cut_file_yields_its_whole_frames() {
-        let details = ProcDetails { exe: Some("/bin/x".into()), cgroup: None };
+        let identity = Identity { pid: 1, start_ns: 2, exec_id: 3, comm: "x".into() };
+        let details = ProcDetails { exe: Some("/bin/x".into()), exe_deleted: Some(true), cgroup: None };
         let frames = [
             Frame::SweepBegin(7),
             Frame::Record(Bytes::from_static(b"abc")),
             Frame::Seen(Bytes::from_static(b"xyz")),
             Frame::SweepEnd(Coverage { namespaces: [4, 5].into_iter().collect(), all: true }),
-            Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
+            Frame::Process(ProcessFrame { identity, details }),
             Frame::Interfaces(InterfaceNames { netns: 4, names: vec![(2, "eth0".into())] }),
             Frame::Lost(LostRecords { ring_full: 3, run_skipped: 4 }),
             Frame::UnrecordedCounts(UnrecordedCounts {

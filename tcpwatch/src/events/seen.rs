@@ -71,7 +71,13 @@ pub struct ListenQueue {
 /// When the bytes are not a `SeenSocket`.
 pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
     let raw: SeenSocket = read(bytes)?;
-    let task = TaskRecord { pid: raw.tgid, start_ns: raw.start_ns, comm: Comm::new(raw.comm) };
+    let task = TaskRecord {
+        pid: raw.tgid,
+        start_ns: raw.start_ns,
+        comm: Comm::new(raw.comm),
+        exec_id: raw.exec_id,
+        stack: raw.stack,
+    };
     Ok(Seen {
         socket: Socket::new(
             raw.cookie,

@@ -87,7 +87,7 @@ pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, count
 
 fn key(tracker: &Tracker, conn: &Conn) -> Key {
     let process = conn.process.map(|id| tracker.processes().get(id));
-    let process = process.map(|process| (process.pid, process.start_ns));
+    let process = process.map(|process| (process.pid, process.start_ns, process.exec_id));
     Key { process, role: conn.role, state: conn.state(), peer: conn.peer() }
 }
 

@@ -84,8 +84,8 @@ pub struct Leak {
 /// What a leak is about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
-    /// Pid and start time: a table slot may come to name another process.
-    process: Option<(u32, u64)>,
+    /// Pid, start time and number of execs: a table slot may come to name another process.
+    process: Option<(u32, u64, u32)>,
     role: Role,
     state: TcpState,
     peer: Peer,

@@ -58,8 +58,9 @@ fn lingering<'a>(
 }
 
 fn key(tracker: &Tracker, process: Option<ProcessId>) -> Key {
-    let process =
-        process.map(|id| tracker.processes().get(id)).map(|process| (process.pid, process.start_ns));
+    let process = process
+        .map(|id| tracker.processes().get(id))
+        .map(|process| (process.pid, process.start_ns, process.exec_id));
     Key { process, role: Role::Unknown, state: TcpState::Close, peer: Peer::Unknown }
 }
 

@@ -19,7 +19,7 @@ parameters! {
         pub state: Option<TcpState>,
         /// only of the process with this id
         pub pid: Option<u32>,
-        /// only of processes with exactly this name
+        /// only of processes with exactly this name, as answers show it
         pub comm: Option<String>,
         /// only with this port on this side
         pub local_port: Option<u16>,
@@ -38,7 +38,7 @@ parameters! {
     /// Conditions on sums by process name and role.
     #[derive(Clone, Debug, Default)]
     pub(crate) struct Chosen {
-        /// only of processes with exactly this name
+        /// only of processes with exactly this name, as answers show it
         comm: Option<String>,
         /// only of this side of the connections
         role: Option<Role>,

@@ -20,6 +20,7 @@ use crate::{
         endpoints::{Asked, Endpoint, endpoints},
         metrics::{self, OwnMetrics},
         page::Page,
+        render::text::harmless,
         request::{ApiError, Format},
     },
     kernel::sweeper::Sweeper,
@@ -163,7 +164,7 @@ pub(crate) async fn ndjson<L: List, F: Future<Output = Result<L, ApiError>> + Se
 }
 
 pub(crate) fn text_response(status: StatusCode, text: String) -> Response {
-    (status, [(header::CONTENT_TYPE, Format::Text.media_type())], text).into_response()
+    (status, [(header::CONTENT_TYPE, Format::Text.media_type())], harmless(text)).into_response()
 }
 
 pub(crate) fn json_response(status: StatusCode, answer: &impl Serialize) -> Response {

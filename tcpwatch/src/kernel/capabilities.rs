@@ -49,8 +49,8 @@ const USES: [Use; 6] = [
     Use {
         capability: CapabilitySet::SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
-        without: "executables are known only for processes of the same user that have no more capabilities, and \
-                  network namespaces without a name are not swept",
+        without: "executables, and whether they are deleted, are known only for processes of the same user that have \
+                  no more capabilities, and network namespaces without a name are not swept",
         kept: true,
     },
     Use {

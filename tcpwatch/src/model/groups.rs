@@ -59,7 +59,7 @@ serialized_by_name!(Role);
 /// Who talks to whom, without anything that grows with the number of connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GroupKey {
-    /// The process's name; `None` when its owner is not known, and of [`Groups::OTHER`].
+    /// The text of the process's name; `None` when its owner is not known, and of [`Groups::OTHER`].
     pub process: Option<Arc<str>>,
     pub role: Role,
     pub peer: Peer,
@@ -75,13 +75,8 @@ impl GroupKey {
 
     /// The process name as answers show it: `~other` for [`Groups::OTHER`], `None` for an unknown owner.
     pub fn shown_process(&self) -> Option<Arc<str>> {
-        if self.is_other() { Some("~other".into()) } else { self.process.as_ref().map(shown_process) }
+        if self.is_other() { Some("~other".into()) } else { self.process.clone() }
     }
-}
-
-/// A process name where it stands among `~other` and `~unknown`: a `~` of its own at the beginning is doubled.
-pub fn shown_process(name: &Arc<str>) -> Arc<str> {
-    if name.starts_with('~') { format!("~{name}").into() } else { Arc::clone(name) }
 }
 
 /// The server's side of the connection: for a client whom it dialled, for a server its own port.
@@ -487,23 +482,5 @@ mod tests {
         assert_eq!(all, [(Peer::Other, 0), (Peer::LocalPort(2), 0)]);
         let other = groups.iter().next().unwrap();
         assert!(other.counts.durations.iter().all(Option::is_none));
-    }
-
-    #[test]
-    fn a_process_that_is_called_as_the_folded_ones_stands_apart() {
-        let shown = |process: Option<&str>, peer| {
-            let key = GroupKey { process: process.map(Into::into), role: Role::Unknown, peer };
-            key.shown_process().as_deref().map(ToOwned::to_owned)
-        };
-        let names = [
-            shown(None, Peer::Other),
-            shown(None, Peer::Unknown),
-            shown(Some("~other"), Peer::Unknown),
-            shown(Some("~~other"), Peer::Unknown),
-            shown(Some(""), Peer::Unknown),
-            shown(Some("a~"), Peer::Unknown),
-        ];
-        let expected = [Some("~other"), None, Some("~~other"), Some("~~~other"), Some(""), Some("a~")];
-        assert_eq!(names.each_ref().map(Option::as_deref), expected);
     }
 }

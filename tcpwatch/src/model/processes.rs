@@ -1,7 +1,9 @@
 //! The processes that own, or owned, connections.
 //!
-//! A process is identified by pid and start time, as a pid is used again. What the records lack (executable, cgroup)
-//! the pipeline reads from /proc and passes in. No I/O here.
+//! The table has *identities*: a process under one name, between two execs. An exec or another name makes a new identity
+//! of the same process, and what names the earlier one keeps its name, executable and cgroup. A process is its pid and its
+//! start time, as a pid is used again. What the records lack (executable, cgroup) the pipeline reads from /proc and passes
+//! in. No I/O here.
 
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use slab::Slab;
 
 use crate::{
     events::{
-        decode::{Comm, TaskRecord},
+        decode::{Identity, TaskRecord},
         frame::ProcDetails,
     },
     model::{
@@ -21,16 +23,16 @@ use crate::{
     },
 };
 
-/// Processes kept at once. At the limit those without a connection are dropped; when all have one, new processes stay
-/// unknown and are counted in `refused`. The BPF programs report a dropped process again only after they reported
-/// another one with the same lower 12 bits of the pid; a sweep reports it with each socket that it holds.
+/// Identities kept at once. At the limit those without a connection are dropped; when all have one, new ones stay unknown
+/// and are counted in `refused`. The BPF programs report a dropped process again only after they reported another one
+/// with the same lower 12 bits of the pid; a sweep reports it with each socket that it holds.
 const MAX_PROCESSES: usize = 65_536;
 
-/// The place of a process in the table, valid while a connection names it.
+/// The place of an identity in the table, valid while a connection names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessId(DenseIndex);
 
-/// A process as answers show it.
+/// A process as answers show it: as it was when it did what they say it did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Process {
     /// Id, as the node's initial pid namespace counts.
@@ -38,20 +40,37 @@ pub struct Process {
     /// CLOCK_BOOTTIME.
     #[serde(skip)]
     pub start_ns: u64,
-    /// Name, at most 15 bytes.
+    /// See [`Identity::exec_id`].
+    #[serde(skip)]
+    pub exec_id: u32,
+    /// Name, at most 15 bytes. A backslash in it is doubled, a `~` at its beginning too; bytes that are not UTF-8, control
+    /// characters and what is not visible stand as `\xff`; `~empty` is a name without a byte. The same in text, metric
+    /// labels and filters.
     pub comm: Arc<str>,
-    /// Path of the executable; `null` when the process was gone before it could be read, or has none.
+    /// Path of the executable; `null` when the process was gone, or ran another program, before it could be read, and
+    /// where it has none.
     pub exe: Option<Arc<str>>,
+    /// Whether the file of the executable had been deleted or replaced by then: `exe` is the path that it had. `null`
+    /// where that is not known.
+    pub exe_deleted: Option<bool>,
     /// Path in the cgroup hierarchy.
     pub cgroup: Option<Arc<str>>,
     /// The container that the cgroup path names.
     pub container: Option<Arc<Container>>,
 }
 
+impl Process {
+    /// For people: a space, and the path of the executable behind `deleted` where its file was; nothing where it is not
+    /// known. A path begins with a slash, so that the word is no part of it.
+    pub fn exe_text(&self) -> String {
+        let deleted = if self.exe_deleted == Some(true) { " deleted" } else { "" };
+        self.exe.as_deref().map_or(String::new(), |exe| format!("{deleted} {exe}"))
+    }
+}
+
 struct Entry {
     process: Process,
-    /// As last reported; `Process::comm` is its text.
-    comm: Comm,
+    identity: Identity,
     /// Number of connections that name it.
     users: u32,
 }
@@ -59,54 +78,73 @@ struct Entry {
 #[derive(Default)]
 pub struct ProcessTable {
     entries: Slab<Entry>,
+    by_identity: FxHashMap<Identity, ProcessId>,
+    /// As last reported by a record: what a record that names only a pid means.
     by_pid: FxHashMap<u32, ProcessId>,
     /// Entries without a user.
     idle: usize,
-    /// Pid and start time of processes whose /proc is still to be read.
-    unread: Vec<(u32, u64)>,
+    /// Those whose /proc is still to be read.
+    unread: Vec<TaskRecord>,
     /// Number of processes for which there was no room.
     pub refused: u64,
 }
 
 impl ProcessTable {
-    /// Adds a process, or gives it a new name (after exec). `None` when the table is full.
+    /// A record reports the process: records that name its pid mean this identity from now on. `None` when the table is
+    /// full.
     pub fn learn(&mut self, task: &TaskRecord) -> Option<ProcessId> {
-        if let Some(id) = self.by_pid.get(&task.pid).copied() {
-            let known = &mut self.entries[id.0.get()];
-            if known.process.start_ns == task.start_ns {
-                if known.comm != task.comm {
-                    known.comm = task.comm;
-                    known.process.comm = task.comm.text().into();
-                    self.unread.push((task.pid, task.start_ns));
-                }
-                return Some(id);
-            }
+        let id = self.place(task);
+        match id {
+            Some(id) => self.by_pid.insert(task.pid, id),
+            None => self.by_pid.remove(&task.pid),
+        };
+        id
+    }
+
+    /// A sweep found the process. What a record reported before or after the sighting stays what records mean: the
+    /// programs do not report it again.
+    pub fn see(&mut self, task: &TaskRecord) -> Option<ProcessId> {
+        let id = self.place(task)?;
+        self.by_pid.entry(task.pid).or_insert(id);
+        Some(id)
+    }
+
+    fn place(&mut self, task: &TaskRecord) -> Option<ProcessId> {
+        let identity = task.identity();
+        if let Some(id) = self.by_identity.get(&identity) {
+            return Some(*id);
         }
         if self.entries.len() >= MAX_PROCESSES && self.idle > 0 {
             self.forget_idle();
         }
         if self.entries.len() >= MAX_PROCESSES {
             self.refused += 1;
-            self.by_pid.remove(&task.pid);
             return None;
         }
-        let process = Process {
-            pid: task.pid,
-            start_ns: task.start_ns,
-            comm: task.comm.text().into(),
-            exe: None,
-            cgroup: None,
-            container: None,
+        let comm: Arc<str> = task.comm.text().into();
+        let before = self.by_pid(task.pid).map(|id| &self.entries[id.0.get()]);
+        let process = match before.filter(|before| before.identity.is_same_program(&identity)) {
+            // Only the name is another.
+            Some(before) => Process { comm, ..before.process.clone() },
+            None => Process {
+                pid: task.pid,
+                start_ns: task.start_ns,
+                exec_id: task.exec_id,
+                comm,
+                exe: None,
+                exe_deleted: None,
+                cgroup: None,
+                container: None,
+            },
         };
-        let id =
-            ProcessId(DenseIndex::new(self.entries.insert(Entry { process, comm: task.comm, users: 0 })));
-        self.by_pid.insert(task.pid, id);
+        let id = ProcessId(DenseIndex::new(self.entries.insert(Entry { process, identity, users: 0 })));
+        self.by_identity.insert(identity, id);
         self.idle += 1;
-        self.unread.push((task.pid, task.start_ns));
+        self.unread.push(*task);
         Some(id)
     }
 
-    /// The process that was last reported with this pid.
+    /// The identity that a record reported last with this pid.
     pub fn by_pid(&self, pid: u32) -> Option<ProcessId> {
         self.by_pid.get(&pid).copied()
     }
@@ -115,20 +153,26 @@ impl ProcessTable {
         &self.entries[id.0.get()].process
     }
 
-    /// Removes and returns the processes whose /proc is still to be read, by pid and start time.
-    pub fn take_unread(&mut self) -> Vec<(u32, u64)> {
+    /// Whether both are identities of one process.
+    pub fn is_same_process(&self, one: ProcessId, other: ProcessId) -> bool {
+        let [one, other] = [one, other].map(|id| self.get(id));
+        (one.pid, one.start_ns) == (other.pid, other.start_ns)
+    }
+
+    /// Removes and returns those whose /proc is still to be read.
+    pub fn take_unread(&mut self) -> Vec<TaskRecord> {
         std::mem::take(&mut self.unread)
     }
 
-    /// Adds the details from /proc; ignored when the process is not in the table any more.
-    pub fn describe(&mut self, pid: u32, start_ns: u64, details: &ProcDetails) {
-        let Some(id) = self.by_pid(pid) else { return };
+    /// Adds the details from /proc, read while the process had this identity; ignored when that is not in the table any
+    /// more.
+    pub fn describe(&mut self, identity: &Identity, details: &ProcDetails) {
+        let Some(id) = self.by_identity.get(identity) else { return };
         let process = &mut self.entries[id.0.get()].process;
-        if process.start_ns == start_ns {
-            process.exe = details.exe.as_deref().map(Into::into);
-            process.cgroup = details.cgroup.as_deref().map(Into::into);
-            process.container = details.cgroup.as_deref().and_then(from_cgroup).map(Arc::new);
-        }
+        process.exe = details.exe.as_deref().map(Into::into);
+        process.exe_deleted = details.exe_deleted;
+        process.cgroup = details.cgroup.as_deref().map(Into::into);
+        process.container = details.cgroup.as_deref().and_then(from_cgroup).map(Arc::new);
     }
 
     pub(crate) fn add_user(&mut self, id: ProcessId) {
@@ -157,10 +201,13 @@ impl ProcessTable {
     }
 
     fn forget_idle(&mut self) {
-        let by_pid = &mut self.by_pid;
-        self.entries.retain(|key, entry| {
-            if entry.users == 0 && by_pid.get(&entry.process.pid) == Some(&ProcessId(DenseIndex::new(key))) {
-                by_pid.remove(&entry.process.pid);
+        let Self { entries, by_identity, by_pid, .. } = self;
+        entries.retain(|key, entry| {
+            if entry.users == 0 {
+                by_identity.remove(&entry.identity);
+                if by_pid.get(&entry.process.pid) == Some(&ProcessId(DenseIndex::new(key))) {
+                    by_pid.remove(&entry.process.pid);
+                }
             }
             entry.users > 0
         });
@@ -173,7 +220,15 @@ mod tests {
     use super::*;
 
     fn task(pid: u32, start_ns: u64, comm: &str) -> TaskRecord {
-        TaskRecord { pid, start_ns, comm: comm.into() }
+        TaskRecord { pid, start_ns, exec_id: 1, stack: 1, comm: comm.into() }
+    }
+
+    fn exec_of(task: TaskRecord, comm: &str) -> TaskRecord {
+        TaskRecord { exec_id: task.exec_id + 1, stack: task.stack + 1, comm: comm.into(), ..task }
+    }
+
+    fn details(exe: &str) -> ProcDetails {
+        ProcDetails { exe: Some(exe.into()), exe_deleted: Some(false), cgroup: Some("/a".into()) }
     }
 
     #[test]
@@ -186,18 +241,52 @@ mod tests {
         assert_eq!(table.by_pid(7), Some(second));
         assert_eq!(&*table.get(first).comm, "old");
         // Details of the first that come late must not describe the second.
-        table.describe(7, 100, &ProcDetails { exe: Some("/old".into()), cgroup: None });
+        table.describe(&task(7, 100, "old").identity(), &details("/old"));
         assert_eq!(table.get(second).exe, None);
     }
 
     #[test]
-    fn exec_changes_the_name_and_makes_proc_be_read_again() {
+    fn an_exec_makes_another_identity_of_the_process_even_where_it_keeps_the_name() {
+        for name in ["curl", "sh"] {
+            let mut table = ProcessTable::default();
+            let before = task(7, 100, "sh");
+            let after = exec_of(before, name);
+            let first = table.learn(&before).unwrap();
+            table.describe(&before.identity(), &details("/bin/sh"));
+            assert_eq!(table.take_unread(), [before]);
+            let second = table.learn(&after).unwrap();
+            assert!(first != second && table.is_same_process(first, second));
+            assert_eq!((&*table.get(first).comm, table.get(first).exe.as_deref()), ("sh", Some("/bin/sh")));
+            assert_eq!((&*table.get(second).comm, table.get(second).exe.as_deref()), (name, None));
+            assert_eq!(table.take_unread(), [after]);
+            table.describe(&after.identity(), &details("/bin/curl"));
+            assert_eq!(table.get(first).exe.as_deref(), Some("/bin/sh"));
+        }
+    }
+
+    #[test]
+    fn another_name_is_another_identity_of_the_same_program() {
         let mut table = ProcessTable::default();
-        let id = table.learn(&task(7, 100, "sh")).unwrap();
-        table.take_unread();
-        assert_eq!(table.learn(&task(7, 100, "curl")), Some(id));
-        assert_eq!(&*table.get(id).comm, "curl");
-        assert_eq!(table.take_unread(), [(7, 100)]);
+        let (idle, busy) = (task(7, 100, "idle"), task(7, 100, "busy"));
+        let first = table.learn(&idle).unwrap();
+        table.describe(&idle.identity(), &details("/bin/x"));
+        let second = table.learn(&busy).unwrap();
+        assert_eq!(&*table.get(first).comm, "idle");
+        assert_eq!((&*table.get(second).comm, table.get(second).exe.as_deref()), ("busy", Some("/bin/x")));
+        assert_eq!(table.learn(&idle), Some(first), "a name that comes back is no new entry");
+        assert_eq!((table.by_pid(7), table.len()), (Some(first), 2));
+    }
+
+    #[test]
+    fn a_sighting_does_not_change_what_records_mean() {
+        let mut table = ProcessTable::default();
+        let (before, after) = (task(7, 100, "sh"), exec_of(task(7, 100, "sh"), "curl"));
+        let second = table.learn(&after).unwrap();
+        let first = table.see(&before).unwrap();
+        assert_eq!((table.by_pid(7), &*table.get(first).comm), (Some(second), "sh"));
+        // Of a process that no record has reported, or that was forgotten.
+        let seen = table.see(&task(8, 100, "nc")).unwrap();
+        assert_eq!(table.by_pid(8), Some(seen));
     }
 
     #[test]

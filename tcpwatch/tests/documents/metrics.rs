@@ -25,7 +25,7 @@ Most families have the labels `process`, `role` and `peer`; three values of them
 
 | label | value |
 |---|---|
-| `process` | the name of the local process, never a pid. Empty for a process with an empty name, `~unknown` where the owner is not known. A name that begins with `~` has another `~` before it: a process called `~other` is `~~other`. Bytes that are no UTF-8 read `U+FFFD`; names that read the same are counted together |
+| `process` | the name of the local process, never a pid. `~unknown` where the owner is not known, `~empty` for a name without a byte. A name that begins with `~` has another `~` before it: a process called `~other` is `~~other`. A backslash is doubled; bytes that are no UTF-8, control characters and what is not visible read `\xff`. So no two names are counted together, and `comm` in JSON, text and filters is the same |
 | `role` | `client`, `server`, `listener`, or `unknown` for a connection older than tcpwatch whose sides look alike |
 | `peer` | the server's side of the connection: the address and port that a client dialled, or a server's own port (`:8080`); `~unknown` where `role` is. No label has a remote client's address or an ephemeral port |
 

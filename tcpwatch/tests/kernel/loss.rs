@@ -3,7 +3,12 @@
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
+use crate::{
+    daemon::{Daemon, errors_of},
+    eventually::eventually,
+    netns::Namespace,
+    workload::Workload,
+};
 
 const SERVER: &str = r#"
 import threading
@@ -78,6 +83,19 @@ fn after_a_loss_the_table_equals_the_kernels_again() {
         if complete == true { Ok(()) } else { Err(complete.to_string()) }
     });
     assert!(daemon.metrics().sum("tcpwatch_repairs_total", &[]) > Some(0));
+
+    // Not the counts: what came and went meanwhile is known to nobody.
+    for (path, list) in [("/processes?comm=storm-client", "processes"), ("/peers?comm=storm-client", "peers")]
+    {
+        let answer = daemon.json(path);
+        assert!(!errors_of(&answer, "counts").is_empty(), "{answer}");
+        let (_, text) = daemon.get(path);
+        assert!(text.contains("INCOMPLETE: counts: "), "{text}");
+        for row in answer[list].as_array().unwrap() {
+            let [opened, closed] = ["opened", "closed"].map(|count| row[count].as_u64().unwrap());
+            assert!((4..=504).contains(&opened) && closed <= opened, "{row}");
+        }
+    }
 
     // And it goes on working.
     assert_eq!(client.ask(), "closed");

@@ -14,6 +14,7 @@ mod daemon;
 mod differential;
 mod eventually;
 mod hidden_types;
+mod identities;
 mod interfaces;
 mod leaks;
 mod life;

@@ -207,7 +207,7 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
             }
             Frame::Process(mut process) => {
                 process.details.cgroup = Some("/system.slice/fixture.service".to_owned());
-                pids.contains(&process.pid).then_some(Frame::Process(process))
+                pids.contains(&process.identity.pid).then_some(Frame::Process(process))
             }
             Frame::Interfaces(read) => (u64::from(read.netns) == netns).then_some(Frame::Interfaces(read)),
             other => Some(other),

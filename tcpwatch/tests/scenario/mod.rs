@@ -79,7 +79,7 @@ pub(crate) fn ended(from: TcpState, error: u8) -> What {
 }
 
 pub(crate) fn process(pid: u32, comm: &str) -> TaskRecord {
-    TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.into() }
+    TaskRecord { pid, start_ns: u64::from(pid) * 10, comm: comm.into(), exec_id: 1, stack: 0 }
 }
 
 /// A reset that was sent, not in answer to a segment. Other fields are set with `ResetRecord { .., ..reset() }`.

@@ -116,6 +116,32 @@ fn a_holder_with_the_owners_pid_but_another_start_is_another_process() {
 }
 
 #[test]
+fn after_an_exec_the_holder_is_what_the_process_is_now_and_the_opener_what_it_was() {
+    for name in ["sleep", "curl"] {
+        for also_held_by in [None, Some(WORKER)] {
+            let mut world = World::new();
+            world.connect();
+            let task = TaskRecord { exec_id: 2, ..process(CURL, name) };
+            let others = also_held_by.map(|pid| held_sighting(11, client(HELD), Established, pid));
+            let own = Seen { holder: Some((task, 3)), ..sighting(11, client(HELD), Established) };
+            let seen: Vec<_> = others.into_iter().chain([own]).collect();
+            world.sweep(10, &seen);
+            let exec_ids = |world: &World| {
+                let conn = world.row(1);
+                [conn.opener, conn.process].map(|id| world.tracker.processes().get(id.unwrap()).exec_id)
+            };
+            assert_eq!(exec_ids(&world), [1, 2]);
+            assert_eq!(world.names(world.row(1)), [Some("curl"), Some(name), None]);
+            // A sighting from before the exec comes late; a record of a connection opened since means the new program.
+            world.learn(task);
+            world.sweep(20, &[held_sighting(21, client(HELD), Established, CURL)]);
+            world.report(30, numbered(50, HELD), to(Close, SynSent, CURL));
+            assert_eq!(world.owner(50), Some(name));
+        }
+    }
+}
+
+#[test]
 fn a_close_after_the_sighting_is_not_undone() {
     for what in [
         to(Established, FinWait1, WORKER),

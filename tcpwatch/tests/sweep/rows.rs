@@ -75,6 +75,33 @@ fn an_establishment_found_by_a_sweep_counts_as_opened() {
 }
 
 #[test]
+fn an_establishment_without_a_record_counts_where_a_sweep_before_would_have_seen_the_connection() {
+    let found = [held_sighting(21, client(HELD), Established, CURL)];
+    for (swept_before, namespaces, opened) in
+        [(false, &[NETNS][..], 0), (true, &[NETNS + 1], 0), (true, &[NETNS], 1)]
+    {
+        for by_record in [false, true] {
+            let mut world = World::new();
+            if swept_before {
+                world.tracker.begin_sweep(10);
+                world.finish_sweep_of(&[], &covering(namespaces));
+            }
+            if by_record {
+                world.report(20, client(HELD), to(Established, FinWait1, CURL));
+            } else {
+                world.sweep(20, &found);
+                world.sweep(SECOND, &[held_sighting(SECOND + 1, client(HELD), Established, CURL)]);
+            }
+            assert_eq!(world.counts_of("curl"), [opened, 0, 0], "{swept_before} {namespaces:?} {by_record}");
+            assert_eq!(world.counts()[0], opened);
+            world.report(2 * SECOND, client(HELD), ended(FinWait1, ECONNRESET));
+            assert_eq!(world.counts_of("curl"), [opened, 1, 0]);
+            world.assert_consistent();
+        }
+    }
+}
+
+#[test]
 fn a_record_newer_than_the_sighting_wins() {
     let mut world = World::new();
     world.connect();

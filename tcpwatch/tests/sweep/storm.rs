@@ -136,6 +136,25 @@ fn after_a_calm_sweep_the_table_is_the_kernels_whatever_was_lost() {
 }
 
 #[test]
+fn after_a_loss_no_count_is_too_high_and_nothing_is_closed_that_was_not_opened() {
+    for loss in [10, 3, 2, 1] {
+        for seed in 0..100 {
+            let mut storm = Storm::new(seed, loss);
+            storm.quiet_sweep();
+            for round in 0..5 {
+                storm.rage(30);
+                storm.sweep(busy);
+                storm.quiet_sweep();
+                let [opened, closed, _] = storm.world.counts();
+                let context = format!("1 of {loss} lost, seed {seed}, round {round}");
+                assert!(opened <= storm.kernel.opened && closed <= storm.kernel.closed, "{context}");
+                assert!(closed <= opened, "{context}: {closed} closed of {opened}");
+            }
+        }
+    }
+}
+
+#[test]
 fn after_a_calm_sweep_another_one_changes_nothing() {
     for seed in 0..50 {
         let mut storm = Storm::new(seed, 3);

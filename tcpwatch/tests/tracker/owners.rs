@@ -148,6 +148,24 @@ fn a_reused_pid_does_not_rename_earlier_owners() {
 }
 
 #[test]
+fn an_exec_or_another_name_renames_nothing_that_was_done_before() {
+    for (name, exec_id) in [("wget", 2), ("curl", 2), ("wget", 1)] {
+        let mut world = World::new();
+        world.connect();
+        let socket = numbered(50, HELD);
+        world.report_all(socket, [(1, to(Close, SynSent, CURL)), (2, to(SynSent, Established, 0))]);
+        world.report_all(socket, [(3, to(Established, FinWait1, CURL)), (4, ended(FinWait1, ECONNRESET))]);
+        world.learn(TaskRecord { exec_id, ..process(CURL, name) });
+        let ids = [world.row(1).opener, world.row(1).process];
+        assert!(ids.iter().all(|id| world.tracker.processes().get(id.unwrap()).exec_id == 1));
+        assert_eq!(world.names(world.row(1)), [Some("curl"), Some("curl"), None]);
+        assert_eq!(world.names(&world.last_ended().conn), [Some("curl"); 3]);
+        world.report(5, client(HELD), to(Established, FinWait1, CURL));
+        assert_eq!(world.names(world.row(1)), [Some("curl"), Some(name), Some(name)]);
+    }
+}
+
+#[test]
 fn each_count_goes_to_the_owner_at_that_time() {
     let mut world = World::new();
     world.serve();

@@ -11,7 +11,7 @@ use crate::{
         parameters::{Given, Parameter, Parameters, Place},
         render::{
             completeness::Completeness,
-            text::{bounded_duration, bytes, duration, printable, table},
+            text::{bytes, duration, known_duration, printable, table},
             view::{Detail, ShownBlocked, ShownReset, ShownStalled, detail},
         },
     },
@@ -223,8 +223,9 @@ impl Render for Connection {
             line("connect", format!("{outcome}{after}{repeated}"));
         }
         if let Some(first) = detail.first_close {
+            let (lower, upper) = (detail.established_is_lower_bound, detail.established_is_upper_bound);
             let after = detail.established_seconds.map_or(String::new(), |seconds| {
-                format!(" after {} ESTABLISHED", bounded_duration(seconds, detail.established_is_lower_bound))
+                format!(" after {} ESTABLISHED", known_duration(Some(seconds), lower, upper))
             });
             line("first close", format!("{}{after}", first.name()));
         }
@@ -280,7 +281,11 @@ impl Render for Connection {
             .iter()
             .map(|step| {
                 let cause = step.cause.name().to_owned();
-                let lasted = bounded_duration(step.duration_seconds, step.duration_is_lower_bound);
+                let lasted = known_duration(
+                    step.duration_seconds,
+                    step.duration_is_lower_bound,
+                    step.duration_is_upper_bound,
+                );
                 vec![step.entered_at.clone(), step.state.to_string(), lasted, cause]
             })
             .collect();
@@ -289,8 +294,7 @@ impl Render for Connection {
 }
 
 fn show_process(process: &Process) -> String {
-    let exe = process.exe.as_deref().unwrap_or("");
-    printable(format!("{} (pid {}) {exe}", process.comm, process.pid).trim_end())
+    printable(&format!("{} (pid {}){}", process.comm, process.pid, process.exe_text()))
 }
 
 fn show_reset(reset: &ShownReset) -> String {

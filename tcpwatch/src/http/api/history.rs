@@ -18,7 +18,7 @@ use crate::{
         render::{
             completeness::Completeness,
             counts::cut,
-            text::{bounded_duration, bytes, printable, table},
+            text::{bytes, known_duration, printable, table},
             view::{Detail, detail},
         },
     },
@@ -96,6 +96,11 @@ fn list(
     })
 }
 
+fn lived(ended: &Detail) -> String {
+    let (lower, upper) = (ended.row.age_is_lower_bound, ended.ended_at_is_upper_bound);
+    known_duration((!lower || !upper).then_some(ended.row.age_seconds), lower, upper)
+}
+
 impl List for History {
     type Row = Detail;
 
@@ -117,7 +122,7 @@ impl Render for History {
                 vec![
                     ended.row.id.clone(),
                     ended.ended_at.clone().unwrap_or_default(),
-                    bounded_duration(ended.row.age_seconds, ended.row.age_is_lower_bound),
+                    lived(ended),
                     ended.row.role.to_string(),
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
                     process.map_or("-".to_owned(), |process| printable(&process.comm)),

@@ -100,8 +100,7 @@ fn leak_text(leak: &Leak) -> String {
     };
     match &leak.process {
         Some(process) => {
-            let exe = process.exe.as_deref().map(|exe| format!(" {exe}")).unwrap_or_default();
-            line("process", &format!("{} (pid {}){exe}", process.comm, process.pid));
+            line("process", &format!("{} (pid {}){}", process.comm, process.pid, process.exe_text()));
             if let Some(container) = &process.container {
                 let pod = container.pod_uid.as_ref().map(|uid| format!(", pod {uid}")).unwrap_or_default();
                 let runtime = container.runtime.map(|runtime| format!("{runtime} ")).unwrap_or_default();

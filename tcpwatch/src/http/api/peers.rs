@@ -101,7 +101,7 @@ fn list(
         .collect();
     let cut = order.page(page, rows)?;
     Ok(Peers {
-        completeness: Completeness::of(node).and("translated", translations.problems),
+        completeness: Completeness::of_counts(node).and("translated", translations.problems),
         extent: cut.extent,
         peers: cut
             .rows

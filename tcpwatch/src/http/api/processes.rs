@@ -5,7 +5,7 @@
 
 use std::{cmp::Reverse, sync::Arc};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -22,7 +22,7 @@ use crate::{
         translations::{self, Nat, Translations},
     },
     model::{
-        groups::{Counts, shown_process},
+        groups::Counts,
         processes::{Process, ProcessId},
     },
     node::Node,
@@ -41,15 +41,14 @@ pub(crate) struct Processes {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ProcessRow")]
 pub(crate) struct Row {
-    /// `null` for what has no known owner; `~other` for what found no place of its own. A name that begins with `~`
-    /// has another `~` before it.
+    /// `null` for what has no known owner; `~other` for what found no place of its own.
     comm: Option<Arc<str>>,
     connections: Now,
     #[serde(flatten)]
     counted: CountsView,
     /// How many processes of this name have connections now.
     running: usize,
-    /// Those, the most connections first.
+    /// Those, the most connections first; each of the programs that a process ran under this name by itself.
     instances: Vec<Instance>,
 }
 
@@ -63,7 +62,7 @@ struct Instance {
 parameters! {
     #[derive(Clone, Debug)]
     pub(crate) struct Named {
-        /// only processes with exactly this name
+        /// only processes with exactly this name, as answers show it
         comm: Option<String>,
     }
 }
@@ -93,7 +92,7 @@ fn list(
     for (id, tally) in by_process {
         let process = id.map(|id| tracker.processes().get(id));
         let (sum, _, instances) =
-            by_name.entry(process.map(|process| shown_process(&process.comm))).or_default();
+            by_name.entry(process.map(|process| Arc::clone(&process.comm))).or_default();
         sum.add(&tally);
         instances.extend(process.map(|process| (process, tally)));
     }
@@ -107,13 +106,15 @@ fn list(
         .collect();
     let cut = order.page(page, rows)?;
     Ok(Processes {
-        completeness: Completeness::of(node).and("translated", translations.problems),
+        completeness: Completeness::of_counts(node).and("translated", translations.problems),
         extent: cut.extent,
         processes: cut
             .rows
             .into_iter()
             .map(|(comm, tally, counts, mut instances)| {
-                let running = instances.len();
+                let pids: FxHashSet<_> =
+                    instances.iter().map(|(process, _)| (process.pid, process.start_ns)).collect();
+                let running = pids.len();
                 instances.sort_by_key(|(process, tally)| (Reverse(tally.total()), process.pid));
                 instances.truncate(page.limit());
                 let instance = |(process, tally): (&Process, ConnectionCounts)| Instance {
@@ -149,7 +150,7 @@ impl Render for Processes {
             .iter()
             .map(|row| {
                 let pid = match (&row.instances[..], row.running) {
-                    ([only], 1) => only.process.pid.to_string(),
+                    ([first, ..], 1) => first.process.pid.to_string(),
                     (_, 0) => "-".to_owned(),
                     (_, several) => format!("{several} of them"),
                 };

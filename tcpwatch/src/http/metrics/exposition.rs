@@ -133,8 +133,8 @@ impl Lines<'_> {
     }
 }
 
-/// `process`, `role` and `peer`. A process whose name is empty has an empty label; one that is not known, or that found no
-/// place of its own, has a value that begins with `~`, which no name does.
+/// `process`, `role` and `peer`. A process that is not known, or that found no place of its own, has a value that no name
+/// has as its text (`events/comm.rs`).
 fn labels(key: &GroupKey) -> String {
     let mut text = String::from("process=\"");
     push_escaped(&mut text, key.shown_process().as_deref().unwrap_or("~unknown"));

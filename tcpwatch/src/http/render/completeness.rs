@@ -20,6 +20,11 @@ impl Completeness {
         Self::new(node.gaps())
     }
 
+    /// Of an answer that also has what was counted since the start.
+    pub(crate) fn of_counts(node: &Node) -> Self {
+        Self::new([node.gaps(), node.count_gaps()].concat())
+    }
+
     fn new(errors: Vec<Gap>) -> Self {
         Self { complete: errors.is_empty(), errors }
     }

@@ -2,11 +2,17 @@
 
 use std::fmt::Write as _;
 
-use crate::model::live::Spread;
+use crate::{events::comm::is_visible, model::live::Spread};
 
-/// What processes call themselves, harmless on a terminal: no line breaks, no escape sequences.
-pub fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+/// Paths and the like, harmless on a terminal: no line breaks, no escape sequences.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if is_visible(c) { c } else { '\u{fffd}' }).collect()
+}
+
+/// A whole answer in text: harmless on a terminal, whatever it was made of.
+pub(crate) fn harmless(text: String) -> String {
+    let harms = |c: char| c != '\n' && !is_visible(c);
+    if text.contains(harms) { text.replace(harms, "\u{fffd}") } else { text }
 }
 
 /// Columns as wide as their widest cell; the last one runs free.
@@ -46,6 +52,15 @@ pub(crate) fn duration(seconds: f64) -> String {
 /// With `>` where it is a lower bound.
 pub(crate) fn bounded_duration(seconds: f64, is_lower_bound: bool) -> String {
     if is_lower_bound { format!(">{}", duration(seconds)) } else { duration(seconds) }
+}
+
+/// With `>` where it is a lower bound, `<` where it is an upper one; `-` where it is not known.
+pub(crate) fn known_duration(seconds: Option<f64>, is_lower_bound: bool, is_upper_bound: bool) -> String {
+    match seconds {
+        None => "-".to_owned(),
+        Some(seconds) if is_upper_bound => format!("<{}", duration(seconds)),
+        Some(seconds) => bounded_duration(seconds, is_lower_bound),
+    }
 }
 
 pub(crate) fn bytes(bytes: u64) -> String {

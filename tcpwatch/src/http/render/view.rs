@@ -139,8 +139,10 @@ pub(crate) struct Detail {
     pub row: Row,
     /// When the connection began; where `age_is_lower_bound`, when it is first known to have existed.
     pub opened_at: String,
-    /// When it ended; `null` while it lives.
+    /// When it ended; `null` while it lives. `age_seconds` and `state_seconds` are until then.
     pub ended_at: Option<String>,
+    /// Whether it had ended before `ended_at`: its end was not seen, only that it was gone.
+    pub ended_at_is_upper_bound: bool,
     /// The process that connected or listens; `null` for a server's connection, and where it is not known.
     pub opener: Option<Process>,
     /// The process that closed the connection or shut down its sending side; `null` while none has, and where it is not
@@ -149,10 +151,13 @@ pub(crate) struct Detail {
     /// What became of a client's connect; `null` of other roles, and where the connection was established before tcpwatch
     /// saw it.
     pub connect: Option<Connect>,
-    /// Seconds that the connection was, or has been, ESTABLISHED; `null` where it was not seen to be.
+    /// Seconds that the connection was, or has been, ESTABLISHED; `null` where it was not seen to be, or neither the
+    /// beginning nor the end of that was seen.
     pub established_seconds: Option<f64>,
     /// Whether `established_seconds` is a lower bound: the connection was ESTABLISHED when tcpwatch first saw it.
     pub established_is_lower_bound: bool,
+    /// Whether `established_seconds` is an upper bound: the end of that state was not seen.
+    pub established_is_upper_bound: bool,
     /// Who closed first; `null` while nobody has, and of what never was ESTABLISHED.
     pub first_close: Option<FirstClose>,
     /// Bytes received after the local side's FIN, where that came first; `null` otherwise, and where it is not known.
@@ -198,8 +203,8 @@ pub(crate) struct Detail {
 pub(crate) struct Connect {
     /// Its outcome; `null` while it waits for an answer.
     pub outcome: Option<Outcome>,
-    /// Seconds until the peer's answer, the failure, or now; `null` where its beginning was not seen, and where connect()
-    /// failed before it sent anything. Of a connect that waited for the first data (TCP_FASTOPEN_CONNECT) and was
+    /// Seconds until the peer's answer, the failure, or now; `null` where its beginning or its end was not seen, and
+    /// where connect() failed before it sent anything. Of a connect that waited for the first data (TCP_FASTOPEN_CONNECT) and was
     /// established without a repeated SYN, since it sent the SYN.
     pub duration_seconds: Option<f64>,
     /// SYNs retransmitted; `null` where that is not known.
@@ -237,10 +242,12 @@ pub(crate) struct LifeStep {
     pub state: TcpState,
     /// When the connection entered it; where `duration_is_lower_bound`, when it was first known to be in it.
     pub entered_at: String,
-    /// Seconds that it lasted, or has lasted.
-    pub duration_seconds: f64,
+    /// Seconds that it lasted, or has lasted; `null` where neither the entry into the state nor its end was seen.
+    pub duration_seconds: Option<f64>,
     /// Whether `duration_seconds` is a lower bound: the entry into the state was not seen.
     pub duration_is_lower_bound: bool,
+    /// Whether `duration_seconds` is an upper bound: the end of the state was not seen.
+    pub duration_is_upper_bound: bool,
     /// Who caused the entry: `application` (this side), `peer`, `timer` (of the kernel) or `unknown`: it was not seen.
     pub cause: Cause,
 }
@@ -289,14 +296,19 @@ pub(crate) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         until_ns.saturating_sub(steps[index].since_ns)
     };
     // Of the earlier states nothing else remains of how their entry became known.
-    let is_bound = |index: usize| match index.cmp(&latest) {
+    let entry_unseen = |index: usize| match index.cmp(&latest) {
         Ordering::Less => steps[index].cause == Cause::Unknown,
         Ordering::Equal => latest_is_bound,
         Ordering::Greater => false,
     };
+    let end_unseen = |index: usize| steps.get(index + 1).is_some_and(|next| next.cause == Cause::Unknown);
+    // Where neither is known the time in between says nothing.
+    let known = |index: usize| (!entry_unseen(index) || !end_unseen(index)).then(|| lasted(index));
+    let is_lower = |index: usize| entry_unseen(index) && !end_unseen(index);
+    let is_upper = |index: usize| end_unseen(index) && !entry_unseen(index);
     let was_in = |state| steps.iter().position(|step| step.state == state);
     let established = was_in(TcpState::Established);
-    let in_syn_sent = was_in(TcpState::SynSent).map(lasted);
+    let in_syn_sent = was_in(TcpState::SynSent).filter(|index| !end_unseen(*index)).map(lasted);
     let connect = connect(conn, in_syn_sent.filter(|_| !conn.is(ConnFlags::OLDER)));
     let retransmitted = conn.retransmits.as_ref().map(|tally| tally.counted).unwrap_or_default();
     let failures = conn.retransmits.as_ref().map(|tally| tally.failures).unwrap_or_default();
@@ -306,11 +318,13 @@ pub(crate) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
         row: row(node, clock, conn),
         opened_at: clock.at(conn.opened_ns()).rfc3339(),
         ended_at: ended.map(|ended| clock.at(ended.ended_ns).rfc3339()),
+        ended_at_is_upper_bound: ended.is_some_and(|ended| ended.cause == Cause::Unknown),
         opener: process(node, conn.opener),
         closer: process(node, conn.closer),
         connect,
-        established_seconds: established.map(lasted).map(seconds),
-        established_is_lower_bound: established.is_some_and(is_bound),
+        established_seconds: established.and_then(known).map(seconds),
+        established_is_lower_bound: established.is_some_and(is_lower),
+        established_is_upper_bound: established.is_some_and(is_upper),
         first_close: first_close(node, conn, ended),
         received_after_close_bytes: after_close(FirstClose::Local),
         sent_after_close_bytes: after_close(FirstClose::Peer),
@@ -335,8 +349,9 @@ pub(crate) fn detail(node: &Node, clock: Clock, conn: &Conn, ended: Option<&Ende
             .map(|(index, step)| LifeStep {
                 state: step.state,
                 entered_at: clock.at(step.since_ns).rfc3339(),
-                duration_seconds: seconds(lasted(index)),
-                duration_is_lower_bound: is_bound(index),
+                duration_seconds: known(index).map(seconds),
+                duration_is_lower_bound: is_lower(index),
+                duration_is_upper_bound: is_upper(index),
                 cause: step.cause,
             })
             .collect(),

@@ -49,6 +49,13 @@ pub fn resolve<'a>(
     missing.map_or(Ok(()), Err)
 }
 
+/// What is known less exactly without one of these, whose offset is 0 then.
+pub const OPTIONAL: &[Member] = &[
+    Member::new("OFF_TASK_SELF_EXEC_ID", "task_struct", "self_exec_id"),
+    Member::new("OFF_TASK_MM", "task_struct", "mm"),
+    Member::new("OFF_MM_START_STACK", "mm_struct", "start_stack"),
+];
+
 /// The registers of a probed function's first four arguments and of its return value (the kernel's calling
 /// convention; `PT_REGS_PARM1` and the like of tools/lib/bpf/bpf_tracing.h).
 #[cfg(target_arch = "x86_64")]

@@ -37,6 +37,7 @@ impl<'a> KernelLayout<'a> {
         let mut without_member = Vec::new();
         if let Some(types) = &types {
             offsets::resolve(types, offsets::COMMON, &mut globals)?;
+            let _ = offsets::resolve(types, offsets::OPTIONAL, &mut globals);
             for signal in Signal::ALL {
                 if let Err(error) = offsets::resolve(types, signal.spec().members(), &mut globals) {
                     without_member.push((signal, error));

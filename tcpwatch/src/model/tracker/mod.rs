@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     events::{
-        decode::{IdleRecord, Record, Retransmits, Socket, SocketRecord, What},
+        decode::{Identity, IdleRecord, Record, Retransmits, Socket, SocketRecord, TaskRecord, What},
         frame::{InterfaceNames, ProcDetails, ReportedFacts},
         seen::ListenQueue,
     },
@@ -181,14 +181,14 @@ impl Tracker {
         self.reported
     }
 
-    /// Pid and start time of processes whose /proc was not read yet; each is returned once.
-    pub fn take_unread_processes(&mut self) -> Vec<(u32, u64)> {
+    /// Processes whose /proc was not read yet; each is returned once.
+    pub fn take_unread_processes(&mut self) -> Vec<TaskRecord> {
         self.processes.take_unread()
     }
 
     /// What /proc says of a process.
-    pub fn describe_process(&mut self, pid: u32, start_ns: u64, details: &ProcDetails) {
-        self.processes.describe(pid, start_ns, details);
+    pub fn describe_process(&mut self, identity: &Identity, details: &ProcDetails) {
+        self.processes.describe(identity, details);
     }
 
     /// The interface with this index; `None` for 0.
@@ -325,16 +325,14 @@ impl Tracker {
             self.leave(key, from, to, now_ns);
             self.table.enter(key, to, cause, now_ns);
         }
-        let flags = ConnFlags::default().with(ConnFlags::OLDER, !born);
+        let flags =
+            if born { ConnFlags::default() } else { self.older(&record.socket, from.follows_established()) };
         let Some(key) =
             known.or_else(|| self.insert(&record.socket, Life::new(to, cause, now_ns), now_ns, flags))
         else {
             return;
         };
         self.describe(key, &record.socket);
-        if from.follows_established() {
-            self.note_established(key, now_ns);
-        }
         if let Some(traffic) = record.traffic {
             self.carry(key, traffic, now_ns);
         }
@@ -372,6 +370,10 @@ impl Tracker {
                 }
             }
             _ => {}
+        }
+        // After the owner is known.
+        if from.follows_established() {
+            self.note_established(key, now_ns);
         }
         self.doubt_listener(key, now_ns);
         self.group(key, now_ns);
@@ -475,10 +477,10 @@ impl Tracker {
         }
     }
 
-    /// Counts an establishment whose record was lost, known by the state that followed it.
+    /// Counts an establishment whose record was lost, known by the state that followed it. Of a connection that was
+    /// established before this run, `older` has set the flag.
     pub(crate) fn note_established(&mut self, key: ConnKey, now_ns: u64) {
-        let conn = self.table.get_mut(key);
-        let first = !conn.flags.replace(ConnFlags::ESTABLISHED, true) && !conn.is(ConnFlags::OLDER);
+        let first = !self.table.get_mut(key).flags.replace(ConnFlags::ESTABLISHED, true);
         if first && let Some(group) = self.group(key, now_ns) {
             self.groups.counts(group).opened += 1;
             self.count_connect(key, Outcome::Established, now_ns);
@@ -528,8 +530,15 @@ impl Tracker {
     }
 
     fn insert_older(&mut self, socket: &Socket, state: TcpState, now_ns: u64) -> Option<ConnKey> {
-        let flags = ConnFlags::OLDER | ConnFlags::STATE_OLDER;
+        let flags = self.older(socket, state.follows_established()) | ConnFlags::STATE_OLDER;
         self.insert(socket, Life::new(state, Cause::Unknown, now_ns), now_ns, flags)
+    }
+
+    /// The flags of a connection whose beginning was not seen. `established`: it has been ESTABLISHED. Unless that may
+    /// have been before this run, it is still to be counted.
+    pub(crate) fn older(&self, socket: &Socket, established: bool) -> ConnFlags {
+        let not_counted = established && !self.began_unseen(socket.netns);
+        ConnFlags::OLDER.with(ConnFlags::ESTABLISHED, not_counted)
     }
 
     fn hear_of(&mut self, key: ConnKey, socket: &Socket, now_ns: u64) {
@@ -683,7 +692,10 @@ impl Tracker {
 
     /// `error`: the socket's errno; `None` where its end or errno was not reported.
     pub(crate) fn count_closed(&mut self, key: ConnKey, from: TcpState, error: Option<u8>, now_ns: u64) {
-        let was_established = self.table.get(key).is(ConnFlags::ESTABLISHED) || from.follows_established();
+        if from.follows_established() {
+            self.note_established(key, now_ns);
+        }
+        let was_established = self.table.get(key).is(ConnFlags::ESTABLISHED);
         if was_established && let Some(group) = self.group(key, now_ns) {
             let in_repair = self.table.get(key).is(ConnFlags::ENDED_IN_REPAIR);
             self.groups.counts(group).closed[FirstClose::of(from, error, in_repair) as usize] += 1;

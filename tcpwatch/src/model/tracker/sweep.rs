@@ -52,6 +52,8 @@ pub struct Progress {
     /// The first process found to hold a socket whose known owner is another: the owner from now on, unless the known owner
     /// turns out to hold it too.
     other_holders: FxHashMap<u64, OtherHolder>,
+    /// What the sweep that ended last has listed.
+    listed: Coverage,
     /// Sockets that retransmitted more than records have reported, by cookie; and those of the sweep before.
     unreported: FxHashMap<u64, UnreportedRetransmits>,
     unreported_before: FxHashMap<u64, UnreportedRetransmits>,
@@ -146,6 +148,7 @@ impl Tracker {
             began_before_ns: self.sweep.began_ns,
             ended: Some(FxHashMap::default()),
             unreported_before: std::mem::take(&mut self.sweep.unreported),
+            listed: std::mem::take(&mut self.sweep.listed),
             ..Progress::default()
         };
     }
@@ -190,6 +193,14 @@ impl Tracker {
                 self.forget(&before);
             }
         }
+        self.sweep.listed = coverage.clone();
+    }
+
+    /// Whether a socket of this namespace that the table does not have began in this run, though no record says so: a sweep
+    /// that has ended would have found it.
+    pub(crate) fn began_unseen(&self, netns: u32) -> bool {
+        let Coverage { namespaces, all } = &self.sweep.listed;
+        self.untracked == 0 && (*all || namespaces.contains(&netns))
     }
 
     /// Sightings of minisocks in FIN_WAIT2 that a record has since reported to be in TIME_WAIT.
@@ -371,8 +382,11 @@ impl Tracker {
             return;
         }
         let owner = conn.process;
-        let holder = self.processes.learn(task);
-        if owner.is_none() || owner == holder {
+        let holder = self.processes.see(task);
+        let both = owner.zip(holder);
+        // After an exec it is another identity of the owner.
+        let same = both.is_some_and(|(owner, holder)| self.processes.is_same_process(owner, holder));
+        if owner.is_none() || same {
             self.own(key, holder, seen.time_ns);
             self.table.get_mut(key).flags.set(ConnFlags::OWNER_HOLDS, holder.is_some());
         } else if !conn.is(ConnFlags::OWNER_HOLDS) {
@@ -402,6 +416,9 @@ impl Tracker {
                 let listener = self.listener_of(conn.netns, conn.interface, conn.local);
                 self.set_process(key, listener, began_ns);
             }
+            if self.table.get(key).state().follows_established() {
+                self.note_established(key, began_ns);
+            }
             self.group(key, began_ns);
         }
     }
@@ -410,7 +427,7 @@ impl Tracker {
     fn note_unconnected(&mut self, seen: &Seen) {
         let Some((task, fd)) = &seen.holder else { return };
         let number = self.sweep.number;
-        let process = self.processes.learn(task);
+        let process = self.processes.see(task);
         let socket = Unconnected {
             since_ns: seen.time_ns,
             process,
@@ -454,8 +471,7 @@ impl Tracker {
         if self.sweep.number > 1 {
             self.repairs.appeared += 1;
         }
-        let flags = ConnFlags::OLDER | ConnFlags::STATE_OLDER;
-        let flags = flags.with(ConnFlags::ESTABLISHED, seen.state.follows_established());
+        let flags = self.older(&seen.socket, seen.state.follows_established()) | ConnFlags::STATE_OLDER;
         let life = Life::new(seen.state, Cause::Unknown, self.known_since(seen));
         self.insert(&seen.socket, life, seen.time_ns, flags)
     }
