@@ -83,8 +83,6 @@ impl LostRecords {
 pub struct ReportedFacts {
     /// Records report when minisocks end; else the ends of their timers are computed.
     pub minisock_ends: bool,
-    /// Records report who accepts; else sweeps find out.
-    pub accepts: bool,
     /// Records identify a socket by its address, not by its cookie.
     pub identity_is_address: bool,
     /// Records of a socket's end lack its errno.

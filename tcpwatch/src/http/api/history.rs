@@ -18,7 +18,7 @@ use crate::{
         render::{
             completeness::Completeness,
             counts::cut,
-            text::{bounded_duration, bytes, printable, table},
+            text::{bounded_duration, bytes, table},
             view::{Detail, detail},
         },
     },
@@ -125,7 +125,7 @@ impl Render for History {
                     bounded_duration(ended.row.age_seconds, ended.row.age_is_lower_bound),
                     ended.row.role.to_string(),
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
-                    process.map_or("-".to_owned(), |process| printable(&process.comm)),
+                    ended.row.shown_process(),
                     ended.row.local.to_string(),
                     ended.row.remote.to_string(),
                     carried(ended.sent_bytes),

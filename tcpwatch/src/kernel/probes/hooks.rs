@@ -121,7 +121,6 @@ impl Hooks {
         let by_program = |signal| self.way(signal).is_some_and(|way| way != WayKind::Inferred);
         ReportedFacts {
             minisock_ends: by_program(Signal::Minisock),
-            accepts: by_program(Signal::Accept),
             identity_is_address: self.identity == Some(SocketIdentity::Address),
             errnos_missing: self.way(Signal::State) == Some(WayKind::Tracepoint),
         }
@@ -154,7 +153,7 @@ mod tests {
             (Signal::Accept, WayKind::Kretprobe),
             (Signal::Minisock, WayKind::Fentry),
         ];
-        let reported = ReportedFacts { minisock_ends: true, accepts: true, ..ReportedFacts::default() };
+        let reported = ReportedFacts { minisock_ends: true, ..ReportedFacts::default() };
         assert_eq!(hooks(&best, SocketIdentity::Cookie).reported(), reported);
         let least = [
             (Signal::State, WayKind::Tracepoint),

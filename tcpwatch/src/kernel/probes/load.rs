@@ -245,7 +245,8 @@ mod tests {
 
     fn offset_globals() -> BTreeSet<&'static str> {
         let members = Signal::ALL.into_iter().flat_map(|signal| signal.spec().members());
-        let of_members = offsets::COMMON.iter().chain(members).map(|member| member.global);
+        let of_members =
+            offsets::COMMON.iter().chain(offsets::MPTCP).chain(members).map(|member| member.global);
         let of_records = ways().flat_map(Way::programs).filter_map(|program| match program.attach {
             Attach::Tracepoint(tracepoint) => Some(tracepoint.fields.iter().map(|(global, _)| *global)),
             _ => None,
