@@ -125,7 +125,9 @@ pub struct ResetEvent {
     pub unsent: u32,
     /// Sequence numbers sent and not acknowledged, counted as `unsent`.
     pub unacknowledged: u32,
-    pub zero: u32,
+    /// The process in whose context the application's close sent it; 0 for any other reset, for a kernel thread, or where
+    /// the `TaskEvent` about the process could not be written.
+    pub tgid: u32,
 }
 
 /// How long a connection had been idle when it left ESTABLISHED; written only for one that had been. 32 bytes.

@@ -1,10 +1,10 @@
 //! The records that the iterators write: sockets as a sweep observes them, and the options of one socket.
 //!
-//! In: nothing. Out: [`SeenSocket`] and [`AskedOptions`], with the flags and indices in them. Deliberately absent: what
-//! happens between two sweeps, which the events report.
+//! In: nothing. Out: [`SeenSocket`], [`SocketList`] and [`AskedOptions`], with the flags and indices in them. Deliberately
+//! absent: what happens between two sweeps, which the events report.
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 264 bytes.
+/// 272 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -94,7 +94,50 @@ pub struct SeenSocket {
     /// As `TaskEvent::stack`.
     pub stack: u32,
     pub zero: u32,
+    /// The cookie of the listener that a request was made to; 0 for any other socket.
+    pub listener: u64,
 }
+
+/// Sockets that belong to another socket, which is visited itself. 272 bytes, as [`SeenSocket`], among which it is
+/// written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[repr(C)]
+pub struct SocketList {
+    /// 0, which is no state: a `SeenSocket` has its state here.
+    pub zero: u8,
+    /// `LIST_QUEUED` or `LIST_SUBFLOWS`
+    pub kind: u8,
+    /// How many of `cookies` are set.
+    pub count: u8,
+    /// 1 in the last record about a list that goes on.
+    pub truncated: u8,
+    /// As in `SeenSocket`: the process that holds the sockets, 0 for `LIST_QUEUED`.
+    pub tgid: u32,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// The cookie of the listener, 0 for `LIST_SUBFLOWS`.
+    pub listener: u64,
+    /// This, `comm`, `fd`, `exec_id` and `stack`: as in `SeenSocket`.
+    pub start_ns: u64,
+    pub comm: [u8; 16],
+    pub fd: u32,
+    pub exec_id: u32,
+    pub stack: u32,
+    pub zeros: u32,
+    /// As `SocketEvent::cookie`.
+    pub cookies: [u64; SocketList::SOCKETS],
+}
+
+impl SocketList {
+    /// Sockets in one record.
+    pub const SOCKETS: usize = 26;
+}
+
+/// A [`SocketList`] of the connections in a listener's accept queue.
+pub const LIST_QUEUED: u8 = 1;
+/// A [`SocketList`] of the subflows of a Multipath TCP socket, to which the descriptor of a process refers.
+pub const LIST_SUBFLOWS: u8 = 2;
 
 /// Indices into `SeenSocket::sending_jiffies`: what held back the sender (enum tcp_chrono in include/linux/tcp.h,
 /// less 1).
@@ -155,7 +198,7 @@ pub struct AskedOptions {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<SeenSocket>() == 264);
+    assert!(size_of::<SeenSocket>() == 272);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
@@ -169,6 +212,11 @@ const _: () = {
     assert!(offset_of!(SeenSocket, congestion) == 196);
     assert!(offset_of!(SeenSocket, saddr) == 212);
     assert!(offset_of!(SeenSocket, interface) == 248);
+    assert!(offset_of!(SeenSocket, listener) == 264);
+    assert!(size_of::<SocketList>() == size_of::<SeenSocket>());
+    assert!(offset_of!(SocketList, time_ns) == 8);
+    assert!(offset_of!(SocketList, comm) == 32);
+    assert!(offset_of!(SocketList, cookies) == 64);
     assert!(size_of::<SocketOptions>() == 24);
     assert!(offset_of!(SocketOptions, user_timeout_ms) == 8);
     assert!(offset_of!(SocketOptions, keepalive_probes) == 20);

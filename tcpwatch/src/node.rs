@@ -235,9 +235,13 @@ impl Node {
 
     fn seen(&mut self, records: &[u8]) {
         for record in records.chunks(size_of::<tcpwatch_common::SeenSocket>()) {
-            match seen::decode(record) {
-                Ok(seen) => self.tracker.apply_seen(&seen),
-                Err(error) => self.malformed(&error),
+            let applied = if seen::is_list(record) {
+                seen::decode_list(record).map(|list| self.tracker.apply_list(&list))
+            } else {
+                seen::decode(record).map(|seen| self.tracker.apply_seen(&seen))
+            };
+            if let Err(error) = applied {
+                self.malformed(&error);
             }
         }
     }

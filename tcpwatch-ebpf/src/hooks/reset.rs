@@ -4,7 +4,10 @@
 //!
 //! tcp_send_reset is called by tcp_send_active_reset (net/ipv4/tcp_output.c), for the application or a timer and
 //! without a segment that it answers, and by tcp_v4_send_reset and tcp_v6_send_reset, from Linux 6.10 on also for
-//! minisocks and without any socket. An abortive close has set the state to CLOSE before that.
+//! minisocks and without any socket. An abortive close has set the state to CLOSE before that, and runs in the process that
+//! closes or exits; timers send their resets before they set it. The one exception is a connection that is established
+//! while its listener closes: the softirq that would have queued it may reset it (inet_csk_reqsk_queue_add in
+//! net/ipv4/inet_connection_sock.c).
 //!
 //! tcp_receive_reset is called by tcp_reset (net/ipv4/tcp_input.c), before the state changes. That is also how the
 //! kernel ends a connection on which data comes that no process can receive any more: then it sends a reset at once,
@@ -18,12 +21,16 @@ use aya_ebpf::{
 use tcpwatch_common::{
     RESET_ANSWERS, RESET_EXITING, RESET_RECEIVED,
     counter::{LOST_RECEIVED_RESET, LOST_SENT_RESET, RESET_LISTENER, RESET_NO_SOCKET},
-    state::LISTEN,
+    state::{CLOSE, LISTEN},
 };
 
 use crate::{
-    out::{counters, reset_event},
+    out::{
+        counters, reset_event,
+        task_event::{self, By},
+    },
     read::{
+        clock,
         offsets::OFF_SKC_STATE,
         pointer::{BtfPtr, KernelPtr, ProbedPtr},
         process,
@@ -78,6 +85,9 @@ fn sent(ctx: &impl EbpfContext, sk: Option<impl KernelPtr>, answered: *const u8)
     } else if let Some(sk) = sk.tcp_sock() {
         // An answer is sent in a softirq, where the current process has nothing to do with the socket.
         let exiting = if answers == 0 && process::exits() { RESET_EXITING } else { 0 };
-        reset_event::emit(ctx, sk, answers | exiting, LOST_SENT_RESET);
+        let mut time_ns = clock::now_ns();
+        let closes = answers == 0 && state == CLOSE;
+        let tgid = if closes { task_event::current_tgid(&mut time_ns, By::Ring, LOST_SENT_RESET) } else { 0 };
+        reset_event::emit_by(ctx, sk, answers | exiting, (time_ns, tgid), LOST_SENT_RESET);
     }
 }

@@ -6,5 +6,6 @@
 mod options;
 mod seen_socket;
 mod seq;
+mod socket_list;
 mod task_file;
 mod tcp;

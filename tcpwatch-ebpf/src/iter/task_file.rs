@@ -1,6 +1,6 @@
 //! Every TCP socket that a process holds open, in all network namespaces: the iterator task_file
 //! (kernel/bpf/task_iter.c) visits each descriptor of each process. In: a process and one of its files. Out: one
-//! record for each descriptor that is a TCP socket. Deliberately absent: sockets without a descriptor (not yet
+//! record for each descriptor that is a TCP socket, and for a Multipath TCP socket the list of its subflows. Deliberately absent: sockets without a descriptor (not yet
 //! accepted, orphaned, TIME_WAIT), which the iterator tcp visits.
 
 use core::mem::MaybeUninit;
@@ -11,13 +11,15 @@ use crate::{
     iter::{
         seen_socket,
         seq::{self, TaskFileContext},
+        socket_list::{self, Holder},
     },
     read::{
         offsets::{
-            OFF_FILE_INODE, OFF_FILE_PRIVATE_DATA, OFF_INODE_SB, OFF_SB_MAGIC, OFF_SKC_FAMILY, OFF_SOCKET_SK,
-            OFF_TASK_COMM, OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME, OFF_TASK_TGID,
+            self, OFF_FILE_INODE, OFF_FILE_PRIVATE_DATA, OFF_INODE_SB, OFF_MPTCP_CONN_LIST, OFF_SB_MAGIC,
+            OFF_SK_PROTOCOL, OFF_SK_TYPE, OFF_SKC_FAMILY, OFF_SOCKET_SK, OFF_TASK_COMM,
+            OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME, OFF_TASK_TGID,
         },
-        pointer::{AF_INET, AF_INET6, BtfPtr, KernelPtr, ProbedPtr, bytes},
+        pointer::{AF_INET, AF_INET6, BtfPtr, IPPROTO_MPTCP, KernelPtr, ProbedPtr, SOCK_STREAM, bytes},
         process,
     },
 };
@@ -68,9 +70,21 @@ fn held(ctx: *const TaskFileContext, sk: impl KernelPtr) {
     if family != AF_INET && family != AF_INET6 {
         return;
     }
-    let Some(sk) = sk.tcp_sock() else { return };
     let Some(leader) = task.follow(&OFF_TASK_GROUP_LEADER) else { return };
     let mut room = MaybeUninit::uninit();
+    if is_mptcp(sk) {
+        let holder = Holder {
+            tgid: task.read(&OFF_TASK_TGID),
+            fd,
+            start_ns: leader.read(&OFF_TASK_START_BOOTTIME),
+            comm: leader.read_16_bytes(&OFF_TASK_COMM),
+            exec_id: process::exec_id(task),
+            stack: process::stack(task),
+        };
+        socket_list::write_subflows(meta, sk, &holder, &mut room);
+        return;
+    }
+    let Some(sk) = sk.tcp_sock() else { return };
     let record = seen_socket::zeroed(&mut room);
     seen_socket::fill_full_socket(record, sk);
     seen_socket::fill_flow(record, sk);
@@ -81,4 +95,12 @@ fn held(ctx: *const TaskFileContext, sk: impl KernelPtr) {
     record.exec_id = process::exec_id(task);
     record.stack = process::stack(task);
     seq::write(meta, record);
+}
+
+/// Whether it is a Multipath TCP socket whose subflows can be found.
+#[inline(always)]
+fn is_mptcp(sk: impl KernelPtr) -> bool {
+    offsets::value(&OFF_MPTCP_CONN_LIST) != 0
+        && sk.read::<u16>(&OFF_SK_PROTOCOL) == IPPROTO_MPTCP
+        && sk.read::<u16>(&OFF_SK_TYPE) == SOCK_STREAM
 }

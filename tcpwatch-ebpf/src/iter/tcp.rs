@@ -1,21 +1,25 @@
 //! Every TCP socket of one network namespace, the reader's own: the iterator tcp (net/ipv4/tcp_ipv4.c), which also
 //! visits what no process holds: connections not yet accepted, orphans, minisocks, requests. In: a socket of any
-//! kind. Out: one record for each. Deliberately absent: how data flows, and who holds a socket (`task_file.rs`).
+//! kind. Out: one record for each, and behind a listener's the list of its accept queue. Deliberately absent: how data flows, and who holds a socket (`task_file.rs`).
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::bpf_skc_to_tcp_request_sock;
-use tcpwatch_common::{FLAG_MINISOCK, FLAG_REQUEST, state::SYN_RECV};
+use tcpwatch_common::{
+    FLAG_MINISOCK, FLAG_REQUEST,
+    state::{LISTEN, SYN_RECV},
+};
 
 use crate::{
     iter::{
         seen_socket,
         seq::{self, TcpContext},
+        socket_list,
     },
     read::{
         endpoints, identity,
-        offsets::{OFF_SKC_NUM, OFF_TW_EXPIRES, OFF_TW_SUBSTATE},
-        pointer::{BtfPtr, KernelPtr as _},
+        offsets::{OFF_SKC_LISTENER, OFF_SKC_NUM, OFF_TW_EXPIRES, OFF_TW_SUBSTATE},
+        pointer::{BtfPtr, KernelPtr as _, ProbedPtr},
     },
 };
 
@@ -30,6 +34,9 @@ pub extern "C" fn unheld_iter(ctx: *const TcpContext) -> i32 {
     if let Some(sk) = skc.tcp_sock() {
         seen_socket::fill_full_socket(record, sk);
         seq::write(meta, record);
+        if record.state == LISTEN {
+            socket_list::write_queued(meta, sk, &mut room);
+        }
     } else if let Some(tw) = skc.minisock() {
         seen_socket::fill_any_socket(record, tw);
         record.state = tw.read(&OFF_TW_SUBSTATE);
@@ -44,6 +51,7 @@ pub extern "C" fn unheld_iter(ctx: *const TcpContext) -> i32 {
         record.state = SYN_RECV;
         record.flags = FLAG_REQUEST;
         record.cookie = identity::of(skc);
+        record.listener = ProbedPtr::new(request.read(&OFF_SKC_LISTENER)).map_or(0, identity::of);
         record.sport = request.read(&OFF_SKC_NUM);
         record.dport = endpoints::remote_port(request);
         seq::write(meta, record);

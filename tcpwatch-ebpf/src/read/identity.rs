@@ -4,7 +4,10 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
-use crate::read::{offsets, pointer::KernelPtr};
+use crate::read::{
+    offsets,
+    pointer::{BtfPtr, KernelPtr},
+};
 
 /// 1 where sockets are identified by their address, because this kernel, or the hook that sees them first, has
 /// no cookie for them. Set by the loader.
@@ -31,6 +34,13 @@ pub fn of(sk: impl KernelPtr) -> u64 {
     let pointer = sk.as_ptr();
     // SAFETY: a pointer is eight bytes. Through a helper, because the verifier refuses arithmetic on pointers.
     hide_address(unsafe { bpf_probe_read_kernel((&raw const pointer).cast::<u64>()) }.unwrap_or(0))
+}
+
+/// The same of a socket that was reached through another one, without a branch: a loop over many would double with each what
+/// the verifier has to follow.
+#[inline(always)]
+pub fn of_walked(sk: BtfPtr) -> u64 {
+    if is_address() { of(sk) } else { sk.made_cookie() }
 }
 
 /// An address of the kernel as the daemon may see it.

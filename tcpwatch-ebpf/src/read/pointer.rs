@@ -18,9 +18,11 @@ pub const AF_INET: u16 = 2;
 /// include/linux/socket.h
 pub const AF_INET6: u16 = 10;
 /// include/linux/net.h
-const SOCK_STREAM: u16 = 1;
+pub const SOCK_STREAM: u16 = 1;
 /// include/uapi/linux/in.h
 pub const IPPROTO_TCP: u16 = 6;
+/// include/uapi/linux/in.h
+pub const IPPROTO_MPTCP: u16 = 262;
 
 /// A non-null pointer to a kernel object, and a way to read what it points to.
 pub trait KernelPtr: Copy {
@@ -86,6 +88,13 @@ impl BtfPtr {
         self.as_tcp_sock(|argument, _| argument)
     }
 
+    /// `KernelPtr::cookie`, always asked of the kernel.
+    #[inline(always)]
+    pub fn made_cookie(self) -> u64 {
+        // SAFETY: the verifier checks that the argument is a socket.
+        unsafe { bpf_get_socket_cookie(self.pointer.cast_mut().cast()) }
+    }
+
     /// `sock` gives the pointer to read members of `struct sock` from, of the pointer before and after the conversion.
     #[inline(always)]
     fn as_tcp_sock(self, sock: impl FnOnce(*const u8, *const u8) -> *const u8) -> Option<Self> {
@@ -144,8 +153,7 @@ impl KernelPtr for BtfPtr {
         if made != 0 {
             return made;
         }
-        // SAFETY: the verifier checks that the argument is a socket.
-        unsafe { bpf_get_socket_cookie(self.pointer.cast_mut().cast()) }
+        self.made_cookie()
     }
 }
 

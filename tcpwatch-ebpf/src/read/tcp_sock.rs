@@ -1,5 +1,5 @@
-//! What a TCP socket knows about itself. In: a `struct tcp_sock`. Out: the numbers and flags that records carry.
-//! Deliberately absent: its ends, its namespace, its identity and its options, which have files of their own, and its
+//! What a TCP socket knows about itself. In: a `struct tcp_sock`. Out: the numbers and flags that records carry. A subflow
+//! of Multipath TCP is held as its MPTCP socket is. Deliberately absent: its ends, its namespace, its identity and its options, which have files of their own, and its
 //! queues of segments (`segment.rs`).
 
 use tcpwatch_common::{
@@ -10,12 +10,13 @@ use tcpwatch_common::{
 use crate::read::{
     endpoints,
     offsets::{
-        OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ, OFF_ICSK_CA_STATE,
-        OFF_RCV_NXT, OFF_RCV_OOOPACK, OFF_SEGS_OUT, OFF_SK_ERR, OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG,
-        OFF_SK_SHUTDOWN, OFF_SK_SOCKET, OFF_SKC_FLAGS, OFF_SKC_REUSE, OFF_SND_NXT, OFF_SND_UNA, OFF_SRTT_US,
-        OFF_TOTAL_RETRANS, OFF_WRITE_SEQ,
+        self, OFF_BYTES_RECEIVED, OFF_BYTES_RETRANS, OFF_BYTES_SENT, OFF_COPIED_SEQ, OFF_ICSK_CA_STATE,
+        OFF_ICSK_ULP_DATA, OFF_IS_MPTCP, OFF_RCV_NXT, OFF_RCV_OOOPACK, OFF_SEGS_OUT, OFF_SK_ERR,
+        OFF_SK_LINGERTIME, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_SHUTDOWN, OFF_SK_SOCKET, OFF_SKC_FLAGS,
+        OFF_SKC_REUSE, OFF_SND_NXT, OFF_SND_UNA, OFF_SRTT_US, OFF_SUBFLOW_CONN, OFF_TOTAL_RETRANS,
+        OFF_WRITE_SEQ,
     },
-    pointer::KernelPtr,
+    pointer::{KernelPtr, ProbedPtr},
 };
 
 /// Bit numbers of `sk_flags` (enum sock_flags, include/net/sock.h): unchanged since Linux 2.6.
@@ -34,8 +35,8 @@ const CA_BITS: u8 = 0x1f;
 
 /// `FLAG_*` of the socket as it is now.
 #[inline(always)]
-pub fn flags(sk: impl KernelPtr) -> u8 {
-    let sk = sk.sock();
+pub fn flags(tcp: impl KernelPtr) -> u8 {
+    let sk = tcp.sock();
     let sk_flags = sk.read::<u64>(&OFF_SKC_FLAGS);
     // Without a branch: the index is positive.
     let mut flags = (endpoints::interface(sk).wrapping_neg() >> 31) as u8 * FLAG_BOUND;
@@ -51,7 +52,32 @@ pub fn flags(sk: impl KernelPtr) -> u8 {
     if sk.read::<u32>(&OFF_SK_MAX_ACK_BACKLOG) != 0 {
         flags |= FLAG_PASSIVE;
     }
+    if flags & (FLAG_HELD | FLAG_ORPHAN) == 0 && is_subflow(tcp) {
+        flags |= holding_of_subflow(tcp);
+    }
     flags
+}
+
+/// Whether it is a subflow of Multipath TCP. Never where this kernel has none.
+#[inline(always)]
+fn is_subflow(tcp: impl KernelPtr) -> bool {
+    offsets::value(&OFF_IS_MPTCP) != 0 && tcp.read::<u8>(&OFF_IS_MPTCP) != 0
+}
+
+/// `FLAG_HELD` or `FLAG_ORPHAN` of the MPTCP socket of a subflow that has no file itself: mptcp_close
+/// (net/mptcp/protocol.c) takes the file from the subflows, and only later closes them. None of the two while nobody has
+/// accepted the MPTCP socket.
+#[inline(always)]
+fn holding_of_subflow(tcp: impl KernelPtr) -> u8 {
+    let context = ProbedPtr::new(tcp.read(&OFF_ICSK_ULP_DATA));
+    let Some(mptcp) = context.and_then(|context| context.follow(&OFF_SUBFLOW_CONN)) else { return 0 };
+    if mptcp.read::<u64>(&OFF_SKC_FLAGS) & (1 << SOCK_DEAD) != 0 {
+        FLAG_ORPHAN
+    } else if mptcp.read::<u64>(&OFF_SK_SOCKET) != 0 {
+        FLAG_HELD
+    } else {
+        0
+    }
 }
 
 /// `FLAG_UNSENT` for a socket whose connect failed. tcp_disconnect (net/ipv4/tcp.c) sets `segs_out` to 0 for the next

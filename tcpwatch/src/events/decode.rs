@@ -277,6 +277,8 @@ pub struct ResetRecord {
     pub exiting: bool,
     /// Sent by a packet filter of this machine.
     pub policy: bool,
+    /// The process whose close sent it.
+    pub pid: Option<u32>,
     pub unread_bytes: u32,
     /// Sequence numbers: bytes, and one for a SYN or FIN.
     pub unsent: u32,
@@ -484,6 +486,7 @@ fn reset(raw: &ResetEvent) -> Result<ResetRecord, DecodeError> {
         zero_linger: has(RESET_ZERO_LINGER),
         exiting: has(RESET_EXITING),
         policy: has(RESET_POLICY),
+        pid: pid(raw.tgid),
         unread_bytes: raw.unread_bytes,
         unsent: raw.unsent,
         unacknowledged: raw.unacknowledged,

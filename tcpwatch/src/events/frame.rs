@@ -100,8 +100,6 @@ pub struct ReportedFacts {
     pub minisock_ends: bool,
     /// Records report when an orphan in FIN_WAIT2 enters TIME_WAIT; else it follows from the other end, where that is known.
     pub time_waits: bool,
-    /// Records report who accepts; else sweeps find out.
-    pub accepts: bool,
     /// Records identify a socket by its address, not by its cookie.
     pub identity_is_address: bool,
     /// Records of a socket's end lack its errno.

@@ -1,6 +1,6 @@
 //! Sightings: sockets as a sweep found them, decoded from what the iterators write.
 
-use tcpwatch_common::{SeenSocket, SocketOptions, chrono};
+use tcpwatch_common::{LIST_QUEUED, LIST_SUBFLOWS, SeenSocket, SocketList, SocketOptions, chrono};
 
 use crate::{
     events::decode::{Comm, DecodeError, Socket, TaskRecord, Traffic, endpoint, read, state},
@@ -54,6 +54,27 @@ pub struct Seen {
     pub rtt_variation_ns: u64,
     /// The name of the congestion control, which the kernel keeps in the same form as a process's.
     pub congestion: Comm,
+    /// Of a request: the cookie of the listener that it was made to; 0 for any other socket.
+    pub listener: u64,
+}
+
+/// Sockets that belong to another one, which is sighted itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenList {
+    pub of: ListOwner,
+    /// CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// Of the sockets; 0 where the kernel has given none yet.
+    pub cookies: Vec<u64>,
+}
+
+/// What the sockets of a list belong to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListOwner {
+    /// They are in the accept queue of the listener with this cookie. `truncated`: so are others, which no list has.
+    Listener { cookie: u64, truncated: bool },
+    /// They are subflows of a Multipath TCP socket, which this process holds.
+    Holder(TaskRecord),
 }
 
 /// A listener's connections that wait to be accepted.
@@ -112,5 +133,32 @@ pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
         min_rtt_ns: (raw.min_rtt_us != u32::MAX).then(|| u64::from(raw.min_rtt_us) * 1000),
         rtt_variation_ns: u64::from(raw.rtt_variation_us) * 1000,
         congestion: Comm::new(raw.congestion),
+        listener: raw.listener,
     })
+}
+
+/// Whether the bytes are a list, not a sighting.
+pub fn is_list(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&0)
+}
+
+/// Decodes a list.
+///
+/// # Errors
+/// When the bytes are not a `SocketList`.
+pub fn decode_list(bytes: &[u8]) -> Result<SeenList, DecodeError> {
+    let raw: SocketList = read(bytes)?;
+    let of = match raw.kind {
+        LIST_QUEUED => ListOwner::Listener { cookie: raw.listener, truncated: raw.truncated != 0 },
+        LIST_SUBFLOWS => ListOwner::Holder(TaskRecord {
+            pid: raw.tgid,
+            start_ns: raw.start_ns,
+            exec_id: raw.exec_id,
+            stack: raw.stack,
+            comm: Comm::new(raw.comm),
+        }),
+        kind => return Err(DecodeError::Kind(kind)),
+    };
+    let cookies = raw.cookies.iter().take(raw.count.into()).copied().collect();
+    Ok(SeenList { of, time_ns: raw.time_ns, cookies })
 }

@@ -14,6 +14,7 @@ use crate::{
         dense_index::DenseIndex,
         live::Live,
         socket_retransmits::{RetransmitDelta, Retransmitted},
+        table::Idle,
     },
     tcp::{
         connect_outcome::Outcome,
@@ -182,6 +183,15 @@ impl Closer {
             Self::Peer => "peer",
         }
     }
+
+    /// Who made a connection leave ESTABLISHED for this state.
+    pub(crate) fn of(state: TcpState) -> Option<Self> {
+        match state {
+            TcpState::FinWait1 => Some(Self::Local),
+            TcpState::CloseWait => Some(Self::Peer),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -286,7 +296,12 @@ impl Counts {
         }
     }
 
-    fn observe(&mut self, from: TcpState, to: TcpState, nanos: u64) {
+    pub(crate) fn observe_idle(&mut self, closer: Closer, idle: Idle) {
+        let histogram = &mut self.idle[closer as usize];
+        histogram.get_or_insert_default().observe(idle.sending_ns.min(idle.receiving_ns));
+    }
+
+    pub(crate) fn observe(&mut self, from: TcpState, to: TcpState, nanos: u64) {
         match (from, to) {
             (TcpState::SynSent, TcpState::Established) => {
                 self.connected.get_or_insert_default().observe(nanos);

@@ -10,7 +10,7 @@ use crate::{
         groups::Role,
         interfaces::Interface,
         processes::Process,
-        table::{Conn, ConnFlags},
+        table::{Conn, ConnFlags, ProcessSeen},
         tracker::Tracker,
     },
     tcp::{
@@ -45,6 +45,8 @@ pub struct Transition {
     pub errno: Option<Errno>,
     /// The process that holds the connection, or held it last; `null` where it is not known.
     pub process: Option<Process>,
+    /// How `process` is known; `null` where it is `null`.
+    pub process_seen: Option<ProcessSeen>,
     /// This socket's end.
     pub local: Address,
     /// The other end.
@@ -119,6 +121,7 @@ impl Transition {
             cause: cause(from, reported, error),
             errno: Errno::of(error),
             process: conn.and_then(|conn| conn.process).map(|id| tracker.processes().get(id).clone()),
+            process_seen: conn.and_then(Conn::process_seen),
             local: local.into(),
             remote: remote.into(),
             interface: tracker.interface(netns, interface),

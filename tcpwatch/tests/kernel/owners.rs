@@ -1,5 +1,7 @@
 //! Owners: the process that opened, accepted or holds a connection, never one that happened to run.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
@@ -177,5 +179,273 @@ fn a_prefork_servers_connection_belongs_to_the_accepting_worker() {
         let listener = rows.iter().find(|row| row["role"] == "listener").unwrap();
         assert_eq!(listener["process"]["pid"], server.pid(), "the process that called listen()");
         assert_eq!(server.ask(), "workers ended");
+    }
+}
+
+/// Several processes listen on one port: the first on every address, then workers that share one more. Each says which
+/// clients it accepts. A process that listened, left its listener to a worker, and connects itself now: nothing is its.
+const LISTENERS: &str = r#"
+def member(addr, share):
+    sock = socket.socket()
+    if share:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((addr, PORT))
+    sock.listen(64)
+    sock.setblocking(False)
+    return sock
+
+def fork(listener, parent_closes=False):
+    go, tell = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        own = listener() if callable(listener) else listener
+        os.write(tell[1], b"listens")
+        os.read(go[0], 1)
+        ports, held = [], []
+        try:
+            while True:
+                conn, peer = own.accept()
+                held.append(conn)
+                ports.append(str(peer[1]))
+        except BlockingIOError:
+            pass
+        os.write(tell[1], " ".join(ports).encode() or b"none")
+        time.sleep(600)
+    os.read(tell[0], 100)
+    return pid, go[1], tell[0]
+
+PORT = 8123
+inherited = member("127.0.0.3", False)
+members = [fork(inherited)]
+inherited.close()
+members += [fork(lambda: member("127.0.0.2", True)) for _ in range(2)]
+members.append(fork(lambda: member("0.0.0.0", True)))
+conns = [connect(addr, PORT) for addr in ("127.0.0.1", "127.0.0.2", "127.0.0.3") for _ in range(8)]
+say("connected")
+order()
+for pid, go, tell in members:
+    os.write(go, b"1")
+    say(pid, os.read(tell, 10000).decode())
+order()
+for pid, _, _ in members:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+say("killed")
+order()
+"#;
+
+fn servers(rows: &[Value]) -> Vec<&Value> {
+    rows.iter().filter(|row| row["role"] == "server").collect()
+}
+
+#[test]
+fn an_unaccepted_connection_belongs_to_the_listener_whose_queue_has_it() {
+    for started_before in [true, false] {
+        let before = started_before.then(|| Daemon::start(&[]));
+        let namespace = Namespace::new();
+        let mut workload = Workload::start(&namespace, "listeners", LISTENERS, &[]);
+        assert_eq!(workload.hear(), "connected");
+        let daemon = before.unwrap_or_else(|| Daemon::start(&[]));
+        let rows = eventually("every connection has a listener's process", || {
+            let rows = daemon.connections_in(&namespace);
+            let named = servers(&rows).iter().filter(|row| row["process"].is_object()).count();
+            if named == 24 { Ok(rows) } else { Err(format!("{named}: {rows:#?}")) }
+        });
+        let mut named: Vec<(u64, u64)> = Vec::new();
+        for row in servers(&rows) {
+            assert_eq!(
+                (&row["accepted"], &row["process_seen"]),
+                (&json!(false), &json!("listener")),
+                "{row}"
+            );
+            named.push((row["remote"]["port"].as_u64().unwrap(), row["process"]["pid"].as_u64().unwrap()));
+        }
+        named.sort_unstable();
+        workload.order();
+        let mut accepted = Vec::new();
+        for _ in 0..4 {
+            let line = workload.hear();
+            let (pid, ports) = line.split_once(' ').unwrap();
+            let ports = ports.split(' ').filter_map(|port| port.parse::<u64>().ok());
+            accepted.extend(ports.map(|port| (port, pid.parse::<u64>().unwrap())));
+        }
+        accepted.sort_unstable();
+        assert_eq!(named, accepted);
+        // Whoever accepted holds them now.
+        let rows = daemon.connections_in(&namespace);
+        for row in servers(&rows) {
+            assert_eq!((&row["accepted"], &row["process_seen"]), (&json!(true), &json!("holder")), "{row}");
+        }
+        assert_eq!(workload.ask(), "killed");
+    }
+}
+
+/// The parent listens, leaves the listener to two children of which one accepts, and connects and resets itself.
+const GIVES_UP: &str = r#"
+listener = listen("127.0.0.1")
+port = port_of(listener)
+workers = []
+for works in (False, True):
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        held = [listener.accept()[0] for _ in range(5)] if works else []
+        os.write(tell, b"1")
+        time.sleep(600)
+    workers.append((pid, told))
+listener.close()
+conns = [connect("127.0.0.1", port) for _ in range(5)]
+for _, told in workers:
+    os.read(told, 1)
+for conn in conns:
+    linger_0(conn)
+    conn.close()
+say(workers[1][0], port)
+order()
+for pid, _ in workers:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+say("killed")
+order()
+"#;
+
+#[test]
+fn a_process_that_gave_its_listener_up_owns_nothing_of_it() {
+    let daemon = Daemon::start(&[]);
+    let namespace = Namespace::new();
+    let mut workload = Workload::start(&namespace, "gives-up", GIVES_UP, &[]);
+    let [works, port] = workload.hear_numbers();
+    // Nothing was asked before.
+    let ended = eventually("five server connections ended", || {
+        daemon.connections_in(&namespace);
+        let ended = daemon.json(&format!("/history?local_port={port}"));
+        let rows = ended["connections"].as_array().unwrap().clone();
+        if rows.len() == 5 { Ok(rows) } else { Err(ended.to_string()) }
+    });
+    for row in &ended {
+        assert_eq!((&row["accepted"], &row["process"]["pid"]), (&json!(true), &json!(works as u64)), "{row}");
+    }
+    let server = [("process", "gives-up"), ("role", "server"), ("peer", &*format!(":{port}"))];
+    let opened = daemon.metrics().sum("tcpwatch_connections_opened_total", &server);
+    // The worker has the parent's name: it is counted there only where its accepts were seen.
+    let seen = !daemon.hook("accept").starts_with("inferred");
+    assert_eq!(opened.unwrap_or(0), if seen { 5 } else { 0 });
+    assert_eq!(workload.ask(), "killed");
+}
+
+/// A worker is killed that has not accepted; a child that inherited a connection exits with unread data in it.
+const KILLED: &str = r#"
+listener = listen("127.0.0.1")
+waiting, tell = os.pipe()
+worker = os.fork()
+if worker == 0:
+    own = listen("127.0.0.2")
+    os.write(tell, str(port_of(own)).encode())
+    time.sleep(600)
+queued = connect("127.0.0.2", os.read(waiting, 9))
+conn = connect("127.0.0.1", port_of(listener))
+held = listener.accept()[0]
+child = os.fork()
+if child == 0:
+    listener.close()
+    conn.close()
+    time.sleep(600)
+held.close()
+conn.send(b"PING")
+say(worker, child)
+order()
+for pid in (worker, child):
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+say("killed")
+order()
+"#;
+
+#[test]
+fn the_process_whose_end_resets_a_connection_closed_it() {
+    let daemon = Daemon::start(&[]);
+    let namespace = Namespace::new();
+    let mut workload = Workload::start(&namespace, "killed", KILLED, &[]);
+    let [worker, child] = workload.hear_numbers();
+    assert_eq!(workload.ask(), "killed");
+    for (reason, pid, accepted) in [("listener_closed", worker, false), ("unread_data", child, true)] {
+        let row = eventually("the reset is reported", || {
+            let ended = daemon.json("/history?comm=killed");
+            let rows = ended["connections"].as_array().unwrap().iter();
+            let row = rows
+                .filter(|row| row["netns"] == namespace.inode)
+                .find(|row| row["reset"]["reason"] == reason);
+            row.cloned().ok_or_else(|| ended.to_string())
+        });
+        let known =
+            json!([row["closer"]["pid"], row["process"]["pid"], row["process_seen"], row["accepted"]]);
+        assert_eq!(known, json!([pid as u64, pid as u64, "closer", accepted]), "{row}");
+        assert_eq!(row["reset"]["process_exited"], true, "{row}");
+    }
+}
+
+const MULTIPATH: &str = r#"
+def sock(proto):
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, proto)
+server = sock(262)
+server.bind(("127.0.0.1", 0))
+server.listen(16)
+pairs = []
+for proto in (262, 262, 0):
+    client = sock(proto)
+    client.connect(("127.0.0.1", port_of(server)))
+    pairs.append((client, server.accept()[0]))
+queued = sock(262)
+queued.connect(("127.0.0.1", port_of(server)))
+for client, accepted in pairs:
+    client.sendall(b"hello")
+    assert accepted.recv(9) == b"hello"
+say("connected")
+order()
+pairs[0][0].close()
+pairs[2][0].close()
+say("closed")
+order()
+"#;
+
+#[test]
+fn a_subflow_belongs_to_the_process_that_holds_its_multipath_socket() {
+    if !Path::new("/proc/sys/net/mptcp").exists() {
+        eprintln!("SKIPPED: this kernel has no Multipath TCP");
+        return;
+    }
+    for started_before in [true, false] {
+        let before = started_before.then(|| Daemon::start(&[]));
+        let namespace = Namespace::new();
+        let mut workload = Workload::start(&namespace, "multipath", MULTIPATH, &[]);
+        assert_eq!(workload.hear(), "connected");
+        let daemon = before.unwrap_or_else(|| Daemon::start(&[]));
+        let pid = workload.pid();
+        let known = |rows: &[Value]| {
+            let row = |row: &Value| {
+                let process = row["process"]["pid"] == pid;
+                format!("{} {process} {}", row["role"], row["accepted"]).replace('"', "")
+            };
+            let mut known: Vec<_> = rows.iter().map(row).collect();
+            known.sort();
+            known
+        };
+        let mut expected = vec!["client true null"; 4];
+        expected.push("listener true null");
+        expected.push("server true false");
+        expected.extend(["server true true"; 3]);
+        assert_eq!(known(&daemon.connections_in(&namespace)), expected);
+        assert_eq!(workload.ask(), "closed");
+        let roles_stay = || {
+            let rows = known(&daemon.connections_in(&namespace));
+            if rows == expected { Ok(()) } else { Err(format!("{rows:#?}")) }
+        };
+        eventually("the roles and owners stay", roles_stay);
+        let waiting = daemon.connections_in(&namespace);
+        let waits = |row: &&Value| row["accepted"] == false;
+        let waiting: Vec<_> = waiting.iter().filter(waits).map(|row| row["process_seen"].clone()).collect();
+        assert_eq!(waiting, ["listener"]);
     }
 }

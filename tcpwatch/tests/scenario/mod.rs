@@ -9,11 +9,11 @@ pub(crate) use tcpwatch::{
     events::{
         decode::{Endpoint, Record, ResetRecord, Socket, SocketRecord, TaskRecord, Traffic, What},
         frame::{Coverage, ReportedFacts},
-        seen::{ListenQueue, Seen},
+        seen::{ListOwner, ListenQueue, Seen, SeenList},
     },
     model::{
         groups::Counts,
-        table::{Conn, ConnFlags},
+        table::{Conn, ConnFlags, ProcessSeen},
         tracker::{Ended, Limits, Tracker},
     },
     tcp::{
@@ -93,6 +93,7 @@ pub(crate) fn reset(time_ns: u64, socket: Socket, state: TcpState) -> ResetRecor
         zero_linger: false,
         exiting: false,
         policy: false,
+        pid: None,
         unread_bytes: 0,
         unsent: 0,
         unacknowledged: 0,
@@ -132,6 +133,7 @@ pub(crate) fn sighting(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         min_rtt_ns: None,
         rtt_variation_ns: 0,
         congestion: "cubic".into(),
+        listener: 0,
     }
 }
 
@@ -144,6 +146,12 @@ pub(crate) fn held_sighting(time_ns: u64, socket: Socket, state: TcpState, pid: 
         _ => "another",
     };
     Seen { holder: Some((process(pid, comm), 3)), ..sighting(time_ns, socket, state) }
+}
+
+/// The accept queue of a listener, as an iterator lists it.
+pub(crate) fn accept_queue(time_ns: u64, listener: u64, cookies: &[u64]) -> SeenList {
+    let of = ListOwner::Listener { cookie: listener, truncated: false };
+    SeenList { of, time_ns, cookies: cookies.to_vec() }
 }
 
 const TICK_RATE: TickRate = TickRate(NonZeroU16::new(1000).unwrap());
@@ -249,6 +257,23 @@ impl World {
     pub(crate) fn sweep(&mut self, began_ns: u64, seen: &[Seen]) {
         self.tracker.begin_sweep(began_ns);
         self.finish_sweep(seen);
+    }
+
+    /// The same, with lists of sockets that belong to others.
+    pub(crate) fn sweep_with_lists(&mut self, began_ns: u64, seen: &[Seen], lists: &[SeenList]) {
+        self.tracker.begin_sweep(began_ns);
+        for seen in seen {
+            self.tracker.apply_seen(seen);
+        }
+        for list in lists {
+            self.tracker.apply_list(list);
+        }
+        self.finish_sweep(&[]);
+    }
+
+    /// The name of the connection's owner, and how it is known.
+    pub(crate) fn owner_seen(&self, cookie: u64) -> Option<(&str, ProcessSeen)> {
+        Some((self.owner(cookie)?, self.row(cookie).process_seen()?))
     }
 
     pub(crate) fn finish_sweep(&mut self, seen: &[Seen]) {

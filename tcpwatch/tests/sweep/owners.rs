@@ -43,46 +43,115 @@ fn a_connection_with_a_holder_is_accepted() {
     );
 }
 
-#[test]
-fn an_unaccepted_connection_stays_with_its_listener() {
+/// The owner of a connection to port 80 that a sweep finds in the accept queue of listener 9, where these other listeners
+/// exist too. `holders`: of listener 9.
+fn queued(holders: &[u32], others: &[Seen]) -> Option<(String, ProcessSeen)> {
     let mut world = World::new();
-    world.serve();
-    world.sweep(
-        10,
-        &[sighting(11, server(0), Established), held_sighting(12, listener(9, "0.0.0.0"), Listen, NGINX)],
-    );
-    let row = world.row(2);
-    assert_eq!(
-        (row.accepted(), row.is(ConnFlags::OWNER_SEEN), world.owner(2)),
-        (Some(false), false, Some("nginx"))
-    );
+    let mut seen = vec![sighting(11, listener(9, "0.0.0.0"), Listen), sighting(11, server(0), Established)];
+    seen.extend_from_slice(others);
+    seen.extend(holders.iter().map(|pid| held_sighting(12, listener(9, "0.0.0.0"), Listen, *pid)));
+    world.sweep_with_lists(10, &seen, &[accept_queue(11, 9, &[2])]);
+    assert_eq!(world.row(2).accepted(), Some(false));
+    world.owner_seen(2).map(|(name, how)| (name.to_owned(), how))
 }
 
 #[test]
-fn a_listener_found_in_the_same_sweep_owns_unaccepted_connections() {
-    let listening = held_sighting(12, listener(9, "0.0.0.0"), Listen, NGINX);
-    for known_before in [false, true] {
-        let mut world = World::new();
-        if known_before {
-            world.report(2, server(0), to(SynRecv, Established, 0));
-            assert_eq!(world.owner(2), None);
-        }
-        world.sweep(10, &[sighting(11, server(0), Established), listening.clone()]);
-        assert_eq!((world.owner(2), world.row(2).role.name()), (Some("nginx"), "server"));
+fn an_unaccepted_connection_belongs_to_the_listener_that_queues_it() {
+    let of = |name: &str| Some((name.to_owned(), ProcessSeen::Listener));
+    // Another listener has the very address of the connection, or port 80 in the same namespace.
+    let nearer = held_sighting(12, listener(8, "10.0.0.2"), Listen, WORKER);
+    let same = held_sighting(12, listener(8, "0.0.0.0"), Listen, WORKER);
+    assert_eq!(queued(&[NGINX], &[]), of("nginx"));
+    assert_eq!(queued(&[NGINX], &[nearer]), of("nginx"));
+    assert_eq!(queued(&[NGINX], std::slice::from_ref(&same)), of("nginx"));
+    // No process was found to hold the listener.
+    assert_eq!(queued(&[], &[same]), None);
+}
+
+#[test]
+fn an_unaccepted_connection_in_no_queue_belongs_to_nobody() {
+    let mut world = World::new();
+    world.serve();
+    let seen =
+        [sighting(11, server(0), Established), held_sighting(12, listener(9, "0.0.0.0"), Listen, NGINX)];
+    world.sweep(10, &seen);
+    assert_eq!((world.row(2).accepted(), world.owner(2)), (Some(false), None));
+    // The listener made it after its queue was listed; the next sweep knows.
+    world.sweep_with_lists(
+        20,
+        &[seen[0].clone(), seen[1].clone()].map(|seen| Seen { time_ns: 21, ..seen }),
+        &[accept_queue(21, 9, &[2])],
+    );
+    assert_eq!(world.owner_seen(2), Some(("nginx", ProcessSeen::Listener)));
+    assert_eq!(world.counts(), [0; 3], "who accepts it may be another");
+}
+
+#[test]
+fn a_process_that_gave_the_listener_up_does_not_own_what_waits_there() {
+    let mut world = World::new();
+    world.serve();
+    let seen = |time_ns, pid| {
+        [
+            sighting(time_ns, server(0), Established),
+            held_sighting(time_ns, listener(9, "0.0.0.0"), Listen, pid),
+        ]
+    };
+    for (time_ns, pid, owner) in [(10, NGINX, "nginx"), (20, WORKER, "worker")] {
+        world.sweep_with_lists(time_ns, &seen(time_ns + 1, pid), &[accept_queue(time_ns + 1, 9, &[2])]);
+        assert_eq!((world.owner(2), world.owner(9)), (Some(owner), Some(owner)));
     }
 }
 
 #[test]
-fn with_listeners_of_two_processes_the_owner_is_unknown_until_one_holds_it() {
+fn what_a_list_leaves_out_is_in_the_only_queue_that_is_longer() {
+    for (long_queues, owner) in [(1, Some("nginx")), (2, None)] {
+        let mut world = World::new();
+        world.serve();
+        let lists = [9, 8].map(|cookie| SeenList {
+            of: ListOwner::Listener { cookie, truncated: true },
+            ..accept_queue(11, cookie, &[77])
+        });
+        let mut seen = vec![sighting(11, server(0), Established)];
+        for (cookie, pid) in [(9, NGINX), (8, WORKER)] {
+            seen.push(held_sighting(12, listener(cookie, "0.0.0.0"), Listen, pid));
+        }
+        world.sweep_with_lists(10, &seen, &lists[..long_queues]);
+        assert_eq!(world.owner(2), owner, "{long_queues}");
+    }
+}
+
+#[test]
+fn an_accepted_connection_loses_the_listeners_process() {
     let mut world = World::new();
-    let listeners = [
-        held_sighting(12, listener(8, "0.0.0.0"), Listen, WORKER),
-        held_sighting(12, listener(9, "0.0.0.0"), Listen, NGINX),
-    ];
-    world.sweep(10, &[&listeners[..], &[sighting(11, server(0), Established)]].concat());
-    assert_eq!(world.owner(2), None);
-    world.sweep(20, &[&listeners[..], &[held_sighting(21, server(HELD), Established, WORKER)]].concat());
-    assert_eq!(world.owner(2), Some("worker"));
+    world.serve();
+    let seen =
+        [sighting(11, server(0), Established), held_sighting(12, listener(9, "0.0.0.0"), Listen, NGINX)];
+    world.sweep_with_lists(10, &seen, &[accept_queue(11, 9, &[2])]);
+    assert_eq!(world.owner(2), Some("nginx"));
+    world.report(20, server(HELD), to(Established, CloseWait, 0));
+    assert_eq!((world.row(2).accepted(), world.owner(2)), (Some(true), None));
+}
+
+#[test]
+fn the_holder_of_a_closed_socket_had_owned_its_connection() {
+    let mut world = World::new();
+    world.serve();
+    world.report(3, server(HELD), ended(Established, ECONNRESET));
+    world.sweep(10, &[held_sighting(11, server(HELD), Close, WORKER)]);
+    let conn = &world.tracker.ended().iter().find(|ended| ended.conn.cookie == 2).unwrap().conn;
+    assert_eq!((world.name(conn.process), conn.process_seen()), (Some("worker"), Some(ProcessSeen::Holder)));
+}
+
+#[test]
+fn subflows_belong_to_the_process_that_holds_their_multipath_socket() {
+    let mut world = World::new();
+    world.connect();
+    world.serve();
+    let held = SeenList { of: ListOwner::Holder(process(WORKER, "worker")), ..accept_queue(12, 0, &[0, 2]) };
+    let seen = [sighting(11, server(HELD), Established), sighting(11, client(HELD), Established)];
+    world.sweep_with_lists(10, &seen, &[held]);
+    assert_eq!(world.owner_seen(2), Some(("worker", ProcessSeen::Holder)));
+    assert_eq!(world.owner_seen(1), Some(("curl", ProcessSeen::Opener)));
 }
 
 #[test]
@@ -163,7 +232,7 @@ fn later_counts_go_to_the_new_owner() {
     world.serve();
     world.sweep(10, &server_held_by(&[WORKER]));
     world.report(20, server(HELD), ended(Established, ECONNRESET));
-    assert_eq!((world.counts_of("nginx"), world.counts_of("worker")), ([1, 0, 0], [0, 1, 0]));
+    assert_eq!((world.counts_of("nginx"), world.counts_of("worker")), ([0, 0, 0], [1, 1, 0]));
 }
 
 #[test]

@@ -10,7 +10,7 @@ fn request() -> Socket {
 fn requested() -> World {
     let mut world = World::new();
     world.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
-    world.sweep(10, &[sighting(11, request(), SynRecv), listening(11)]);
+    world.sweep(10, &[Seen { listener: 9, ..sighting(11, request(), SynRecv) }, listening(11)]);
     world
 }
 
@@ -48,7 +48,7 @@ fn a_request_that_is_established_is_a_connection_like_any_other() {
     let mut world = requested();
     world.report(15, server(0), to(SynRecv, Established, 0));
     let row = world.row(2);
-    assert_eq!((row.state(), world.owner(2), world.counts()), (Established, Some("nginx"), [1, 0, 0]));
+    assert_eq!((row.state(), world.owner(2), world.counts()), (Established, Some("nginx"), [0, 0, 0]));
     assert!(!row.is(ConnFlags::REQUEST), "it is a full socket now");
     assert!(row.is(ConnFlags::UNACCEPTED), "and nobody has accepted it");
     assert_eq!(row.accepted(), None, "or no sweep has seen it since");

@@ -36,7 +36,6 @@ fn minisock_of(socket: Socket) -> Socket {
 const TIME_WAITS: ReportedFacts = ReportedFacts {
     minisock_ends: true,
     time_waits: true,
-    accepts: false,
     identity_is_address: false,
     errnos_missing: false,
 };

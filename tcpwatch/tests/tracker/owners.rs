@@ -2,62 +2,54 @@
 
 use crate::scenario::*;
 
-/// The owner of an unaccepted connection to `local`, where these listeners (address and process) exist.
-fn listening(listeners: &[(&str, u32)], local: &str) -> Option<String> {
-    let mut world = World::new();
-    for ((addr, pid), cookie) in listeners.iter().zip(10..) {
-        world.report(0, listener(cookie, addr), to(Close, Listen, *pid));
-    }
-    let remote = if local.contains('.') { "10.0.0.1" } else { "fd00::1" };
-    let socket = Socket::new(2, NETNS, end(local, 80), end(remote, 40_000), PASSIVE);
-    world.report(1, socket, to(SynRecv, Established, 0));
-    assert!(world.row(2).is(ConnFlags::UNACCEPTED));
-    assert!(!world.row(2).is(ConnFlags::OWNER_SEEN));
-    world.owner(2).map(str::to_owned)
-}
-
 #[test]
-fn an_unaccepted_connection_belongs_to_the_listener_that_the_kernel_chooses() {
-    for (listeners, local, owner) in [
-        (&[][..], "10.0.0.2", None),
-        (&[("0.0.0.0", NGINX)], "10.0.0.2", Some("nginx")),
-        (&[("10.0.0.9", NGINX)], "10.0.0.2", None),
-        // A listener on the very address comes before one on every address.
-        (&[("0.0.0.0", NGINX), ("10.0.0.2", WORKER)], "10.0.0.2", Some("worker")),
-        (&[("10.0.0.2", WORKER), ("0.0.0.0", NGINX)], "10.0.0.2", Some("worker")),
-        (&[("::", NGINX), ("fd00::2", WORKER)], "fd00::2", Some("worker")),
-        // A listener on `::` serves both families: IPv4 goes to it where nobody listens on 0.0.0.0.
-        (&[("::", NGINX)], "10.0.0.2", Some("nginx")),
-        (&[("::", NGINX), ("0.0.0.0", WORKER)], "10.0.0.2", Some("worker")),
-        (&[("::", NGINX), ("0.0.0.0", WORKER)], "fd00::2", Some("nginx")),
-        (&[("0.0.0.0", WORKER)], "fd00::2", None),
-        // SO_REUSEPORT: either may accept it.
-        (&[("0.0.0.0", NGINX), ("0.0.0.0", WORKER)], "10.0.0.2", None),
-        (&[("0.0.0.0", NGINX), ("0.0.0.0", NGINX)], "10.0.0.2", Some("nginx")),
-        (&[("0.0.0.0", NGINX), ("0.0.0.0", 0)], "10.0.0.2", None),
-    ] {
-        assert_eq!(listening(listeners, local).as_deref(), owner, "{listeners:?} for {local}");
-    }
-}
-
-#[test]
-fn a_listener_in_another_namespace_or_on_another_port_is_not_the_owner() {
-    let mut world = World::new();
-    world.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
-    for (cookie, netns, port) in [(20, NETNS + 1, 80), (21, NETNS, 81)] {
-        let socket = Socket::new(cookie, netns, end("10.0.0.2", port), end("10.0.0.1", 40_000), PASSIVE);
-        world.report(1, socket, to(SynRecv, Established, 0));
-        assert_eq!(world.owner(cookie), None);
-    }
-}
-
-#[test]
-fn a_closed_listener_owns_no_new_connection() {
+fn an_unaccepted_connection_belongs_to_nobody_before_a_sweep() {
     let mut world = World::new();
     world.serve();
-    world.report(3, listener(9, "0.0.0.0"), ended(Listen, 0));
-    world.report(4, numbered(80, PASSIVE), to(SynRecv, Established, 0));
-    assert_eq!((world.owner(2), world.owner(80)), (Some("nginx"), None));
+    let row = world.row(2);
+    assert_eq!((row.process_seen(), row.accepted(), row.is(ConnFlags::UNACCEPTED)), (None, None, true));
+    assert_eq!((world.owner(2), world.counts()), (None, [0; 3]));
+}
+
+#[test]
+fn how_the_owner_is_known_is_reported() {
+    let mut world = World::new();
+    world.report(0, listener(9, "0.0.0.0"), to(Close, Listen, NGINX));
+    assert_eq!(world.owner_seen(9), Some(("nginx", ProcessSeen::Opener)));
+    world.connect();
+    assert_eq!(world.owner_seen(1), Some(("curl", ProcessSeen::Opener)));
+    world.report(2, server(0), to(SynRecv, Established, 0));
+    world.report(3, server(HELD), What::Accept { state: Established, pid: Some(WORKER) });
+    assert_eq!(
+        (world.owner_seen(2), world.row(2).accepted()),
+        (Some(("worker", ProcessSeen::Holder)), Some(true))
+    );
+    world.report(4, server(HELD), to(Established, FinWait1, NGINX));
+    assert_eq!(world.owner_seen(2), Some(("nginx", ProcessSeen::Closer)));
+}
+
+#[test]
+fn what_a_server_counts_waits_for_its_owner() {
+    let mut world = World::new();
+    world.serve();
+    world.report(5, server(HELD), to(Established, CloseWait, 0));
+    assert_eq!((world.counts(), world.observed(Established)), ([0; 3], (0, 0.0)));
+    world.report(7, server(HELD), to(CloseWait, LastAck, WORKER));
+    assert_eq!((world.counts_of("worker"), world.counts()), ([1, 0, 0], [1, 0, 0]));
+    assert_eq!((world.observed(Established).0, world.observed(CloseWait).0), (1, 1));
+    world.report(8, server(ORPHAN), ended(LastAck, 0));
+    assert_eq!((world.counts_of("worker"), world.observed(LastAck).0), ([1, 1, 0], 1));
+}
+
+#[test]
+fn a_connection_that_ends_without_a_known_owner_counts_for_nobody() {
+    let mut world = World::new();
+    world.serve();
+    // Somebody had accepted it, and the peer reset it.
+    world.report(3, server(HELD), ended(Established, ECONNRESET));
+    assert_eq!((world.counts_of("nginx"), world.counts()), ([0; 3], [1, 1, 0]));
+    let conn = &world.last_ended().conn;
+    assert_eq!((conn.process, conn.accepted()), (None, Some(true)));
 }
 
 #[test]
@@ -65,7 +57,7 @@ fn on_loopback_each_side_has_its_own_owner() {
     let mut world = World::new();
     world.serve();
     world.connect();
-    assert_eq!((world.owner(2), world.owner(1)), (Some("nginx"), Some("curl")));
+    assert_eq!((world.owner(2), world.owner(1)), (None, Some("curl")));
     assert_eq!((world.row(2).role.name(), world.row(1).role.name()), ("server", "client"));
 }
 
@@ -171,7 +163,7 @@ fn each_count_goes_to_the_owner_at_that_time() {
     world.serve();
     world.report(3, server(HELD), to(Established, FinWait1, WORKER));
     world.report(4, server(HELD), ended(FinWait1, ECONNRESET));
-    assert_eq!((world.counts_of("nginx"), world.counts_of("worker")), ([1, 0, 0], [0, 1, 0]));
+    assert_eq!((world.counts_of("nginx"), world.counts_of("worker")), ([0, 0, 0], [1, 1, 0]));
     assert_eq!(world.counts(), [1, 1, 0]);
 }
 
@@ -187,14 +179,12 @@ fn a_connection_of_a_listener_with_backlog_0_is_a_servers() {
         (row.role, row.is(ConnFlags::OLDER), row.is(ConnFlags::UNACCEPTED)),
         (tcpwatch::model::groups::Role::Server, false, true)
     );
-    assert_eq!(world.owner(2), Some("nginx"));
 }
 
 #[test]
 fn a_lost_close_record_leaves_owner_and_closer_unknown() {
     let mut world = World::new();
     world.serve();
-    assert_eq!(world.owner(2), Some("nginx"));
     world.report(3, server(ORPHAN), to(FinWait1, FinWait2, 0));
     assert_eq!((world.owner(2), world.row(2).accepted()), (None, Some(true)));
     world.report(4, server(ORPHAN | FIN), ended(FinWait2, 0));

@@ -30,6 +30,27 @@ fn a_reset_reported_after_the_end_belongs_to_the_connection() {
 }
 
 #[test]
+fn the_process_that_sends_a_reset_closed_the_connection() {
+    // A child of the process that accepted it holds it, too, and exits last.
+    let mut world = World::new();
+    world.serve();
+    world.report(3, server(HELD), What::Accept { state: Established, pid: Some(NGINX) });
+    world.report(4, server(HELD), ended(Established, 0));
+    world.report_reset(ResetRecord { unread_bytes: 4, pid: Some(WORKER), ..reset(4, server(HELD), Close) });
+    let conn = world.last_ended().conn.clone();
+    assert_eq!(world.names(&conn), [None, Some("worker"), Some("worker")]);
+    assert_eq!((conn.process_seen(), conn.accepted()), (Some(ProcessSeen::Closer), Some(true)));
+    // A listener's process ends before it accepts.
+    let mut world = World::new();
+    world.serve();
+    world.report(4, server(0), ended(Established, 0));
+    world.report_reset(ResetRecord { pid: Some(WORKER), ..reset(4, server(0), Close) });
+    let conn = world.last_ended().conn.clone();
+    assert_eq!(world.names(&conn), [None, Some("worker"), Some("worker")]);
+    assert_eq!((conn.process_seen(), conn.accepted()), (Some(ProcessSeen::Closer), Some(false)));
+}
+
+#[test]
 fn a_reset_before_the_end_gets_its_reason_from_the_errno() {
     for (error, reason) in [
         (ETIMEDOUT, ResetReason::TimedOut),

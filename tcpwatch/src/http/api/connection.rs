@@ -20,7 +20,12 @@ use crate::{
         netns,
         sock_diag::{self, Target, Transfer},
     },
-    model::{address::Address, groups::Role, processes::Process, table::Conn},
+    model::{
+        address::Address,
+        groups::Role,
+        processes::Process,
+        table::{Conn, ProcessSeen},
+    },
     node::Node,
     tcp::{
         connect_outcome::Outcome,
@@ -205,7 +210,9 @@ impl Render for Connection {
             [("opened by", &detail.opener), ("process", &detail.row.process), ("closed by", &detail.closer)]
         {
             if let Some(process) = process {
-                line(label, show_process(process));
+                let inferred = label == "process" && detail.row.process_seen == Some(ProcessSeen::Listener);
+                let inferred = if inferred { ", which holds the listener" } else { "" };
+                line(label, show_process(process) + inferred);
             }
         }
         if detail.row.accepted == Some(false) {

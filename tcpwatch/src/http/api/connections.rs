@@ -12,7 +12,7 @@ use crate::{
         render::{
             completeness::Completeness,
             counts::cut,
-            text::{bounded_duration, duration, printable, table},
+            text::{bounded_duration, duration, table},
             view::{Row, row},
         },
     },
@@ -109,7 +109,7 @@ impl Render for Connections {
                     bounded_duration(row.state_seconds, row.state_is_lower_bound),
                     role,
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
-                    process.map_or("-".to_owned(), |process| printable(&process.comm)),
+                    row.shown_process(),
                     row.local_text(),
                     row.remote_text(),
                     row.stalled.map_or(String::new(), |stalled| duration(stalled.duration_seconds)),

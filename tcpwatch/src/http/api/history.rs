@@ -18,7 +18,7 @@ use crate::{
         render::{
             completeness::Completeness,
             counts::cut,
-            text::{bytes, known_duration, printable, table},
+            text::{bytes, known_duration, table},
             view::{Detail, detail},
         },
     },
@@ -125,7 +125,7 @@ impl Render for History {
                     lived(ended),
                     ended.row.role.to_string(),
                     process.map_or("-".to_owned(), |process| process.pid.to_string()),
-                    process.map_or("-".to_owned(), |process| printable(&process.comm)),
+                    ended.row.shown_process(),
                     ended.row.local_text(),
                     ended.row.remote_text(),
                     carried(ended.sent_bytes),

@@ -13,7 +13,7 @@ use crate::{
         groups::Role,
         interfaces::{Interface, local_text, remote_text},
         processes::{Process, ProcessId},
-        table::{Conn, ConnFlags},
+        table::{Conn, ConnFlags, ProcessSeen},
         tracker::Ended,
     },
     node::Node,
@@ -52,12 +52,14 @@ pub(crate) struct Row {
     pub age_seconds: f64,
     /// Whether `age_seconds` is a lower bound: the connection existed when tcpwatch first saw it.
     pub age_is_lower_bound: bool,
-    /// Whether a process has accepted a server's connection; until then `process` is the listener's. Absent of other
-    /// roles, and until a sweep has looked.
+    /// Whether a process has accepted a server's connection, as far as it was seen to hold or close it. Absent of other
+    /// roles, and where neither that nor a sweep has shown it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<bool>,
     /// The process that holds the connection, or held it last; `null` where it is not known.
     pub process: Option<Process>,
+    /// How `process` is known; `null` where it is `null`.
+    pub process_seen: Option<ProcessSeen>,
     /// This socket's end.
     pub local: Address,
     /// The other end.
@@ -82,6 +84,13 @@ impl Row {
     /// Its remote end, for people.
     pub(crate) fn remote_text(&self) -> String {
         printable(&remote_text(self.remote, self.interface.as_ref()))
+    }
+
+    /// The name of the process for people, marked where it is inferred.
+    pub(crate) fn shown_process(&self) -> String {
+        let Some(process) = &self.process else { return "-".to_owned() };
+        let name = printable(&process.comm);
+        if self.process_seen == Some(ProcessSeen::Listener) { format!("{name} (listener)") } else { name }
     }
 }
 
@@ -266,6 +275,7 @@ pub(crate) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
         age_is_lower_bound: conn.is(ConnFlags::OLDER),
         accepted: (conn.role == Role::Server).then(|| conn.accepted()).flatten(),
         process: process(node, conn.process),
+        process_seen: conn.process_seen(),
         local: conn.local.into(),
         remote: conn.remote.into(),
         interface: tracker.interface(conn.netns, conn.interface),

@@ -121,3 +121,14 @@ pub const COMMON: &[Member] = &[
     Member::register("OFF_REGS_ARG3", REGISTERS[3]),
     Member::register("OFF_REGS_RETURN", REGISTERS[4]),
 ];
+
+/// Of Multipath TCP, which not every kernel has. The globals of those that are missing stay 0, and then the programs do not
+/// look for subflows.
+pub const MPTCP: &[Member] = &[
+    Member::new("OFF_IS_MPTCP", "tcp_sock", "is_mptcp"),
+    Member::new("OFF_ICSK_ULP_DATA", "inet_connection_sock", "icsk_ulp_data"),
+    Member::new("OFF_MPTCP_CONN_LIST", "mptcp_sock", "conn_list"),
+    Member::new("OFF_SUBFLOW_NODE", "mptcp_subflow_context", "node"),
+    Member::new("OFF_SUBFLOW_TCP_SOCK", "mptcp_subflow_context", "tcp_sock"),
+    Member::new("OFF_SUBFLOW_CONN", "mptcp_subflow_context", "conn"),
+];

@@ -122,7 +122,6 @@ impl Hooks {
         ReportedFacts {
             minisock_ends: by_program(Signal::Minisock),
             time_waits: by_program(Signal::TimeWait),
-            accepts: by_program(Signal::Accept),
             identity_is_address: self.identity == Some(SocketIdentity::Address),
             errnos_missing: self.way(Signal::State) == Some(WayKind::Tracepoint),
         }
@@ -156,12 +155,7 @@ mod tests {
             (Signal::Minisock, WayKind::Fentry),
             (Signal::TimeWait, WayKind::Kprobe),
         ];
-        let reported = ReportedFacts {
-            minisock_ends: true,
-            time_waits: true,
-            accepts: true,
-            ..ReportedFacts::default()
-        };
+        let reported = ReportedFacts { minisock_ends: true, time_waits: true, ..ReportedFacts::default() };
         assert_eq!(hooks(&best, SocketIdentity::Cookie).reported(), reported);
         let least = [
             (Signal::State, WayKind::Tracepoint),

@@ -38,6 +38,10 @@ impl<'a> KernelLayout<'a> {
         if let Some(types) = &types {
             offsets::resolve(types, offsets::COMMON, &mut globals)?;
             let _ = offsets::resolve(types, offsets::OPTIONAL, &mut globals);
+            let mut of_mptcp = Vec::new();
+            if offsets::resolve(types, offsets::MPTCP, &mut of_mptcp).is_ok() {
+                globals.append(&mut of_mptcp);
+            }
             for signal in Signal::ALL {
                 if let Err(error) = offsets::resolve(types, signal.spec().members(), &mut globals) {
                     without_member.push((signal, error));

@@ -245,7 +245,7 @@ mod tests {
 
     fn offset_globals() -> BTreeSet<&'static str> {
         let members = Signal::ALL.into_iter().flat_map(|signal| signal.spec().members());
-        let all = offsets::COMMON.iter().chain(offsets::OPTIONAL).chain(members);
+        let all = offsets::COMMON.iter().chain(offsets::OPTIONAL).chain(offsets::MPTCP).chain(members);
         let of_members = all.map(|member| member.global);
         let of_records = ways().flat_map(Way::programs).filter_map(|program| match program.attach {
             Attach::Tracepoint(tracepoint) => Some(tracepoint.fields.iter().map(|(global, _)| *global)),

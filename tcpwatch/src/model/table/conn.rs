@@ -1,6 +1,8 @@
 //! A connection as the table keeps it.
 
 use bitflags::bitflags;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::{
     events::decode::{Endpoint, Ends, Kind, Traffic},
@@ -31,7 +33,7 @@ pub struct Conn {
     pub expires_ns: u64,
     /// The process that called connect(); unknown of a passive open.
     pub opener: Option<ProcessId>,
-    /// The process that holds it, or held it last; before it is accepted, the listener's.
+    /// The process that holds it, or held it last; before it is accepted, the one that holds the listener which it waits at.
     pub process: Option<ProcessId>,
     /// The process that closed it or shut down its sending side.
     pub closer: Option<ProcessId>,
@@ -97,7 +99,8 @@ bitflags! {
         const ESTABLISHED = 1 << 2;
         /// Its connect is counted as an attempt, its outcome not yet.
         const CONNECTING = 1 << 3;
-        /// The process was seen acting on the socket or holding it; without this flag it is the listener's.
+        /// The process was seen acting on the socket or holding it; without this flag it is the one that held the listener
+        /// on whose accept queue the connection was.
         const OWNER_SEEN = 1 << 4;
         /// The latest sweep that saw the socket found that its process holds it.
         const OWNER_HOLDS = 1 << 5;
@@ -109,8 +112,8 @@ bitflags! {
         const MINISOCK = 1 << 8;
         /// A handshake under way (`struct request_sock`), known from sweeps only.
         const REQUEST = 1 << 9;
-        /// A record will report who accepts it.
-        const ACCEPT_IS_REPORTED = 1 << 10;
+        /// Nobody had accepted it when it was seen last, by a sweep or at its end.
+        const FOUND_UNACCEPTED = 1 << 10;
         /// Its cookie is the address of a socket, which another socket may get when this one is gone.
         const BY_ADDRESS = 1 << 11;
         /// Its traffic is known.
@@ -119,7 +122,23 @@ bitflags! {
         const AFTER_CLOSE_KNOWN = 1 << 13;
         /// It ended in repair mode (TCP_REPAIR): nothing was sent.
         const ENDED_IN_REPAIR = 1 << 14;
+        /// Nothing of it is counted yet, as its owner is not known; see `tracker/waiting.rs`.
+        const COUNTS_WAIT = 1 << 15;
     }
+}
+
+/// How a connection's process is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProcessSeen {
+    /// Seen: a sweep found the connection's descriptor in it, or it accepted the connection.
+    Holder,
+    /// Seen: it called connect() or listen().
+    Opener,
+    /// Seen: it closed the connection or shut down its sending side.
+    Closer,
+    /// Inferred: it holds the listener on whose accept queue the connection is; nobody has accepted it.
+    Listener,
 }
 
 impl ConnFlags {
@@ -252,18 +271,31 @@ impl Conn {
         }
     }
 
-    /// Whether a process has accepted it, of a passive open. Where no record reports accepts: `None` until a sweep has seen
-    /// the socket since it was established.
+    /// How its process is known; `None` where that is not.
+    pub fn process_seen(&self) -> Option<ProcessSeen> {
+        let process = self.process?;
+        Some(if !self.is(ConnFlags::OWNER_SEEN) {
+            ProcessSeen::Listener
+        } else if self.is(ConnFlags::OWNER_HOLDS) {
+            ProcessSeen::Holder
+        } else if self.closer == Some(process) {
+            ProcessSeen::Closer
+        } else if self.opener == Some(process) {
+            ProcessSeen::Opener
+        } else {
+            ProcessSeen::Holder
+        })
+    }
+
+    /// Whether a process has accepted it, of a passive open: `None` while it may have been accepted since it was
+    /// established.
     pub fn accepted(&self) -> Option<bool> {
-        // The process that closed it had accepted it; a listener that closes resets what nobody accepted.
-        if !matches!(self.state(), TcpState::Established | TcpState::SynRecv | TcpState::CloseWait) {
+        // Only the application leads to the others; a listener that closes resets what nobody accepted.
+        let closed = !matches!(self.state(), TcpState::Established | TcpState::SynRecv | TcpState::CloseWait);
+        if closed || !self.flags.intersects(ConnFlags::UNACCEPTED | ConnFlags::REQUEST) {
             return Some(true);
         }
-        match (self.is(ConnFlags::UNACCEPTED) || self.is(ConnFlags::REQUEST), self.swept) {
-            (false, _) => Some(true),
-            (true, 0) if !self.is(ConnFlags::ACCEPT_IS_REPORTED) => None,
-            (true, _) => Some(false),
-        }
+        (self.is(ConnFlags::FOUND_UNACCEPTED) || self.is(ConnFlags::REQUEST)).then_some(false)
     }
 
     /// Whether its times are lower bounds.

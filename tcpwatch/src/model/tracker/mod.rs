@@ -10,6 +10,7 @@ pub(crate) mod retransmits;
 pub mod sweep;
 pub(crate) mod time_wait;
 pub(crate) mod traffic;
+pub(crate) mod waiting;
 
 use std::collections::VecDeque;
 
@@ -251,7 +252,7 @@ impl Tracker {
             What::Accept { state, pid } => {
                 if let Some(key) = self.find_or_insert(&record.socket, state, record.time_ns) {
                     self.own(key, pid.and_then(|pid| self.processes.by_pid(pid)), record.time_ns);
-                    self.table.get_mut(key).flags.remove(ConnFlags::UNACCEPTED);
+                    self.accepted(key, record.time_ns);
                     self.group(key, record.time_ns);
                 }
             }
@@ -278,16 +279,11 @@ impl Tracker {
 
     /// Counts how long an ESTABLISHED connection had been idle that one side closes first.
     fn count_idle(&mut self, key: ConnKey, to: TcpState, now_ns: u64) {
-        let closer = match to {
-            TcpState::FinWait1 => Closer::Local,
-            TcpState::CloseWait => Closer::Peer,
-            _ => return,
-        };
+        let Some(closer) = Closer::of(to) else { return };
         if let Some(idle) = self.table.get(key).idle()
             && let Some(group) = self.group(key, now_ns)
         {
-            let histogram = &mut self.groups.counts(group).idle[closer as usize];
-            histogram.get_or_insert_default().observe(idle.sending_ns.min(idle.receiving_ns));
+            self.groups.counts(group).observe_idle(closer, idle);
         }
     }
 
@@ -340,6 +336,7 @@ impl Tracker {
         if traffic_known && FirstClose::of_state(to).is_some() {
             conn.flags.insert(ConnFlags::AFTER_CLOSE_KNOWN);
         }
+        let waited = conn.is(ConnFlags::COUNTS_WAIT);
         match to {
             TcpState::SynSent | TcpState::Listen => {
                 let process = self.processes.by_pid(value);
@@ -364,8 +361,8 @@ impl Tracker {
                 if known.is_some() {
                     self.replace_minisock(&record.socket, now_ns);
                 }
-                if first && let Some(group) = self.group(key, now_ns) {
-                    self.groups.counts(group).opened += 1;
+                if first {
+                    self.count_opened(key, now_ns);
                     self.count_connect(key, Outcome::Established, now_ns);
                 }
             }
@@ -376,8 +373,11 @@ impl Tracker {
             self.note_established(key, now_ns);
         }
         self.doubt_listener(key, now_ns);
-        self.group(key, now_ns);
-        if from == TcpState::Established {
+        // Its owner is known in a moment, if it is a server's.
+        if to != TcpState::Established || !self.table.get(key).is(ConnFlags::COUNTS_WAIT) {
+            self.group(key, now_ns);
+        }
+        if from == TcpState::Established && !waited {
             self.count_idle(key, to, now_ns);
         }
     }
@@ -413,6 +413,9 @@ impl Tracker {
         }
         let Some(key) = known.or_else(|| self.insert_older(&record.socket, from, now_ns)) else { return };
         self.hear_of(key, &record.socket, now_ns);
+        if record.socket.is_unaccepted() {
+            self.table.get_mut(key).flags.insert(ConnFlags::FOUND_UNACCEPTED);
+        }
         if from.follows_established() {
             self.note_established(key, now_ns);
         }
@@ -481,8 +484,8 @@ impl Tracker {
     /// established before this run, `older` has set the flag.
     pub(crate) fn note_established(&mut self, key: ConnKey, now_ns: u64) {
         let first = !self.table.get_mut(key).flags.replace(ConnFlags::ESTABLISHED, true);
-        if first && let Some(group) = self.group(key, now_ns) {
-            self.groups.counts(group).opened += 1;
+        if first {
+            self.count_opened(key, now_ns);
             self.count_connect(key, Outcome::Established, now_ns);
         }
     }
@@ -582,19 +585,11 @@ impl Tracker {
         let flags = flags
             .with(ConnFlags::UNACCEPTED, unaccepted)
             .with(ConnFlags::REQUEST, socket.is_request())
-            .with(ConnFlags::ACCEPT_IS_REPORTED, self.reported.accepts && !flags.contains(ConnFlags::OLDER))
             .with(ConnFlags::BY_ADDRESS, self.reported.identity_is_address);
         let key = self.table.insert(socket, life, role, now_ns, flags);
         self.sweep.began(socket.cookie);
-        match role {
-            Role::Listener => {
-                self.listeners.entry((socket.netns, socket.local.port)).or_default().push(key);
-            }
-            Role::Server if unaccepted => {
-                let owner = self.listener_of(socket.netns, socket.interface, socket.local);
-                self.set_process(key, owner, now_ns);
-            }
-            _ => {}
+        if role == Role::Listener {
+            self.listeners.entry((socket.netns, socket.local.port)).or_default().push(key);
         }
         Some(key)
     }
@@ -606,23 +601,31 @@ impl Tracker {
         let conn = self.table.get(key);
         let same =
             (conn.interface, conn.local, conn.remote) == (socket.interface, socket.local, socket.remote);
-        let accepted = conn.is(ConnFlags::UNACCEPTED) && socket.is_held();
+        let accepted = conn.is(ConnFlags::UNACCEPTED) && self.shows_accepted(socket);
         if !conn.is(ConnFlags::MINISOCK) && (!same || conn.is(ConnFlags::REQUEST) || accepted) {
             self.describe_anew(key, socket);
         }
     }
 
+    /// Whether the socket's flags show that somebody has accepted it. Records without errnos do not know the flags either.
+    fn shows_accepted(&self, socket: &Socket) -> bool {
+        !socket.is_unaccepted() && !self.reported.errnos_missing
+    }
+
     #[cold]
     fn describe_anew(&mut self, key: ConnKey, socket: &Socket) {
+        let accepted = self.shows_accepted(socket);
         let conn = self.table.get_mut(key);
         if conn.is(ConnFlags::REQUEST) && !socket.is_request() {
             conn.flags.remove(ConnFlags::REQUEST);
-            conn.flags.set(ConnFlags::UNACCEPTED, socket.is_unaccepted());
-            conn.swept = 0;
+            conn.flags.remove(ConnFlags::FOUND_UNACCEPTED);
+            conn.flags.insert(ConnFlags::UNACCEPTED);
         }
-        if socket.is_held() {
-            conn.flags.remove(ConnFlags::UNACCEPTED);
+        let seen_ns = conn.seen_ns;
+        if conn.is(ConnFlags::UNACCEPTED) && accepted {
+            self.accepted(key, seen_ns);
         }
+        let conn = self.table.get_mut(key);
         conn.interface = socket.interface;
         if (conn.local, conn.remote) != (socket.local, socket.remote) {
             let (role, netns, port) = (conn.role, conn.netns, conn.local.port);
@@ -683,7 +686,10 @@ impl Tracker {
     fn leave(&mut self, key: ConnKey, from: TcpState, to: TcpState, now_ns: u64) {
         let conn = self.table.get(key);
         let (since_ns, exact) = (conn.since_ns(), conn.state() == from && !conn.is(ConnFlags::STATE_OLDER));
-        if exact && let Some(group) = self.group(key, now_ns) {
+        if exact
+            && !conn.is(ConnFlags::COUNTS_WAIT)
+            && let Some(group) = self.group(key, now_ns)
+        {
             let deferred_ns = if from == TcpState::SynSent { self.table.get(key).deferred_ns() } else { 0 };
             let nanos = now_ns.saturating_sub(since_ns).saturating_sub(deferred_ns);
             self.groups.observe(group, from, to, nanos);
@@ -692,6 +698,7 @@ impl Tracker {
 
     /// `error`: the socket's errno; `None` where its end or errno was not reported.
     pub(crate) fn count_closed(&mut self, key: ConnKey, from: TcpState, error: Option<u8>, now_ns: u64) {
+        self.count_waiting(key, now_ns);
         if from.follows_established() {
             self.note_established(key, now_ns);
         }
@@ -707,6 +714,7 @@ impl Tracker {
         if self.table.get(key).is(ConnFlags::CONNECTING) {
             self.count_connect(key, Outcome::Unknown, now_ns);
         }
+        self.count_waiting(key, now_ns);
         self.settle_reset(key, now_ns);
         let mut conn = self.table.remove(key);
         if let Some(group) = conn.group.take() {

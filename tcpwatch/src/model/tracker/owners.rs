@@ -1,11 +1,11 @@
-//! Decides which process owns a connection: the one seen acting on the socket or holding it and, until it is accepted, its
-//! listener's.
+//! Decides which process owns a connection: the one seen acting on the socket or holding it. Until it is accepted, the one
+//! that holds the listener on whose accept queue a sweep found the connection: no port says which that is (a transparent
+//! proxy's listens on another one, and several listeners may have the same).
 
 use crate::{
-    events::decode::Endpoint,
     model::{
         groups::Role,
-        processes::ProcessId,
+        processes::{ProcessId, ProcessTable},
         table::{Conn, ConnFlags, ConnKey},
         tracker::Tracker,
     },
@@ -13,27 +13,6 @@ use crate::{
 };
 
 impl Tracker {
-    /// The process of the listener that the kernel chose for a connection with this local end; `None` when several
-    /// processes listen equally well. `interface`: that of the connection, which is the listener's where that has one.
-    pub(crate) fn listener_of(&self, netns: u32, interface: u32, local: Endpoint) -> Option<ProcessId> {
-        let listeners = self.listeners.get(&(netns, local.port))?;
-        // The usual case.
-        if let [only] = listeners[..] {
-            let listener = self.table.get(only);
-            return match_score(listener, interface, local).and(listener.process);
-        }
-        let scored = || {
-            listeners.iter().filter_map(|key| {
-                let listener = self.table.get(*key);
-                Some((match_score(listener, interface, local)?, listener.process))
-            })
-        };
-        let best = scored().map(|(score, _)| score).max()?;
-        let mut owners = scored().filter(|(score, _)| *score == best).map(|(_, owner)| owner);
-        let first = owners.next()??;
-        owners.all(|owner| owner == Some(first)).then_some(first)
-    }
-
     /// The process was seen acting on the socket or holding it. `None` changes nothing.
     pub(crate) fn own(&mut self, key: ConnKey, process: Option<ProcessId>, now_ns: u64) {
         if process.is_some() {
@@ -41,11 +20,13 @@ impl Tracker {
             let flags = &mut self.table.get_mut(key).flags;
             flags.insert(ConnFlags::OWNER_SEEN);
             flags.remove(ConnFlags::UNACCEPTED);
+            self.count_waiting(key, now_ns);
         }
     }
 
     pub(crate) fn closed_by(&mut self, key: ConnKey, process: Option<ProcessId>, now_ns: u64) {
         self.own(key, process, now_ns);
+        self.table.get_mut(key).flags.remove(ConnFlags::OWNER_HOLDS);
         self.refer(key, process, |conn| &mut conn.closer);
     }
 
@@ -80,17 +61,37 @@ impl Tracker {
         }
     }
 
-    /// Forgets the listener's process as the owner of a connection that was closed here: the closing process had accepted it,
-    /// and need not be the listener's. Has no effect where the owner was seen.
-    pub(crate) fn doubt_listener(&mut self, key: ConnKey, now_ns: u64) {
+    /// Somebody has accepted the connection, who need not be the listener's process.
+    pub(crate) fn accepted(&mut self, key: ConnKey, now_ns: u64) {
         let conn = self.table.get_mut(key);
+        conn.flags.remove(ConnFlags::UNACCEPTED | ConnFlags::REQUEST);
+        if !conn.is(ConnFlags::OWNER_SEEN) {
+            self.set_process(key, None, now_ns);
+        }
+    }
+
+    /// The process that sent the reset with which a connection ended.
+    pub(crate) fn reset_by(processes: &mut ProcessTable, conn: &mut Conn, process: Option<ProcessId>) {
+        let Some(id) = process else { return };
+        for place in [&mut conn.process, &mut conn.closer] {
+            processes.add_user(id);
+            if let Some(old) = place.replace(id) {
+                processes.drop_user(old);
+            }
+        }
+        conn.flags.insert(ConnFlags::OWNER_SEEN);
+        conn.flags.remove(ConnFlags::OWNER_HOLDS);
+    }
+
+    /// A connection that was closed here was accepted. Has no effect where the owner was seen.
+    pub(crate) fn doubt_listener(&mut self, key: ConnKey, now_ns: u64) {
+        let conn = self.table.get(key);
         let closed_here = !matches!(
             conn.state(),
             TcpState::SynRecv | TcpState::Established | TcpState::CloseWait | TcpState::Close
         );
         if conn.role == Role::Server && closed_here && !conn.is(ConnFlags::OWNER_SEEN) {
-            conn.flags.remove(ConnFlags::UNACCEPTED | ConnFlags::REQUEST);
-            self.set_process(key, None, now_ns);
+            self.accepted(key, now_ns);
         }
     }
 
@@ -107,23 +108,4 @@ impl Tracker {
             }
         }
     }
-}
-
-/// How well a listener matches a connection's local end, as the kernel scores it (compute_score in
-/// net/ipv4/inet_hashtables.c): its own address, then any of its family, then `::` for IPv4; of those the one that is
-/// bound to the interface.
-fn match_score(listener: &Conn, interface: u32, local: Endpoint) -> Option<(u8, bool)> {
-    let (listening, bound) = (listener.local, listener.interface != 0);
-    let score = if bound && listener.interface != interface {
-        None
-    } else if listening.addr == local.addr {
-        Some(2)
-    } else if !listening.is_wildcard() {
-        None
-    } else if listening.addr.to_ipv4_mapped().is_some() == local.addr.to_ipv4_mapped().is_some() {
-        Some(1)
-    } else {
-        listening.addr.is_unspecified().then_some(0)
-    };
-    score.map(|score| (score, bound))
 }

@@ -73,11 +73,14 @@ impl Tracker {
     /// The connection had ended before the kernel sent it.
     fn reset_ended(&mut self, record: &ResetRecord, reset: &ObservedReset) {
         let cookie = record.socket.cookie;
+        let by = record.pid.and_then(|pid| self.processes.by_pid(pid));
         if let Some(key) = self.table.find(cookie) {
+            self.closed_by(key, by, record.time_ns);
             // Its end was lost. Or it seemed to leave a minisock, where a negative TCP_LINGER2 wants none.
             let conn = self.table.get_mut(key);
             let reset = observed(record, conn.state());
             conn.end.get_or_insert_default().reset = Some(reset);
+            conn.flags.set(ConnFlags::UNACCEPTED, record.socket.is_unaccepted());
             if conn.is(ConnFlags::MINISOCK) {
                 self.remove(key, Cause::Application, record.time_ns);
             }
@@ -97,6 +100,7 @@ impl Tracker {
         }
         conn.unread_bytes = record.unread_bytes;
         conn.end.get_or_insert_default().reset = Some(reset);
+        Self::reset_by(&mut self.processes, conn, by);
         let process = conn.process.map(|id| &self.processes.get(id).comm);
         let counts = self.groups.counts_of(process, conn.role, conn.peer(), record.time_ns);
         counts.count_reset(&reset);

@@ -13,7 +13,7 @@ use crate::{
     events::{
         decode::{Ends, TaskRecord},
         frame::Coverage,
-        seen::Seen,
+        seen::{ListOwner, Seen, SeenList},
     },
     model::{
         groups::Role,
@@ -54,6 +54,12 @@ pub struct Progress {
     other_holders: FxHashMap<u64, OtherHolder>,
     /// What the sweep that ended last has listed.
     listed: Coverage,
+    /// The listener's cookie of each connection that it found in an accept queue or as a request, by the connection's.
+    queued: FxHashMap<u64, u64>,
+    /// Listeners whose accept queues have more connections than it could list, and when it listed them.
+    long_queues: Vec<(u64, u64)>,
+    /// Processes found to hold sockets in CLOSE that no sweep had seen there before, by cookie.
+    closed: FxHashMap<u64, ProcessId>,
     /// Sockets that retransmitted more than records have reported, by cookie; and those of the sweep before.
     unreported: FxHashMap<u64, UnreportedRetransmits>,
     unreported_before: FxHashMap<u64, UnreportedRetransmits>,
@@ -168,6 +174,27 @@ impl Tracker {
         }
     }
 
+    /// Applies a list. To be called once the sightings before it are applied.
+    pub fn apply_list(&mut self, list: &SeenList) {
+        match &list.of {
+            ListOwner::Listener { cookie: listener, truncated } => {
+                self.sweep.queued.extend(list.cookies.iter().map(|cookie| (*cookie, *listener)));
+                if *truncated {
+                    self.sweep.long_queues.push((*listener, list.time_ns));
+                }
+            }
+            ListOwner::Holder(task) => {
+                for cookie in &list.cookies {
+                    let found = self.table.find(*cookie);
+                    if let Some(key) = found.filter(|key| self.table.get(*key).is_full()) {
+                        self.look_at(key);
+                        self.apply_holder(key, list.time_ns, task);
+                    }
+                }
+            }
+        }
+    }
+
     /// Ends the sweep, which has read all sockets of what it covers.
     pub fn end_sweep(&mut self, coverage: &Coverage) {
         let mut minisocks = std::mem::take(&mut self.sweep.new_minisocks);
@@ -176,6 +203,7 @@ impl Tracker {
         self.sweep.ended = None;
         self.sweep.ended_minisocks = FxHashMap::default();
         self.settle_owners();
+        self.settle_ended_owners();
         self.groups.set_live(std::mem::take(&mut self.sweep.live));
         self.forget_unswept_unconnected();
         if !coverage.namespaces.is_empty() {
@@ -282,7 +310,6 @@ impl Tracker {
         }
         let known = self.table.find(seen.socket.cookie);
         let Some(key) = known.or_else(|| self.insert_seen(seen)) else { return };
-        let number = self.sweep.number;
         // The connection does not continue the count of its request.
         if !seen.socket.is_request() {
             self.see_retransmits(key, seen);
@@ -290,10 +317,16 @@ impl Tracker {
         if listens {
             self.queues.insert(seen.socket.cookie, seen.queue);
         }
+        if seen.listener != 0 {
+            self.sweep.queued.insert(seen.socket.cookie, seen.listener);
+        }
         // Else a newer record has described it.
         if self.table.get(key).seen_ns <= seen.time_ns {
             self.describe(key, &seen.socket);
             let conn = self.table.get_mut(key);
+            if conn.is(ConnFlags::UNACCEPTED) {
+                conn.flags.insert(ConnFlags::FOUND_UNACCEPTED);
+            }
             conn.unread_bytes = seen.unread_bytes;
             if conn.state() != seen.state && is_unsettled(conn.seen_ns, seen) {
                 self.sweep.doubts = true;
@@ -307,14 +340,9 @@ impl Tracker {
                 self.repairs.changed += 1;
             }
         }
-        let conn = self.table.get_mut(key);
-        let first_look = conn.swept != number;
-        if first_look {
-            conn.swept = number;
-            conn.flags.remove(ConnFlags::OWNER_HOLDS | ConnFlags::MEASURED);
-        }
+        let first_look = self.look_at(key);
         if let Some((task, _)) = &seen.holder {
-            self.apply_holder(key, seen, task);
+            self.apply_holder(key, seen.time_ns, task);
         }
         // After the owner is known, by which they are grouped.
         if !listens && !seen.socket.is_request() {
@@ -325,6 +353,17 @@ impl Tracker {
             self.sample_answer(key, seen);
         }
         self.doubt_listener(key, seen.time_ns);
+    }
+
+    /// Notes that the sweep sees it. Returns whether it is for the first time.
+    fn look_at(&mut self, key: ConnKey) -> bool {
+        let conn = self.table.get_mut(key);
+        let first_look = conn.swept != self.sweep.number;
+        if first_look {
+            conn.swept = self.sweep.number;
+            conn.flags.remove(ConnFlags::OWNER_HOLDS | ConnFlags::MEASURED);
+        }
+        first_look
     }
 
     /// By the first process that the sweep finds to hold it; who that is was noted before.
@@ -376,9 +415,9 @@ impl Tracker {
         self.sweep.unreported.insert(cookie, unreported);
     }
 
-    fn apply_holder(&mut self, key: ConnKey, seen: &Seen, task: &TaskRecord) {
+    fn apply_holder(&mut self, key: ConnKey, seen_ns: u64, task: &TaskRecord) {
         let conn = self.table.get(key);
-        if conn.seen_ns > seen.time_ns {
+        if conn.seen_ns > seen_ns {
             return;
         }
         let owner = conn.process;
@@ -387,22 +426,24 @@ impl Tracker {
         // After an exec it is another identity of the owner.
         let same = both.is_some_and(|(owner, holder)| self.processes.is_same_process(owner, holder));
         if owner.is_none() || same {
-            self.own(key, holder, seen.time_ns);
+            self.own(key, holder, seen_ns);
             self.table.get_mut(key).flags.set(ConnFlags::OWNER_HOLDS, holder.is_some());
         } else if !conn.is(ConnFlags::OWNER_HOLDS) {
-            let other = OtherHolder { process: holder, seen_ns: seen.time_ns };
-            self.sweep.other_holders.entry(seen.socket.cookie).or_insert(other).seen_ns = seen.time_ns;
+            let other = OtherHolder { process: holder, seen_ns };
+            self.sweep.other_holders.entry(conn.cookie).or_insert(other).seen_ns = seen_ns;
         }
     }
 
     /// Gives sockets whose owner does not hold them any more to the process that does, and connections that nobody has
-    /// accepted yet to the listener's process, which may have become known after them.
+    /// accepted yet to the process that holds their listener.
     fn settle_owners(&mut self) {
         for (cookie, holder) in std::mem::take(&mut self.sweep.other_holders) {
             if let Some(key) = self.table.find(cookie) {
                 let conn = self.table.get(key);
                 if !conn.is(ConnFlags::OWNER_HOLDS) && conn.seen_ns <= holder.seen_ns {
                     self.own(key, holder.process, holder.seen_ns);
+                    let flags = &mut self.table.get_mut(key).flags;
+                    flags.set(ConnFlags::OWNER_HOLDS, holder.process.is_some());
                 }
             }
         }
@@ -413,13 +454,51 @@ impl Tracker {
                 continue;
             }
             if conn.is(ConnFlags::UNACCEPTED) {
-                let listener = self.listener_of(conn.netns, conn.interface, conn.local);
-                self.set_process(key, listener, began_ns);
+                let process = self.holder_of_listener(conn);
+                self.set_process(key, process, began_ns);
             }
             if self.table.get(key).state().follows_established() {
                 self.note_established(key, began_ns);
             }
             self.group(key, began_ns);
+        }
+    }
+
+    /// The process that this sweep found to hold the listener on whose accept queue it found the connection.
+    fn holder_of_listener(&self, conn: &Conn) -> Option<ProcessId> {
+        let listener = self.sweep.queued.get(&conn.cookie).copied().or_else(|| self.long_queue_of(conn))?;
+        let listener = self.table.get(self.table.find(listener)?);
+        let is_held = listener.swept == self.sweep.number && listener.is(ConnFlags::OWNER_HOLDS);
+        listener.process.filter(|_| is_held)
+    }
+
+    /// A connection that was in a queue, and in none of the lists of its namespace, is further back in the one queue that is
+    /// longer than its list.
+    fn long_queue_of(&self, conn: &Conn) -> Option<u64> {
+        let of_netns =
+            |listener| self.table.find(listener).is_some_and(|key| self.table.get(key).netns == conn.netns);
+        let mut long = self.sweep.long_queues.iter().filter(|(listener, _)| of_netns(*listener));
+        let (listener, listed_ns) = long.next()?;
+        (long.next().is_none() && conn.opened_ns() < *listed_ns).then_some(*listener)
+    }
+
+    /// Of a connection that ended with a reset or an error, its process keeps the socket, in CLOSE, until it closes it.
+    fn settle_ended_owners(&mut self) {
+        let mut closed = std::mem::take(&mut self.sweep.closed);
+        for Ended { conn, .. } in self.ended.iter_mut().rev() {
+            if closed.is_empty() {
+                break;
+            }
+            if let Some(holder) = closed.remove(&conn.cookie)
+                && !conn.is(ConnFlags::OWNER_SEEN)
+            {
+                self.processes.add_user(holder);
+                if let Some(old) = conn.process.replace(holder) {
+                    self.processes.drop_user(old);
+                }
+                conn.flags.insert(ConnFlags::OWNER_SEEN);
+                conn.flags.remove(ConnFlags::UNACCEPTED);
+            }
         }
     }
 
@@ -443,6 +522,9 @@ impl Tracker {
         }
         if let Some(id) = process {
             self.processes.add_user(id);
+            if known.is_none() && socket.connected {
+                self.sweep.closed.insert(seen.socket.cookie, id);
+            }
         }
         let socket = known.map_or(socket, |Unconnected { since_ns, older, .. }| Unconnected {
             since_ns,

@@ -47,7 +47,9 @@ impl Tracker {
                 conn.end.get_or_insert_default().after_close_bytes += after_close.total();
             }
         }
-        if let Some(group) = self.group(key, now_ns) {
+        if !conn.is(ConnFlags::COUNTS_WAIT)
+            && let Some(group) = self.group(key, now_ns)
+        {
             let counts = self.groups.counts(group);
             counts.traffic += new;
             counts.after_close += after_close;

@@ -14,6 +14,14 @@ pub(super) const SPEC: Spec = Spec {
         &[
             Member::new("OFF_TW_EXPIRES", "inet_timewait_sock", "tw_timer.expires"),
             Member::new("OFF_SKC_NUM", "sock_common", "skc_num"),
+            Member::new(
+                "OFF_ACCEPT_QUEUE_HEAD",
+                "inet_connection_sock",
+                "icsk_accept_queue.rskq_accept_head",
+            ),
+            Member::new("OFF_REQUEST_NEXT", "request_sock", "dl_next"),
+            Member::new("OFF_REQUEST_SK", "request_sock", "sk"),
+            Member::new("OFF_SKC_LISTENER", "sock_common", "skc_listener"),
         ],
         held::LIVE_MEMBERS,
     ],
