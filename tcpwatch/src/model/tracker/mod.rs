@@ -367,6 +367,8 @@ impl Tracker {
             return;
         }
         let Some(key) = known.or_else(|| self.insert_older(&record.socket, from, now_ns)) else { return };
+        // Again: a connection inserted now is none that begins now.
+        self.sweep.ended(record.socket.cookie, now_ns);
         self.hear_of(key, &record.socket, now_ns);
         if from.follows_established() {
             self.note_established(key, now_ns);
