@@ -70,7 +70,7 @@ struct Server(Router);
 impl Server {
     fn of(node: Node) -> Self {
         let (sender, mut questions) = mpsc::channel::<Question>(8);
-        let clock = Clock { now_ns: 3600 * SECOND, wall: UNIX_EPOCH };
+        let clock = Clock { now_ns: 3600 * SECOND, wall: UNIX_EPOCH + Duration::from_hours(1) };
         tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
                 (question.ask)(&node, clock);
@@ -267,7 +267,8 @@ async fn every_name_has_one_text_of_its_own_which_labels_json_text_and_filters_s
         json["processes"].as_array().unwrap().iter().map(|row| row["comm"].as_str()).collect();
     assert_eq!(shown, texts.keys().map(|text| Some(text.as_str())).collect());
     let (_, table) = server.get("/processes?limit=10000").await;
-    let cells: BTreeSet<_> = table.lines().skip(1).filter_map(|line| line.split("  ").next()).collect();
+    let rows = table.lines().skip(1).take_while(|line| !line.is_empty());
+    let cells: BTreeSet<_> = rows.filter_map(|line| line.split("  ").next()).collect();
     assert_eq!(cells, texts.keys().map(String::as_str).collect());
     for (text, count) in &texts {
         let opened = metrics.sum("tcpwatch_connections_opened_total", &[("process", text)]);

@@ -19,14 +19,14 @@ conns = [listener.accept()[0] for _ in range(int(args[0]))]
 order()
 "#;
 
-/// Opens a connection and closes it, opens another one, and becomes the program `args[1]`.
+/// Opens a connection and closes it, opens another one, and becomes the program `args[1]`, which is python3 too.
 const BECOMES: &str = r#"
 connect("127.0.0.1", args[0]).close()
 conn = connect("127.0.0.1", args[0])
 os.set_inheritable(conn.fileno(), True)
 say(port_of(conn))
 order()
-os.execv(args[1], [args[1], "600"])
+os.execv(args[1], [args[1], "-c", "import sys; sys.stdin.readline()"])
 "#;
 
 /// Executables under names of their own.
@@ -51,6 +51,10 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+fn python3() -> PathBuf {
+    fs::canonicalize("/usr/bin/python3").unwrap()
 }
 
 fn executable(pid: u32) -> String {
@@ -83,7 +87,7 @@ fn what_a_process_did_before_an_exec_is_not_renamed_by_it() {
     let folder = Folder::new("becomes");
     // The second keeps the name of what it was before.
     for (before, after) in [("dialer", "sleeper"), ("dialer", "dialer")] {
-        let program = folder.copy(Path::new("/bin/sleep"), after);
+        let program = folder.copy(&python3(), after);
         for asked in [Asked::BeforeExec, Asked::AtTheEnd, Asked::StartedBetween] {
             let context = format!("{before} becomes {after}, {asked:?}");
             let between = asked == Asked::StartedBetween;
@@ -182,7 +186,7 @@ fn a_process_that_renames_itself_is_named_as_it_was_called_then() {
 #[test]
 fn a_deleted_executable_is_not_one_that_is_called_so() {
     let folder = Folder::new("deleted");
-    let python = fs::canonicalize("/usr/bin/python3").unwrap();
+    let python = python3();
     let start = |namespace: &Namespace, program: &str, port: &str| {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", namespace.path())).arg(program);

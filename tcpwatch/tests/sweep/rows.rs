@@ -229,6 +229,16 @@ fn a_connection_that_ended_after_the_sighting_stays_ended() {
 }
 
 #[test]
+fn an_unknown_connection_that_ended_after_the_sighting_stays_ended() {
+    let mut world = World::new();
+    world.sweep(5, &[]);
+    world.tracker.begin_sweep(10);
+    world.report(15, client(HELD), ended(Established, ECONNRESET));
+    world.finish_sweep(&[held_sighting(12, client(HELD), Established, CURL)]);
+    assert_eq!((world.state(1), world.counts()), (None, [1, 1, 0]));
+}
+
+#[test]
 fn an_untracked_connection_that_ended_after_the_sighting_stays_ended() {
     let mut world = World::with_limits(Limits { connections: 1, ..LIMITS });
     world.connect();

@@ -152,10 +152,13 @@ fn after_a_loss_no_count_is_too_high_and_nothing_is_closed_that_was_not_opened()
                 storm.rage(30);
                 storm.sweep(busy);
                 storm.quiet_sweep();
-                let [opened, closed, _] = storm.world.counts();
-                let context = format!("1 of {loss} lost, seed {seed}, round {round}");
-                assert!(opened <= storm.kernel.opened && closed <= storm.kernel.closed, "{context}");
-                assert!(closed <= opened, "{context}: {closed} closed of {opened}");
+                let ([opened, closed, _], kernel) = (storm.world.counts(), &storm.kernel);
+                let context = format!(
+                    "1 of {loss} lost, seed {seed}, round {round}: {opened} opened of {}, {closed} closed of {}",
+                    kernel.opened, kernel.closed
+                );
+                assert!(opened <= kernel.opened && closed <= kernel.closed, "{context}");
+                assert!(closed <= opened, "{context}");
             }
         }
     }

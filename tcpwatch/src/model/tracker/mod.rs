@@ -412,6 +412,8 @@ impl Tracker {
             return;
         }
         let Some(key) = known.or_else(|| self.insert_older(&record.socket, from, now_ns)) else { return };
+        // Again: a connection inserted now is none that begins now.
+        self.sweep.ended(record.socket.cookie, now_ns);
         self.hear_of(key, &record.socket, now_ns);
         if record.socket.is_unaccepted() {
             self.table.get_mut(key).flags.insert(ConnFlags::FOUND_UNACCEPTED);
