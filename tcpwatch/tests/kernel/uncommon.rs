@@ -161,9 +161,9 @@ fn a_connection_closed_in_repair_mode_was_not_reset() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let mut process = Workload::start(&namespace, "repairs", REPAIR, &[]);
-    let port = process.hear();
+    let port: u64 = process.hear().parse().unwrap();
     let rows = daemon.connections_in(&namespace);
-    let is_client = |row: &&Value| row["role"] == "client" && row["local"]["port"].to_string() == port;
+    let is_client = |row: &&Value| row["role"] == "client" && row["local"]["port"] == port;
     let row = rows.iter().find(is_client).unwrap().clone();
     assert_eq!(process.ask(), "restored");
     let first_close = eventually("it is over", || {
@@ -173,8 +173,7 @@ fn a_connection_closed_in_repair_mode_was_not_reset() {
     assert_eq!(first_close, "repair");
     let restored = eventually("it lives on", || {
         let rows = daemon.connections_in(&namespace);
-        let found =
-            rows.iter().find(|row| row["local"]["port"].to_string() == port && row["role"] != "listener");
+        let found = rows.iter().find(|row| row["local"]["port"] == port && row["role"] != "listener");
         found.cloned().ok_or_else(|| format!("{rows:?}"))
     });
     assert_eq!((&restored["state"], &restored["role"]), (&json!("ESTABLISHED"), &json!("unknown")));

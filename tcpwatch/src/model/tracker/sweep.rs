@@ -110,6 +110,10 @@ impl Progress {
         }
     }
 
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.ended.is_some()
+    }
+
     pub(crate) fn entered_time_wait(&mut self, ends: Ends, now_ns: u64) {
         if self.ended.is_some() {
             self.time_waits.insert(ends, now_ns);

@@ -40,6 +40,10 @@ impl Tracker {
         if self.reported.time_waits || socket.netns == 0 {
             return;
         }
+        let has_orphans = self.table.oldest_minisock(TcpState::FinWait2).is_some();
+        if !has_orphans && !self.sweep.is_under_way() {
+            return;
+        }
         let other = Ends { local: socket.remote, remote: socket.local, ..socket.ends() };
         let found = self.table.find_minisock(other);
         if found.is_none_or(|key| self.table.get(key).state() == TcpState::FinWait2) {
