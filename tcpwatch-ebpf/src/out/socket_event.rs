@@ -48,7 +48,13 @@ pub fn describe(sk: impl KernelPtr, time_ns: u64, what: &What) -> SocketEvent {
 #[inline(always)]
 pub fn interface(sk: impl KernelPtr, event: &SocketEvent) -> InterfaceEvent {
     let SocketEvent { time_ns, cookie, .. } = *event;
-    InterfaceEvent { kind: KIND_INTERFACE, zero: [0; 3], interface: endpoints::interface(sk), time_ns, cookie }
+    InterfaceEvent {
+        kind: KIND_INTERFACE,
+        zero: [0; 3],
+        interface: endpoints::interface(sk),
+        time_ns,
+        cookie,
+    }
 }
 
 /// The record of a minisock, whose interface takes the place of the cookie.
