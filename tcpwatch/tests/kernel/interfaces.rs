@@ -38,7 +38,7 @@ order()
 /// so once more.
 const CLIENT: &str = r#"
 own, server, port, length = args[0], args[1], int(args[2]), int(args[3])
-scope = lambda addr: (0, socket.if_nametoindex("link")) if addr.startswith("fe80") else ()
+scope = lambda addr: (0, socket.if_nametoindex("uplink")) if addr.startswith("fe80") else ()
 def connect_again():
     conn = socket.socket(socket.AF_INET6 if ":" in own else socket.AF_INET)
     conn.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,11 +72,11 @@ impl Links {
     fn new() -> Self {
         let links = Self { server: Namespace::new(), clients: [Namespace::new(), Namespace::new()] };
         for (name, client) in LINKS.iter().zip(&links.clients) {
-            links.server.run(&["ip", "link", "add", name, "type", "veth", "peer", "name", "link"]);
+            links.server.run(&["ip", "link", "add", name, "type", "veth", "peer", "name", "uplink"]);
             let path = client.path();
             let netns = path.rsplit('/').next().unwrap();
-            links.server.run(&["ip", "link", "set", "link", "netns", netns]);
-            for (namespace, device, end) in [(&links.server, *name, 0), (client, "link", 1)] {
+            links.server.run(&["ip", "link", "set", "dev", "uplink", "netns", netns]);
+            for (namespace, device, end) in [(&links.server, *name, 0), (client, "uplink", 1)] {
                 namespace.run(&["ip", "link", "set", device, "addrgenmode", "none", "up"]);
                 for (addr, length) in [(LINK_LOCAL[end], 64), (IPV6[end], 64)] {
                     let addr = format!("{addr}/{length}");
