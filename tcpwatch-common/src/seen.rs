@@ -4,7 +4,7 @@
 //! happens between two sweeps, which the events report.
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 248 bytes.
+/// 264 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -36,11 +36,11 @@ pub struct SeenSocket {
     pub unread_bytes: u32,
     /// Segments retransmitted in the life of the socket.
     pub total_retrans: u32,
-    /// For a listener: connections that wait to be accepted (`sk_ack_backlog`).
+    /// For a listener, and for a request of its listener: connections that wait to be accepted (`sk_ack_backlog`).
     pub queue: u32,
-    /// For a listener: how many may wait (`sk_max_ack_backlog`).
+    /// Likewise: how many may wait (`sk_max_ack_backlog`).
     pub queue_limit: u32,
-    /// Segments that the socket dropped (`sk_drops`); a listener's mostly because `queue` was at `queue_limit`.
+    /// Segments that the socket dropped (`sk_drops`); a listener's for many reasons, of which a full queue is one.
     pub drops: u32,
     /// Tick (lower 32 bits of jiffies) when a segment was last received.
     pub received_jiffies: u32,
@@ -68,7 +68,8 @@ pub struct SeenSocket {
     /// Bytes a second, as last measured; 0 before the first measurement.
     pub delivery_rate: u64,
     pub options: SocketOptions,
-    /// Probes of a closed window that the peer has not answered (`icsk_probes_out`).
+    /// Probes of a closed window that the peer has not answered (`icsk_probes_out`, while something waits to be sent: else
+    /// that counts keep-alive probes).
     pub window_probes: u32,
     /// Bytes of memory that data to be sent may take (`sk_sndbuf`).
     pub send_buffer: u32,
@@ -87,7 +88,18 @@ pub struct SeenSocket {
     pub daddr: [u8; 16],
     /// Segments sent and not acknowledged (`packets_out`).
     pub unacknowledged: u32,
+    /// Sequence numbers written and not sent: one a byte, and one for a FIN.
+    pub unsent: u32,
+    /// `HANDSHAKE_*`, combined; of listeners and requests.
+    pub handshake: u32,
+    /// For a listener: connections and SYNs that its full queue refused, as the signal `overflow` counts them.
+    pub overflows: u64,
 }
+
+/// The listener waits for data before it makes a connection of a request (TCP_DEFER_ACCEPT).
+pub const HANDSHAKE_DEFERRED: u32 = 1;
+/// The client has acknowledged the SYN-ACK of this request, and the listener made no connection of it.
+pub const HANDSHAKE_ACKNOWLEDGED: u32 = 2;
 
 /// Indices into `SeenSocket::sending_jiffies`: what held back the sender (enum tcp_chrono in include/linux/tcp.h,
 /// less 1).
@@ -148,7 +160,7 @@ pub struct AskedOptions {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<SeenSocket>() == 248);
+    assert!(size_of::<SeenSocket>() == 264);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
@@ -161,6 +173,7 @@ const _: () = {
     assert!(offset_of!(SeenSocket, options) == 152);
     assert!(offset_of!(SeenSocket, congestion) == 196);
     assert!(offset_of!(SeenSocket, saddr) == 212);
+    assert!(offset_of!(SeenSocket, overflows) == 256);
     assert!(size_of::<SocketOptions>() == 24);
     assert!(offset_of!(SocketOptions, user_timeout_ms) == 8);
     assert!(offset_of!(SocketOptions, keepalive_probes) == 20);

@@ -19,7 +19,7 @@ use tcpwatch_common::{
 };
 
 use crate::{
-    counts::socket_end,
+    counts::{overflows, socket_end},
     out::{
         LOG_TARGET, failed_connects, queue,
         socket_event::{self, What},
@@ -129,6 +129,9 @@ fn changes<K: KernelPtr>(
         // have to be copied from there to its slot.
         let end = event;
         socket_end::report(sk, &end);
+    }
+    if old_state == LISTEN {
+        overflows::forget(event.cookie);
     }
     if old_state == ESTABLISHED {
         report_idle(sk, &event);

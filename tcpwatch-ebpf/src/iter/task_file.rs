@@ -77,5 +77,6 @@ fn held(ctx: *const TaskFileContext, sk: impl KernelPtr) {
     record.tgid = task.read(&OFF_TASK_TGID);
     record.fd = fd;
     record.comm = bytes(leader.read_16_bytes(&OFF_TASK_COMM));
+    seen_socket::fill_listener(record);
     seq::write(meta, record);
 }

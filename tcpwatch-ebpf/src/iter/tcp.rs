@@ -29,6 +29,7 @@ pub extern "C" fn unheld_iter(ctx: *const TcpContext) -> i32 {
     let record = seen_socket::zeroed(&mut room);
     if let Some(sk) = skc.tcp_sock() {
         seen_socket::fill_full_socket(record, sk);
+        seen_socket::fill_listener(record);
         seq::write(meta, record);
     } else if let Some(tw) = skc.minisock() {
         seen_socket::fill_any_socket(record, tw);
@@ -46,6 +47,7 @@ pub extern "C" fn unheld_iter(ctx: *const TcpContext) -> i32 {
         record.cookie = identity::of(skc);
         record.sport = request.read(&OFF_SKC_NUM);
         record.dport = endpoints::remote_port(request);
+        seen_socket::fill_request(record, request);
         seq::write(meta, record);
     }
     0

@@ -5,7 +5,7 @@
 use rustc_hash::FxHashMap;
 
 use crate::{
-    findings::{Counts, Key, Leak, LeakHistory, Severity, lingering::LingerLimits},
+    findings::{Counts, Key, Leak, LeakHistory, Severity, evidence::Evidence, lingering::LingerLimits},
     model::{
         address::GroupAddress,
         groups::{Peer, Role},
@@ -60,7 +60,14 @@ fn lingering<'a>(
 fn key(tracker: &Tracker, process: Option<ProcessId>) -> Key {
     let process =
         process.map(|id| tracker.processes().get(id)).map(|process| (process.pid, process.start_ns));
-    Key { process, role: Role::Unknown, state: TcpState::Close, peer: Peer::Unknown }
+    Key {
+        process,
+        role: Role::Unknown,
+        state: TcpState::Close,
+        evidence: Evidence::None,
+        netns: 0,
+        peer: Peer::Unknown,
+    }
 }
 
 fn leak(
@@ -93,6 +100,8 @@ fn leak(
         },
         state: TcpState::Close,
         role: Role::Unknown,
+        evidence: Evidence::None,
+        netns: None,
         local: GroupAddress::default(),
         remote: GroupAddress::default(),
         distinct_remote_addrs: 0,
@@ -101,6 +110,10 @@ fn leak(
         oldest_is_lower_bound: true,
         growth_per_minute: growth,
         unread_bytes: 0,
+        unsent_bytes: 0,
+        queue: None,
+        other_end: None,
+        waits_for: None,
         example_fds,
         summary: match count {
             1 => format!("{name} holds a TCP socket that is no connection: {}.", kinds.join(", ")),

@@ -4,6 +4,7 @@
 //! for others to read. It decides roles, owners and ends.
 
 pub(crate) mod connects;
+pub mod overflows;
 pub(crate) mod owners;
 pub(crate) mod resets;
 pub(crate) mod retransmits;
@@ -18,7 +19,6 @@ use crate::{
     events::{
         decode::{IdleRecord, Record, Retransmits, Socket, SocketRecord, What},
         frame::{ProcDetails, ReportedFacts},
-        seen::ListenQueue,
     },
     model::{
         groups::{Closer, GroupId, Groups, Role},
@@ -26,6 +26,7 @@ use crate::{
         table::{Conn, ConnFlags, ConnKey, Idle, Table},
         tracker::{
             connects::Failure,
+            overflows::{Listening, NamespaceOverflows},
             resets::Pending,
             retransmits::Unlisted,
             sweep::{Progress, Unconnected},
@@ -74,7 +75,9 @@ pub struct Tracker {
     groups: Groups,
     /// Connections that ended, oldest first.
     ended: VecDeque<Ended>,
-    queues: FxHashMap<u64, ListenQueue>,
+    /// By the cookie of the listener.
+    queues: FxHashMap<u64, Listening>,
+    overflows: NamespaceOverflows,
     /// Sockets in CLOSE that a process holds, by cookie.
     unconnected: FxHashMap<u64, Unconnected>,
     /// Connections that found no room in the table.
@@ -114,6 +117,7 @@ impl Tracker {
             groups: Groups::new(limits.label_sets),
             ended,
             queues: FxHashMap::default(),
+            overflows: NamespaceOverflows::default(),
             unconnected: FxHashMap::default(),
             untracked: 0,
             repairs: Repairs::default(),
@@ -149,7 +153,7 @@ impl Tracker {
     }
 
     /// The accept queue of the listener with this cookie, as the latest sweep saw it.
-    pub fn queue(&self, cookie: u64) -> Option<&ListenQueue> {
+    pub fn queue(&self, cookie: u64) -> Option<&Listening> {
         self.queues.get(&cookie)
     }
 

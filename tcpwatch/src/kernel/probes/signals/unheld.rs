@@ -14,6 +14,7 @@ pub(super) const SPEC: Spec = Spec {
         &[
             Member::new("OFF_TW_EXPIRES", "inet_timewait_sock", "tw_timer.expires"),
             Member::new("OFF_SKC_NUM", "sock_common", "skc_num"),
+            Member::bit("OFF_REQUEST_ACKED_BIT", "inet_request_sock", "acked:1"),
         ],
         held::LIVE_MEMBERS,
     ],
