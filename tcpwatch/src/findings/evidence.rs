@@ -197,7 +197,9 @@ pub(super) fn shut_down_by_process(tracker: &Tracker) -> FxHashMap<ProcessId, Ve
             found.entry(process).or_default().push(conn);
         }
     }
-    found.values_mut().for_each(|conns| conns.sort_by_key(|conn| conn.since_ns()));
+    for conns in found.values_mut() {
+        conns.sort_by_key(|conn| conn.since_ns());
+    }
     found
 }
 
@@ -215,11 +217,7 @@ pub(super) fn waits_for<'a>(closed: &[&Conn], shut_down: &[&'a Conn]) -> Vec<&'a
 }
 
 /// The listener that takes connections to this end, if there is only one.
-pub(super) fn listener<'a>(
-    tracker: &'a Tracker,
-    netns: u32,
-    end: Endpoint,
-) -> Option<(&'a Conn, &'a Listening)> {
+pub(super) fn listener(tracker: &Tracker, netns: u32, end: Endpoint) -> Option<(&Conn, &Listening)> {
     let score = |conn: &Conn| {
         let here = conn.netns == netns && conn.local.port == end.port;
         match conn.local.addr {

@@ -285,10 +285,9 @@ fn severity(key: &Key, count: usize, growth: Option<f64>) -> Severity {
     let growing = count >= 10 && growth.is_some_and(|growth| growth >= 1.0);
     let many = count >= 100 || growing;
     match (key.state, key.evidence) {
-        (_, Evidence::Deferred | Evidence::Sending) => Severity::Info,
         (TcpState::CloseWait, Evidence::Idle) if growing && count >= 100 => Severity::Critical,
         (TcpState::CloseWait, Evidence::Idle) if many => Severity::Warning,
-        (TcpState::CloseWait, Evidence::Idle) => Severity::Info,
+        (TcpState::CloseWait, Evidence::Idle | Evidence::Sending) | (_, Evidence::Deferred) => Severity::Info,
         (TcpState::CloseWait, _) if many => Severity::Critical,
         (TcpState::CloseWait, _) => Severity::Warning,
         _ if count >= 10 => Severity::Warning,

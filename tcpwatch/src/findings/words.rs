@@ -59,9 +59,10 @@ impl Words<'_> {
             );
         }
         if let Some(waits_for) = &self.leak.waits_for {
-            let of_these = match waits_for.count == self.leak.count {
-                true => String::new(),
-                false => format!(" for {} of them", waits_for.count),
+            let of_these = if waits_for.count == self.leak.count {
+                String::new()
+            } else {
+                format!(" for {} of them", waits_for.count)
             };
             let remote = waits_for.remote;
             let (culprit, next_step) = match &waits_for.other_end {
@@ -116,9 +117,10 @@ impl Words<'_> {
                 ),
             ),
             _ => {
-                let holds = match self.facts.holds {
-                    true => format!("{name} holds them, and has not closed its side"),
-                    false => "its own side is not closed".to_owned(),
+                let holds = if self.facts.holds {
+                    format!("{name} holds them, and has not closed its side")
+                } else {
+                    "its own side is not closed".to_owned()
                 };
                 let look = match self.leak.process {
                     Some(_) => format!(

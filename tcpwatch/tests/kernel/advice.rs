@@ -114,11 +114,7 @@ fn overflows_are_the_kernels_own_count() {
         let middle = Daemon::start(&LIMITS);
         let row = listener(&middle).unwrap();
         let answer = middle.json("/connections?state=LISTEN&limit=10000");
-        assert_eq!(
-            row["overflows"].is_null() || row["overflows_is_lower_bound"] == true,
-            true,
-            "{what}: {row}"
-        );
+        assert!(row["overflows"].is_null() || row["overflows_is_lower_bound"] == true, "{what}: {row}");
         if row["overflows"].is_null() {
             assert!(!errors_of(&answer, "overflows").is_empty(), "{what}: {answer}");
         }

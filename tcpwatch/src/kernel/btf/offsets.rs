@@ -48,9 +48,10 @@ pub fn resolve<'a>(
 ) -> Result<(), BtfError> {
     let mut missing = None;
     for member in members {
-        let offset = match member.in_bits {
-            true => btf.bit_offset_of(member.structure, member.path),
-            false => btf.offset_of(member.structure, member.path),
+        let offset = if member.in_bits {
+            btf.bit_offset_of(member.structure, member.path)
+        } else {
+            btf.offset_of(member.structure, member.path)
         };
         match offset {
             Ok(offset) => globals.push((member.global, offset + member.further)),

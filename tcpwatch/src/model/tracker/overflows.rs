@@ -180,7 +180,9 @@ fn attribute(listeners: &mut [(&mut Listening, &Conn)], overflows: u64, gone: bo
             overflows - own
         }
         several => {
-            several.iter_mut().for_each(|one| one.is_lower_bound = true);
+            for one in several {
+                one.is_lower_bound = true;
+            }
             0
         }
     }
