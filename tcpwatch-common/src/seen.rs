@@ -4,7 +4,7 @@
 //! absent: what happens between two sweeps, which the events report.
 
 /// One TCP socket as an iterator found it: with a descriptor of a process (task_file), or without (tcp).
-/// 272 bytes.
+/// 288 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[repr(C)]
@@ -36,11 +36,11 @@ pub struct SeenSocket {
     pub unread_bytes: u32,
     /// Segments retransmitted in the life of the socket.
     pub total_retrans: u32,
-    /// For a listener: connections that wait to be accepted (`sk_ack_backlog`).
+    /// For a listener, and for a request of its listener: connections that wait to be accepted (`sk_ack_backlog`).
     pub queue: u32,
-    /// For a listener: how many may wait (`sk_max_ack_backlog`).
+    /// Likewise: how many may wait (`sk_max_ack_backlog`).
     pub queue_limit: u32,
-    /// Segments that the socket dropped (`sk_drops`); a listener's mostly because `queue` was at `queue_limit`.
+    /// Segments that the socket dropped (`sk_drops`); a listener's for many reasons, of which a full queue is one.
     pub drops: u32,
     /// Tick (lower 32 bits of jiffies) when a segment was last received.
     pub received_jiffies: u32,
@@ -68,7 +68,8 @@ pub struct SeenSocket {
     /// Bytes a second, as last measured; 0 before the first measurement.
     pub delivery_rate: u64,
     pub options: SocketOptions,
-    /// Probes of a closed window that the peer has not answered (`icsk_probes_out`).
+    /// Probes of a closed window that the peer has not answered (`icsk_probes_out`, while something waits to be sent: else
+    /// that counts keep-alive probes).
     pub window_probes: u32,
     /// Bytes of memory that data to be sent may take (`sk_sndbuf`).
     pub send_buffer: u32,
@@ -93,12 +94,18 @@ pub struct SeenSocket {
     pub exec_id: u32,
     /// As `TaskEvent::stack`.
     pub stack: u32,
+    /// Sequence numbers written and not sent: one a byte, and one for a FIN.
+    pub unsent: u32,
+    /// `HANDSHAKE_*`, combined; of listeners and requests.
+    pub handshake: u32,
     pub zero: u32,
     /// The cookie of the listener that a request was made to; 0 for any other socket.
     pub listener: u64,
+    /// For a listener: connections and SYNs that its full queue refused, as the signal `overflow` counts them.
+    pub overflows: u64,
 }
 
-/// Sockets that belong to another socket, which is visited itself. 272 bytes, as [`SeenSocket`], among which it is
+/// Sockets that belong to another socket, which is visited itself. 288 bytes, as [`SeenSocket`], among which it is
 /// written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -131,13 +138,18 @@ pub struct SocketList {
 
 impl SocketList {
     /// Sockets in one record.
-    pub const SOCKETS: usize = 26;
+    pub const SOCKETS: usize = 28;
 }
 
 /// A [`SocketList`] of the connections in a listener's accept queue.
 pub const LIST_QUEUED: u8 = 1;
 /// A [`SocketList`] of the subflows of a Multipath TCP socket, to which the descriptor of a process refers.
 pub const LIST_SUBFLOWS: u8 = 2;
+
+/// The listener waits for data before it makes a connection of a request (TCP_DEFER_ACCEPT).
+pub const HANDSHAKE_DEFERRED: u32 = 1;
+/// The client has acknowledged the SYN-ACK of this request, and the listener made no connection of it.
+pub const HANDSHAKE_ACKNOWLEDGED: u32 = 2;
 
 /// Indices into `SeenSocket::sending_jiffies`: what held back the sender (enum tcp_chrono in include/linux/tcp.h,
 /// less 1).
@@ -198,7 +210,7 @@ pub struct AskedOptions {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<SeenSocket>() == 272);
+    assert!(size_of::<SeenSocket>() == 288);
     assert!(offset_of!(SeenSocket, time_ns) == 8);
     assert!(offset_of!(SeenSocket, start_ns) == 32);
     assert!(offset_of!(SeenSocket, comm) == 48);
@@ -212,11 +224,12 @@ const _: () = {
     assert!(offset_of!(SeenSocket, congestion) == 196);
     assert!(offset_of!(SeenSocket, saddr) == 212);
     assert!(offset_of!(SeenSocket, interface) == 248);
-    assert!(offset_of!(SeenSocket, listener) == 264);
+    assert!(offset_of!(SeenSocket, listener) == 272);
     assert!(size_of::<SocketList>() == size_of::<SeenSocket>());
     assert!(offset_of!(SocketList, time_ns) == 8);
     assert!(offset_of!(SocketList, comm) == 32);
     assert!(offset_of!(SocketList, cookies) == 64);
+    assert!(offset_of!(SeenSocket, overflows) == 280);
     assert!(size_of::<SocketOptions>() == 24);
     assert!(offset_of!(SocketOptions, user_timeout_ms) == 8);
     assert!(offset_of!(SocketOptions, keepalive_probes) == 20);

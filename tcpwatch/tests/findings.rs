@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use scenario::*;
 use tcpwatch::{
-    findings::{Leak, LeakHistory, Severity, leaks, lingering::LingerLimits},
+    findings::{Leak, LeakHistory, Severity, evidence::Evidence, leaks, lingering::LingerLimits},
     tcp::time::Clock,
 };
 
@@ -215,37 +215,52 @@ fn the_severity_of_a_leak_grows_with_its_size() {
     }
 }
 
+/// The growth and severity of curl's leak, where a connection each enters CLOSE_WAIT at the times `at` (seconds after
+/// THEN), as of `now`, with samples every 5 s.
+fn growth_of(at: &[u64], now: u64) -> (Option<f64>, Option<Severity>) {
+    let mut world = World::new();
+    let times: Vec<_> = at.iter().map(|at| THEN + at * SECOND).collect();
+    standing(&mut world, CloseWait, &times);
+    let mut history = LeakHistory::default();
+    for second in (0..=now).step_by(5) {
+        history.sample(&world.tracker, &LingerLimits::default(), THEN + second * SECOND);
+    }
+    let leaks = found_with(&world, &history, THEN + now * SECOND);
+    let first = leaks.first();
+    (first.and_then(|leak| leak.growth_per_minute), first.map(|leak| leak.severity))
+}
+
 #[test]
-fn ten_growing_connections_are_as_severe_as_a_hundred() {
-    let limits = LingerLimits::default();
-    for (count, severity) in [(9, Severity::Warning), (10, Severity::Critical)] {
-        let mut history = LeakHistory::default();
-        let mut world = World::new();
-        history.sample(&world.tracker, &limits, THEN);
-        standing(&mut world, CloseWait, &vec![THEN; count]);
-        let leaks = found_with(&world, &history, THEN + 40 * SECOND);
-        assert_eq!(leaks[0].growth_per_minute, Some(count as f64 * 1.5));
-        assert_eq!(leaks[0].severity, severity, "{count}");
+fn a_step_is_no_growth() {
+    for (what, at, now, growth, severity) in [
+        ("12 at once", vec![0; 12], 31, 0.0, Severity::Warning),
+        ("12 at once, a minute later", vec![0; 12], 95, 0.0, Severity::Warning),
+        ("two steps", [vec![0; 6], vec![20; 6]].concat(), 60, 0.0, Severity::Warning),
+        ("one each 5 s", (0..12).map(|index| 5 * index).collect(), 85, 12.0, Severity::Critical),
+        ("one a minute", (0..12).map(|index| 60 * index).collect(), 700, 1.0, Severity::Critical),
+        ("9, one each 5 s", (0..9).map(|index| 5 * index).collect(), 70, 12.0, Severity::Warning),
+        ("grown, then constant", (0..12).map(|index| 5 * index).collect(), 120, 0.0, Severity::Warning),
+    ] {
+        let (found, found_severity) = growth_of(&at, now);
+        assert_eq!(
+            (found.map(f64::round), found_severity),
+            (Some(growth), Some(severity)),
+            "{what}: {found:?}"
+        );
     }
 }
 
 #[test]
 fn growth_is_reported_after_half_a_minute() {
-    let limits = LingerLimits::default();
     let mut world = World::new();
     standing(&mut world, CloseWait, &[THEN, THEN]);
     let mut history = LeakHistory::default();
     let now_ns = THEN + LIMIT;
     assert_eq!(found_with(&world, &history, now_ns)[0].growth_per_minute, None);
-    history.sample(&world.tracker, &limits, now_ns);
+    history.sample(&world.tracker, &LingerLimits::default(), now_ns);
     for (later, growth) in [(30 * SECOND - 1, None), (30 * SECOND, Some(0.0))] {
         assert_eq!(found_with(&world, &history, now_ns + later)[0].growth_per_minute, growth);
     }
-    // One is closed. Growth is measured against the sample of a minute ago, not an older one.
-    history.sample(&world.tracker, &limits, now_ns + MINUTE + 1);
-    world.report(now_ns + MINUTE + 1, numbered(1, HELD), ended(CloseWait, ECONNRESET));
-    let leaks = found_with(&world, &history, now_ns + MINUTE + 1 + 30 * SECOND);
-    assert_eq!((leaks[0].count, leaks[0].growth_per_minute), (1, Some(-2.0)));
 }
 
 #[test]
@@ -336,19 +351,263 @@ fn an_fd_leak_begins_at_its_limit() {
 #[test]
 fn the_severity_of_an_fd_leak_depends_on_size_and_growth() {
     let limits = LingerLimits::default();
-    for (before, count, severity) in [
-        (9, 9, Severity::Info),
-        (10, 10, Severity::Warning),
-        (100, 100, Severity::Warning),
-        (0, 99, Severity::Warning),
-        (0, 100, Severity::Critical),
+    for (counts, severity) in [
+        ([9, 9, 9, 9], Severity::Info),
+        ([10, 10, 10, 10], Severity::Warning),
+        ([0, 100, 100, 100], Severity::Warning),
+        ([0, 33, 66, 99], Severity::Warning),
+        ([0, 33, 66, 100], Severity::Critical),
+    ] {
+        let (mut world, mut history) = (World::new(), LeakHistory::default());
+        // The first sweep's are older than the daemon.
+        held_in_close(&mut world, THEN, 0);
+        for second in 1..=65 {
+            let now_ns = THEN + second * SECOND;
+            held_in_close(&mut world, now_ns, counts[(second / 10).min(3) as usize]);
+            if second % 5 == 0 {
+                history.sample(&world.tracker, &limits, now_ns);
+            }
+        }
+        let leaks = found_with(&world, &history, THEN + 65 * SECOND);
+        assert_eq!((leaks[0].count as u64, leaks[0].severity), (counts[3], severity), "{counts:?}");
+    }
+}
+
+/// Times of data before a sweep at `now_ns`, and what else a sighting of CLOSE_WAIT is judged by.
+fn closed_sighting(now_ns: u64, socket: Socket, sent_ns: u64, received_ns: u64) -> Seen {
+    Seen {
+        jiffies: jiffies(now_ns),
+        received_jiffies: jiffies(THEN) as u32,
+        sent_jiffies: jiffies(sent_ns) as u32,
+        data_received_jiffies: jiffies(received_ns) as u32,
+        data_sent: true,
+        traffic: Traffic { sent_bytes: 100, received_bytes: 100 },
+        ..held_sighting(now_ns, socket, CloseWait, CURL)
+    }
+}
+
+/// The only finding, and its texts together.
+fn only(world: &World, now_ns: u64) -> (Leak, String) {
+    let mut leaks = found(world, now_ns);
+    assert_eq!(leaks.len(), 1, "{leaks:?}");
+    let leak = leaks.remove(0);
+    let text = format!("{} {}", leak.summary, leak.next_step);
+    (leak, text)
+}
+
+#[test]
+fn what_a_peer_closed_while_it_was_idle_is_a_pools() {
+    let now_ns = THEN + LIMIT;
+    let socket = numbered(1, HELD);
+    let idle = closed_sighting(now_ns, socket, THEN - SECOND, THEN - SECOND + 1_000_000);
+    for (what, seen, evidence, severity) in [
+        ("idle", idle.clone(), Evidence::Idle, Severity::Info),
+        (
+            "a farewell",
+            Seen { data_received_jiffies: jiffies(THEN) as u32, unread_bytes: 31, ..idle.clone() },
+            Evidence::Idle,
+            Severity::Info,
+        ),
+        ("an unread answer", Seen { unread_bytes: 31, ..idle.clone() }, Evidence::None, Severity::Warning),
+        (
+            "an unanswered request",
+            closed_sighting(now_ns, socket, THEN - SECOND, THEN - 2 * SECOND),
+            Evidence::None,
+            Severity::Warning,
+        ),
+        (
+            "closed behind the answer",
+            closed_sighting(now_ns, socket, THEN - 3_000_000, THEN - 2_000_000),
+            Evidence::None,
+            Severity::Warning,
+        ),
+        ("sends", closed_sighting(now_ns, socket, now_ns - SECOND, THEN), Evidence::Sending, Severity::Info),
+        ("has something to send", Seen { unsent: 5, ..idle.clone() }, Evidence::Sending, Severity::Info),
     ] {
         let mut world = World::new();
-        let mut history = LeakHistory::default();
-        held_in_close(&mut world, THEN, before);
-        history.sample(&world.tracker, &limits, THEN + LIMIT);
-        held_in_close(&mut world, THEN + LIMIT + SECOND, count);
-        let leaks = found_with(&world, &history, THEN + 2 * LIMIT + SECOND);
-        assert_eq!((leaks[0].count as u64, leaks[0].severity), (count, severity), "{before} before");
+        world.sweep(now_ns, &[seen]);
+        let (leak, text) = only(&world, now_ns);
+        assert_eq!((leak.evidence, leak.severity), (evidence, severity), "{what}: {text}");
+        assert_eq!(text.contains("has not closed its side"), evidence == Evidence::None, "{what}: {text}");
+    }
+}
+
+#[test]
+fn what_no_descriptor_refers_to_is_named_so() {
+    let now_ns = THEN + LIMIT;
+    let held = |seen| Seen { socket: numbered(1, HELD), ..seen };
+    let seen = held(Seen { holder: None, ..closed_sighting(now_ns, numbered(1, HELD), THEN, THEN) });
+    let ours = held_sighting(now_ns, listener(9, "0.0.0.0"), Listen, NGINX);
+    let mut world = World::new();
+    world.sweep(now_ns, &[seen.clone(), ours.clone()]);
+    let (leak, text) = only(&world, now_ns);
+    assert_eq!(leak.evidence, Evidence::NoDescriptor);
+    assert!(text.contains("io_uring") && !text.contains("unknown process"), "{text}");
+    // Seen with a descriptor behind that, and where no descriptor could be read at all.
+    let found = held_sighting(now_ns, numbered(1, HELD), CloseWait, CURL);
+    for sightings in [&[seen.clone(), found, ours][..], &[seen]] {
+        let mut world = World::new();
+        world.sweep(now_ns, sightings);
+        assert_eq!(only(&world, now_ns).0.evidence, Evidence::None, "{sightings:?}");
+    }
+}
+
+#[test]
+fn held_and_orphaned_fin_wait2_are_two_groups_and_so_are_namespaces() {
+    let now_ns = THEN + LIMIT;
+    let seen = |cookie, netns, flags| {
+        let socket = Socket::new(cookie, netns, end("10.0.0.1", cookie as u16), end("10.0.0.2", 80), flags);
+        Seen {
+            jiffies: jiffies(now_ns),
+            received_jiffies: jiffies(THEN) as u32,
+            ..sighting(now_ns, socket, FinWait2)
+        }
+    };
+    let mut world = World::new();
+    let held = Seen { holder: Some((process(CURL, "curl"), 3)), ..seen(1, NETNS, HELD) };
+    world.sweep(now_ns, &[held, seen(2, NETNS, ORPHAN), seen(3, NETNS, ORPHAN), seen(4, NETNS + 1, ORPHAN)]);
+    let mut leaks = found(&world, now_ns);
+    leaks.sort_by_key(|leak| (leak.netns, leak.count));
+    let groups: Vec<_> = leaks.iter().map(|leak| (leak.netns, leak.evidence, leak.count)).collect();
+    let (here, there) = (Some(NETNS), Some(NETNS + 1));
+    assert_eq!(
+        groups,
+        [(here, Evidence::Held, 1), (here, Evidence::Orphaned, 2), (there, Evidence::Orphaned, 1)]
+    );
+    assert!(leaks[0].summary.contains("shut down its sending side"), "{}", leaks[0].summary);
+    assert!(leaks[0].next_step.contains("no timer"), "{}", leaks[0].next_step);
+    assert!(leaks[1].next_step.contains("tcp_fin_timeout"), "{}", leaks[1].next_step);
+}
+
+#[test]
+fn a_proxy_names_what_it_waits_for_and_who_holds_that() {
+    let now_ns = THEN + LIMIT;
+    let at =
+        |time_ns, seen| Seen { jiffies: jiffies(now_ns), received_jiffies: jiffies(time_ns) as u32, ..seen };
+    let mut seen = Vec::new();
+    for index in 0..12 {
+        let from = end("127.0.0.1", 50_000 + index);
+        let onward = end("127.0.0.1", 51_000 + index);
+        let (front, back) = (end("127.0.0.1", 80), end("127.0.0.1", 9020));
+        let closed_ns = THEN + u64::from(index) * 10_000_000;
+        let cookie = u64::from(index) * 10 + 100;
+        for (cookie, local, remote, flags, state, pid, later) in [
+            (cookie, front, from, PASSIVE | HELD, CloseWait, NGINX, 0),
+            (cookie + 1, onward, back, HELD, FinWait2, NGINX, 1_000_000),
+            (cookie + 2, back, onward, PASSIVE | HELD, CloseWait, WORKER, 1_000_000),
+        ] {
+            let socket = Socket::new(cookie, NETNS, local, remote, flags);
+            seen.push(at(closed_ns + later, held_sighting(now_ns, socket, state, pid)));
+        }
+    }
+    let mut world = World::new();
+    world.sweep(now_ns, &seen);
+    let leaks = found(&world, THEN + 2 * LIMIT);
+    let of = |state, name| {
+        leaks
+            .iter()
+            .find(|leak| leak.state == state && leak.process.as_ref().is_some_and(|one| &*one.comm == name))
+            .unwrap()
+    };
+    let proxy = of(CloseWait, "nginx");
+    let waits_for = proxy.waits_for.as_ref().unwrap();
+    assert_eq!((waits_for.count, waits_for.remote.port), (12, 9020));
+    assert!(proxy.next_step.starts_with("Look at worker (pid "), "{}", proxy.next_step);
+    let shut = of(FinWait2, "nginx");
+    assert_eq!(shut.other_end.as_ref().map(|other| (other.state, other.count)), Some((CloseWait, 12)));
+    assert!(shut.next_step.starts_with("Look at worker (pid "), "{}", shut.next_step);
+    let backend = of(CloseWait, "worker");
+    assert!(
+        backend.waits_for.is_none() && backend.summary.contains("has not closed its side"),
+        "{backend:?}"
+    );
+    assert_eq!(backend.other_end.as_ref().map(|other| other.state), Some(FinWait2));
+}
+
+#[test]
+fn a_connect_that_an_older_connection_answers_is_told_apart() {
+    let now_ns = THEN + 5 * SECOND;
+    let socket = numbered(1, HELD);
+    let waiting = || {
+        let mut world = World::new();
+        world.report(THEN, socket, to(Close, SynSent, CURL));
+        world
+    };
+    let (leak, text) = only(&waiting(), now_ns);
+    assert_eq!(leak.evidence, Evidence::None);
+    assert!(!text.contains("Nothing answers") && text.contains("look the same"), "{text}");
+
+    let mut world = waiting();
+    world.report_reset(ResetRecord { answers: true, ..reset(THEN + SECOND, socket, SynSent) });
+    let (leak, text) = only(&world, now_ns);
+    assert_eq!((leak.evidence, world.state(1)), (Evidence::Challenged, Some(SynSent)));
+    assert!(
+        text.contains("older connection") && text.contains("reset") && !text.contains("host that is down"),
+        "{text}"
+    );
+
+    let mut world = waiting();
+    let stale = Socket::new(2, NETNS, end("10.0.0.2", 80), end("10.0.0.1", 1), PASSIVE | HELD);
+    let sent = Seen { unacknowledged: 1, ..held_sighting(now_ns, socket, SynSent, CURL) };
+    world.sweep(now_ns, &[sent.clone(), held_sighting(now_ns, stale, FinWait2, NGINX)]);
+    let (leak, text) = only(&world, now_ns);
+    assert_eq!(leak.other_end.map(|other| other.state), Some(FinWait2));
+    assert!(text.contains("nginx (pid ") && text.contains("FIN_WAIT2"), "{text}");
+
+    let mut world = waiting();
+    let queue = ListenQueue { waiting: 5, limit: 4, drops: 9, ..ListenQueue::default() };
+    let full = Seen { queue, ..held_sighting(now_ns, listener(9, "10.0.0.2"), Listen, NGINX) };
+    world.sweep(now_ns, &[sent, full]);
+    let (leak, text) = only(&world, now_ns);
+    assert_eq!(leak.queue.map(|queue| (queue.queue, queue.queue_limit)), Some((5, 4)));
+    assert!(text.contains("nginx") && text.contains("holds 5 (limit 4"), "{text}");
+
+    let mut world = waiting();
+    world.sweep(now_ns, &[held_sighting(now_ns, socket, SynSent, CURL)]);
+    let (leak, text) = only(&world, now_ns);
+    assert_eq!(leak.evidence, Evidence::Unsent);
+    assert!(text.contains("Fast Open"), "{text}");
+}
+
+#[test]
+fn handshakes_are_lost_deferred_or_refused() {
+    let socket = Socket::new(5, NETNS, end("10.0.0.2", 80), end("10.0.0.1", 40_000), REQUEST);
+    let queue = |deferred| ListenQueue { waiting: 5, limit: 4, deferred, ..ListenQueue::default() };
+    for (acknowledged, deferred, evidence, severity, said) in [
+        (false, false, Evidence::None, Severity::Info, "lost between the two"),
+        (false, true, Evidence::None, Severity::Info, "lost between the two"),
+        (true, false, Evidence::Acknowledged, Severity::Info, "queue was full"),
+        (true, true, Evidence::Deferred, Severity::Info, "Nothing is lost"),
+    ] {
+        let mut world = World::new();
+        let listens =
+            Seen { queue: queue(deferred), ..held_sighting(THEN, listener(9, "0.0.0.0"), Listen, NGINX) };
+        let waits = Seen {
+            queue: queue(deferred),
+            handshake_acknowledged: acknowledged,
+            ..sighting(THEN, socket, SynRecv)
+        };
+        world.sweep(THEN, &[listens, waits]);
+        let (leak, text) = only(&world, THEN + 5 * SECOND);
+        assert_eq!((leak.evidence, leak.severity), (evidence, severity), "{text}");
+        assert!(text.contains(said), "{text}");
+        assert_eq!(text.contains("lost between"), !acknowledged, "{text}");
+    }
+}
+
+#[test]
+fn a_fin_that_was_never_sent_is_not_said_to_be_unanswered() {
+    let now_ns = THEN + LIMIT;
+    for (unsent, unacknowledged, said) in
+        [(1001, 0, "does not read"), (1001, 3, "is not acknowledged"), (0, 1, "its FIN is not acknowledged")]
+    {
+        let mut world = World::new();
+        standing(&mut world, FinWait1, &[THEN]);
+        let seen = Seen { unsent, unacknowledged, ..sighting(now_ns, numbered(1, ORPHAN), FinWait1) };
+        world.sweep(now_ns, &[seen]);
+        let (leak, text) = only(&world, now_ns);
+        assert_eq!(leak.unsent_bytes, u64::from(unsent.saturating_sub(1)));
+        assert!(text.contains(said), "{text}");
+        assert_eq!(text.contains("FIN are not sent yet"), unsent > 0, "{text}");
     }
 }

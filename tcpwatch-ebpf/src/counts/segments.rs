@@ -52,7 +52,7 @@ pub fn add(
 /// # Safety
 /// As for a store to `count`.
 #[inline(always)]
-unsafe fn add_atomically(count: *mut u64, what: u64) {
+pub unsafe fn add_atomically(count: *mut u64, what: u64) {
     // SAFETY: the caller's. Rust's own atomics have no addition for this target.
     unsafe { asm!("lock *(u64 *)({count} + 0) += {what}", count = in(reg) count, what = in(reg) what) }
 }

@@ -10,6 +10,7 @@ mod congestion;
 mod connect;
 mod minisock;
 mod out_of_order;
+mod overflow;
 mod policy_reset;
 mod reset;
 mod retransmit;

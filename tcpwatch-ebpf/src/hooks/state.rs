@@ -19,7 +19,7 @@ use tcpwatch_common::{
 };
 
 use crate::{
-    counts::socket_end,
+    counts::{overflows, socket_end},
     out::{
         LOG_TARGET, failed_connects, queue,
         socket_event::{self, What},
@@ -137,6 +137,9 @@ fn changes<K: KernelPtr>(
     }
     if flags & FLAG_BOUND != 0 && (old_state == CLOSE || old_state == SYN_RECV || new_state == CLOSE) {
         queue::push(&socket_event::interface(sk, &event), LOST_STATE);
+    }
+    if old_state == LISTEN {
+        overflows::forget(event.cookie);
     }
     if old_state == ESTABLISHED {
         report_idle(sk, &event);

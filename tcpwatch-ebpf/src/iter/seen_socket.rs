@@ -4,19 +4,23 @@
 
 use core::mem::MaybeUninit;
 
-use tcpwatch_common::{SeenSocket, chrono};
+use tcpwatch_common::{HANDSHAKE_ACKNOWLEDGED, HANDSHAKE_DEFERRED, SeenSocket, chrono, state::LISTEN};
 
-use crate::read::{
-    clock, endpoints, identity, netns,
-    offsets::{
-        self, OFF_CA_OPS_NAME, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT,
-        OFF_ICSK_CA_OPS, OFF_ICSK_PROBES_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_MDEV_US, OFF_MSS_CACHE,
-        OFF_PACKETS_OUT, OFF_RATE_DELIVERED, OFF_RATE_INTERVAL_US, OFF_RCV_OOOPACK, OFF_RCV_TSTAMP,
-        OFF_RTT_MIN, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS, OFF_SK_MAX_ACK_BACKLOG, OFF_SK_RCVBUF, OFF_SK_SNDBUF,
-        OFF_SKC_STATE, OFF_SRTT_US, OFF_TOTAL_RETRANS,
+use crate::{
+    counts::overflows,
+    read::{
+        clock, endpoints, identity, netns,
+        offsets::{
+            self, OFF_CA_OPS_NAME, OFF_CHRONO_START, OFF_CHRONO_STAT, OFF_CHRONO_TYPE, OFF_DATA_SEGS_OUT,
+            OFF_DEFER_ACCEPT, OFF_ICSK_CA_OPS, OFF_ICSK_PROBES_OUT, OFF_LRCVTIME, OFF_LSNDTIME, OFF_MDEV_US,
+            OFF_MSS_CACHE, OFF_PACKETS_OUT, OFF_RATE_DELIVERED, OFF_RATE_INTERVAL_US, OFF_RCV_OOOPACK,
+            OFF_RCV_TSTAMP, OFF_REQUEST_ACKED_BIT, OFF_RTT_MIN, OFF_SK_ACK_BACKLOG, OFF_SK_DROPS,
+            OFF_SK_MAX_ACK_BACKLOG, OFF_SK_RCVBUF, OFF_SK_SNDBUF, OFF_SKC_FLAGS, OFF_SKC_STATE, OFF_SRTT_US,
+            OFF_TOTAL_RETRANS,
+        },
+        pointer::{BtfPtr, KernelPtr, ProbedPtr, bytes},
+        socket_options, tcp_sock,
     },
-    pointer::{KernelPtr, bytes},
-    socket_options, tcp_sock,
 };
 
 /// Fills in what every full socket has.
@@ -42,6 +46,8 @@ pub fn fill_full_socket(seen: &mut SeenSocket, sk: impl KernelPtr) {
     seen.sent_jiffies = sk.read(&OFF_LSNDTIME);
     seen.data_received_jiffies = sk.read(&OFF_LRCVTIME);
     seen.unacknowledged = sk.read(&OFF_PACKETS_OUT);
+    seen.unsent = tcp_sock::undelivered(sk).0;
+    seen.handshake = deferred(sk);
     seen.srtt = sk.read(&OFF_SRTT_US);
     seen.sport = sport;
     seen.dport = dport;
@@ -55,7 +61,8 @@ pub fn fill_flow(seen: &mut SeenSocket, sk: impl KernelPtr) {
     seen.sending_jiffies = sending_jiffies(sk);
     seen.out_of_order = sk.read(&OFF_RCV_OOOPACK);
     seen.delivery_rate = delivery_rate(sk);
-    seen.window_probes = sk.read::<u8>(&OFF_ICSK_PROBES_OUT).into();
+    // With nothing to send they are keep-alive probes (tcp_keepalive_timer and tcp_probe_timer, net/ipv4/tcp_timer.c).
+    seen.window_probes = u32::from(sk.read::<u8>(&OFF_ICSK_PROBES_OUT)) * u32::from(seen.unsent != 0);
     seen.send_buffer = sk.read(&OFF_SK_SNDBUF);
     seen.receive_buffer = sk.read(&OFF_SK_RCVBUF);
     // `v` of the least sample, after its `t` (include/linux/win_minmax.h).
@@ -90,6 +97,34 @@ fn delivery_rate(sk: impl KernelPtr) -> u64 {
     let bytes = packets * u64::from(sk.read::<u32>(&OFF_MSS_CACHE));
     let micros = u64::from(sk.read::<u32>(&OFF_RATE_INTERVAL_US));
     if micros == 0 { 0 } else { bytes * 1_000_000 / micros }
+}
+
+/// Fills in what is counted of a listener. To be called last: it branches.
+#[inline(always)]
+pub fn fill_listener(seen: &mut SeenSocket) {
+    if seen.state == LISTEN {
+        seen.overflows = overflows::of(seen.cookie);
+    }
+}
+
+/// Fills in how far the handshake of a request is, and what its listener has room for.
+#[inline(always)]
+pub fn fill_request(seen: &mut SeenSocket, request: BtfPtr) {
+    let acked = offsets::value(&OFF_REQUEST_ACKED_BIT);
+    let acked = request.read_at::<u8>(acked / 8) >> (acked % 8) & 1;
+    seen.handshake = u32::from(acked) * HANDSHAKE_ACKNOWLEDGED;
+    // `skc_listener`, in a union with the flags (struct sock_common, include/net/sock.h). The request holds it.
+    if let Some(listener) = ProbedPtr::new(request.read::<u64>(&OFF_SKC_FLAGS) as *const u8) {
+        seen.handshake |= deferred(listener);
+        seen.queue = listener.read(&OFF_SK_ACK_BACKLOG);
+        seen.queue_limit = listener.read(&OFF_SK_MAX_ACK_BACKLOG);
+    }
+}
+
+/// `HANDSHAKE_DEFERRED` of a listener with TCP_DEFER_ACCEPT.
+#[inline(always)]
+fn deferred(sk: impl KernelPtr) -> u32 {
+    u32::from(sk.read::<u8>(&OFF_DEFER_ACCEPT) != 0) * HANDSHAKE_DEFERRED
 }
 
 /// Fills in what full sockets, minisocks and requests have in common (`struct sock_common`), and the time.

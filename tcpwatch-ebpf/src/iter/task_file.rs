@@ -94,6 +94,7 @@ fn held(ctx: *const TaskFileContext, sk: impl KernelPtr) {
     record.comm = bytes(leader.read_16_bytes(&OFF_TASK_COMM));
     record.exec_id = process::exec_id(task);
     record.stack = process::stack(task);
+    seen_socket::fill_listener(record);
     seq::write(meta, record);
 }
 

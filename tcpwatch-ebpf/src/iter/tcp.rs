@@ -33,6 +33,7 @@ pub extern "C" fn unheld_iter(ctx: *const TcpContext) -> i32 {
     let record = seen_socket::zeroed(&mut room);
     if let Some(sk) = skc.tcp_sock() {
         seen_socket::fill_full_socket(record, sk);
+        seen_socket::fill_listener(record);
         seq::write(meta, record);
         if record.state == LISTEN {
             socket_list::write_queued(meta, sk, &mut room);
@@ -54,6 +55,7 @@ pub extern "C" fn unheld_iter(ctx: *const TcpContext) -> i32 {
         record.listener = ProbedPtr::new(request.read(&OFF_SKC_LISTENER)).map_or(0, identity::of);
         record.sport = request.read(&OFF_SKC_NUM);
         record.dport = endpoints::remote_port(request);
+        seen_socket::fill_request(record, request);
         seq::write(meta, record);
     }
     0

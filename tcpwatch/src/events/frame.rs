@@ -1,7 +1,7 @@
 //! The frames that carry all input which changes the node's state.
 
 use bytes::Bytes;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,8 @@ pub struct Coverage {
     pub namespaces: FxHashSet<u32>,
     /// No other namespace with a process or a name exists.
     pub all: bool,
+    /// How often a full accept queue refused in each of them (ListenOverflows), as far as it can be read.
+    pub overflows: FxHashMap<u32, u64>,
 }
 
 /// Events that the programs count without a record. None of them is lost.
@@ -104,4 +106,6 @@ pub struct ReportedFacts {
     pub identity_is_address: bool,
     /// Records of a socket's end lack its errno.
     pub errnos_missing: bool,
+    /// Sightings of listeners report how often their full queues refused; else that is concluded from `Coverage`.
+    pub overflows: bool,
 }

@@ -76,8 +76,13 @@ pub fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
         Frame::SweepEnd(coverage) => {
             let mut payload = BytesMut::new();
             payload.put_u8(coverage.all.into());
+            payload.put_u32_le(u32::try_from(coverage.namespaces.len()).map_err(io::Error::other)?);
             for namespace in &coverage.namespaces {
                 payload.put_u32_le(*namespace);
+            }
+            for (namespace, overflows) in &coverage.overflows {
+                payload.put_u32_le(*namespace);
+                payload.put_u64_le(*overflows);
             }
             write(out, SWEEP_END, &payload)
         }
@@ -148,8 +153,13 @@ impl Iterator for Recording {
             SEEN => Frame::Seen(payload),
             SWEEP_END => {
                 let all = payload.try_get_u8().ok()? != 0;
-                let namespaces = std::iter::from_fn(|| payload.try_get_u32_le().ok()).collect();
-                Frame::SweepEnd(Coverage { namespaces, all })
+                let count = payload.try_get_u32_le().ok()?;
+                let namespaces = (0..count).map_while(|_| payload.try_get_u32_le().ok()).collect();
+                let overflows = std::iter::from_fn(|| {
+                    Some((payload.try_get_u32_le().ok()?, payload.try_get_u64_le().ok()?))
+                });
+                let overflows = overflows.collect();
+                Frame::SweepEnd(Coverage { namespaces, all, overflows })
             }
             PROCESS => Frame::Process(serde_json::from_slice(&payload).ok()?),
             INTERFACES => Frame::Interfaces(serde_json::from_slice(&payload).ok()?),
@@ -209,7 +219,11 @@ mod tests {
             Frame::SweepBegin(7),
             Frame::Record(Bytes::from_static(b"abc")),
             Frame::Seen(Bytes::from_static(b"xyz")),
-            Frame::SweepEnd(Coverage { namespaces: [4, 5].into_iter().collect(), all: true }),
+            Frame::SweepEnd(Coverage {
+                namespaces: [4, 5].into_iter().collect(),
+                all: true,
+                overflows: [(5, 6)].into_iter().collect(),
+            }),
             Frame::Process(ProcessFrame { identity, details }),
             Frame::Interfaces(InterfaceNames { netns: 4, names: vec![(2, "eth0".into())] }),
             Frame::Lost(LostRecords { ring_full: 3, run_skipped: 4 }),

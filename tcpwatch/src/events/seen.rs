@@ -1,6 +1,9 @@
 //! Sightings: sockets as a sweep found them, decoded from what the iterators write.
 
-use tcpwatch_common::{LIST_QUEUED, LIST_SUBFLOWS, SeenSocket, SocketList, SocketOptions, chrono};
+use tcpwatch_common::{
+    HANDSHAKE_ACKNOWLEDGED, HANDSHAKE_DEFERRED, LIST_QUEUED, LIST_SUBFLOWS, SeenSocket, SocketList,
+    SocketOptions, chrono,
+};
 
 use crate::{
     events::decode::{Comm, DecodeError, Socket, TaskRecord, Traffic, endpoint, read, state},
@@ -20,8 +23,10 @@ pub struct Seen {
     pub holder: Option<(TaskRecord, u32)>,
     pub unread_bytes: u32,
     pub total_retrans: u32,
-    /// Meaningful only for a listener.
+    /// Of a listener; of a request that of its listener, without `drops` and `overflows`.
     pub queue: ListenQueue,
+    /// Of a request: the client has acknowledged the SYN-ACK, and the listener made no connection of it.
+    pub handshake_acknowledged: bool,
     /// Ticks, the lower 32 bits, of the last segment received, the last data sent and the last data received.
     pub received_jiffies: u32,
     pub sent_jiffies: u32,
@@ -29,6 +34,8 @@ pub struct Seen {
     pub data_sent: bool,
     /// Segments sent and not acknowledged.
     pub unacknowledged: u32,
+    /// Sequence numbers written and not sent: one a byte, and one for a FIN.
+    pub unsent: u32,
     /// Smoothed round-trip time; `None` before the first measurement.
     pub rtt_ns: Option<u64>,
     /// Ticks in which data was unsent or unacknowledged, by `tcpwatch_common::chrono`. This field, the next one and all
@@ -82,8 +89,12 @@ pub enum ListOwner {
 pub struct ListenQueue {
     pub waiting: u32,
     pub limit: u32,
-    /// Segments that it dropped, mostly because the queue was full (`sk_drops`).
+    /// Segments that it dropped, whatever for (`sk_drops`).
     pub drops: u32,
+    /// What the signal `overflow` counted.
+    pub overflows: u64,
+    /// Whether it waits for data before it makes a connection of a request (TCP_DEFER_ACCEPT).
+    pub deferred: bool,
 }
 
 /// Decodes one sighting.
@@ -114,12 +125,20 @@ pub fn decode(bytes: &[u8]) -> Result<Seen, DecodeError> {
         holder: (raw.tgid != 0).then_some((task, raw.fd)),
         unread_bytes: raw.unread_bytes,
         total_retrans: raw.total_retrans,
-        queue: ListenQueue { waiting: raw.queue, limit: raw.queue_limit, drops: raw.drops },
+        queue: ListenQueue {
+            waiting: raw.queue,
+            limit: raw.queue_limit,
+            drops: raw.drops,
+            overflows: raw.overflows,
+            deferred: raw.handshake & HANDSHAKE_DEFERRED != 0,
+        },
+        handshake_acknowledged: raw.handshake & HANDSHAKE_ACKNOWLEDGED != 0,
         received_jiffies: raw.received_jiffies,
         sent_jiffies: raw.sent_jiffies,
         data_received_jiffies: raw.data_received_jiffies,
         data_sent: raw.data_sent != 0,
         unacknowledged: raw.unacknowledged,
+        unsent: raw.unsent,
         rtt_ns: (raw.srtt != 0).then(|| u64::from(raw.srtt) * 125),
         sending_jiffies: raw.sending_jiffies,
         out_of_order: raw.out_of_order,

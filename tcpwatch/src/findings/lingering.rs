@@ -1,6 +1,7 @@
 //! Connections that stay in a state longer than the state's limit.
 //!
-//! In: the table and the limits. Out: one [`Leak`] for each process, role, state and peer.
+//! In: the table and the limits. Out: one [`Leak`] for each process, network namespace, role, state,
+//! peer and kind of evidence.
 //! The cost depends on the number of lingering connections, not on the size of the table.
 
 use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
@@ -8,12 +9,20 @@ use std::{collections::BTreeMap, net::Ipv6Addr, time::Duration};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    findings::{Counts, Key, Leak, LeakHistory, Severity},
+    findings::{
+        Counts, Key, Leak, LeakHistory, Severity,
+        evidence::{self, Evidence, OtherEnd, OtherEnds, WaitsFor},
+        words::{self, Facts},
+    },
     model::{
         address::GroupAddress,
-        groups::{GroupId, Groups, Peer, Role},
+        groups::{GroupId, Groups, Role},
+        processes::ProcessId,
         table::{Conn, ConnFlags},
-        tracker::Tracker,
+        tracker::{
+            Tracker,
+            overflows::{Listening, Queue},
+        },
     },
     tcp::{state::TcpState, time::Clock},
 };
@@ -71,24 +80,68 @@ pub(super) fn leaks(
     history: &LeakHistory,
     clock: Clock,
 ) -> Vec<Leak> {
-    let groups = group(tracker, limits, clock.now_ns).into_iter();
+    let groups = group(tracker, limits, clock.now_ns);
+    let has_closed = groups.keys().any(|key| key.state == TcpState::CloseWait);
+    let shut_down = if has_closed { evidence::shut_down_by_process(tracker) } else { FxHashMap::default() };
+    let conns = groups.values().flat_map(|group| &group.conns).chain(shut_down.values().flatten());
+    let known = Known { tracker, other_ends: OtherEnds::find(tracker, conns.copied()), shut_down };
     groups
-        .map(|(key, group)| leak(tracker, &key, &group, history.growth(&key, group.begun, clock), clock))
+        .iter()
+        .map(|(key, group)| leak(&known, key, group, history.growth(key, group.begun, clock), clock))
         .collect()
+}
+
+/// What the groups of connections are compared with.
+struct Known<'a> {
+    tracker: &'a Tracker,
+    other_ends: OtherEnds<'a>,
+    shut_down: FxHashMap<ProcessId, Vec<&'a Conn>>,
+}
+
+impl Known<'_> {
+    /// What a proxy waits for: of most connections of the group, or it is chance.
+    fn waits_for(&self, key: &Key, group: &Group<'_>) -> Option<WaitsFor> {
+        let asked = key.state == TcpState::CloseWait && key.evidence != Evidence::Unaccepted;
+        let shut_down = self.shut_down.get(&group.oldest.process.filter(|_| asked)?)?;
+        let matched = evidence::waits_for(&group.conns, shut_down);
+        let example = *matched.first().filter(|_| 2 * matched.len() > group.conns.len())?;
+        Some(WaitsFor {
+            count: matched.len(),
+            remote: example.remote.into(),
+            other_end: self.other_ends.of_most(self.tracker, &matched),
+        })
+    }
+
+    /// The accept queue that the group's connections wait in or for, and its listener.
+    fn listener(&self, key: &Key, group: &Group<'_>) -> Option<(&Conn, &Listening)> {
+        let end = match (key.state, key.evidence) {
+            (TcpState::CloseWait, Evidence::Unaccepted) | (TcpState::SynRecv, _) => group.oldest.local,
+            (TcpState::SynSent, _) => group.oldest.remote,
+            _ => return None,
+        };
+        evidence::listener(self.tracker, key.netns, end)
+    }
 }
 
 /// Counts the members of each leak. Leaves out connections that entered their state before tcpwatch saw them: they are
 /// no growth.
 pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, counts: &mut Counts) {
     for conn in lingering(tracker, limits, now_ns).filter(|conn| !conn.is(ConnFlags::STATE_OLDER)) {
-        *counts.entry(key(tracker, conn)).or_default() += 1;
+        *counts.entry(key(tracker, conn, now_ns)).or_default() += 1;
     }
 }
 
-fn key(tracker: &Tracker, conn: &Conn) -> Key {
+fn key(tracker: &Tracker, conn: &Conn, now_ns: u64) -> Key {
     let process = conn.process.map(|id| tracker.processes().get(id));
     let process = process.map(|process| (process.pid, process.start_ns, process.exec_id));
-    Key { process, role: conn.role, state: conn.state(), peer: conn.peer() }
+    Key {
+        process,
+        role: conn.role,
+        state: conn.state(),
+        evidence: evidence::of(conn, now_ns),
+        netns: conn.netns,
+        peer: conn.peer(),
+    }
 }
 
 /// Lingering connections by state and by group of the counts, for `/metrics`.
@@ -114,83 +167,99 @@ fn lingering<'a>(
 
 struct Group<'a> {
     oldest: &'a Conn,
-    count: usize,
-    /// How many of `count` were seen to enter the state.
+    conns: Vec<&'a Conn>,
+    /// How many of them were seen to enter the state.
     begun: usize,
     unread_bytes: u64,
+    unsent_bytes: u64,
     addrs: FxHashSet<Ipv6Addr>,
     local_addrs: FxHashSet<Ipv6Addr>,
-    unaccepted: usize,
 }
 
 fn group<'a>(tracker: &'a Tracker, limits: &'a LingerLimits, now_ns: u64) -> FxHashMap<Key, Group<'a>> {
     let mut groups: FxHashMap<Key, Group<'a>> = FxHashMap::default();
     for conn in lingering(tracker, limits, now_ns) {
-        let group = groups.entry(key(tracker, conn)).or_insert_with(|| Group {
+        let group = groups.entry(key(tracker, conn, now_ns)).or_insert_with(|| Group {
             oldest: conn,
-            count: 0,
+            conns: Vec::new(),
             begun: 0,
             unread_bytes: 0,
+            unsent_bytes: 0,
             addrs: FxHashSet::default(),
             local_addrs: FxHashSet::default(),
-            unaccepted: 0,
         });
         if conn.since_ns() < group.oldest.since_ns() {
             group.oldest = conn;
         }
-        group.count += 1;
+        group.conns.push(conn);
         group.begun += usize::from(!conn.is(ConnFlags::STATE_OLDER));
         group.unread_bytes += u64::from(conn.unread_bytes);
+        let unsent = conn.standing().map_or(0, |standing| standing.unsent_bytes(conn.state()));
+        group.unsent_bytes += u64::from(unsent);
         group.addrs.insert(conn.remote.addr);
         group.local_addrs.insert(conn.local.addr);
-        group.unaccepted += usize::from(conn.accepted() == Some(false));
     }
     groups
 }
 
-fn leak(tracker: &Tracker, key: &Key, group: &Group<'_>, growth: Option<f64>, clock: Clock) -> Leak {
+fn leak(known: &Known<'_>, key: &Key, group: &Group<'_>, growth: Option<f64>, clock: Clock) -> Leak {
+    let tracker = known.tracker;
     let process = group.oldest.process.map(|id| tracker.processes().get(id).clone());
+    let count = group.conns.len();
     let only = |addrs: &FxHashSet<Ipv6Addr>| match addrs.len() {
         1 => addrs.iter().next().map(Ipv6Addr::to_canonical),
         _ => None,
     };
     // Where the role is unknown, either port may be ephemeral, and the connections of the group differ in both.
     let (is_client, is_server) = (key.role == Role::Client, key.role == Role::Server);
-    let name = process.as_ref().map_or("an unknown process", |process| &*process.comm);
-    let peer = match key.peer {
-        Peer::Remote(..) => format!("{}", key.peer),
-        Peer::LocalPort(port) => format!("clients of port {port}"),
-        Peer::Unknown | Peer::Other if group.count == 1 => "its peer".to_owned(),
-        Peer::Unknown | Peer::Other => "their peers".to_owned(),
-    };
-    let (summary, next_step) = words(key.state, name, &peer, group);
-    Leak {
+    let listener = known.listener(key, group);
+    let queue = listener.map(|(_, listening)| Queue::from(listening));
+    let of_listener = listener.filter(|_| key.state == TcpState::SynSent).map(|(conn, _)| OtherEnd {
+        process: conn.process.map(|id| tracker.processes().get(id).clone()),
+        state: TcpState::Listen,
+        count,
+    });
+    let mut leak = Leak {
         rule: rule(key.state),
-        severity: severity(key.state, group.count, growth),
+        severity: severity(key, count, growth),
         state: key.state,
         role: key.role,
+        evidence: key.evidence,
+        netns: Some(key.netns),
         local: GroupAddress {
             addr: only(&group.local_addrs),
             // 0: the port of a connecting socket is not known before the next sweep.
-            port: (is_server || group.count == 1)
-                .then_some(group.oldest.local.port)
-                .filter(|port| *port != 0),
+            port: (is_server || count == 1).then_some(group.oldest.local.port).filter(|port| *port != 0),
         },
         remote: GroupAddress {
             addr: only(&group.addrs),
-            port: (is_client || group.count == 1).then_some(group.oldest.remote.port),
+            port: (is_client || count == 1).then_some(group.oldest.remote.port),
         },
         distinct_remote_addrs: group.addrs.len(),
-        count: group.count,
+        count,
         oldest_seconds: clock.seconds_since(group.oldest.since_ns()),
-        oldest_is_lower_bound: group.begun < group.count,
+        oldest_is_lower_bound: group.begun < count,
         growth_per_minute: growth,
         unread_bytes: group.unread_bytes,
-        summary,
-        next_step,
+        unsent_bytes: group.unsent_bytes,
+        queue,
+        other_end: known.other_ends.of_most(tracker, &group.conns).or(of_listener),
+        waits_for: known.waits_for(key, group),
+        summary: String::new(),
+        next_step: String::new(),
         example_fds: Vec::new(),
         process,
-    }
+    };
+    let facts = Facts {
+        peer: key.peer,
+        holds: group.oldest.is(ConnFlags::OWNER_HOLDS),
+        nothing_on_its_way: group
+            .conns
+            .iter()
+            .all(|conn| conn.standing().is_some_and(|standing| standing.unacknowledged_segments == 0)),
+    };
+    (leak.summary, leak.next_step) = words::words(&leak, &facts);
+    leak
 }
 
 fn rule(state: TcpState) -> &'static str {
@@ -209,63 +278,19 @@ fn rule(state: TcpState) -> &'static str {
     }
 }
 
-/// CLOSE_WAIT never ends by itself: 100 connections, or 10 that grow by one a minute, are worth waking somebody for.
-/// The other states end by the kernel's own timers; many connections in them mean that something outside this process
-/// is wrong.
-fn severity(state: TcpState, count: usize, growth: Option<f64>) -> Severity {
-    let many = count >= 100 || (count >= 10 && growth.is_some_and(|growth| growth >= 1.0));
-    match (state, many) {
-        (TcpState::CloseWait, true) => Severity::Critical,
-        (TcpState::CloseWait, false) | (_, true) => Severity::Warning,
-        (_, false) if count >= 10 => Severity::Warning,
-        (_, false) => Severity::Info,
-    }
-}
-
-/// The summary (what is wrong) and the next step (what to do), for somebody who was just woken up.
-fn words(state: TcpState, name: &str, peer: &str, group: &Group<'_>) -> (String, String) {
-    let count = group.count;
-    let connections = if count == 1 { "1 connection".to_owned() } else { format!("{count} connections") };
-    match state {
-        TcpState::CloseWait if group.unaccepted == count => (
-            format!(
-                "{peer} closed {connections} that {name}, which listens there, has not accepted."
-            ),
-            format!(
-                "See whether {name} still calls accept(): its accept loop blocked, or its connection limit reached."
-            ),
-        ),
-        TcpState::CloseWait => (
-            format!("{peer} closed {connections}, but {name} never called close() on its side."),
-            format!(
-                "Look for code in {name} that does not close after the peer is gone: a handler blocked on a pool \
-                 or lock, an unfinished transaction, an unread response. Until it is fixed only a restart frees them."
-            ),
-        ),
-        TcpState::FinWait2 => (
-            format!("{name} closed {connections} to {peer}, but the peer never closed its side."),
-            "Look at the peer: it is stuck before its close(), slower than this side's time-out, or gone."
-                .to_owned(),
-        ),
-        TcpState::FinWait1 => (
-            format!("{name} closed {connections} to {peer}; the close was never acknowledged."),
-            "The peer or the network between is gone, or the peer has stopped reading (zero window) with data \
-             still unsent. Check that the peer is reachable and reading."
-                .to_owned(),
-        ),
-        TcpState::LastAck | TcpState::Closing => (
-            format!("{connections} of {name} with {peer} wait for the last acknowledgement of the close."),
-            "The peer or the network between is gone, or a firewall drops its last packets.".to_owned(),
-        ),
-        TcpState::SynSent => (
-            format!("{name} waits for {connections} to {peer} to be answered."),
-            "Nothing answers: a wrong address, a host that is down, a firewall that drops, or a full accept \
-             queue at the other side."
-                .to_owned(),
-        ),
-        _ => (
-            format!("{connections} of {name} with {peer} stand in {state} longer than they should."),
-            "The handshake does not complete: look for loss between the two ends.".to_owned(),
-        ),
+/// CLOSE_WAIT never ends by itself: 100 connections, or 10 that grow by one a minute, are worth waking somebody for; but
+/// not those that a pool will close, or that are in use. The other states end by the kernel's own timers; many
+/// connections in them mean that something outside this process is wrong.
+fn severity(key: &Key, count: usize, growth: Option<f64>) -> Severity {
+    let growing = count >= 10 && growth.is_some_and(|growth| growth >= 1.0);
+    let many = count >= 100 || growing;
+    match (key.state, key.evidence) {
+        (TcpState::CloseWait, Evidence::Idle) if growing && count >= 100 => Severity::Critical,
+        (TcpState::CloseWait, Evidence::Idle) if many => Severity::Warning,
+        (TcpState::CloseWait, Evidence::Idle | Evidence::Sending) | (_, Evidence::Deferred) => Severity::Info,
+        (TcpState::CloseWait, _) if many => Severity::Critical,
+        (TcpState::CloseWait, _) => Severity::Warning,
+        _ if count >= 10 => Severity::Warning,
+        _ => Severity::Info,
     }
 }

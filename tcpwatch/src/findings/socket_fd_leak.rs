@@ -5,7 +5,7 @@
 use rustc_hash::FxHashMap;
 
 use crate::{
-    findings::{Counts, Key, Leak, LeakHistory, Severity, lingering::LingerLimits},
+    findings::{Counts, Key, Leak, LeakHistory, Severity, evidence::Evidence, lingering::LingerLimits},
     model::{
         address::GroupAddress,
         groups::{Peer, Role},
@@ -61,7 +61,14 @@ fn key(tracker: &Tracker, process: Option<ProcessId>) -> Key {
     let process = process
         .map(|id| tracker.processes().get(id))
         .map(|process| (process.pid, process.start_ns, process.exec_id));
-    Key { process, role: Role::Unknown, state: TcpState::Close, peer: Peer::Unknown }
+    Key {
+        process,
+        role: Role::Unknown,
+        state: TcpState::Close,
+        evidence: Evidence::None,
+        netns: 0,
+        peer: Peer::Unknown,
+    }
 }
 
 fn leak(
@@ -94,6 +101,8 @@ fn leak(
         },
         state: TcpState::Close,
         role: Role::Unknown,
+        evidence: Evidence::None,
+        netns: None,
         local: GroupAddress::default(),
         remote: GroupAddress::default(),
         distinct_remote_addrs: 0,
@@ -102,6 +111,10 @@ fn leak(
         oldest_is_lower_bound: true,
         growth_per_minute: growth,
         unread_bytes: 0,
+        unsent_bytes: 0,
+        queue: None,
+        other_end: None,
+        waits_for: None,
         example_fds,
         summary: match count {
             1 => format!("{name} holds a TCP socket that is no connection: {}.", kinds.join(", ")),

@@ -90,7 +90,7 @@ pub struct Sending {
     pub retransmitted_bytes: u64,
     /// Bytes of `sent_bytes` that the peer has acknowledged (`bytes_acked` without SYN and FIN).
     pub acknowledged_bytes: u64,
-    /// Bytes written by the application and not yet sent (`notsent_bytes`).
+    /// Bytes written by the application and not yet sent (`notsent_bytes` without the FIN).
     pub unsent_bytes: u32,
     /// Bytes written and not yet acknowledged, unsent ones included (`idiag_wqueue`, the Send-Q of `ss`).
     pub queue_bytes: u32,
@@ -115,7 +115,8 @@ pub struct Sending {
     pub peer_window_limited_seconds: f64,
     /// Seconds of `busy_seconds` in which this side's send buffer was too small (`sndbuf_limited`).
     pub buffer_limited_seconds: f64,
-    /// Probes of a closed window that the peer has not answered (`probes`).
+    /// Probes of a closed window that the peer has not answered (`probes`; with nothing to send these are keep-alive
+    /// probes, which do not count here).
     pub window_probes: u8,
 }
 
@@ -277,6 +278,21 @@ fn acknowledged_bytes(info: &TcpInfo, connected: bool) -> u64 {
     info.bytes_acked.saturating_sub(u64::from(connected) + u64::from(fin))
 }
 
+/// The kernel counts the probes of a closed window and those of keep-alive in one place, and sends the latter only while
+/// there is nothing to send (tcp_probe_timer and tcp_keepalive_timer in net/ipv4/tcp_timer.c).
+fn window_probes(info: &TcpInfo) -> u8 {
+    if info.notsent_bytes > 0 { info.probes } else { 0 }
+}
+
+/// Without the FIN, which is a sequence number and the last to be sent.
+fn unsent_bytes(info: &TcpInfo) -> u32 {
+    let closed = matches!(
+        TcpState::from_kernel(info.state),
+        Some(TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck)
+    );
+    info.notsent_bytes.saturating_sub(closed.into())
+}
+
 /// Connections of one message.
 const PART: usize = 4096;
 
@@ -416,7 +432,7 @@ fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
         busy_seconds: micros(info.busy_time),
         peer_window_limited_seconds: micros(info.rwnd_limited),
         buffer_limited_seconds: micros(info.sndbuf_limited),
-        window_probes: info.probes,
+        window_probes: window_probes(info),
         receive_queue_bytes: header.recv_queue,
         out_of_order_packets: info.rcv_ooopack,
         rtt_seconds: (info.rtt > 0).then(|| micros(info.rtt.into())),
@@ -492,7 +508,7 @@ fn transfer(response: &InetResponse, connected: bool) -> Option<Transfer> {
             sent_bytes,
             retransmitted_bytes,
             acknowledged_bytes: acknowledged_bytes(info, connected).min(sent_bytes),
-            unsent_bytes: if has_sent_nothing(info) { 0 } else { info.notsent_bytes },
+            unsent_bytes: if has_sent_nothing(info) { 0 } else { unsent_bytes(info) },
             queue_bytes: if has_sent_nothing(info) { 0 } else { header.send_queue },
             buffer_bytes: memory.map(|memory| memory.send_queue_max),
             unacknowledged_segments: info.unacked,
@@ -504,7 +520,7 @@ fn transfer(response: &InetResponse, connected: bool) -> Option<Transfer> {
             busy_seconds: micros(info.busy_time),
             peer_window_limited_seconds: micros(info.rwnd_limited),
             buffer_limited_seconds: micros(info.sndbuf_limited),
-            window_probes: info.probes,
+            window_probes: window_probes(info),
         },
         receiving: Receiving {
             received_bytes,

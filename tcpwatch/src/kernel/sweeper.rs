@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     events::frame::{Coverage, InterfaceNames},
-    kernel::{netns, probes::Probes, sock_diag::Target, socket_options},
+    kernel::{netns, netstat, probes::Probes, sock_diag::Target, socket_options},
 };
 
 /// A message of a sweep.
@@ -175,6 +175,10 @@ impl Sweep<'_> {
                     let file = probes.namespace_sockets();
                     if self.read(probes, file, &what) {
                         self.coverage.namespaces.insert(inode);
+                        // After its listeners: what they had refused by then is part of it.
+                        self.coverage
+                            .overflows
+                            .extend(netstat::listen_overflows().map(|count| (inode, count)));
                     } else {
                         self.coverage.all = false;
                     }

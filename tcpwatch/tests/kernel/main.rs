@@ -4,6 +4,7 @@
 //! Needs root, a supported kernel, `ip`, `nsenter` and `python3`; `cargo xtask test` provides them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod advice;
 mod capabilities;
 mod check;
 mod closes;

@@ -115,11 +115,13 @@ pub(crate) fn sighting(time_ns: u64, socket: Socket, state: TcpState) -> Seen {
         unread_bytes: 0,
         total_retrans: 0,
         queue: ListenQueue::default(),
+        handshake_acknowledged: false,
         received_jiffies: 0,
         sent_jiffies: 0,
         data_received_jiffies: 0,
         data_sent: false,
         unacknowledged: 0,
+        unsent: 0,
         rtt_ns: None,
         sending_jiffies: [0; 3],
         out_of_order: 0,
@@ -175,7 +177,7 @@ pub(crate) fn minisock_sighting(time_ns: u64, socket: Socket, state: TcpState, e
 }
 
 pub(crate) fn covering(namespaces: &[u32]) -> Coverage {
-    Coverage { namespaces: namespaces.iter().copied().collect(), all: false }
+    Coverage { namespaces: namespaces.iter().copied().collect(), ..Coverage::default() }
 }
 
 pub(crate) struct World {

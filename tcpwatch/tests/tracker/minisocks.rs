@@ -36,6 +36,7 @@ fn minisock_of(socket: Socket) -> Socket {
 const TIME_WAITS: ReportedFacts = ReportedFacts {
     minisock_ends: true,
     time_waits: true,
+    overflows: false,
     identity_is_address: false,
     errnos_missing: false,
 };

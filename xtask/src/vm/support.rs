@@ -34,7 +34,7 @@ pub(crate) const SERIES: [Series; 6] = [
         name: "6.1",
         suites: &[(Archive::Main, "bookworm"), (Archive::Security, "bookworm-security")],
         verdict: Verdict::Reduced,
-        other_ways: &[FAILURES_BY_FEXIT],
+        other_ways: &[FAILURES_BY_FEXIT, ("overflow", Some("kprobe"))],
     },
     Series {
         name: "6.12",
@@ -58,13 +58,14 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// The way that gives each signal when none is forced: the best.
-pub(crate) const WAYS: [(&str, &str); 17] = [
+pub(crate) const WAYS: [(&str, &str); 18] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("retransmit_failed", "tp_btf"),
     ("congestion", "tp_btf"),
     ("out_of_order", "inferred"),
     ("synack", "tp_btf"),
+    ("overflow", "fentry"),
     ("send_reset", "tp_btf"),
     ("receive_reset", "tp_btf"),
     ("policy_reset", "kprobe"),
@@ -97,6 +98,7 @@ pub(crate) const FORCED: [Forced; 4] = [
             ("accept", "fexit"),
             ("minisock", "fentry"),
             ("time_wait", "fentry"),
+            ("overflow", "fentry"),
             ("out_of_order", "fexit"),
         ],
         tests: &LIVES,
@@ -109,6 +111,7 @@ pub(crate) const FORCED: [Forced; 4] = [
             ("accept", "kretprobe"),
             ("minisock", "kprobe"),
             ("time_wait", "kprobe"),
+            ("overflow", "kprobe"),
         ],
         tests: &LIVES,
     },

@@ -12,7 +12,7 @@ use crate::{
         render::{
             completeness::Completeness,
             text::{bytes, duration, known_duration, printable, table},
-            view::{Detail, ShownBlocked, ShownReset, ShownStalled, detail},
+            view::{Detail, ShownBlocked, ShownReset, ShownStalled, detail, queue_gap, show_queue},
         },
     },
     kernel::{
@@ -122,6 +122,7 @@ pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError>
         reached: reached.1.into(),
     });
     let (options, options_error) = or_error(options);
+    let completeness = completeness.and("overflows", detail.row.queue.as_ref().and_then(queue_gap));
     let errors = [("transfer", transfer_error), ("nat", nat_error), ("options", options_error)];
     let completeness = errors.into_iter().fold(completeness, |all, (what, why)| all.and(what, why));
     Ok(Connection { completeness, detail, transfer, nat, options })
@@ -214,6 +215,9 @@ impl Render for Connection {
                 let inferred = if inferred { ", which holds the listener" } else { "" };
                 line(label, show_process(process) + inferred);
             }
+        }
+        if let Some(queue) = &detail.row.queue {
+            line("queue", show_queue(queue));
         }
         if detail.row.accepted == Some(false) {
             line("accepted", "not yet".to_owned());
@@ -390,10 +394,11 @@ fn lines(transfer: &Transfer) -> Vec<(&'static str, String)> {
         (
             "sent",
             format!(
-                "{}, {} acknowledged, {} in the queue{}",
+                "{}, {} acknowledged, {} in the queue, {} of them unsent{}",
                 bytes(sending.sent_bytes),
                 bytes(sending.acknowledged_bytes),
                 bytes(sending.queue_bytes.into()),
+                bytes(sending.unsent_bytes.into()),
                 ago(sending.since_last_sent_seconds)
             ),
         ),
@@ -427,6 +432,9 @@ fn lines(transfer: &Transfer) -> Vec<(&'static str, String)> {
                 duration(sending.busy_seconds)
             ),
         ));
+    }
+    if sending.window_probes > 0 {
+        lines.push(("probes", format!("{} of a closed window, not answered", sending.window_probes)));
     }
     if receiving.out_of_order_packets > 0 {
         lines.push(("out of order", format!("{} packets", receiving.out_of_order_packets)));

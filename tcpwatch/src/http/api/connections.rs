@@ -13,7 +13,7 @@ use crate::{
             completeness::Completeness,
             counts::cut,
             text::{bounded_duration, duration, table},
-            view::{Row, row},
+            view::{Row, queue_gap, row, show_queue},
         },
     },
     model::table::Conn,
@@ -75,10 +75,12 @@ fn list(
         Sort::StateSeconds => (conn.since_ns(), conn.cookie),
         Sort::Stalled => (conn.stalled().map_or(u64::MAX, |stalled| stalled.since_ns), conn.cookie),
     })?;
+    let rows: Vec<Row> = cut.rows.into_iter().map(|conn| row(node, clock, conn)).collect();
+    let gap = rows.iter().find_map(|row| queue_gap(row.queue.as_ref()?));
     Ok(Connections {
-        completeness: Completeness::of(node),
+        completeness: Completeness::of(node).and("overflows", gap),
         extent: cut.extent,
-        connections: cut.rows.into_iter().map(|conn| row(node, clock, conn)).collect(),
+        connections: rows,
     })
 }
 
@@ -113,10 +115,12 @@ impl Render for Connections {
                     row.local_text(),
                     row.remote_text(),
                     row.stalled.map_or(String::new(), |stalled| duration(stalled.duration_seconds)),
+                    row.queue.as_ref().map_or(String::new(), show_queue),
                 ]
             })
             .collect();
-        let header = ["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "STALLED FOR"];
+        let header =
+            ["ID", "STATE", "FOR", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "STALLED FOR", "QUEUE"];
         table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.extent.total)
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     },
     model::tracker::Ended,
     node::Node,
-    tcp::time::Clock,
+    tcp::{connect_outcome::Outcome, time::Clock},
 };
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -130,11 +130,27 @@ impl Render for History {
                     ended.row.remote_text(),
                     carried(ended.sent_bytes),
                     carried(ended.received_bytes),
+                    how(ended),
                 ]
             })
             .collect();
         let header =
-            ["ID", "ENDED", "LIVED", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "SENT", "RECEIVED"];
+            ["ID", "ENDED", "LIVED", "ROLE", "PID", "PROCESS", "LOCAL", "REMOTE", "SENT", "RECEIVED", "HOW"];
         table(&header, &rows) + &self.completeness.text() + &cut(self.connections.len(), self.extent.total)
+    }
+}
+
+/// How it ended, in the fewest words that say it.
+fn how(ended: &Detail) -> String {
+    if let Some(reset) = &ended.reset {
+        return format!("reset {}: {}", reset.direction.name(), reset.reason.name());
+    }
+    let refused =
+        ended.connect.and_then(|connect| connect.outcome).filter(|what| *what != Outcome::Established);
+    match (refused, ended.errno, ended.first_close) {
+        (Some(outcome), _, _) => format!("connect: {}", outcome.name()),
+        (None, Some(errno), _) => errno.text().into_owned(),
+        (None, None, Some(first)) => format!("first close: {}", first.name()),
+        (None, None, None) => "-".to_owned(),
     }
 }

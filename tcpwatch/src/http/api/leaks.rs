@@ -6,12 +6,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    findings::{Leak, Severity, leaks},
+    findings::{Leak, Severity, evidence::OtherEnd, leaks},
     http::{
         Api, ApiError, Render,
         render::{
             completeness::Completeness,
             text::{bounded_duration, bytes, printable, wrap},
+            view::{queue_gap, show_queue},
         },
     },
     model::groups::Role,
@@ -31,11 +32,15 @@ pub(crate) struct Leaks {
 }
 
 pub(crate) async fn answer(api: Api, (): ()) -> Result<Leaks, ApiError> {
-    api.ask(true, |node, clock| Leaks {
-        node: node.identity.node.clone(),
-        generated_at: clock.rfc3339(),
-        completeness: Completeness::of(node),
-        leaks: leaks(&node.tracker, &node.linger, &node.history, clock),
+    api.ask(true, |node, clock| {
+        let leaks = leaks(&node.tracker, &node.linger, &node.history, clock);
+        let gap = leaks.iter().find_map(|leak| queue_gap(leak.queue.as_ref()?));
+        Leaks {
+            node: node.identity.node.clone(),
+            generated_at: clock.rfc3339(),
+            completeness: Completeness::of(node).and("overflows", gap),
+            leaks,
+        }
     })
     .await
 }
@@ -86,8 +91,10 @@ fn leak_text(leak: &Leak) -> String {
         Some(growth) if growth < 0.0 => head += &format!(", {growth}/min"),
         _ => {}
     }
-    if leak.unread_bytes > 0 {
-        head += &format!(", {} unread", bytes(leak.unread_bytes));
+    for (count, what) in [(leak.unread_bytes, "unread"), (leak.unsent_bytes, "unsent")] {
+        if count > 0 {
+            head += &format!(", {} {what}", bytes(count));
+        }
     }
     let mut text = head + "\n";
     let mut line = |label: &str, value: &str| {
@@ -126,7 +133,28 @@ fn leak_text(leak: &Leak) -> String {
         };
         line("server on", &format!("{local}, peers from {from}"));
     }
+    if let Some(queue) = &leak.queue {
+        line("queue", &show_queue(queue));
+    }
+    if let Some(other) = &leak.other_end {
+        line("other end", &show_other_end(other));
+    }
+    if let Some(waits_for) = &leak.waits_for {
+        let other = waits_for
+            .other_end
+            .as_ref()
+            .map_or(String::new(), |other| format!(": {}", show_other_end(other)));
+        line("waits for", &format!("{} to {}{other}", waits_for.count, waits_for.remote));
+    }
     line("what", &leak.summary);
     line("do", &leak.next_step);
     text
+}
+
+fn show_other_end(other: &OtherEnd) -> String {
+    let process = match &other.process {
+        Some(process) => format!("{} (pid {})", process.comm, process.pid),
+        None => "unknown".to_owned(),
+    };
+    format!("{process}, {} in {}", other.count, other.state)
 }

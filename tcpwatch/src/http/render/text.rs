@@ -49,9 +49,14 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// With `>` where it is a lower bound.
+/// With `≥` where it is a lower bound.
 pub(crate) fn bounded_duration(seconds: f64, is_lower_bound: bool) -> String {
-    if is_lower_bound { format!(">{}", duration(seconds)) } else { duration(seconds) }
+    if is_lower_bound { format!("≥{}", duration(seconds)) } else { duration(seconds) }
+}
+
+/// The same for a number.
+pub(crate) fn bounded_count(count: u64, is_lower_bound: bool) -> String {
+    if is_lower_bound { format!("≥{count}") } else { count.to_string() }
 }
 
 /// With `>` where it is a lower bound, `<` where it is an upper one; `-` where it is not known.

@@ -7,14 +7,14 @@ use serde::Serialize;
 
 use crate::{
     events::decode::{FAILURES, Kind},
-    http::render::text::printable,
+    http::render::text::{bounded_count, printable},
     model::{
         address::Address,
         groups::Role,
         interfaces::{Interface, local_text, remote_text},
         processes::{Process, ProcessId},
         table::{Conn, ConnFlags, ProcessSeen},
-        tracker::Ended,
+        tracker::{Ended, overflows::Queue},
     },
     node::Node,
     tcp::{
@@ -129,15 +129,24 @@ pub(crate) fn blocked(stalls: &Stalls) -> BTreeMap<&'static str, ShownBlocked> {
     some.map(|(recovery, one)| (recovery.name(), shown(one))).collect()
 }
 
-/// The accept queue of a listener, as of the latest sweep.
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
-pub(crate) struct Queue {
-    /// Connections that wait to be accepted.
-    queue: u32,
-    /// Connections that may wait; the kernel admits one more.
-    queue_limit: u32,
-    /// Segments of handshakes that the kernel dropped, mostly because the queue was full (`sk_drops`).
-    overflows: u32,
+/// Why the `overflows` of a queue are `null`.
+pub(crate) fn queue_gap(queue: &Queue) -> Option<String> {
+    queue.overflows.is_none().then(|| {
+        "of what listeners dropped before tcpwatch saw them, the kernel does not say how much was for a full queue"
+            .to_owned()
+    })
+}
+
+/// Such as `5 wait, limit 4: full; 46 refused`.
+pub(crate) fn show_queue(queue: &Queue) -> String {
+    let full = if queue.queue > queue.queue_limit { ": full" } else { "" };
+    let refused = match queue.overflows {
+        None => "; refused: unknown".to_owned(),
+        Some(0) => String::new(),
+        Some(count) => format!("; {} refused", bounded_count(count, queue.overflows_is_lower_bound)),
+    };
+    let deferred = if queue.deferred { "; deferred until data comes" } else { "" };
+    format!("{} wait, limit {}{full}{refused}{deferred}", queue.queue, queue.queue_limit)
 }
 
 /// Everything about one connection.
@@ -284,11 +293,7 @@ pub(crate) fn row(node: &Node, clock: Clock, conn: &Conn) -> Row {
             recovery: stalled.recovery,
             waiting_bytes: stalled.bytes,
         }),
-        queue: queue.map(|queue| Queue {
-            queue: queue.waiting,
-            queue_limit: queue.limit,
-            overflows: queue.drops,
-        }),
+        queue: queue.map(Queue::from),
     }
 }
 

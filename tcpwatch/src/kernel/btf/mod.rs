@@ -92,6 +92,17 @@ impl<'a> Btf<'a> {
     /// # Errors
     /// When the kernel has no such struct or member, or the member is another bit field.
     pub fn offset_of(&self, name: &str, path: &str) -> Result<u32, BtfError> {
+        match self.bit_offset_of(name, path)? {
+            bits if bits % 8 == 0 => Ok(bits / 8),
+            _ => Err(BtfError::BitField(name.to_owned(), path.to_owned())),
+        }
+    }
+
+    /// The same in bits, also of a bit field that does not begin with a byte.
+    ///
+    /// # Errors
+    /// When the kernel has no such struct or member, or the bit field is of another width.
+    pub fn bit_offset_of(&self, name: &str, path: &str) -> Result<u32, BtfError> {
         let mut at =
             *self.structs.get(name.as_bytes()).ok_or_else(|| BtfError::NoStruct(name.to_owned()))? as usize;
         let (path, width) =
@@ -105,8 +116,8 @@ impl<'a> Btf<'a> {
             found_width = bit_field_size;
             at = self.type_at(self.skip_modifiers(type_id)?).unwrap_or(0);
         }
-        if bits % 8 == 0 && (found_width == width || found_width == 0) {
-            Ok(bits / 8)
+        if found_width == width || found_width == 0 {
+            Ok(bits)
         } else {
             Err(BtfError::BitField(name.to_owned(), path.to_owned()))
         }

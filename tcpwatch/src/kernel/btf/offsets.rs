@@ -5,7 +5,7 @@
 
 use crate::kernel::btf::{Btf, BtfError};
 
-/// A member of a kernel struct, and the global of the BPF object that carries its byte offset
+/// A member of a kernel struct, and the global of the BPF object that carries its offset
 /// (`tcpwatch-ebpf/src/read/`).
 #[derive(Debug)]
 pub struct Member {
@@ -15,15 +15,22 @@ pub struct Member {
     path: &'static str,
     /// Bytes from the beginning of the member.
     further: u32,
+    /// Whether the global carries bits, not bytes.
+    in_bits: bool,
 }
 
 impl Member {
     pub const fn new(global: &'static str, structure: &'static str, path: &'static str) -> Self {
-        Self { global, structure, path, further: 0 }
+        Self { global, structure, path, further: 0, in_bits: false }
+    }
+
+    /// A bit field that need not begin with a byte.
+    pub const fn bit(global: &'static str, structure: &'static str, path: &'static str) -> Self {
+        Self { global, structure, path, further: 0, in_bits: true }
     }
 
     const fn register(global: &'static str, (path, further): (&'static str, u32)) -> Self {
-        Self { global, structure: "pt_regs", path, further }
+        Self { global, structure: "pt_regs", path, further, in_bits: false }
     }
 }
 
@@ -41,7 +48,12 @@ pub fn resolve<'a>(
 ) -> Result<(), BtfError> {
     let mut missing = None;
     for member in members {
-        match btf.offset_of(member.structure, member.path) {
+        let offset = if member.in_bits {
+            btf.bit_offset_of(member.structure, member.path)
+        } else {
+            btf.offset_of(member.structure, member.path)
+        };
+        match offset {
             Ok(offset) => globals.push((member.global, offset + member.further)),
             Err(error) => missing = missing.or(Some(error)),
         }

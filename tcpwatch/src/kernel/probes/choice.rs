@@ -60,8 +60,8 @@ mod tests {
             ("close", "SIGNAL=WAY"),
             (
                 "open=kprobe",
-                "state, retransmit, retransmit_failed, congestion, out_of_order, synack, send_reset, receive_reset, \
-                 policy_reset, connect, close, accept, minisock, time_wait, held, unheld, options",
+                "state, retransmit, retransmit_failed, congestion, out_of_order, synack, overflow, send_reset, \
+                 receive_reset, policy_reset, connect, close, accept, minisock, time_wait, held, unheld, options",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {

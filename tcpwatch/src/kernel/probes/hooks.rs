@@ -124,6 +124,7 @@ impl Hooks {
             time_waits: by_program(Signal::TimeWait),
             identity_is_address: self.identity == Some(SocketIdentity::Address),
             errnos_missing: self.way(Signal::State) == Some(WayKind::Tracepoint),
+            overflows: by_program(Signal::Overflow),
         }
     }
 }

@@ -5,7 +5,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    events::decode::{Endpoint, Ends, Kind, Traffic},
+    events::{
+        decode::{Endpoint, Ends, Kind, Traffic},
+        seen::ListenQueue,
+    },
     model::{
         groups::{GroupId, Peer, Role},
         processes::ProcessId,
@@ -78,6 +81,46 @@ pub struct EndFacts {
     pub after_close_bytes: u64,
     /// How long it was in SYN_SENT before it sent the SYN, where that waited for the first data.
     pub deferred_ns: u64,
+    /// Resets that its connect sent in answer to segments of another connection.
+    pub challenges: u32,
+    /// As of the latest sweep.
+    pub standing: Option<Standing>,
+}
+
+/// What a sweep found of a socket in a state that should be short.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Standing {
+    /// No process will use it any more: it was closed.
+    pub orphan: bool,
+    /// It belongs to a file, so that something in the kernel holds it.
+    pub held: bool,
+    /// The sweep under way, or the latest, found a descriptor of it.
+    pub(crate) descriptor_found: bool,
+    /// It belongs to a file, and the latest sweep found no process with a descriptor of that.
+    pub without_descriptor: bool,
+    /// Sequence numbers written and not sent: one a byte, and one for a FIN.
+    pub unsent: u32,
+    pub unacknowledged_segments: u32,
+    /// CLOCK_MONOTONIC when data was last sent and last received; `None` where none was, or that is not known.
+    pub sent_ns: Option<u64>,
+    pub received_ns: Option<u64>,
+    /// Of a request: the queue of its listener, as the request's sighting found it.
+    pub queue: ListenQueue,
+    /// Of a request: the client has acknowledged the SYN-ACK, and the listener made no connection of it.
+    pub handshake_acknowledged: bool,
+}
+
+impl Standing {
+    /// Whether sweeps note it of a socket in this state.
+    pub(crate) fn is_noted_in(state: TcpState) -> bool {
+        !matches!(state, TcpState::Established | TcpState::TimeWait | TcpState::Close | TcpState::Listen)
+    }
+
+    /// Bytes of data written and not sent; in `state` a FIN may wait behind them.
+    pub fn unsent_bytes(&self, state: TcpState) -> u32 {
+        let closed = matches!(state, TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck);
+        self.unsent.saturating_sub(closed.into())
+    }
 }
 
 /// How long no data had been sent, and none received.
@@ -218,6 +261,16 @@ impl Conn {
     /// How long it was in SYN_SENT before it sent the SYN, where that waited for the first data.
     pub fn deferred_ns(&self) -> u64 {
         self.end.as_ref().map_or(0, |end| end.deferred_ns)
+    }
+
+    /// What the latest sweep found of it, in a state that should be short.
+    pub fn standing(&self) -> Option<&Standing> {
+        self.end.as_ref()?.standing.as_ref()
+    }
+
+    /// Segments of another connection that answered its SYNs, as far as resets in answer show.
+    pub fn challenges(&self) -> u32 {
+        self.end.as_ref().map_or(0, |end| end.challenges)
     }
 
     /// How long it had been idle when a side first closed it; `None` where it was not idle.

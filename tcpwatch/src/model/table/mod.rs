@@ -12,7 +12,7 @@ use hashbrown::{HashTable, hash_table::Entry};
 use rustc_hash::FxBuildHasher;
 use slab::Slab;
 
-pub use self::conn::{Conn, ConnFlags, EndFacts, Idle, ProcessSeen};
+pub use self::conn::{Conn, ConnFlags, EndFacts, Idle, ProcessSeen, Standing};
 use crate::{
     events::decode::{Ends, Socket, Traffic},
     model::groups::Role,

@@ -4,6 +4,7 @@
 //! for others to read. It decides roles, owners and ends.
 
 pub(crate) mod connects;
+pub mod overflows;
 pub(crate) mod owners;
 pub(crate) mod resets;
 pub(crate) mod retransmits;
@@ -20,7 +21,6 @@ use crate::{
     events::{
         decode::{Identity, IdleRecord, Record, Retransmits, Socket, SocketRecord, TaskRecord, What},
         frame::{InterfaceNames, ProcDetails, ReportedFacts},
-        seen::ListenQueue,
     },
     model::{
         groups::{Closer, GroupId, Groups, Role},
@@ -29,6 +29,7 @@ use crate::{
         table::{Conn, ConnFlags, ConnKey, Idle, Table},
         tracker::{
             connects::Failure,
+            overflows::{Listening, NamespaceOverflows},
             resets::Pending,
             retransmits::Unlisted,
             sweep::{Progress, Unconnected},
@@ -78,7 +79,9 @@ pub struct Tracker {
     groups: Groups,
     /// Connections that ended, oldest first.
     ended: VecDeque<Ended>,
-    queues: FxHashMap<u64, ListenQueue>,
+    /// By the cookie of the listener.
+    queues: FxHashMap<u64, Listening>,
+    overflows: NamespaceOverflows,
     /// Sockets in CLOSE that a process holds, by cookie.
     unconnected: FxHashMap<u64, Unconnected>,
     /// Connections that found no room in the table.
@@ -119,6 +122,7 @@ impl Tracker {
             groups: Groups::new(limits.label_sets),
             ended,
             queues: FxHashMap::default(),
+            overflows: NamespaceOverflows::default(),
             unconnected: FxHashMap::default(),
             untracked: 0,
             repairs: Repairs::default(),
@@ -154,7 +158,7 @@ impl Tracker {
     }
 
     /// The accept queue of the listener with this cookie, as the latest sweep saw it.
-    pub fn queue(&self, cookie: u64) -> Option<&ListenQueue> {
+    pub fn queue(&self, cookie: u64) -> Option<&Listening> {
         self.queues.get(&cookie)
     }
 

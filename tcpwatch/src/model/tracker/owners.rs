@@ -97,6 +97,7 @@ impl Tracker {
 
     pub(crate) fn forget_listener(&mut self, key: ConnKey, conn: &Conn) {
         self.queues.remove(&conn.cookie);
+        self.overflows.listener_gone(conn.netns);
         self.unlist(key, (conn.netns, conn.local.port));
     }
 

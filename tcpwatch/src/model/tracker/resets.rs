@@ -54,7 +54,12 @@ impl Tracker {
                     }
                 }
                 // The connection goes on, or has no place in the table.
-                key => self.count_reset(key, &reset, record.time_ns),
+                key => {
+                    if let Some(key) = key.filter(|_| record.state == TcpState::SynSent && !record.policy) {
+                        self.table.get_mut(key).end.get_or_insert_default().challenges += 1;
+                    }
+                    self.count_reset(key, &reset, record.time_ns);
+                }
             }
         }
     }

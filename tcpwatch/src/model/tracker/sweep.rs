@@ -19,8 +19,8 @@ use crate::{
         groups::Role,
         live::Found,
         processes::ProcessId,
-        table::{Conn, ConnFlags, ConnKey},
-        tracker::{Ended, MINISOCK_NS, Tracker},
+        table::{Conn, ConnFlags, ConnKey, Standing},
+        tracker::{Ended, MINISOCK_NS, Tracker, overflows::Listening},
     },
     tcp::{
         answer_time::{AnswerTime, Exchange},
@@ -66,6 +66,8 @@ pub struct Progress {
     /// A sighting contradicted a record that is hardly older: only another sweep will know.
     pub(crate) doubts: bool,
     pub(crate) live: Found,
+    /// It found a socket that a process holds, such as our own.
+    holders_seen: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -225,13 +227,14 @@ impl Tracker {
                 self.forget(&before);
             }
         }
+        self.settle_overflows(coverage);
         self.sweep.listed = coverage.clone();
     }
 
     /// Whether a socket of this namespace that the table does not have began in this run, though no record says so: a sweep
     /// that has ended would have found it.
     pub(crate) fn began_unseen(&self, netns: u32) -> bool {
-        let Coverage { namespaces, all } = &self.sweep.listed;
+        let Coverage { namespaces, all, .. } = &self.sweep.listed;
         self.untracked == 0 && (*all || namespaces.contains(&netns))
     }
 
@@ -319,7 +322,7 @@ impl Tracker {
             self.see_retransmits(key, seen);
         }
         if listens {
-            self.queues.insert(seen.socket.cookie, seen.queue);
+            self.queues.entry(seen.socket.cookie).or_insert_with(Listening::new).queue = seen.queue;
         }
         if seen.listener != 0 {
             self.sweep.queued.insert(seen.socket.cookie, seen.listener);
@@ -346,8 +349,10 @@ impl Tracker {
         }
         let first_look = self.look_at(key);
         if let Some((task, _)) = &seen.holder {
+            self.sweep.holders_seen = true;
             self.apply_holder(key, seen.time_ns, task);
         }
+        self.note_standing(key, seen, first_look);
         // After the owner is known, by which they are grouped.
         if !listens && !seen.socket.is_request() {
             self.carry(key, seen.traffic, seen.time_ns);
@@ -368,6 +373,33 @@ impl Tracker {
             conn.flags.remove(ConnFlags::OWNER_HOLDS | ConnFlags::MEASURED);
         }
         first_look
+    }
+
+    /// Notes what a sighting shows of a socket in a state that should be short.
+    fn note_standing(&mut self, key: ConnKey, seen: &Seen, first_look: bool) {
+        let of_past = |jiffies: u32| {
+            let ticks = self.ticks.filter(|_| jiffies != 0);
+            ticks.map(|ticks| ticks.time_of_past(jiffies).min(seen.time_ns))
+        };
+        let (sent_ns, received_ns) = (of_past(seen.sent_jiffies), of_past(seen.data_received_jiffies));
+        let conn = self.table.get_mut(key);
+        if conn.state() != seen.state || !Standing::is_noted_in(seen.state) {
+            return;
+        }
+        let standing = conn.end.get_or_insert_default().standing.get_or_insert_default();
+        let found = seen.holder.is_some() || (!first_look && standing.descriptor_found);
+        *standing = Standing {
+            orphan: seen.socket.is_orphan(),
+            held: seen.socket.is_held(),
+            descriptor_found: found,
+            without_descriptor: standing.without_descriptor && !found,
+            unsent: seen.unsent,
+            unacknowledged_segments: seen.unacknowledged,
+            sent_ns: sent_ns.filter(|_| seen.data_sent),
+            received_ns: received_ns.filter(|_| seen.traffic.received_bytes > 0),
+            queue: seen.queue,
+            handshake_acknowledged: seen.handshake_acknowledged,
+        };
     }
 
     /// By the first process that the sweep finds to hold it; who that is was noted before.
@@ -451,12 +483,19 @@ impl Tracker {
                 }
             }
         }
-        let Progress { number, began_ns, .. } = self.sweep;
+        let Progress { number, began_ns, holders_seen, .. } = self.sweep;
         for key in self.table.keys().map(|(key, _)| key).collect::<Vec<_>>() {
             let conn = self.table.get(key);
             if conn.swept != number || conn.is(ConnFlags::MINISOCK) {
                 continue;
             }
+            if conn.standing().is_some() {
+                let end = self.table.get_mut(key).end.as_mut();
+                if let Some(standing) = end.and_then(|end| end.standing.as_mut()) {
+                    standing.without_descriptor = holders_seen && standing.held && !standing.descriptor_found;
+                }
+            }
+            let conn = self.table.get(key);
             if conn.is(ConnFlags::UNACCEPTED) {
                 let process = self.holder_of_listener(conn);
                 self.set_process(key, process, began_ns);
@@ -573,7 +612,8 @@ impl Tracker {
         };
         match seen.state {
             TcpState::Established => last(seen.received_jiffies).min(last(seen.sent_jiffies)),
-            TcpState::CloseWait => last(seen.received_jiffies),
+            // In FIN_WAIT2 the peer may send data: the latest segment is the acknowledgement of the FIN or came later.
+            TcpState::CloseWait | TcpState::FinWait2 => last(seen.received_jiffies),
             _ => seen.time_ns,
         }
     }

@@ -23,6 +23,7 @@ pub(super) const LIVE_MEMBERS: &[Member] = &[
     Member::new("OFF_CA_OPS_NAME", "tcp_congestion_ops", "name"),
     options::NONAGLE,
     options::USER_TIMEOUT,
+    Member::new("OFF_DEFER_ACCEPT", "inet_connection_sock", "icsk_accept_queue.rskq_defer_accept"),
 ];
 
 const MEMBERS: &[Member] = &[

@@ -12,6 +12,7 @@ mod held;
 mod minisock;
 mod options;
 mod out_of_order;
+mod overflow;
 mod policy_reset;
 mod receive_reset;
 mod retransmit;
@@ -39,6 +40,7 @@ pub enum Signal {
     Congestion,
     OutOfOrder,
     Synack,
+    Overflow,
     SendReset,
     ReceiveReset,
     PolicyReset,
@@ -54,13 +56,14 @@ pub enum Signal {
 
 impl Signal {
     /// Every signal, in the order in which they are attached and shown.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::State,
         Self::Retransmit,
         Self::RetransmitFailed,
         Self::Congestion,
         Self::OutOfOrder,
         Self::Synack,
+        Self::Overflow,
         Self::SendReset,
         Self::ReceiveReset,
         Self::PolicyReset,
@@ -82,6 +85,7 @@ impl Signal {
             Self::Congestion => &congestion::SPEC,
             Self::OutOfOrder => &out_of_order::SPEC,
             Self::Synack => &synack::SPEC,
+            Self::Overflow => &overflow::SPEC,
             Self::SendReset => &send_reset::SPEC,
             Self::ReceiveReset => &receive_reset::SPEC,
             Self::PolicyReset => &policy_reset::SPEC,

@@ -22,6 +22,7 @@ pub(super) const SPEC: Spec = Spec {
             Member::new("OFF_REQUEST_NEXT", "request_sock", "dl_next"),
             Member::new("OFF_REQUEST_SK", "request_sock", "sk"),
             Member::new("OFF_SKC_LISTENER", "sock_common", "skc_listener"),
+            Member::bit("OFF_REQUEST_ACKED_BIT", "inet_request_sock", "acked:1"),
         ],
         held::LIVE_MEMBERS,
     ],
