@@ -11,7 +11,7 @@ use tcpwatch::{
     events::{
         decode::{self, IdleRecord, InterfaceRecord, Record, TrafficRecord},
         frame::Frame,
-        seen,
+        seen::{self, ListOwner, SeenList},
     },
     recorder::{self, Recorder},
 };
@@ -197,8 +197,21 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
             }
             Frame::Seen(records) => {
                 let sockets = records.chunks(size_of::<SeenSocket>());
-                let ours =
-                    sockets.filter(|socket| u64::from(seen::decode(socket).unwrap().socket.netns) == netns);
+                let ours = sockets.filter(|socket| {
+                    if seen::is_list(socket) {
+                        let SeenList { of, cookies: of_list, .. } = seen::decode_list(socket).unwrap();
+                        return match of {
+                            ListOwner::Listener { cookie, .. } => cookies.contains(&cookie),
+                            ListOwner::Holder(_) => of_list.iter().any(|cookie| cookies.contains(cookie)),
+                        };
+                    }
+                    let socket = seen::decode(socket).unwrap().socket;
+                    let ours = u64::from(socket.netns) == netns;
+                    if ours {
+                        cookies.insert(socket.cookie);
+                    }
+                    ours
+                });
                 Some(Frame::Seen(ours.flatten().copied().collect::<Vec<u8>>().into()))
             }
             Frame::SweepEnd(mut coverage) => {

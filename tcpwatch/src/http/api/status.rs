@@ -48,9 +48,16 @@ pub(crate) struct Status {
     connections: Connections,
     /// The table of processes.
     processes: Processes,
+    /// What tcpwatch does not look at, in words.
+    out_of_scope: [&'static str; 1],
     /// What tcpwatch itself takes; `null` where `errors` says why /proc could not be read.
     usage: Option<OwnUsage>,
 }
+
+/// The application closes the MPTCP socket; its subflows stay ESTABLISHED meanwhile.
+const OUT_OF_SCOPE: [&str; 1] = [
+    "MPTCP sockets, which `ss -M` shows: their own states and leaks; their subflows are connections like any other",
+];
 
 #[derive(Debug, Serialize, JsonSchema)]
 struct Records {
@@ -132,6 +139,7 @@ fn status(node: &Node, clock: Clock) -> Status {
             untracked: tracker.untracked(),
         },
         processes: Processes { known: tracker.processes().len(), refused: tracker.processes().refused },
+        out_of_scope: OUT_OF_SCOPE,
         usage,
     }
 }
@@ -175,6 +183,9 @@ impl Render for Status {
             .map_or(String::new(), |before| format!(", all looked at {} ago", duration(before)));
         line("connections", format!("{}, {} untracked{swept}", connections.total, connections.untracked));
         line("processes", format!("{}, {} refused", processes.known, processes.refused));
+        for what in self.out_of_scope {
+            line("out of scope", what.to_owned());
+        }
         text.push('\n');
         text += &signals(&self.hooks);
         text.push('\n');
