@@ -781,8 +781,9 @@ fn fixture_with_a_hostile_name() -> Server {
 #[tokio::test]
 async fn a_hostile_process_name_cannot_forge_lines_or_colours() {
     let server = fixture_with_a_hostile_name();
-    let rows = server.json("/connections?comm=%0a%1b[31m%22").await;
-    assert_eq!(rows["total"], 4, "JSON has the name unchanged");
+    let rows = server.json(r"/connections?comm=%5cx0a%5cx1b[31m%22").await;
+    assert_eq!(rows["total"], 4);
+    assert_eq!(rows["connections"][0]["process"]["comm"], r#"\x0a\x1b[31m""#, "the same in JSON");
     let honest = Server::of_fixture();
     for path in ["/connections", "/processes", "/peers", "/ports", "/leaks", "/status"] {
         let text = server.get(path).await.body;
