@@ -226,7 +226,15 @@ fn a_deleted_executable_is_not_one_that_is_called_so() {
         fs::remove_file(&deleted).unwrap();
         let ports = clients.each_mut().map(Workload::ask);
         let daemon = early.unwrap_or_else(|| Daemon::start(&[]));
-        for ((port, path), is_deleted) in ports.iter().zip([&deleted, &called]).zip([true, false]) {
+        if before {
+            // Like an upgrade under way: this one was there when it was first looked at.
+            fs::remove_file(&called).unwrap();
+            eventually("what is deleted later is seen to be", || {
+                let row = row_of(&daemon, &namespace, &ports[1])?;
+                if row["process"]["exe_deleted"] == true { Ok(()) } else { Err(row.to_string()) }
+            });
+        }
+        for ((port, path), is_deleted) in ports.iter().zip([&deleted, &called]).zip([true, before]) {
             let row = row_of(&daemon, &namespace, port).unwrap();
             let process = &row["process"];
             assert_eq!(
