@@ -49,6 +49,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The same without them: only sockets that never became connections are still to be found.
 const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Executables that are looked at again after each sweep, as they may have been deleted: a system call each.
+const EXECUTABLES_A_SWEEP: usize = 100;
+
 /// The task that owns the state.
 pub struct Pipeline {
     node: Node,
@@ -335,6 +338,11 @@ impl Pipeline {
         }
         self.drain();
         self.ingest(&Frame::SweepEnd(swept.coverage));
+        for task in self.node.tracker.next_held_processes(EXECUTABLES_A_SWEEP) {
+            if let Some(details) = procfs::details_if_deleted(&task) {
+                self.ingest(&Frame::Process(ProcessFrame { identity: task.identity(), details }));
+            }
+        }
         // After `SweepEnd`, which adds minisocks to the table.
         self.sweep = SweepState {
             under_way: false,

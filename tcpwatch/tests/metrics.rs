@@ -70,7 +70,7 @@ struct Server(Router);
 impl Server {
     fn of(node: Node) -> Self {
         let (sender, mut questions) = mpsc::channel::<Question>(8);
-        let clock = Clock { now_ns: 3600 * SECOND, wall: UNIX_EPOCH + Duration::from_hours(1) };
+        let clock = Clock { now_ns: 3600 * SECOND, wall: UNIX_EPOCH + Duration::from_secs(3600) };
         tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
                 (question.ask)(&node, clock);

@@ -66,6 +66,13 @@ fn executable(pid: u32, link: Option<PathBuf>) -> (Option<String>, Option<bool>)
     (Some(readable(path)), deleted)
 }
 
+/// The details again where the executable of the process seems to have been deleted since.
+pub fn details_if_deleted(task: &TaskRecord) -> Option<ProcDetails> {
+    let link = std::fs::read_link(format!("/proc/{}/exe", task.pid)).ok()?;
+    let may_be = link.as_os_str().as_bytes().ends_with(DELETED);
+    may_be.then(|| details(task)).flatten().filter(|details| details.exe_deleted == Some(true))
+}
+
 /// Whether the file that the process runs is not, or no more, the one at `link`. `None` where that is not known.
 fn is_deleted(pid: u32, link: &Path) -> Option<bool> {
     let file = Path::new("/proc").join(pid.to_string()).join("exe").metadata().ok()?;

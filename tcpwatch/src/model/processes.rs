@@ -70,7 +70,7 @@ impl Process {
 
 struct Entry {
     process: Process,
-    identity: Identity,
+    task: TaskRecord,
     /// Number of connections that name it.
     users: u32,
 }
@@ -85,6 +85,8 @@ pub struct ProcessTable {
     idle: usize,
     /// Those whose /proc is still to be read.
     unread: Vec<TaskRecord>,
+    /// Where `next_held` goes on.
+    looked_at: usize,
     /// Number of processes for which there was no room.
     pub refused: u64,
 }
@@ -123,7 +125,7 @@ impl ProcessTable {
         }
         let comm: Arc<str> = task.comm.text().into();
         let before = self.by_pid(task.pid).map(|id| &self.entries[id.0.get()]);
-        let process = match before.filter(|before| before.identity.is_same_program(&identity)) {
+        let process = match before.filter(|before| before.task.identity().is_same_program(&identity)) {
             // Only the name is another.
             Some(before) => Process { comm, ..before.process.clone() },
             None => Process {
@@ -137,7 +139,7 @@ impl ProcessTable {
                 container: None,
             },
         };
-        let id = ProcessId(DenseIndex::new(self.entries.insert(Entry { process, identity, users: 0 })));
+        let id = ProcessId(DenseIndex::new(self.entries.insert(Entry { process, task: *task, users: 0 })));
         self.by_identity.insert(identity, id);
         self.idle += 1;
         self.unread.push(*task);
@@ -162,6 +164,17 @@ impl ProcessTable {
     /// Removes and returns those whose /proc is still to be read.
     pub fn take_unread(&mut self) -> Vec<TaskRecord> {
         std::mem::take(&mut self.unread)
+    }
+
+    /// The next of those that connections name and whose executable was not deleted, at most `count` at a time: it may be
+    /// by now.
+    pub fn next_held(&mut self, count: usize) -> Vec<TaskRecord> {
+        let Self { entries, looked_at, .. } = self;
+        let is_wanted = |entry: &Entry| entry.users > 0 && entry.process.exe_deleted == Some(false);
+        let ahead = entries.iter().filter(|(key, _)| *key >= *looked_at);
+        let found: Vec<_> = ahead.filter(|(_, entry)| is_wanted(entry)).take(count).collect();
+        *looked_at = if found.len() < count { 0 } else { found.last().map_or(0, |(key, _)| key + 1) };
+        found.into_iter().map(|(_, entry)| entry.task).collect()
     }
 
     /// Adds the details from /proc, read while the process had this identity; ignored when that is not in the table any
@@ -204,7 +217,7 @@ impl ProcessTable {
         let Self { entries, by_identity, by_pid, .. } = self;
         entries.retain(|key, entry| {
             if entry.users == 0 {
-                by_identity.remove(&entry.identity);
+                by_identity.remove(&entry.task.identity());
                 if by_pid.get(&entry.process.pid) == Some(&ProcessId(DenseIndex::new(key))) {
                     by_pid.remove(&entry.process.pid);
                 }
@@ -287,6 +300,20 @@ mod tests {
         // Of a process that no record has reported, or that was forgotten.
         let seen = table.see(&task(8, 100, "nc")).unwrap();
         assert_eq!(table.by_pid(8), Some(seen));
+    }
+
+    #[test]
+    fn executables_are_looked_at_again_in_turn_while_they_are_not_deleted() {
+        let mut table = ProcessTable::default();
+        for pid in 0..5 {
+            let one = task(pid, 1, "p");
+            let id = table.learn(&one).unwrap();
+            table.add_user(id);
+            let exe_deleted = Some(pid == 1);
+            table.describe(&one.identity(), &ProcDetails { exe_deleted, ..details("/p") });
+        }
+        let mut pids = || table.next_held(2).iter().map(|task| task.pid).collect::<Vec<_>>();
+        assert_eq!([pids(), pids(), pids(), pids()], [vec![0, 2], vec![3, 4], vec![], vec![0, 2]]);
     }
 
     #[test]

@@ -61,11 +61,24 @@ fn executable(pid: u32) -> String {
     fs::read_link(format!("/proc/{pid}/exe")).unwrap().to_str().unwrap().to_owned()
 }
 
+/// Whether the connection has this local port.
+fn is_at(row: &Value, port: &str) -> bool {
+    row["local"]["port"].as_u64() == port.parse().ok()
+}
+
 /// The row of the connection with this local port.
 fn row_of(daemon: &Daemon, namespace: &Namespace, port: &str) -> Result<Value, String> {
     let rows = daemon.connections_in(namespace);
-    let found = rows.iter().find(|row| row["local"]["port"].to_string() == port && row["role"] == "client");
+    let found = rows.iter().find(|row| is_at(row, port) && row["role"] == "client");
     found.map(|row| daemon.detail(row)).ok_or(format!("{rows:?}"))
+}
+
+/// Details of the process's connections: those of now, with orphans and minisocks, and those that ended.
+fn all_of(daemon: &Daemon, namespace: &Namespace, pid: u32) -> Vec<Value> {
+    let now = daemon.connections_in(namespace).into_iter();
+    let now = now.filter(|row| row["role"] == "client" && row["process"]["pid"] == pid);
+    let ended = daemon.json(&format!("/history?pid={pid}&role=client"))["connections"].clone();
+    now.map(|row| daemon.detail(&row)).chain(ended.as_array().unwrap().iter().cloned()).collect()
 }
 
 /// Name and executable of who opened, held and closed a connection.
@@ -123,13 +136,15 @@ fn what_a_process_did_before_an_exec_is_not_renamed_by_it() {
             }
             let pid = client.pid();
             drop(client);
-            let ended = eventually("both connections have ended", || {
-                let rows = daemon.json(&format!("/history?pid={pid}&role=client"))["connections"].clone();
+            let closed = eventually("both connections are closed", || {
+                let rows = all_of(&daemon, &namespace, pid);
                 let all = if between { 1 } else { 2 };
-                if rows.as_array().unwrap().len() == all { Ok(rows) } else { Err(rows.to_string()) }
+                let closed = rows.iter().filter(|row| row["closer"].is_object()).cloned();
+                let closed: Vec<Value> = closed.filter(|row| !between || is_at(row, &port)).collect();
+                if closed.len() == all { Ok(closed) } else { Err(format!("{rows:?}")) }
             });
-            for row in ended.as_array().unwrap() {
-                let expected = if row["local"]["port"].to_string() == port {
+            for row in &closed {
+                let expected = if is_at(row, &port) {
                     [opener.clone(), new.clone(), new.clone()]
                 } else {
                     [old.clone(), old.clone(), old.clone()]
@@ -165,24 +180,30 @@ fn a_process_that_renames_itself_is_named_as_it_was_called_then() {
     let server_port = server.hear();
     let mut client = Workload::start(&namespace, "ping", RENAMED, &[&server_port]);
     let port = client.hear();
-    let row = row_of(&daemon, &namespace, &port).unwrap();
-    assert_eq!((&row["opener"]["comm"], &row["process"]["comm"]), (&json!("ping"), &json!("pong")), "{row}");
+    let row = eventually("the holder is called as it is now", || {
+        let row = row_of(&daemon, &namespace, &port)?;
+        if row["process"]["comm"] == "pong" { Ok(row) } else { Err(row.to_string()) }
+    });
+    assert_eq!(row["opener"]["comm"], "ping", "{row}");
     assert_eq!(row["process"]["exe"], executable(client.pid()));
-    let rows = daemon.json(&format!("/history?pid={}&role=client", client.pid()))["connections"].clone();
-    // The server does not close its sides: these end as FIN_WAIT2 minisocks, or still are that.
-    let more = daemon.connections_in(&namespace);
-    let orphans =
-        more.iter().filter(|row| row["role"] == "client" && row["local"]["port"].to_string() != port);
-    let closed: Vec<_> =
-        rows.as_array().unwrap().iter().cloned().chain(orphans.map(|row| daemon.detail(row))).collect();
+    let all = all_of(&daemon, &namespace, client.pid());
+    let closed: Vec<_> = all.iter().filter(|row| !is_at(row, &port)).collect();
     assert_eq!(closed.len(), 3, "{closed:?}");
-    for row in &closed {
+    for row in closed {
         let names = ["opener", "process", "closer"].map(|who| row[who]["comm"].clone());
         assert_eq!(names, [json!("ping"), json!("pong"), json!("pong")], "{row}");
     }
 }
 
-/// Its own executable is deleted, or called as if it were; it dials, and leaks.
+const DIALS: &str = r#"
+say("runs")
+order()
+conn = connect("127.0.0.1", args[0])
+say(port_of(conn))
+order()
+"#;
+
+/// The executable is deleted, or called as if it were.
 #[test]
 fn a_deleted_executable_is_not_one_that_is_called_so() {
     let folder = Folder::new("deleted");
@@ -190,11 +211,10 @@ fn a_deleted_executable_is_not_one_that_is_called_so() {
     let start = |namespace: &Namespace, program: &str, port: &str| {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", namespace.path())).arg(program);
-        const DIALS: &str = "conn = connect(\"127.0.0.1\", args[0])\nsay(port_of(conn))\norder()";
         command.args(crate::workload::python_args("dials", DIALS, &[port]));
         Workload::spawn(&mut command).unwrap()
     };
-    // Whether the daemon runs before the file is deleted, as with an upgrade, or is started afterwards.
+    // Whether the daemon runs before they dial, or is started afterwards.
     for before in [false, true] {
         let early = before.then(|| Daemon::start(&[]));
         let namespace = Namespace::new();
@@ -202,10 +222,19 @@ fn a_deleted_executable_is_not_one_that_is_called_so() {
         let server_port = server.hear();
         let [deleted, called] = ["srv", "srv (deleted)"].map(|name| folder.copy(&python, name));
         let mut clients = [&deleted, &called].map(|program| start(&namespace, program, &server_port));
+        assert_eq!(clients.each_mut().map(Workload::hear), ["runs", "runs"]);
         fs::remove_file(&deleted).unwrap();
-        let ports = clients.each_mut().map(Workload::hear);
+        let ports = clients.each_mut().map(Workload::ask);
         let daemon = early.unwrap_or_else(|| Daemon::start(&[]));
-        for ((port, path), is_deleted) in ports.iter().zip([&deleted, &called]).zip([true, false]) {
+        if before {
+            // Like an upgrade under way: this one was there when it was first looked at.
+            fs::remove_file(&called).unwrap();
+            eventually("what is deleted later is seen to be", || {
+                let row = row_of(&daemon, &namespace, &ports[1])?;
+                if row["process"]["exe_deleted"] == true { Ok(()) } else { Err(row.to_string()) }
+            });
+        }
+        for ((port, path), is_deleted) in ports.iter().zip([&deleted, &called]).zip([true, before]) {
             let row = row_of(&daemon, &namespace, port).unwrap();
             let process = &row["process"];
             assert_eq!(
@@ -239,7 +268,8 @@ fn names_that_are_no_text_are_the_same_in_all_answers_and_never_mixed() {
     let mut server = Workload::start(&namespace, "holds", SERVER, &["8"]);
     let server_port = server.hear();
     let mut clients = names.map(|name| {
-        let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: Vec<String> = name.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex.concat();
         Workload::start(&namespace, "called", CALLED, &[&server_port, &hex])
     });
     let ports = clients.each_mut().map(Workload::hear);

@@ -191,6 +191,11 @@ impl Tracker {
         self.processes.take_unread()
     }
 
+    /// See [`ProcessTable::next_held`].
+    pub fn next_held_processes(&mut self, count: usize) -> Vec<TaskRecord> {
+        self.processes.next_held(count)
+    }
+
     /// What /proc says of a process.
     pub fn describe_process(&mut self, identity: &Identity, details: &ProcDetails) {
         self.processes.describe(identity, details);
