@@ -44,8 +44,11 @@ fn assert_all_in_time_wait(daemon: &Daemon, addr: &str, comm: &str) {
     let states = &status["connections"]["states"];
     assert!(states["FIN_WAIT2"].as_u64() < Some(CONNECTIONS as u64 / 40), "{addr}: {states}");
     // Each was seen to leave it; a sweep that finds a TIME_WAIT counts no duration.
-    let left = daemon.metrics().sum(DURATIONS, &[("process", comm), ("state", "FIN_WAIT2")]);
-    assert_eq!(left, Some(CONNECTIONS as u64), "{addr}");
+    // The kernel may skip runs of the programs, which the daemon admits and sweeps for.
+    let metrics = daemon.metrics();
+    let left = metrics.sum(DURATIONS, &[("process", comm), ("state", "FIN_WAIT2")]).unwrap_or(0);
+    let lost = metrics.sum("tcpwatch_records_lost_total", &[]).unwrap_or(0);
+    assert!(left <= CONNECTIONS as u64 && left + lost >= CONNECTIONS as u64, "{addr}: {left}, {lost} lost");
 }
 
 #[test]
