@@ -286,7 +286,7 @@ fn severity(key: &Key, count: usize, growth: Option<f64>) -> Severity {
     let many = count >= 100 || growing;
     match (key.state, key.evidence) {
         (TcpState::CloseWait, Evidence::Idle) if growing && count >= 100 => Severity::Critical,
-        (TcpState::CloseWait, Evidence::Idle) if many => Severity::Warning,
+        (TcpState::CloseWait, Evidence::Idle | Evidence::Sending) if many => Severity::Warning,
         (TcpState::CloseWait, Evidence::Idle | Evidence::Sending) | (_, Evidence::Deferred) => Severity::Info,
         (TcpState::CloseWait, _) if many => Severity::Critical,
         (TcpState::CloseWait, _) => Severity::Warning,

@@ -47,7 +47,8 @@ fn text(leak: &Value) -> String {
 }
 
 /// Fills an accept queue of 4 as `args` say: the listener's address, and where to connect to. Of the handshakes whose
-/// acknowledgements are lost at first, two find no room later; the last connects find none for their SYNs.
+/// acknowledgements are lost at first, two find no room later; the last connects find none for their SYNs. With SYN cookies
+/// only the last do: the kernel forgets the others.
 const FILLS_ITS_QUEUE: &str = r#"
 family = socket.AF_INET6 if ":" in args[0] else socket.AF_INET
 listener = socket.socket(family)
@@ -70,7 +71,7 @@ dial(4)
 time.sleep(.3)
 lose_nothing(listener)
 time.sleep(2.5)
-dial(2)
+dial(4)
 time.sleep(1.5)
 say("full")
 order()

@@ -149,6 +149,14 @@ impl Tracker {
                 listening.settled_drops = Some(listening.queue.drops);
             }
         }
+        // A program counts those of namespaces that the sweep could not enter, too.
+        for (listening, conn) in listeners.into_values().flatten().filter(|_| by_program) {
+            listening.count = listening.queue.overflows;
+            if listening.settled_drops.is_none() {
+                listening.is_lower_bound = conn.is(ConnFlags::OLDER) && listening.queue.drops > 0;
+                listening.settled_drops = Some(listening.queue.drops);
+            }
+        }
         if coverage.all {
             known.settled.retain(|netns, _| coverage.namespaces.contains(netns));
             known.gone.retain(|netns| coverage.namespaces.contains(netns));
