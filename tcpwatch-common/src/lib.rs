@@ -24,13 +24,13 @@ pub use event::{
 pub use queue::{Queue, QueueSlot};
 pub use retransmit_event::{DURATION_BOUNDS_NS, RetransmitEvent, failure, retransmit, stall};
 pub use seen::{
-    AskedOptions, OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, OPTION_USER_TIMEOUT,
-    SeenSocket, SocketOptions, chrono,
+    AskedOptions, MAX_NAMESPACES, OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY,
+    OPTION_USER_TIMEOUT, SeenNamespace, SeenSocket, SocketOptions, chrono,
 };
 
 /// Version of the layouts below: changes whenever one of them does. The object carries it in [`ABI_SYMBOL`], and a
 /// recording in its header.
-pub const ABI: u32 = 10;
+pub const ABI: u32 = 11;
 
 /// Name of the BPF object's read-only global that holds the [`ABI`] it was built with, a `u32`.
 pub const ABI_SYMBOL: &str = "TCPWATCH_ABI";

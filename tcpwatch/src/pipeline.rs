@@ -321,6 +321,7 @@ impl Pipeline {
             }
             self.node.sweep_problems = swept.problems;
         }
+        self.node.entrances = swept.entrances;
         self.drain();
         self.ingest(&Frame::SweepEnd(swept.coverage));
         // After `SweepEnd`, which adds minisocks to the table.

@@ -242,7 +242,7 @@ async fn a_full_table_is_complete_again_when_a_sweep_finds_room_for_all() {
     let untracked = node.tracker.untracked();
     let namespaces = node.tracker.table().iter().map(|conn| conn.netns).collect();
     node.ingest(&Frame::SweepBegin(clock.now_ns));
-    node.ingest(&Frame::SweepEnd(Coverage { namespaces, all: true }));
+    node.ingest(&Frame::SweepEnd(Coverage { namespaces, existing: None, all: true }));
     let empty = Replayed { node, clock, unread_bytes: 0 };
     let status = json_of(empty, "/status?format=json").await;
     assert_eq!((&status["complete"], &status["connections"]["total"]), (&json!(true), &json!(0)), "{status}");

@@ -1,7 +1,7 @@
 //! The frames that carry all input which changes the node's state.
 
 use bytes::Bytes;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,12 +41,15 @@ pub struct ProcDetails {
     pub cgroup: Option<String>,
 }
 
-/// Which namespaces a sweep listed completely.
+/// Which namespaces a sweep read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// Inodes.
+    /// Inodes of those that it read completely.
     pub namespaces: FxHashSet<u32>,
-    /// No other namespace with a process or a name exists.
+    /// Every namespace that there is at the end of the sweep: its inode, and what tells it from another one with that
+    /// inode (`SeenNamespace::identity`). `None` where the kernel does not list them.
+    pub existing: Option<FxHashMap<u32, u32>>,
+    /// It read everything that there is.
     pub all: bool,
 }
 

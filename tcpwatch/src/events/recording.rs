@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use tcpwatch_common::ABI;
 use thiserror::Error;
@@ -75,8 +76,14 @@ pub fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
         Frame::SweepEnd(coverage) => {
             let mut payload = BytesMut::new();
             payload.put_u8(coverage.all.into());
+            payload.put_u32_le(coverage.namespaces.len() as u32);
             for namespace in &coverage.namespaces {
                 payload.put_u32_le(*namespace);
+            }
+            // Nothing where they are not known.
+            for (namespace, identity) in coverage.existing.iter().flatten() {
+                payload.put_u32_le(*namespace);
+                payload.put_u32_le(*identity);
             }
             write(out, SWEEP_END, &payload)
         }
@@ -146,8 +153,13 @@ impl Iterator for Recording {
             SEEN => Frame::Seen(payload),
             SWEEP_END => {
                 let all = payload.try_get_u8().ok()? != 0;
-                let namespaces = std::iter::from_fn(|| payload.try_get_u32_le().ok()).collect();
-                Frame::SweepEnd(Coverage { namespaces, all })
+                let count = payload.try_get_u32_le().ok()?;
+                let mut number = || payload.try_get_u32_le().ok();
+                let namespaces = (0..count).map(|_| number()).collect::<Option<_>>()?;
+                let existing: FxHashMap<_, _> = std::iter::from_fn(|| Some((number()?, number()?))).collect();
+                // There is always one.
+                let existing = (!existing.is_empty()).then_some(existing);
+                Frame::SweepEnd(Coverage { namespaces, existing, all })
             }
             PROCESS => Frame::Process(serde_json::from_slice(&payload).ok()?),
             TICK => Frame::Tick(payload.try_get_u64_le().ok()?),
@@ -202,7 +214,11 @@ mod tests {
             Frame::SweepBegin(7),
             Frame::Record(Bytes::from_static(b"abc")),
             Frame::Seen(Bytes::from_static(b"xyz")),
-            Frame::SweepEnd(Coverage { namespaces: [4, 5].into_iter().collect(), all: true }),
+            Frame::SweepEnd(Coverage {
+                namespaces: [4, 5].into_iter().collect(),
+                existing: Some([(4, 40), (5, 50), (6, 60)].into_iter().collect()),
+                all: true,
+            }),
             Frame::Process(ProcessFrame { pid: 1, start_ns: 2, details }),
             Frame::Lost(LostRecords { ring_full: 3, run_skipped: 4 }),
             Frame::UnrecordedCounts(UnrecordedCounts {

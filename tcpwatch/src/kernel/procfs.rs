@@ -10,16 +10,41 @@ const NANOS_PER_TICK: u64 = 10_000_000;
 /// Executable and cgroup of the process with this pid, `None` unless it is the one that started at `start_ns`.
 pub fn details(pid: u32, start_ns: u64) -> Option<ProcDetails> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    let stat = process.stat().ok()?;
     // 0 where the records lack the start: without the kernel's types.
-    if start_ns != 0 && process.stat().ok()?.starttime != start_ns / NANOS_PER_TICK {
+    if start_ns != 0 && stat.starttime != start_ns / NANOS_PER_TICK {
         return None;
     }
+    let ended = stat.state == ENDED;
+    let process = if ended { other_thread(&process).unwrap_or(process) } else { process };
     Some(ProcDetails {
         exe: process.exe().ok().map(|path| path.to_string_lossy().into_owned()),
-        cgroup: process.cgroups().ok().and_then(|cgroups| {
-            cgroup_path(cgroups.0.iter().map(|cgroup| (cgroup.hierarchy, cgroup.pathname.as_str())))
-        }),
+        cgroup: process
+            .cgroups()
+            .ok()
+            .and_then(|cgroups| {
+                cgroup_path(cgroups.0.iter().map(|cgroup| (cgroup.hierarchy, cgroup.pathname.as_str())))
+            })
+            // Where the kernel puts what has ended (proc_cgroup_show in kernel/cgroup/cgroup.c).
+            .filter(|path| !ended || path != "/"),
     })
+}
+
+/// State of a thread that has ended and is still listed: a zombie (proc_pid_stat(5)).
+const ENDED: char = 'Z';
+
+/// A thread which has outlived the main thread of its process, to be read as a process of its own in /proc. It has what
+/// the main thread had: executable, cgroup, namespaces and descriptors.
+fn other_thread(process: &Process) -> Option<Process> {
+    let threads = process.tasks().ok()?.flatten();
+    threads.filter(|thread| thread.tid != process.pid).find_map(|thread| Process::new(thread.tid).ok())
+}
+
+/// The id of a thread of the process that has not ended: its own id where that is the main thread.
+pub(super) fn living_thread(pid: i32) -> Option<i32> {
+    let process = Process::new(pid).ok()?;
+    let ended = process.stat().ok()?.state == ENDED;
+    if ended { Some(other_thread(&process)?.pid) } else { Some(pid) }
 }
 
 /// The most specific cgroup of a process: the unified hierarchy's (number 0), unless a hybrid host leaves that one

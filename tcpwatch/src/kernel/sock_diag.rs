@@ -23,7 +23,10 @@ use tokio::sync::mpsc;
 
 use crate::{
     events::decode::Endpoint,
-    kernel::{netlink, netns},
+    kernel::{
+        netlink,
+        netns::{self, Hints},
+    },
     tcp::{
         answer_time::{AnswerTime, Exchange},
         state::TcpState,
@@ -40,8 +43,8 @@ pub struct Target {
     pub cookie: Option<u64>,
     /// Its identity in the records (`SocketEvent::cookie`).
     pub identity: u64,
-    /// A process that may be in its namespace.
-    pub pid: Option<u32>,
+    /// The ways into its namespace.
+    pub ways: Hints,
     /// Whether this side connected: then its SYN is among what `bytes_acked` counts.
     pub connected: bool,
 }
@@ -257,14 +260,14 @@ fn acknowledged_bytes(info: &TcpInfo, connected: bool) -> u64 {
 const PART: usize = 4096;
 
 /// Sends the counters of all connections in these namespaces, part by part, and the reason where some cannot be read.
-/// `namespaces`: inodes, with a process that may be in each.
-pub fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> mpsc::Receiver<Result<Vec<Figures>, String>> {
+/// `namespaces`: inodes, and the ways into each.
+pub fn ask_all(namespaces: BTreeMap<u32, Hints>) -> mpsc::Receiver<Result<Vec<Figures>, String>> {
     let (parts, received) = mpsc::channel(1);
     tokio::spawn(async move {
         let errors = parts.clone();
         let asked = netns::on_own_thread(move || {
-            for (netns, pid) in namespaces {
-                if let Err(error) = ask_namespace(netns, pid, &parts) {
+            for (netns, ways) in namespaces {
+                if let Err(error) = ask_namespace(netns, &ways, &parts) {
                     // The requester may be gone.
                     let _ = parts.blocking_send(Err(error));
                 }
@@ -279,12 +282,10 @@ pub fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> mpsc::Receiver<Result<
 
 fn ask_namespace(
     netns: u32,
-    pid: Option<u32>,
+    ways: &Hints,
     parts: &mpsc::Sender<Result<Vec<Figures>, String>>,
 ) -> Result<(), String> {
-    if !netns::enter_by_inode(netns, pid)? {
-        return Ok(());
-    }
+    netns::enter_existing(netns, ways)?;
     for family in [AF_INET, AF_INET6] {
         let mut part = Vec::new();
         netlink::dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request_for_all(family)), |answer| {

@@ -13,6 +13,7 @@ mod counts;
 mod daemon;
 mod differential;
 mod eventually;
+mod hidden_namespaces;
 mod hidden_types;
 mod leaks;
 mod life;

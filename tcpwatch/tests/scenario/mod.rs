@@ -167,7 +167,7 @@ pub(crate) fn minisock_sighting(time_ns: u64, socket: Socket, state: TcpState, e
 }
 
 pub(crate) fn covering(namespaces: &[u32]) -> Coverage {
-    Coverage { namespaces: namespaces.iter().copied().collect(), all: false }
+    Coverage { namespaces: namespaces.iter().copied().collect(), existing: None, all: false }
 }
 
 pub(crate) struct World {

@@ -8,6 +8,7 @@ mod answers;
 mod kernel;
 mod live;
 mod minisocks;
+mod namespaces;
 mod owners;
 mod requests;
 mod rows;

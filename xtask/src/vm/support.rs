@@ -58,7 +58,7 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// The way that gives each signal when none is forced: the best.
-pub(crate) const WAYS: [(&str, &str); 16] = [
+pub(crate) const WAYS: [(&str, &str); 17] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("retransmit_failed", "tp_btf"),
@@ -74,6 +74,7 @@ pub(crate) const WAYS: [(&str, &str); 16] = [
     ("minisock", "fentry"),
     ("held", "iter"),
     ("unheld", "iter"),
+    ("namespaces", "iter"),
     ("options", "iter"),
 ];
 

@@ -11,7 +11,7 @@ use crate::kernel::btf::{Btf, BtfError};
 pub struct Member {
     pub global: &'static str,
     structure: &'static str,
-    /// As [`Btf::offset_of`] takes it.
+    /// As [`Btf::offset_of`] takes it; where kernels differ, all names, with `|` between them.
     path: &'static str,
     /// Bytes from the beginning of the member.
     further: u32,
@@ -41,9 +41,11 @@ pub fn resolve<'a>(
 ) -> Result<(), BtfError> {
     let mut missing = None;
     for member in members {
-        match btf.offset_of(member.structure, member.path) {
-            Ok(offset) => globals.push((member.global, offset + member.further)),
-            Err(error) => missing = missing.or(Some(error)),
+        let names = member.path.split('|').map(|path| btf.offset_of(member.structure, path));
+        match names.reduce(Result::or) {
+            Some(Ok(offset)) => globals.push((member.global, offset + member.further)),
+            Some(Err(error)) => missing = missing.or(Some(error)),
+            None => {}
         }
     }
     missing.map_or(Ok(()), Err)

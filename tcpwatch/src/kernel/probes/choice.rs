@@ -61,7 +61,7 @@ mod tests {
             (
                 "open=kprobe",
                 "state, retransmit, retransmit_failed, congestion, out_of_order, synack, send_reset, receive_reset, \
-                 policy_reset, connect, close, accept, minisock, held, unheld, options",
+                 policy_reset, connect, close, accept, minisock, held, unheld, namespaces, options",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {

@@ -10,6 +10,7 @@ mod congestion;
 mod connect;
 mod held;
 mod minisock;
+mod namespaces;
 mod options;
 mod out_of_order;
 mod policy_reset;
@@ -47,12 +48,13 @@ pub enum Signal {
     Minisock,
     Held,
     Unheld,
+    Namespaces,
     Options,
 }
 
 impl Signal {
     /// Every signal, in the order in which they are attached and shown.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::State,
         Self::Retransmit,
         Self::RetransmitFailed,
@@ -68,6 +70,7 @@ impl Signal {
         Self::Minisock,
         Self::Held,
         Self::Unheld,
+        Self::Namespaces,
         Self::Options,
     ];
 
@@ -88,6 +91,7 @@ impl Signal {
             Self::Minisock => &minisock::SPEC,
             Self::Held => &held::SPEC,
             Self::Unheld => &unheld::SPEC,
+            Self::Namespaces => &namespaces::SPEC,
             Self::Options => &options::SPEC,
         }
     }
