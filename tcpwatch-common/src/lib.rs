@@ -24,9 +24,9 @@ pub use event::{
 pub use queue::{Queue, QueueSlot};
 pub use retransmit_event::{DURATION_BOUNDS_NS, RetransmitEvent, failure, retransmit, stall};
 pub use seen::{
-    AskedOptions, HANDSHAKE_ACKNOWLEDGED, HANDSHAKE_DEFERRED, LIST_QUEUED, LIST_SUBFLOWS, OPTION_CORK,
-    OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, OPTION_USER_TIMEOUT, SeenSocket, SocketList,
-    SocketOptions, chrono,
+    AskedOptions, HANDSHAKE_ACKNOWLEDGED, HANDSHAKE_DEFERRED, LIST_QUEUED, LIST_SUBFLOWS, MAX_NAMESPACES,
+    OPTION_CORK, OPTION_KEEPALIVE, OPTION_LINGER, OPTION_NODELAY, OPTION_USER_TIMEOUT, SeenNamespace,
+    SeenSocket, SocketList, SocketOptions, chrono,
 };
 
 /// Version of the layouts below: changes whenever one of them does. The object carries it in [`ABI_SYMBOL`], and a

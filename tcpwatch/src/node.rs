@@ -20,7 +20,10 @@ use crate::{
         seen,
     },
     findings::{LeakHistory, SAMPLE_INTERVAL, lingering::LingerLimits},
-    kernel::probes::Hooks,
+    kernel::{
+        netns::{Hints, ways::Entrances},
+        probes::Hooks,
+    },
     model::{
         table::{Conn, ConnFlags},
         tracker::{Limits, Tracker},
@@ -109,6 +112,8 @@ pub struct Node {
     pub owner: OwnerCounts,
     /// What the last sweep could not see.
     pub sweep_problems: Vec<String>,
+    /// The ways into network namespaces that the last sweep found.
+    pub entrances: Entrances,
     /// The live stream of transitions; costs nothing while it has no followers.
     pub transitions: broadcast::Sender<Arc<Transition>>,
     /// Whether the stream had followers at the last check, which takes a lock.
@@ -141,6 +146,7 @@ impl Node {
             sweeps: SweepCounts::default(),
             owner: OwnerCounts::default(),
             sweep_problems: Vec::new(),
+            entrances: Entrances::new(),
             waiting_for: Some("the first sweep of open sockets"),
             missed_before_sweep: Missed::default(),
             repaired: Missed::default(),
@@ -179,16 +185,29 @@ impl Node {
         }
     }
 
-    /// The network namespaces of the wanted connections, each with a process that may be in it.
-    pub fn namespaces_of(&self, wanted: impl Fn(&Conn) -> bool) -> BTreeMap<u32, Option<u32>> {
+    /// The network namespaces of the wanted connections, and what is known of the ways into them.
+    pub fn namespaces_of(&self, wanted: impl Fn(&Conn) -> bool) -> BTreeMap<u32, Hints> {
         let mut found = BTreeMap::new();
         for conn in self.tracker.table().iter().filter(|conn| wanted(conn)) {
-            let pid = found.entry(conn.netns).or_insert(None);
-            if pid.is_none() && !conn.is(ConnFlags::MINISOCK) {
-                *pid = conn.process.map(|id| self.tracker.processes().get(id).pid);
+            let hints = found.entry(conn.netns).or_insert_with(|| self.hints(conn.netns, None));
+            if hints.pid.is_none() && !conn.is(ConnFlags::MINISOCK) {
+                hints.pid = self.pid(conn);
             }
         }
         found
+    }
+
+    /// The ways into the network namespace of a connection.
+    pub fn ways_to(&self, conn: &Conn) -> Hints {
+        self.hints(conn.netns, self.pid(conn))
+    }
+
+    fn hints(&self, netns: u32, pid: Option<u32>) -> Hints {
+        Hints { pid, entrance: self.entrances.get(&netns).cloned() }
+    }
+
+    fn pid(&self, conn: &Conn) -> Option<u32> {
+        conn.process.map(|id| self.tracker.processes().get(id).pid)
     }
 
     /// Checks whether the stream of transitions has followers. Records applied after this are sent to them.

@@ -336,6 +336,7 @@ impl Pipeline {
             }
             self.node.sweep_problems = swept.problems;
         }
+        self.node.entrances = swept.entrances;
         self.drain();
         self.ingest(&Frame::SweepEnd(swept.coverage));
         for task in self.node.tracker.next_held_processes(EXECUTABLES_A_SWEEP) {

@@ -1,8 +1,9 @@
-//! Which sockets are there? The kernel's iterators over processes and sockets in; one record for each TCP socket out,
-//! to the reader of the iterator.
+//! Which sockets are there, and which network namespaces? The kernel's iterators in; one record for each TCP socket or
+//! namespace out, to the reader of the iterator.
 //!
 //! They run only when the daemon reads them. Nothing here goes to the ring or the queues, and nothing here counts.
 
+mod namespaces;
 mod options;
 mod seen_socket;
 mod seq;

@@ -30,6 +30,14 @@ pub struct TcpContext {
     pub sk_common: *const u8,
 }
 
+/// `struct bpf_iter__bpf_map` (kernel/bpf/map_iter.c).
+#[repr(C)]
+pub struct MapContext {
+    pub meta: *const Meta,
+    /// Null once, after the last map.
+    pub map: *const u8,
+}
+
 /// Writes the record to the reader of the iterator.
 #[inline(always)]
 pub fn write<T>(meta: *const Meta, record: &T) {

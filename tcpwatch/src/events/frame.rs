@@ -56,12 +56,15 @@ pub struct ProcDetails {
     pub cgroup: Option<String>,
 }
 
-/// Which namespaces a sweep listed completely.
+/// Which namespaces a sweep read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// Inodes.
+    /// Inodes of those that it read completely.
     pub namespaces: FxHashSet<u32>,
-    /// No other namespace with a process or a name exists.
+    /// Every namespace that there is at the end of the sweep: its inode, and what tells it from another one with that
+    /// inode (`SeenNamespace::identity`). `None` where the kernel does not list them.
+    pub existing: Option<FxHashMap<u32, u32>>,
+    /// It read everything that there is.
     pub all: bool,
     /// How often a full accept queue refused in each of them (ListenOverflows), as far as it can be read.
     pub overflows: FxHashMap<u32, u64>,

@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use tcpwatch_common::ABI;
 use thiserror::Error;
@@ -80,9 +81,15 @@ pub fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
             for namespace in &coverage.namespaces {
                 payload.put_u32_le(*namespace);
             }
+            payload.put_u32_le(u32::try_from(coverage.overflows.len()).map_err(io::Error::other)?);
             for (namespace, overflows) in &coverage.overflows {
                 payload.put_u32_le(*namespace);
                 payload.put_u64_le(*overflows);
+            }
+            // Nothing where they are not known.
+            for (namespace, identity) in coverage.existing.iter().flatten() {
+                payload.put_u32_le(*namespace);
+                payload.put_u32_le(*identity);
             }
             write(out, SWEEP_END, &payload)
         }
@@ -154,12 +161,15 @@ impl Iterator for Recording {
             SWEEP_END => {
                 let all = payload.try_get_u8().ok()? != 0;
                 let count = payload.try_get_u32_le().ok()?;
-                let namespaces = (0..count).map_while(|_| payload.try_get_u32_le().ok()).collect();
-                let overflows = std::iter::from_fn(|| {
-                    Some((payload.try_get_u32_le().ok()?, payload.try_get_u64_le().ok()?))
-                });
-                let overflows = overflows.collect();
-                Frame::SweepEnd(Coverage { namespaces, all, overflows })
+                let namespaces = (0..count).map(|_| payload.try_get_u32_le().ok()).collect::<Option<_>>()?;
+                let count = payload.try_get_u32_le().ok()?;
+                let mut overflow = || Some((payload.try_get_u32_le().ok()?, payload.try_get_u64_le().ok()?));
+                let overflows = (0..count).map(|_| overflow()).collect::<Option<_>>()?;
+                let mut number = || payload.try_get_u32_le().ok();
+                let existing: FxHashMap<_, _> = std::iter::from_fn(|| Some((number()?, number()?))).collect();
+                // There is always one.
+                let existing = (!existing.is_empty()).then_some(existing);
+                Frame::SweepEnd(Coverage { namespaces, existing, all, overflows })
             }
             PROCESS => Frame::Process(serde_json::from_slice(&payload).ok()?),
             INTERFACES => Frame::Interfaces(serde_json::from_slice(&payload).ok()?),
@@ -221,6 +231,7 @@ mod tests {
             Frame::Seen(Bytes::from_static(b"xyz")),
             Frame::SweepEnd(Coverage {
                 namespaces: [4, 5].into_iter().collect(),
+                existing: Some([(4, 40), (5, 50), (6, 60)].into_iter().collect()),
                 all: true,
                 overflows: [(5, 6)].into_iter().collect(),
             }),

@@ -50,13 +50,14 @@ const USES: [Use; 6] = [
         capability: CapabilitySet::SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
         without: "executables, and whether they are deleted, are known only for processes of the same user that have \
-                  no more capabilities, and network namespaces without a name are not swept",
+                  no more capabilities, and before Linux 6.18 network namespaces without a name are not swept",
         kept: true,
     },
     Use {
         capability: CapabilitySet::DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
-        without: "when not root: namespaces named by Docker are not found, and tracepoints cannot be used without BTF",
+        without: "when not root: before Linux 6.18 namespaces named by Docker are not found, and tracepoints cannot be \
+                  used without BTF",
         kept: true,
     },
     Use {

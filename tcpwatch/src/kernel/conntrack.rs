@@ -16,7 +16,7 @@ use crate::{
     events::decode::Endpoint,
     kernel::{
         netlink,
-        netns::{self, OfEach},
+        netns::{self, Hints, OfEach},
         sock_diag::Target,
     },
 };
@@ -80,18 +80,19 @@ fn tracks_any() -> bool {
     fs::read_to_string(TRACKED).is_ok_and(|count| count.trim() != "0")
 }
 
-/// All translations of each namespace, or the reason why they are unknown. `namespaces`: inodes, with a process that
-/// may be in each.
+/// All translations of each namespace, or the reason why they are unknown. `namespaces`: inodes, and the ways
+/// into each.
 ///
 /// # Errors
 /// When no namespace can be queried; a message for the user.
-pub async fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> Result<OfEach<Vec<Translation>>, String> {
+pub async fn ask_all(namespaces: BTreeMap<u32, Hints>) -> Result<OfEach<Vec<Translation>>, String> {
     netns::of_each(namespaces, of_namespace).await
 }
 
-fn of_namespace(inode: u32, pid: Option<u32>) -> Result<Vec<Translation>, String> {
+fn of_namespace(inode: u32, ways: &Hints) -> Result<Vec<Translation>, String> {
     let mut found = Vec::new();
-    if netns::enter_by_inode(inode, pid)? && tracks_any() {
+    // One that is gone may still have connections listed, in TIME_WAIT.
+    if netns::enter_by_inode(inode, ways)? && tracks_any() {
         for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
             let question =
                 NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), ConntrackMessage::Get(Vec::new()));

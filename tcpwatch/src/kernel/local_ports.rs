@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io, ops::RangeInclusive};
 
-use crate::kernel::netns::{self, OfEach};
+use crate::kernel::netns::{self, Hints, OfEach};
 
 /// Both files belong to the reader's namespace; the range holds for IPv6 too.
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -49,19 +49,17 @@ impl LocalPorts {
     }
 }
 
-/// The ephemeral ports of each namespace, or the reason why they are unknown. `namespaces`: inodes, with a process that
-/// may be in each.
+/// The ephemeral ports of each namespace, or the reason why they are unknown. `namespaces`: inodes, and the ways
+/// into each.
 ///
 /// # Errors
 /// When no namespace can be queried; a message for the user.
-pub async fn ask(namespaces: BTreeMap<u32, Option<u32>>) -> Result<OfEach<LocalPorts>, String> {
+pub async fn ask(namespaces: BTreeMap<u32, Hints>) -> Result<OfEach<LocalPorts>, String> {
     netns::of_each(namespaces, of_namespace).await
 }
 
-fn of_namespace(inode: u32, pid: Option<u32>) -> Result<LocalPorts, String> {
-    if !netns::enter_by_inode(inode, pid)? {
-        return Err(format!("network namespace {inode} is gone"));
-    }
+fn of_namespace(inode: u32, ways: &Hints) -> Result<LocalPorts, String> {
+    netns::enter_existing(inode, ways)?;
     LocalPorts::read().map_err(|error| format!("of network namespace {inode}: {error}"))
 }
 

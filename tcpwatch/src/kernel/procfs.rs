@@ -24,16 +24,16 @@ const NANOS_PER_TICK: u64 = 10_000_000;
 /// program that it ran then.
 pub fn details(task: &TaskRecord) -> Option<ProcDetails> {
     let process = Process::new(i32::try_from(task.pid).ok()?).ok()?;
-    let (exe, exe_deleted) = executable(task.pid, process.exe().ok());
-    let details = ProcDetails {
-        exe,
-        exe_deleted,
-        cgroup: process.cgroups().ok().and_then(|cgroups| {
-            let path =
-                cgroup_path(cgroups.0.iter().map(|cgroup| (cgroup.hierarchy, cgroup.pathname.as_str())));
-            path.map(|path| readable(path.as_bytes()))
-        }),
-    };
+    let ended = process.stat().ok()?.state == ENDED;
+    let other = if ended { other_thread(&process) } else { None };
+    let shown = other.as_ref().unwrap_or(&process);
+    let (exe, exe_deleted) = executable(shown.pid, shown.exe().ok());
+    let cgroup = shown.cgroups().ok().and_then(|cgroups| {
+        cgroup_path(cgroups.0.iter().map(|cgroup| (cgroup.hierarchy, cgroup.pathname.as_str())))
+    });
+    // Where the kernel puts what has ended (proc_cgroup_show in kernel/cgroup/cgroup.c).
+    let cgroup = cgroup.filter(|path| !ended || other.is_some() || path != "/");
+    let details = ProcDetails { exe, exe_deleted, cgroup: cgroup.map(|path| readable(path.as_bytes())) };
     // Last: what it was before, it never becomes again.
     is_still(task, &process.stat().ok()?).then_some(details)
 }
@@ -56,7 +56,7 @@ fn is_still(task: &TaskRecord, stat: &Stat) -> bool {
 const DELETED: &[u8] = b" (deleted)";
 
 /// The path of an executable, and whether its file is deleted, by the text of the link /proc/PID/exe.
-fn executable(pid: u32, link: Option<PathBuf>) -> (Option<String>, Option<bool>) {
+fn executable(pid: i32, link: Option<PathBuf>) -> (Option<String>, Option<bool>) {
     let Some(link) = link.map(|link| link.into_os_string().into_vec()) else { return (None, None) };
     let deleted = match link.strip_suffix(DELETED) {
         Some(_) => is_deleted(pid, Path::new(OsStr::from_bytes(&link))),
@@ -74,7 +74,7 @@ pub fn details_if_deleted(task: &TaskRecord) -> Option<ProcDetails> {
 }
 
 /// Whether the file that the process runs is not, or no more, the one at `link`. `None` where that is not known.
-fn is_deleted(pid: u32, link: &Path) -> Option<bool> {
+fn is_deleted(pid: i32, link: &Path) -> Option<bool> {
     let file = Path::new("/proc").join(pid.to_string()).join("exe").metadata().ok()?;
     if file.nlink() == 0 {
         return Some(true);
@@ -107,6 +107,23 @@ fn readable(path: &[u8]) -> String {
         comm::push_bytes(&mut text, chunk.invalid());
     }
     text
+}
+
+/// State of a thread that has ended and is still listed: a zombie (proc_pid_stat(5)).
+const ENDED: char = 'Z';
+
+/// A thread which has outlived the main thread of its process, to be read as a process of its own in /proc. It has what
+/// the main thread had: executable, cgroup, namespaces and descriptors.
+fn other_thread(process: &Process) -> Option<Process> {
+    let threads = process.tasks().ok()?.flatten();
+    threads.filter(|thread| thread.tid != process.pid).find_map(|thread| Process::new(thread.tid).ok())
+}
+
+/// The id of a thread of the process that has not ended: its own id where that is the main thread.
+pub(super) fn living_thread(pid: i32) -> Option<i32> {
+    let process = Process::new(pid).ok()?;
+    let ended = process.stat().ok()?.state == ENDED;
+    if ended { Some(other_thread(&process)?.pid) } else { Some(pid) }
 }
 
 /// The most specific cgroup of a process: the unified hierarchy's (number 0), unless a hybrid host leaves that one
@@ -212,7 +229,7 @@ mod tests {
             let decoy = folder.join(format!("{name} (deleted)"));
             std::fs::write(&decoy, "").unwrap();
             let link = Process::new(child.id().cast_signed()).unwrap().exe().ok();
-            let found = executable(child.id(), link);
+            let found = executable(child.id().cast_signed(), link);
             child.kill().unwrap();
             child.wait().unwrap();
             for file in [path, kept, decoy] {

@@ -23,8 +23,11 @@ use tokio::sync::mpsc;
 
 use crate::{
     events::decode::Endpoint,
-    kernel::{netlink, netns},
-    model::{groups::Role, processes::ProcessTable, table::Conn},
+    kernel::{
+        netlink,
+        netns::{self, Hints},
+    },
+    model::{groups::Role, table::Conn},
     tcp::{
         answer_time::{AnswerTime, Exchange},
         state::TcpState,
@@ -43,15 +46,15 @@ pub struct Target {
     pub cookie: Option<u64>,
     /// Its identity in the records (`SocketEvent::cookie`).
     pub identity: u64,
-    /// A process that may be in its namespace.
-    pub pid: Option<u32>,
+    /// The ways into its namespace.
+    pub ways: Hints,
     /// Whether this side connected: then its SYN is among what `bytes_acked` counts.
     pub connected: bool,
 }
 
 impl Target {
     /// `cookie`: the kernel's, where it is known.
-    pub fn of(conn: &Conn, processes: &ProcessTable, cookie: Option<u64>) -> Self {
+    pub fn of(conn: &Conn, ways: Hints, cookie: Option<u64>) -> Self {
         Self {
             netns: conn.netns,
             local: conn.local,
@@ -59,7 +62,7 @@ impl Target {
             interface: conn.interface,
             cookie,
             identity: conn.cookie,
-            pid: conn.process.map(|id| processes.get(id).pid),
+            ways,
             connected: conn.role == Role::Client,
         }
     }
@@ -297,14 +300,14 @@ fn unsent_bytes(info: &TcpInfo) -> u32 {
 const PART: usize = 4096;
 
 /// Sends the counters of all connections in these namespaces, part by part, and the reason where some cannot be read.
-/// `namespaces`: inodes, with a process that may be in each.
-pub fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> mpsc::Receiver<Result<Vec<Figures>, String>> {
+/// `namespaces`: inodes, and the ways into each.
+pub fn ask_all(namespaces: BTreeMap<u32, Hints>) -> mpsc::Receiver<Result<Vec<Figures>, String>> {
     let (parts, received) = mpsc::channel(1);
     tokio::spawn(async move {
         let errors = parts.clone();
         let asked = netns::on_own_thread(move || {
-            for (netns, pid) in namespaces {
-                if let Err(error) = ask_namespace(netns, pid, &parts) {
+            for (netns, ways) in namespaces {
+                if let Err(error) = ask_namespace(netns, &ways, &parts) {
                     // The requester may be gone.
                     let _ = parts.blocking_send(Err(error));
                 }
@@ -319,12 +322,10 @@ pub fn ask_all(namespaces: BTreeMap<u32, Option<u32>>) -> mpsc::Receiver<Result<
 
 fn ask_namespace(
     netns: u32,
-    pid: Option<u32>,
+    ways: &Hints,
     parts: &mpsc::Sender<Result<Vec<Figures>, String>>,
 ) -> Result<(), String> {
-    if !netns::enter_by_inode(netns, pid)? {
-        return Ok(());
-    }
+    netns::enter_existing(netns, ways)?;
     for family in [AF_INET, AF_INET6] {
         let mut part = Vec::new();
         netlink::dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request_for_all(family)), |answer| {
@@ -360,7 +361,7 @@ const WATCH_PAUSES_MS: [u64; 20] = [1, 1, 1, 2, 2, 3, 5, 5, 10, 10, 10, 10, 10, 
 pub async fn watch_answers(mut asking: Vec<Asking>) -> Vec<Option<Duration>> {
     let watched = netns::on_own_thread(move || {
         let mut answers = vec![None; asking.len()];
-        let entered = asking.first().map(|one| netns::enter_by_inode(one.target.netns, one.target.pid));
+        let entered = asking.first().map(|one| netns::enter_by_inode(one.target.netns, &one.target.ways));
         if !matches!(entered, Some(Ok(true))) {
             return answers;
         }

@@ -19,9 +19,7 @@ use crate::{
 /// # Errors
 /// Why they cannot be read; a message for the user.
 pub fn ask(probes: &mut Probes, target: &Target) -> Result<Option<Record>, String> {
-    if !netns::enter_by_inode(target.netns, target.pid)? {
-        return Ok(None);
-    }
+    netns::enter_existing(target.netns, &target.ways)?;
     let file = probes.socket_options(target.identity)?;
     let asked = read(file).map_err(|error| format!("cannot ask the kernel (iterator tcp): {error}"))?;
     // Where sockets are identified by their address, another socket may have it by now.

@@ -8,23 +8,35 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read as _},
-    mem::offset_of,
     os::unix::net::UnixDatagram,
     sync::mpsc::{Receiver, Sender, channel},
     time::Duration,
 };
 
 use bytes::Bytes;
+use rustc_hash::{FxHashMap, FxHashSet};
 use rustix::{
     net::netdevice::index_to_name,
     time::{ClockId, clock_gettime},
 };
-use tcpwatch_common::{SeenSocket, SocketOptions};
+use tcpwatch_common::{MAX_NAMESPACES, SeenNamespace, SeenSocket, SocketOptions};
 use tokio::sync::oneshot;
 
 use crate::{
-    events::frame::{Coverage, InterfaceNames},
-    kernel::{netns, netstat, probes::Probes, sock_diag::Target, socket_options},
+    events::{
+        frame::{Coverage, InterfaceNames},
+        seen,
+    },
+    kernel::{
+        netns::{
+            self,
+            ways::{Entrances, Place, Ways},
+        },
+        netstat,
+        probes::Probes,
+        sock_diag::Target,
+        socket_options,
+    },
 };
 
 /// A message of a sweep.
@@ -42,6 +54,7 @@ pub enum Report {
 #[derive(Debug)]
 pub struct Swept {
     pub coverage: Coverage,
+    pub entrances: Entrances,
     /// Processor time, in user and kernel mode; waiting for a processor does not count.
     pub cost: Duration,
     /// What could not be read, for the log.
@@ -120,27 +133,25 @@ impl Sweeper {
 }
 
 fn run(mut probes: Probes, asked: &Receiver<Request>, report: &tokio::sync::mpsc::Sender<Report>) {
+    let mut ways = Ways::default();
     while let Ok(request) = asked.recv() {
         if let Request::Options(question) = request {
             question.answer(&mut probes);
+            netns::leave();
             continue;
         }
-        let mut sweep = Sweep {
+        let sweep = Sweep {
             asked,
             report,
+            ways: &mut ways,
             began: cpu_time(),
-            coverage: Coverage::default(),
+            wanted: FxHashSet::default(),
+            covered: FxHashSet::default(),
+            overflows: FxHashMap::default(),
             interfaces: BTreeSet::new(),
             problems: Vec::new(),
         };
-        sweep.namespaces(&mut probes);
-        sweep.held(&mut probes);
-        let swept = Swept {
-            coverage: sweep.coverage,
-            cost: cpu_time().saturating_sub(sweep.began),
-            problems: sweep.problems,
-        };
-        if report.blocking_send(Report::Done(swept)).is_err() {
+        if report.blocking_send(Report::Done(sweep.run(&mut probes))).is_err() {
             return;
         }
     }
@@ -149,46 +160,80 @@ fn run(mut probes: Probes, asked: &Receiver<Request>, report: &tokio::sync::mpsc
 struct Sweep<'a> {
     asked: &'a Receiver<Request>,
     report: &'a tokio::sync::mpsc::Sender<Report>,
+    ways: &'a mut Ways,
     /// Processor time of this thread at the beginning, moved forward by what other requests took meanwhile.
     began: Duration,
-    coverage: Coverage,
+    /// The namespaces to which a socket may have to lead.
+    wanted: FxHashSet<u32>,
+    /// The namespaces that were read completely.
+    covered: FxHashSet<u32>,
+    /// What the listeners of each namespace had refused because their queues were full.
+    overflows: FxHashMap<u32, u64>,
     /// Indices of interfaces that sockets of the namespace under way are bound to.
     interfaces: BTreeSet<u32>,
     problems: Vec<String>,
 }
 
 impl Sweep<'_> {
-    fn held(&mut self, probes: &mut Probes) {
+    fn run(mut self, probes: &mut Probes) -> Swept {
+        let listed = list(probes);
+        if let Ok(listed) = &listed {
+            self.ways.begin(listed);
+        } else {
+            let (found, hidden) = Ways::listed_by_processes();
+            self.ways.begin(&found);
+            self.problems.extend(hidden);
+        }
+        self.read_each(probes, self.ways.left());
+        for place in [Place::Processes, Place::Threads] {
+            let found = self.ways.search(place);
+            self.read_each(probes, found);
+        }
+        self.wanted = self.ways.left().into_iter().collect();
         let file = probes.held_sockets();
         self.read(probes, file, "sockets held by processes");
+        self.read_each(probes, self.ways.left());
+        let found = self.ways.search(Place::Files);
+        self.read_each(probes, found);
+        self.end(probes, listed)
     }
 
-    /// Sweeps every namespace that a process is in or that has a name.
-    fn namespaces(&mut self, probes: &mut Probes) {
-        let (found, hidden) = netns::find();
-        self.coverage.all = hidden.is_empty();
-        self.problems.extend(hidden);
-        for (inode, path) in found {
-            match netns::enter_found(&path, inode) {
-                Ok(true) => {
-                    let what = format!("sockets of network namespace {inode}");
-                    let file = probes.namespace_sockets();
-                    if self.read(probes, file, &what) {
-                        self.coverage.namespaces.insert(inode);
-                        // After its listeners: what they had refused by then is part of it.
-                        self.coverage
-                            .overflows
-                            .extend(netstat::listen_overflows().map(|count| (inode, count)));
-                    } else {
-                        self.coverage.all = false;
-                    }
+    /// Namespaces end and begin meanwhile, and one may get the inode of another: of what was read only those count that are
+    /// still there.
+    fn end(mut self, probes: &mut Probes, listed: Result<Vec<SeenNamespace>, String>) -> Swept {
+        netns::leave();
+        let listed = listed.and_then(|before| Ok((identities(before), identities(list(probes)?))));
+        let existing = listed.map(|(before, now)| {
+            let stays =
+                |inode: &u32| now.get(inode).is_some_and(|identity| before.get(inode) == Some(identity));
+            self.covered.retain(stays);
+            now
+        });
+        if let Err(problem) = &existing {
+            self.problems.push(format!("cannot list network namespaces: {problem}"));
+        }
+        let existing = existing.ok();
+        let (entrances, problems) = self.ways.end(existing.as_ref());
+        self.problems.extend(problems);
+        let all = self.problems.is_empty();
+        Swept {
+            coverage: Coverage { namespaces: self.covered, existing, all, overflows: self.overflows },
+            entrances,
+            cost: cpu_time().saturating_sub(self.began),
+            problems: self.problems,
+        }
+    }
+
+    fn read_each(&mut self, probes: &mut Probes, inodes: Vec<u32>) {
+        for inode in inodes {
+            if self.ways.enter(inode) {
+                self.interfaces.clear();
+                let file = probes.namespace_sockets();
+                if self.read(probes, file, &format!("sockets of network namespace {inode}")) {
+                    self.covered.insert(inode);
+                    // After its listeners: what they had refused by then is part of it.
+                    self.overflows.extend(netstat::listen_overflows().map(|count| (inode, count)));
                     self.name_interfaces(inode);
-                }
-                // It is gone since it was found.
-                Ok(false) => {}
-                Err(problem) => {
-                    self.coverage.all = false;
-                    self.problems.push(problem);
                 }
             }
         }
@@ -216,6 +261,21 @@ impl Sweep<'_> {
         result.is_ok()
     }
 
+    /// Notes the interfaces that sockets are bound to, and the sockets, found with their holders, that lead to namespaces
+    /// into which no other way is known.
+    fn note_sockets(&mut self, part: &[u8]) {
+        let sightings = part.chunks_exact(size_of::<SeenSocket>()).filter(|record| !seen::is_list(record));
+        for record in sightings {
+            let SeenSocket { netns, tgid, fd, interface, .. } = bytemuck::pod_read_unaligned(record);
+            if interface != 0 {
+                self.interfaces.insert(interface);
+            }
+            if tgid != 0 && self.wanted.contains(&netns) {
+                self.ways.note_socket(netns, tgid, fd);
+            }
+        }
+    }
+
     /// Answers a request for options between two parts: otherwise it would wait for the whole sweep, which the same
     /// HTTP request may have started.
     fn read_parts(&mut self, probes: &mut Probes, mut file: File) -> io::Result<()> {
@@ -224,11 +284,12 @@ impl Sweep<'_> {
                 let before = cpu_time();
                 // This may move the thread into another namespace; the file keeps the one it was opened in.
                 question.answer(probes);
+                netns::leave();
                 self.began += cpu_time().saturating_sub(before);
             }
             let mut part = Vec::with_capacity(PART_BYTES);
             let length = file.by_ref().take(PART_BYTES as u64).read_to_end(&mut part)?;
-            self.interfaces.extend(part.chunks_exact(size_of::<SeenSocket>()).filter_map(interface_of));
+            self.note_sockets(&part);
             // The receiver is gone when the daemon stops: not an error.
             if length > 0 && self.report.blocking_send(Report::Seen(part.into())).is_err() {
                 return Ok(());
@@ -240,10 +301,21 @@ impl Sweep<'_> {
     }
 }
 
-/// The interface that the socket of a `SeenSocket` is bound to.
-fn interface_of(seen: &[u8]) -> Option<u32> {
-    let index = u32::from_ne_bytes(*seen.get(offset_of!(SeenSocket, interface)..)?.first_chunk()?);
-    (index != 0).then_some(index)
+/// The network namespaces that exist.
+fn list(probes: &mut Probes) -> Result<Vec<SeenNamespace>, String> {
+    let mut bytes = Vec::new();
+    probes.namespaces()?.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    let records = bytes.chunks_exact(size_of::<SeenNamespace>());
+    if records.len() > MAX_NAMESPACES {
+        return Err(format!("there are more than {MAX_NAMESPACES}"));
+    }
+    let mut listed: Vec<SeenNamespace> = records.map(bytemuck::pod_read_unaligned).collect();
+    listed.retain(|namespace| namespace.inode != 0);
+    Ok(listed)
+}
+
+fn identities(listed: Vec<SeenNamespace>) -> FxHashMap<u32, u32> {
+    listed.into_iter().map(|SeenNamespace { inode, identity, .. }| (inode, identity)).collect()
 }
 
 /// Processor time of this thread.

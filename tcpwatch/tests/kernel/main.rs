@@ -14,6 +14,7 @@ mod counts;
 mod daemon;
 mod differential;
 mod eventually;
+mod hidden_namespaces;
 mod hidden_types;
 mod identities;
 mod interfaces;

@@ -8,12 +8,24 @@ use std::{
     thread,
 };
 
-use tcpwatch::kernel::netns;
+use tcpwatch::kernel::netns::{self, Hints};
 
 /// Fails where the program is missing: a test that is not run must not count as passed.
 pub(crate) fn needs(program: &str, package: &str) {
     let found = Command::new(program).arg("--version").output();
     assert!(found.is_ok(), "this test needs `{program}`: install the Debian package {package}");
+}
+
+/// Version of the running kernel.
+pub(crate) fn kernel() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// Whether the kernel opens a namespace by its cookie, so that nothing has to be found that leads to it.
+pub(crate) fn opens_by_cookie() -> bool {
+    kernel() >= (6, 18)
 }
 
 thread_local! {
@@ -95,8 +107,8 @@ fn a_namespace_is_entered_although_its_known_process_ended() {
     let namespace = Namespace::new();
     let inode = u32::try_from(namespace.inode).unwrap();
     let mut ended = Command::new("true").spawn().unwrap();
-    let path = format!("/proc/{}/ns/net", ended.id());
+    let hints = Hints { pid: Some(ended.id()), entrance: None };
     ended.wait().unwrap();
-    let enter = move || (netns::enter_found(path.as_ref(), inode), netns::own());
+    let enter = move || (netns::enter_by_inode(inode, &hints), netns::own());
     assert_eq!(thread::spawn(enter).join().unwrap(), (Ok(true), Some(inode)));
 }

@@ -216,6 +216,10 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
             }
             Frame::SweepEnd(mut coverage) => {
                 coverage.namespaces.retain(|inode| u64::from(*inode) == netns);
+                coverage
+                    .existing
+                    .iter_mut()
+                    .for_each(|all| all.retain(|inode, _| u64::from(*inode) == netns));
                 Some(Frame::SweepEnd(coverage))
             }
             Frame::Process(mut process) => {

@@ -8,6 +8,7 @@ mod answers;
 mod kernel;
 mod live;
 mod minisocks;
+mod namespaces;
 mod overflows;
 mod owners;
 mod requests;

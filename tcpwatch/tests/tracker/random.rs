@@ -94,7 +94,11 @@ impl Chaos {
             1 => {
                 let seen: Vec<_> = (0..self.random.below(12)).map(|_| self.sighting()).collect();
                 let namespaces = self.random.pick(&[&[][..], &[NETNS], &[NETNS, NETNS + 1]]);
-                let coverage = Coverage { all: self.random.one_in(2), ..covering(namespaces) };
+                let identity = self.random.below(2) as u32;
+                let existing =
+                    [(NETNS, identity), (NETNS + 1, 1)].into_iter().skip(self.random.below(2) as usize);
+                let existing = self.random.one_in(2).then(|| existing.collect());
+                let coverage = Coverage { all: self.random.one_in(2), existing, ..covering(namespaces) };
                 world.finish_sweep_of(&seen, &coverage);
             }
             2 => world.tracker.expire(self.now_ns),

@@ -58,7 +58,7 @@ pub(crate) const SERIES: [Series; 6] = [
 ];
 
 /// The way that gives each signal when none is forced: the best.
-pub(crate) const WAYS: [(&str, &str); 18] = [
+pub(crate) const WAYS: [(&str, &str); 19] = [
     ("state", "tp_btf"),
     ("retransmit", "tp_btf"),
     ("retransmit_failed", "tp_btf"),
@@ -76,6 +76,7 @@ pub(crate) const WAYS: [(&str, &str); 18] = [
     ("time_wait", "fentry"),
     ("held", "iter"),
     ("unheld", "iter"),
+    ("namespaces", "iter"),
     ("options", "iter"),
 ];
 

@@ -131,32 +131,33 @@ pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError>
 type FromKernel<T> = Result<Option<T>, String>;
 
 async fn ask_kernel(target: Target) -> (FromKernel<Transfer>, FromKernel<Translation>) {
-    let asked = in_namespace(target, |target| (sock_diag::ask(target), conntrack::ask(target)));
-    match asked.await {
-        Ok(answer) => answer.unwrap_or((Ok(None), Ok(None))),
-        Err(error) => (Err(error.clone()), Err(error)),
-    }
+    let ask = |target: &Target| (expected(sock_diag::ask(target)), conntrack::ask(target));
+    in_namespace(target, ask).await.unwrap_or_else(|error| (Err(error.clone()), Err(error)))
+}
+
+/// A connection that lives has it.
+fn expected<T>(found: FromKernel<T>) -> FromKernel<T> {
+    found?.map(Some).ok_or_else(|| "the kernel does not have its socket any more".to_owned())
 }
 
 async fn ask_translation(target: Target) -> FromKernel<Translation> {
-    in_namespace(target, conntrack::ask).await?.unwrap_or(Ok(None))
+    in_namespace(target, conntrack::ask).await.flatten()
 }
 
-/// Nothing where the connection's namespace is gone.
 async fn in_namespace<T: Send + 'static>(
     target: Target,
     ask: impl FnOnce(&Target) -> T + Send + 'static,
-) -> FromKernel<T> {
+) -> Result<T, String> {
     let asked = netns::on_own_thread(move || {
-        let entered = netns::enter_by_inode(target.netns, target.pid)?;
-        Ok(entered.then(|| ask(&target)))
+        netns::enter_existing(target.netns, &target.ways)?;
+        Ok(ask(&target))
     });
     asked.await.flatten()
 }
 
 async fn ask_options(api: &Api, target: Target, tick_rate: TickRate) -> FromKernel<SocketOptions> {
     let Some(sweeper) = &api.sweeper else { return Ok(None) };
-    let record = sweeper.socket_options(target).await?;
+    let record = expected(sweeper.socket_options(target).await)?;
     Ok(record.map(|record| SocketOptions::new(&record, tick_rate)))
 }
 
@@ -192,7 +193,7 @@ fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Kept>), Ap
 
 fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
     let cookie = (!node.tracker.reported().identity_is_address).then_some(conn.cookie);
-    let target = Target::of(conn, node.tracker.processes(), cookie);
+    let target = Target::of(conn, node.ways_to(conn), cookie);
     match conn.role {
         Role::Listener => None,
         _ if conn.is_full() => Some(Kept::Socket(target)),

@@ -11,7 +11,7 @@ use crate::kernel::btf::{Btf, BtfError};
 pub struct Member {
     pub global: &'static str,
     structure: &'static str,
-    /// As [`Btf::offset_of`] takes it.
+    /// As [`Btf::offset_of`] takes it; where kernels differ, all names, with `|` between them.
     path: &'static str,
     /// Bytes from the beginning of the member.
     further: u32,
@@ -48,14 +48,17 @@ pub fn resolve<'a>(
 ) -> Result<(), BtfError> {
     let mut missing = None;
     for member in members {
-        let offset = if member.in_bits {
-            btf.bit_offset_of(member.structure, member.path)
-        } else {
-            btf.offset_of(member.structure, member.path)
+        let offset = |path| {
+            if member.in_bits {
+                btf.bit_offset_of(member.structure, path)
+            } else {
+                btf.offset_of(member.structure, path)
+            }
         };
-        match offset {
-            Ok(offset) => globals.push((member.global, offset + member.further)),
-            Err(error) => missing = missing.or(Some(error)),
+        match member.path.split('|').map(offset).reduce(Result::or) {
+            Some(Ok(offset)) => globals.push((member.global, offset + member.further)),
+            Some(Err(error)) => missing = missing.or(Some(error)),
+            None => {}
         }
     }
     missing.map_or(Ok(()), Err)

@@ -61,7 +61,8 @@ mod tests {
             (
                 "open=kprobe",
                 "state, retransmit, retransmit_failed, congestion, out_of_order, synack, overflow, send_reset, \
-                 receive_reset, policy_reset, connect, close, accept, minisock, time_wait, held, unheld, options",
+                 receive_reset, policy_reset, connect, close, accept, minisock, time_wait, held, unheld, namespaces, \
+                 options",
             ),
             ("close=tp_btf", "fentry, kprobe, inferred"),
         ] {

@@ -25,6 +25,15 @@ impl Probes {
         self.iterator(name)
     }
 
+    /// A file whose reading lists, as `SeenNamespace` records, the machine's network namespaces.
+    ///
+    /// # Errors
+    /// When the kernel refuses the iterator, with its reason.
+    pub fn namespaces(&mut self) -> Result<File, String> {
+        let name = self.iterator_program(Signal::Namespaces)?;
+        self.iterator(name)
+    }
+
     /// A file whose reading gives the `SocketOptions` record of the socket with this identity, if the calling thread's
     /// network namespace has it.
     ///

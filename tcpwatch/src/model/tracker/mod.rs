@@ -95,6 +95,8 @@ pub struct Tracker {
     /// From the first look of a sweep on.
     ticks: Option<Ticks>,
     sweep: Progress,
+    /// The network namespaces that the latest sweep found (`Coverage::existing`).
+    namespaces: FxHashMap<u32, u32>,
     listeners: FxHashMap<(u32, u16), Vec<ConnKey>>,
     limits: Limits,
 }
@@ -132,6 +134,7 @@ impl Tracker {
             tick_rate,
             ticks: None,
             sweep: Progress::default(),
+            namespaces: FxHashMap::default(),
             listeners: FxHashMap::default(),
             limits,
         }

@@ -2,7 +2,7 @@
 //!
 //! A sweep reads every socket of the namespaces that it *covers*, then every socket that a process holds, in any
 //! namespace. What it reads of one socket is a sighting, applied as it comes. At the end, connections of covered
-//! namespaces without a sighting are gone. A record that is newer than a sighting wins, and so does one that is up to
+//! namespaces without a sighting are gone, and so are those of namespaces that are gone. A record that is newer than a sighting wins, and so does one that is up to
 //! [`UNSETTLED_NS`] older and contradicts it.
 
 use std::time::Duration;
@@ -212,9 +212,7 @@ impl Tracker {
         self.settle_ended_owners();
         self.groups.set_live(std::mem::take(&mut self.sweep.live));
         self.forget_unswept_unconnected();
-        if !coverage.namespaces.is_empty() {
-            self.remove_vanished(coverage, &mut minisocks);
-        }
+        self.remove_vanished(coverage, &mut minisocks);
         // In the order of their expiry, which is the order of their lists.
         let mut left: Vec<_> = minisocks.into_values().collect();
         left.sort_by_key(|seen| (seen.expires_jiffies, seen.socket.cookie));
@@ -726,19 +724,34 @@ impl Tracker {
         })
     }
 
-    /// Removes connections that the sweep did not find and no record mentioned since it began.
+    /// Removes connections that the sweep did not find and no record mentioned since it began: of the namespaces that it
+    /// read, and of those that are gone, also where another one has the inode by now.
     fn remove_vanished(&mut self, coverage: &Coverage, minisocks: &mut FxHashMap<Ends, Seen>) {
-        let Progress { number, began_ns, .. } = self.sweep;
+        let Progress { number, began_ns, began_before_ns, .. } = self.sweep;
+        let now = coverage.existing.as_ref();
+        let replaced: FxHashSet<u32> = now
+            .into_iter()
+            .flatten()
+            .filter(|(inode, now)| self.namespaces.get(*inode).is_some_and(|before| before != *now))
+            .map(|(inode, _)| *inode)
+            .collect();
+        let is_gone = |conn: &Conn| match now {
+            Some(now) => {
+                !now.contains_key(&conn.netns)
+                    // What was seen since may be of the new one.
+                    || (conn.seen_ns < began_before_ns && replaced.contains(&conn.netns))
+            }
+            // It has taken its minisocks with it; full sockets keep a namespace alive.
+            None => coverage.all && conn.is(ConnFlags::MINISOCK),
+        };
         let gone: Vec<ConnKey> = self
             .table
             .keys()
             .filter(|(_, conn)| conn.swept != number && conn.seen_ns < began_ns)
-            // A namespace that no longer exists has taken its minisocks with it; full sockets keep a namespace alive.
-            .filter(|(_, conn)| {
-                coverage.namespaces.contains(&conn.netns) || (coverage.all && conn.is(ConnFlags::MINISOCK))
-            })
+            .filter(|(_, conn)| coverage.namespaces.contains(&conn.netns) || is_gone(conn))
             .map(|(key, _)| key)
             .collect();
+        self.namespaces = now.cloned().unwrap_or_default();
         for key in gone {
             let conn = self.table.get(key);
             let (state, full, ends) = (conn.state(), conn.is_full(), conn.ends());

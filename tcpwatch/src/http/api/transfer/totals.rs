@@ -136,7 +136,7 @@ impl Sums {
                     && since < WATCHED_WAIT
                     && let Some(sent) = Instant::now().checked_sub(since)
                 {
-                    let target = Target::of(conn, node.tracker.processes(), Some(figures.cookie));
+                    let target = Target::of(conn, node.ways_to(conn), Some(figures.cookie));
                     let received_segments = figures.received_segments;
                     sum.asking = Some(Asking { target, sent, received_segments });
                 }

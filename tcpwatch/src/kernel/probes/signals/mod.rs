@@ -10,6 +10,7 @@ mod congestion;
 mod connect;
 mod held;
 mod minisock;
+mod namespaces;
 mod options;
 mod out_of_order;
 mod overflow;
@@ -51,12 +52,13 @@ pub enum Signal {
     TimeWait,
     Held,
     Unheld,
+    Namespaces,
     Options,
 }
 
 impl Signal {
     /// Every signal, in the order in which they are attached and shown.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::State,
         Self::Retransmit,
         Self::RetransmitFailed,
@@ -74,6 +76,7 @@ impl Signal {
         Self::TimeWait,
         Self::Held,
         Self::Unheld,
+        Self::Namespaces,
         Self::Options,
     ];
 
@@ -96,6 +99,7 @@ impl Signal {
             Self::TimeWait => &time_wait::SPEC,
             Self::Held => &held::SPEC,
             Self::Unheld => &unheld::SPEC,
+            Self::Namespaces => &namespaces::SPEC,
             Self::Options => &options::SPEC,
         }
     }
