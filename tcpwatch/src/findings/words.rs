@@ -325,8 +325,8 @@ impl Words<'_> {
         };
         let bound = if overflows_is_lower_bound { "\u{2265}" } else { "" };
         let refused = match overflows {
-            Some(0) | None => String::new(),
-            Some(count) => format!(", and has refused {bound}{count}"),
+            0 => String::new(),
+            count => format!(", and has refused {bound}{count}"),
         };
         format!(" {subject} holds {queue} (limit {queue_limit}; one more is admitted){refused}.")
     }

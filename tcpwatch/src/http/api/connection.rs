@@ -12,7 +12,7 @@ use crate::{
         render::{
             completeness::Completeness,
             text::{bytes, duration, known_duration, printable, table},
-            view::{Detail, ShownBlocked, ShownReset, ShownStalled, detail, queue_gap, show_queue},
+            view::{Detail, ShownBlocked, ShownReset, ShownStalled, detail, show_queue},
         },
     },
     kernel::{
@@ -122,7 +122,6 @@ pub(crate) async fn answer(api: Api, Id(id): Id) -> Result<Connection, ApiError>
         reached: reached.1.into(),
     });
     let (options, options_error) = or_error(options);
-    let completeness = completeness.and("overflows", detail.row.queue.as_ref().and_then(queue_gap));
     let errors = [("transfer", transfer_error), ("nat", nat_error), ("options", options_error)];
     let completeness = errors.into_iter().fold(completeness, |all, (what, why)| all.and(what, why));
     Ok(Connection { completeness, detail, transfer, nat, options })

@@ -13,7 +13,7 @@ use crate::{
             completeness::Completeness,
             counts::cut,
             text::{bounded_duration, duration, table},
-            view::{Row, queue_gap, row, show_queue},
+            view::{Row, row, show_queue},
         },
     },
     model::table::Conn,
@@ -75,12 +75,10 @@ fn list(
         Sort::StateSeconds => (conn.since_ns(), conn.cookie),
         Sort::Stalled => (conn.stalled().map_or(u64::MAX, |stalled| stalled.since_ns), conn.cookie),
     })?;
-    let rows: Vec<Row> = cut.rows.into_iter().map(|conn| row(node, clock, conn)).collect();
-    let gap = rows.iter().find_map(|row| queue_gap(row.queue.as_ref()?));
     Ok(Connections {
-        completeness: Completeness::of(node).and("overflows", gap),
+        completeness: Completeness::of(node),
         extent: cut.extent,
-        connections: rows,
+        connections: cut.rows.into_iter().map(|conn| row(node, clock, conn)).collect(),
     })
 }
 

@@ -129,21 +129,12 @@ pub(crate) fn blocked(stalls: &Stalls) -> BTreeMap<&'static str, ShownBlocked> {
     some.map(|(recovery, one)| (recovery.name(), shown(one))).collect()
 }
 
-/// Why the `overflows` of a queue are `null`.
-pub(crate) fn queue_gap(queue: &Queue) -> Option<String> {
-    queue.overflows.is_none().then(|| {
-        "of what listeners dropped before tcpwatch saw them, the kernel does not say how much was for a full queue"
-            .to_owned()
-    })
-}
-
 /// Such as `5 wait, limit 4: full; 46 refused`.
 pub(crate) fn show_queue(queue: &Queue) -> String {
     let full = if queue.queue > queue.queue_limit { ": full" } else { "" };
     let refused = match queue.overflows {
-        None => "; refused: unknown".to_owned(),
-        Some(0) => String::new(),
-        Some(count) => format!("; {} refused", bounded_count(count, queue.overflows_is_lower_bound)),
+        0 => String::new(),
+        count => format!("; {} refused", bounded_count(count, queue.overflows_is_lower_bound)),
     };
     let deferred = if queue.deferred { "; deferred until data comes" } else { "" };
     format!("{} wait, limit {}{full}{refused}{deferred}", queue.queue, queue.queue_limit)

@@ -25,8 +25,8 @@ pub struct Queue {
     /// Connections that may wait; the kernel admits one more.
     pub queue_limit: u32,
     /// Connections and SYNs that the kernel refused because the queue was full, since the listener began: its share of
-    /// the namespace's `ListenOverflows`. `null` where that is not known, with a reason in `errors`.
-    pub overflows: Option<u64>,
+    /// the namespace's `ListenOverflows`.
+    pub overflows: u64,
     /// Whether `overflows` is a lower bound: there may have been more before tcpwatch saw the listener, or at the same
     /// time as of another listener.
     pub overflows_is_lower_bound: bool,
@@ -36,12 +36,12 @@ pub struct Queue {
 
 impl From<&Listening> for Queue {
     fn from(listening: &Listening) -> Self {
-        let overflows = listening.overflows();
+        let (overflows, overflows_is_lower_bound) = listening.overflows();
         Self {
             queue: listening.queue.waiting,
             queue_limit: listening.queue.limit,
-            overflows: overflows.map(|(count, _)| count),
-            overflows_is_lower_bound: overflows.is_some_and(|(_, is_lower_bound)| is_lower_bound),
+            overflows,
+            overflows_is_lower_bound,
             deferred: listening.queue.deferred,
         }
     }
@@ -72,10 +72,9 @@ impl Listening {
         Self { queue: ListenQueue::default(), count: 0, is_lower_bound: false, settled_drops: None }
     }
 
-    /// Connections and SYNs that its full queue refused, and whether there may be more; `None` where nothing is known.
-    pub fn overflows(&self) -> Option<(u64, bool)> {
-        let settled = self.settled_drops.is_some() && (self.count > 0 || !self.is_lower_bound);
-        settled.then_some((self.count, self.is_lower_bound))
+    /// Connections and SYNs that its full queue refused, and whether there may be more.
+    pub fn overflows(&self) -> (u64, bool) {
+        (self.count, self.is_lower_bound || self.settled_drops.is_none())
     }
 }
 
