@@ -3,12 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{
-    daemon::{Daemon, errors_of},
-    eventually::eventually,
-    netns::Namespace,
-    workload::Workload,
-};
+use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
 
 /// States are judged after a second.
 const LIMITS: [&str; 10] = [
