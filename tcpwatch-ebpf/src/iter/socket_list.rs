@@ -44,7 +44,8 @@ pub fn write_queued(meta: *const Meta, listener: BtfPtr, room: &mut MaybeUninit<
             let Some(request) = next else { break };
             let made_to = request.read::<*const u8>(&OFF_SKC_LISTENER);
             next = None;
-            if !core::ptr::eq(made_to, listener.as_ptr()) {
+            // A request that a SYN cookie stands for names no listener (cookie_tcp_reqsk_alloc, net/ipv4/syncookies.c).
+            if !made_to.is_null() && !core::ptr::eq(made_to, listener.as_ptr()) {
                 break;
             }
             let Some(child) = request.follow(&OFF_REQUEST_SK) else { break };

@@ -64,8 +64,8 @@ const USES: [Use; 6] = [
         capability: CapabilitySet::SYS_ADMIN,
         name: "CAP_SYS_ADMIN",
         without: "other network namespaces are not swept: TIME_WAIT, orphaned and un-accepted connections from before \
-                  the start are unknown, losses are repaired for held sockets only, and an orphan whose peer has \
-                  closed stays in FIN_WAIT2, so /leaks may name it",
+                  the start are unknown, losses are repaired for held sockets only, and without the signal \
+                  `time_wait` an orphan stays in FIN_WAIT2 when its peer elsewhere has closed, so /leaks may name it",
         kept: true,
     },
 ];

@@ -69,6 +69,7 @@ fn an_unknown_hook_is_refused_with_the_list_of_valid_ones() {
             "congestion",
             "out_of_order",
             "synack",
+            "overflow",
             "send_reset",
             "receive_reset",
             "policy_reset",
@@ -79,6 +80,7 @@ fn an_unknown_hook_is_refused_with_the_list_of_valid_ones() {
             "time_wait",
             "held",
             "unheld",
+            "namespaces",
             "options"
         ]
     );

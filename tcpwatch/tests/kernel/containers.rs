@@ -78,6 +78,7 @@ fn each_side_of_a_connection_through_a_published_port_names_its_container() {
         "pid": server.pid,
         "comm": "in-docker",
         "exe": server.exe(),
+        "exe_deleted": false,
         "cgroup": format!("/docker/{server_id}"),
         "container": {"id": server_id, "runtime": "docker", "pod_uid": null},
     });
@@ -85,6 +86,7 @@ fn each_side_of_a_connection_through_a_published_port_names_its_container() {
         "pid": client.pid,
         "comm": "in-a-pod",
         "exe": client.exe(),
+        "exe_deleted": false,
         "cgroup": cgroup,
         "container": {"id": client_id, "runtime": null, "pod_uid": pod_uid},
     });

@@ -239,15 +239,14 @@ fn hostile_process_names_make_valid_and_distinct_series() {
     let daemon = Daemon::start(&[]);
     let namespace = Namespace::new();
     let names: [(&[u8], &str); 8] = [
-        (b"ugly\\\"name\"\n", "ugly\\\"name\"\n"),
-        (b"\0", ""),
+        (b"ugly\\\"name\"\n", r#"ugly\\"name"\x0a"#),
+        (b"\0", "~empty"),
         (b"~other", "~~other"),
         (b"~unknown", "~~unknown"),
         (b"~~other", "~~~other"),
         (b"a\",role=\"b", "a\",role=\"b"),
-        // Different bytes that read the same count together.
-        (b"bad\xff", "bad\u{fffd}"),
-        (b"bad\xfe", "bad\u{fffd}"),
+        (b"bad\xff", r"bad\xff"),
+        (b"bad\xfe", r"bad\xfe"),
     ];
     let program = format!("{RENAMED}{IS_REFUSED}");
     let _clients = names.map(|(name, _)| {
@@ -259,9 +258,7 @@ fn hostile_process_names_make_valid_and_distinct_series() {
     let metrics = daemon.metrics();
     for (name, shown) in names {
         let labels = [("process", shown), ("role", "client")];
-        let expected = names.iter().filter(|(_, other)| *other == shown).count() as u64;
-        let attempts = metrics.sum("tcpwatch_connect_attempts_total", &labels);
-        assert_eq!(attempts, Some(expected), "{name:?}");
+        assert_eq!(metrics.sum("tcpwatch_connect_attempts_total", &labels), Some(1), "{name:?}");
     }
     let processes = daemon.json("/processes?limit=10000");
     let rows = processes["processes"].as_array().unwrap();
@@ -314,5 +311,5 @@ fn promtool_accepts_the_metrics() {
         assert_eq!((said.status.code(), &*said_text), (Some(0), ""), "{collector:?}");
     }
     let (_, metrics) = daemon.get("/metrics");
-    assert!(metrics.contains(r#"process="odd\\\"name\"\n""#), "{metrics}");
+    assert!(metrics.contains(r#"process="odd\\\\\"name\"\\x0a""#), "{metrics}");
 }

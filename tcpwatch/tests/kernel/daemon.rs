@@ -126,6 +126,17 @@ impl Daemon {
         serde_json::from_str(&body).unwrap()
     }
 
+    /// Waits until a sweep has begun and ended: where no program reports accepts, owners are known from then on.
+    pub(crate) fn sweep(&self) {
+        let done = || self.metrics().sum("tcpwatch_sweeps_total", &[]).unwrap();
+        let before = done();
+        // One may have been under way.
+        eventually("two sweeps", || {
+            self.get("/connections?limit=1");
+            if done() >= before + 2 { Ok(()) } else { Err(done()) }
+        });
+    }
+
     /// `/connections/ID` of a row of `/connections`.
     pub(crate) fn detail(&self, row: &Value) -> Value {
         self.json(&format!("/connections/{}", row["id"].as_str().unwrap()))

@@ -60,6 +60,7 @@ fn assert_follows(daemon: &Daemon, port: u16) {
     let mut client = Workload::start(&namespace, "dials", CLIENT, &[&port.to_string(), SHORT]);
     let kept: u16 = client.hear().parse().unwrap();
     assert_eq!(server.hear(), "accepted");
+    daemon.sweep();
 
     let rows =
         |filter: &str| daemon.json(&format!("/connections?limit=10000&{filter}"))["connections"].clone();

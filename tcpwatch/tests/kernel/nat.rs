@@ -57,6 +57,7 @@ fn translating_in(zone: &str) -> Namespace {
 
 /// `/connections/ID` of both sides.
 fn sides(daemon: &Daemon, ends: &Workload) -> [Value; 2] {
+    daemon.sweep();
     let rows = daemon.json(&format!("/connections?pid={}", ends.pid()));
     ["client", "server"].map(|role| {
         let row = rows["connections"].as_array().unwrap().iter().find(|row| row["role"] == role);
@@ -208,6 +209,7 @@ fn a_translation_of_other_addresses_with_the_same_ports_is_ignored() {
     add(&namespace, &["insert rule ip nat raw ip daddr { 127.0.0.2, 127.0.0.3 } notrack accept"]);
     let mut ends = Workload::start(&namespace, "same-ports", SAME_PORTS, &[]);
     ends.hear();
+    daemon.sweep();
     let rows = daemon.json(&format!("/connections?pid={}", ends.pid()));
     let rows = rows["connections"].as_array().unwrap().iter().filter(|row| row["role"] != "listener");
     let (other, translated): (Vec<_>, Vec<_>) = rows

@@ -185,6 +185,7 @@ fn options_equal_getsockopt_whatever_identifies_the_socket() {
             let namespace = Namespace::new();
             let mut client = Workload::start(&namespace, comm, CLIENT, &[addr]);
             let shown = options_of_getsockopt(&mut client);
+            daemon.sweep();
             let answer = side(&daemon, &client, "client");
             assert_eq!((&answer["options"], errors_of(&answer, "options")), (&shown, Vec::new()), "{answer}");
             let server = side(&daemon, &client, "server")["options"].clone();

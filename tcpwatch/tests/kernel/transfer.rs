@@ -324,6 +324,7 @@ fn sums_by_process_and_peer_equal_their_connections() {
         let mut ends = [Namespace::new(), Namespace::new()]
             .map(|namespace| (Workload::start(&namespace, comm, MANY, &[addr, "3", "5000"]), namespace));
         let ports = ends.each_mut().map(|(one, _)| one.hear());
+        daemon.sweep();
         let answer = daemon.json(&format!("/transfer?comm={comm}&limit=10000"));
         assert_eq!(
             (errors_of(&answer, "transfers"), &answer["next_cursor"]),
@@ -378,6 +379,7 @@ fn each_byte_counts_once_and_a_fin_is_no_byte() {
             (ports[2], "client", "ESTABLISHED", 0, 0),
             (ports[2], "server", "ESTABLISHED", 0, 0),
         ];
+        daemon.sweep();
         eventually("all is acknowledged", || {
             let answer = daemon.json(&format!("/transfer?comm={comm}&seconds=0.05"));
             let rows = ["client", "server"].map(|role| rows_by_port(&answer, role));
@@ -453,6 +455,7 @@ fn rates_are_of_the_bytes_between_two_samples() {
         let ports = program.hear();
         let ports: Vec<_> = ports.split(' ').collect();
         let [steady, fresh, lossy] = ports[..] else { panic!("{ports:?}") };
+        daemon.sweep();
         let path = format!("/transfer?comm={comm}");
         let before = rows_by_port(&daemon.json(&path), "client");
         let answer = daemon.json(&format!("{path}&seconds=1.5&sort=rate"));
