@@ -150,6 +150,7 @@ fn who_closed_first(daemon: &Daemon) {
         let comm = format!("e.{}-{}", case.name, if addr.contains(':') { 6 } else { 4 });
         let comm = comm.as_str();
         let program = format!("{ENDS}\n{}\norder()\n", case.program);
+        let before = servers_in(daemon, &namespace);
         let mut ends = Workload::start(&namespace, comm, &program, &[addr]);
         assert_eq!(ends.hear(), case.errno.to_string(), "{comm}: the application's errno");
         for (role, first) in [("client", case.client), ("server", case.server)] {
@@ -158,9 +159,12 @@ fn who_closed_first(daemon: &Daemon) {
                 if errnos_are_reported || matches!(first, "local" | "peer") { first } else { "unknown" };
             // A server's end that was over before a sweep saw who held it counts without a process.
             if role == "server" && daemon.hook("accept").starts_with("inferred ") {
-                let of =
-                    eventually("the end of the server's side", || first_close_of(daemon, &namespace, role));
-                assert_eq!(of, first, "{comm} {role}");
+                let of = eventually("the server's end is closed", || {
+                    let now = servers_in(daemon, &namespace);
+                    let mut new = now.iter().filter(|row| before.iter().all(|old| old["id"] != row["id"]));
+                    new.find(|row| row["first_close"].is_string()).cloned().ok_or("no")
+                });
+                assert_eq!(of["first_close"], first, "{comm} {role}: {of}");
                 continue;
             }
             let of_role = [("process", comm), ("role", role)];
@@ -177,12 +181,12 @@ fn who_closed_first(daemon: &Daemon) {
     }
 }
 
-/// Who closed first, of the one connection of this role that ended in the namespace.
-fn first_close_of(daemon: &Daemon, namespace: &Namespace, role: &str) -> Result<String, String> {
-    let ended = daemon.json(&format!("/history?limit=10000&role={role}"));
-    let mut rows = ended["connections"].as_array().unwrap().iter();
-    let row = rows.find(|row| row["netns"] == namespace.inode).ok_or("none has ended")?;
-    row["first_close"].as_str().map(ToOwned::to_owned).ok_or_else(|| row.to_string())
+/// `/connections/ID` of the servers' ends in a namespace, or in one that had its inode number before.
+fn servers_in(daemon: &Daemon, namespace: &Namespace) -> Vec<Value> {
+    let lists =
+        ["/connections", "/history"].map(|path| daemon.json(&format!("{path}?limit=10000&role=server")));
+    let rows = lists.iter().flat_map(|list| list["connections"].as_array().unwrap());
+    rows.filter(|row| row["netns"] == namespace.inode).map(|row| daemon.detail(row)).collect()
 }
 
 const IDLE: &str = r#"
