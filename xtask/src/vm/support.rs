@@ -166,7 +166,7 @@ pub(crate) struct Skip {
 const SCHEMATHESIS: &str =
     "it checks the form of the answers, which does not depend on the kernel; `cargo xtask test` runs it";
 
-pub(crate) const SKIPS: [Skip; 10] = [
+pub(crate) const SKIPS: [Skip; 11] = [
     Skip {
         test: "counts::promtool_accepts_the_metrics",
         series: &[],
@@ -191,6 +191,11 @@ pub(crate) const SKIPS: [Skip; 10] = [
         reason: NO_STALLS,
     },
     Skip { test: "stalls::a_stall_ends_with_its_connection", series: &["5.10"], reason: NO_STALLS },
+    Skip {
+        test: "owners::a_subflow_belongs_to_the_process_that_holds_its_multipath_socket",
+        series: &["5.10"],
+        reason: "Debian's kernel has no Multipath TCP",
+    },
     Skip {
         test: "resets::a_reset_for_lack_of_a_socket_counts_without_connection",
         series: &["5.10", "6.1"],
