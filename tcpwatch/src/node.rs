@@ -307,22 +307,24 @@ pub struct Question {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroU16;
-
-    use super::*;
-
-    fn node() -> Node {
+impl Node {
+    /// A node about which nothing is known.
+    pub(crate) fn empty() -> Self {
         let identity = NodeIdentity {
             node: "n".into(),
             kernel: "k".into(),
             started: SystemTime::UNIX_EPOCH,
             wall_offset_ns: 0,
-            tick_rate: TickRate(NonZeroU16::MIN),
+            tick_rate: TickRate(std::num::NonZeroU16::MIN),
         };
         let limits = Limits { connections: 10, ended: 10, label_sets: 10 };
-        Node::new(identity, LingerLimits::default(), limits, Hooks::default(), ReportedFacts::default())
+        Self::new(identity, LingerLimits::default(), limits, Hooks::default(), ReportedFacts::default())
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     fn is_complete(node: &Node) -> bool {
         node.gaps().is_empty()
@@ -336,7 +338,7 @@ mod tests {
     fn a_complete_sweep_heals_what_was_missed_before_it_began() {
         let garbage = || Frame::Record(vec![0xff; 3].into());
         let lost = |ring_full| Frame::Lost(LostRecords { ring_full, run_skipped: 0 });
-        let mut node = node();
+        let mut node = Node::empty();
         assert!(!is_complete(&node), "before the first sweep");
         for frame in [Frame::SweepBegin(1), end_of_sweep(true)] {
             node.ingest(&frame);
