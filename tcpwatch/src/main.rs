@@ -3,10 +3,12 @@
 use std::{
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tcpwatch::{
     cli::{
         check::Checked,
@@ -14,7 +16,11 @@ use tcpwatch::{
         replay, trace,
     },
     findings::lingering::LingerLimits,
-    http::{Api, router},
+    http::{
+        Api,
+        listen::{Listen, Listener},
+        probes_router, router, serve,
+    },
     kernel::{
         capabilities, clock,
         probes::{Loaded, ProbeError, Probes},
@@ -24,9 +30,9 @@ use tcpwatch::{
     recorder::{self, Recorder, RecordingError},
 };
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
+    task::JoinSet,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -92,11 +98,12 @@ fn check(args: &CheckArgs) -> ExitCode {
 
 fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     init_log(options.load.debug);
+    raise_descriptor_limit();
     // Before anything is loaded: a port in use is the more frequent mistake, and quickly found.
-    let listener = std::net::TcpListener::bind(options.listen).with_context(|| {
-        format!("cannot listen on {}: choose another address with --listen ADDR:PORT", options.listen)
-    })?;
-    listener.set_nonblocking(true)?;
+    let listener = listen(&options.listen, "--listen")?;
+    let of_probes =
+        options.metrics_listen.as_ref().map(|address| listen(address, "--metrics-listen")).transpose()?;
+    let listeners = Listeners { all: listener, probes: of_probes, allowed_hosts: options.allowed_hosts };
     let loaded = Probes::load(&options.load)?;
     let node =
         Node::new(identity()?, options.linger, options.limits, loaded.hooks.clone(), loaded.hooks.reported());
@@ -107,13 +114,33 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     // The owner of the state runs on this thread, so that what it waits for wakes it directly.
     let http = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(http.handle(), listener, node, loaded, recorder, options.load.debug))?;
+    runtime.block_on(watch(http.handle(), listeners, node, loaded, recorder, options.load.debug))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(
+/// Where HTTP is served.
+struct Listeners {
+    all: Listener,
+    probes: Option<Listener>,
+    allowed_hosts: Vec<String>,
+}
+
+fn listen(address: &Listen, option: &str) -> anyhow::Result<Listener> {
+    Listener::bind(address)
+        .with_context(|| format!("cannot listen on {address}: choose another address with {option}"))
+}
+
+/// Takes all descriptors that it may have: sweeps, questions and clients need some each.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open descriptors stays as it is");
+    }
+}
+
+async fn watch(
     http: &tokio::runtime::Handle,
-    listener: std::net::TcpListener,
+    listeners: Listeners,
     node: Node,
     mut loaded: Loaded,
     recorder: Option<Recorder>,
@@ -128,28 +155,37 @@ async fn serve(
     let (questions, asked) = mpsc::channel(64);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop_http, http_stops) = tokio::sync::oneshot::channel::<()>();
+    let (stop_http, http_stops) = tokio::sync::watch::channel(());
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping");
-        let _ = stop_http.send(());
+        drop(stop_http);
     };
-    let address = listener.local_addr()?;
-    tracing::info!("watching; curl http://{address}/leaks");
-    let http = http.spawn(async move {
-        let served =
-            axum::serve(TcpListener::from_std(listener)?, router(Api::new(questions).with_sweeper(sweeper)));
-        served.with_graceful_shutdown(async { drop(http_stops.await) }).await
-    });
+    tracing::info!("watching; curl {}/leaks", listeners.all.url()?);
+    let api = Api::new(questions).with_sweeper(sweeper);
+    let Listeners { all, probes, allowed_hosts } = listeners;
+    if let Some(probes) = &probes {
+        tracing::info!("metrics and probes; curl {}/metrics", probes.url()?);
+    }
+    let of_probes = probes.map(|listener| (listener, probes_router(api.clone())));
+    let mut served = JoinSet::new();
+    for (listener, router) in of_probes.into_iter().chain([(all, router(api))]) {
+        let (mut stops, hosts) = (http_stops.clone(), allowed_hosts.clone());
+        let stopped = async move { while stops.changed().await.is_ok() {} };
+        served.spawn_on(async move { serve(listener, router, hosts, stopped).await }, http);
+    }
     pipeline.run(asked, stop).await?;
     // A client that keeps its connection open does not keep the daemon running: its requests are answered with 503.
-    if let Ok(served) = tokio::time::timeout(std::time::Duration::from_secs(1), http).await {
-        served?.context("HTTP stopped")?;
-    }
-    Ok(())
+    let all_served = async {
+        while let Some(ended) = served.join_next().await {
+            ended?.context("HTTP stopped")?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(1), all_served).await.unwrap_or(Ok(()))
 }
 
 fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {

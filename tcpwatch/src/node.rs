@@ -360,9 +360,23 @@ pub enum SweepFirst {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroU16;
+impl Node {
+    /// A node about which nothing is known.
+    pub(crate) fn empty() -> Self {
+        let identity = NodeIdentity {
+            node: "n".into(),
+            kernel: "k".into(),
+            started: SystemTime::UNIX_EPOCH,
+            wall_offset_ns: 0,
+            tick_rate: TickRate(std::num::NonZeroU16::MIN),
+        };
+        let limits = Limits { connections: 10, ended: 10, label_sets: 10 };
+        Self::new(identity, LingerLimits::default(), limits, Hooks::default(), ReportedFacts::default())
+    }
+}
 
+#[cfg(test)]
+mod tests {
     use bytemuck::{Zeroable as _, bytes_of};
     use tcpwatch_common::{
         FLAG_BOUND, InterfaceEvent, KIND_INTERFACE, KIND_TRANSITION, SocketEvent,
@@ -372,25 +386,13 @@ mod tests {
     use super::*;
     use crate::events::frame::InterfaceNames;
 
-    fn node() -> Node {
-        let identity = NodeIdentity {
-            node: "n".into(),
-            kernel: "k".into(),
-            started: SystemTime::UNIX_EPOCH,
-            wall_offset_ns: 0,
-            tick_rate: TickRate(NonZeroU16::MIN),
-        };
-        let limits = Limits { connections: 10, ended: 10, label_sets: 10 };
-        Node::new(identity, LingerLimits::default(), limits, Hooks::default(), ReportedFacts::default())
-    }
-
     fn is_complete(node: &Node) -> bool {
         node.gaps().is_empty()
     }
 
     #[test]
     fn a_loss_stays_a_fault_of_the_counts_when_the_table_is_repaired() {
-        let mut node = node();
+        let mut node = Node::empty();
         for frame in [Frame::SweepBegin(1), end_of_sweep(true)] {
             node.ingest(&frame);
         }
@@ -411,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_bound_sockets_records_have_the_interface_that_was_reported_before() {
-        let mut node = node();
+        let mut node = Node::empty();
         let mut ingest = |record: &[u8]| node.ingest(&Frame::Record(record.to_vec().into()));
         for cookie in [1, 2] {
             let interface = cookie as u32 + 10;
@@ -450,7 +452,7 @@ mod tests {
     fn a_complete_sweep_heals_what_was_missed_before_it_began() {
         let garbage = || Frame::Record(vec![0xff; 3].into());
         let lost = |ring_full| Frame::Lost(LostRecords { ring_full, run_skipped: 0 });
-        let mut node = node();
+        let mut node = Node::empty();
         assert!(!is_complete(&node), "before the first sweep");
         for frame in [Frame::SweepBegin(1), end_of_sweep(true)] {
             node.ingest(&frame);

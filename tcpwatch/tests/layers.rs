@@ -26,7 +26,7 @@ const FORBIDDEN_IN_CORE: [&str; 19] = [
     "procfs",
     "rustix",
     "tokio",
-    "ureq",
+    "hyper_util",
     "std::env",
     "std::fs",
     "std::net::TcpStream",

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::{
     findings::lingering::LingerLimits,
+    http::listen::Listen,
     kernel::probes::{Choice, LoadOptions},
     model::{groups::Role, tracker::Limits},
     tcp::state::TcpState,
@@ -82,8 +83,8 @@ pub struct HookArgs {
 #[derive(Debug, Args)]
 pub struct TraceArgs {
     /// Address of the running tcpwatch
-    #[arg(long, value_name = "ADDR:PORT", default_value_t = DEFAULT_LISTEN)]
-    pub connect: SocketAddr,
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH", default_value_t = Listen::Tcp(DEFAULT_LISTEN))]
+    pub connect: Listen,
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -120,10 +121,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", env = "TCPWATCH_CONFIG")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Serve HTTP at this address; whoever can reach it can read which process talks to whom [default:
-    /// 127.0.0.1:18279]
-    #[arg(long, value_name = "ADDR:PORT", env = "TCPWATCH_LISTEN")]
-    pub listen: Option<SocketAddr>,
+    /// Serve HTTP at this address, or with unix:PATH at a socket that its user and group may use; whoever can reach it
+    /// can read which process talks to whom [default: 127.0.0.1:18279]
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH", env = "TCPWATCH_LISTEN")]
+    pub listen: Option<Listen>,
+    /// Serve /metrics, /healthz and /readyz at this address too, and nothing else there
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH", env = "TCPWATCH_METRICS_LISTEN")]
+    pub metrics_listen: Option<Listen>,
+    /// A name of this machine under which a loopback address is asked, as through a proxy (repeatable, or separated by
+    /// commas) [default: localhost and loopback addresses only]
+    #[arg(long, value_name = "NAME", env = "TCPWATCH_ALLOW_HOST", value_delimiter = ',')]
+    pub allow_host: Vec<String>,
     #[command(flatten)]
     #[serde(flatten)]
     pub linger: LingerArgs,
@@ -227,7 +235,9 @@ impl TryFrom<String> for ByteSize {
 /// The options of `run`, with defaults filled in.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    pub listen: SocketAddr,
+    pub listen: Listen,
+    pub metrics_listen: Option<Listen>,
+    pub allowed_hosts: Vec<String>,
     pub linger: LingerLimits,
     pub limits: Limits,
     pub record: Option<PathBuf>,
@@ -273,7 +283,9 @@ impl RunArgs {
             linger.set(*state, *limit).map_err(OptionsError::Linger)?;
         }
         Ok(RunOptions {
-            listen: self.listen.or(file.listen).unwrap_or(DEFAULT_LISTEN),
+            listen: self.listen.or(file.listen).unwrap_or(Listen::Tcp(DEFAULT_LISTEN)),
+            metrics_listen: self.metrics_listen.or(file.metrics_listen),
+            allowed_hosts: [file.allow_host, self.allow_host].concat(),
             linger,
             limits,
             record: self.record.or(file.record),
@@ -352,6 +364,7 @@ mod tests {
             &["--hook", "close=tp_btf"],
             &["--ring-size", "8GiB"],
             &["--listen", "18279"],
+            &["--listen", "unix:"],
             &["--no-such"],
             &["replay"],
         ] {

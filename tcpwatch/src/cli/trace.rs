@@ -1,13 +1,13 @@
 //! `tcpwatch trace`: the transitions of a running tcpwatch, line by line.
 
-use std::io::{self, BufRead as _, BufReader, Write};
+use std::io::{self, Write};
 
 use anyhow::{Context as _, bail};
 
 use serde::Deserialize;
 
 use crate::{
-    cli::options::TraceArgs,
+    cli::{client, options::TraceArgs},
     http::printable,
     model::{
         address::Address,
@@ -41,23 +41,16 @@ struct Process {
 /// # Errors
 /// When no tcpwatch answers, or it refuses the filters.
 pub fn run(args: &TraceArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    let url = format!("http://{}/events?{}", args.connect, query(args));
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
-    let mut response = agent.get(&url).call().with_context(|| {
-        format!(
-            "no tcpwatch answers at {}: start one with `tcpwatch run`, or name another with --connect",
-            args.connect
-        )
-    })?;
-    if !response.status().is_success() {
-        bail!("{}", printable(response.body_mut().read_to_string()?.trim_end()));
+    let mut answer = client::get(&args.connect, &format!("/events?{}", query(args)))?;
+    if !answer.status.is_success() {
+        let reason = answer.line().transpose()?.unwrap_or_else(|| answer.status.to_string());
+        bail!("{}", printable(reason.trim_end()));
     }
     if !args.json {
         writeln!(out, "{}", header())?;
     }
     let mut event = String::new();
-    for line in BufReader::new(response.body_mut().as_reader()).lines() {
+    while let Some(line) = answer.line() {
         let line = line.context("the connection to tcpwatch broke")?;
         if let Some(kind) = line.strip_prefix("event: ") {
             kind.clone_into(&mut event);

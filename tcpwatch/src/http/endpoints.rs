@@ -14,7 +14,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::{
     http::{
-        Api, ApiError, api, metrics,
+        Api, ApiError, api,
+        guard::REFUSALS,
+        metrics,
         page::Page,
         parameters::{Given, Parameter, Parameters, Place},
         request::Format,
@@ -112,6 +114,10 @@ pub fn endpoints() -> &'static [Endpoint] {
                 "every transition as it happens, as server-sent events",
                 Content::of::<Transition>("text/event-stream"),
                 api::events::answer,
+            )
+            .fails(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many clients follow already, or tcpwatch is stopping",
             ),
             Endpoint::rendered(
                 "/status",
@@ -222,15 +228,17 @@ impl Endpoint {
                 }
             }
         });
-        let failures = vec![
+        let mut failures = vec![
             (StatusCode::BAD_REQUEST, "an unknown, malformed or repeated parameter"),
             (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be made; the reason is in the log"),
-            (StatusCode::SERVICE_UNAVAILABLE, "tcpwatch is stopping"),
+            (StatusCode::SERVICE_UNAVAILABLE, "there was no answer in time, or tcpwatch is stopping"),
         ];
+        failures.extend(REFUSALS);
         Self { path, summary, parameters: declared(), content, failures, route }
     }
 
     fn fails(mut self, status: StatusCode, when: &'static str) -> Self {
+        self.failures.retain(|(other, _)| *other != status);
         self.failures.push((status, when));
         self
     }

@@ -8,12 +8,15 @@
 pub(crate) mod api;
 mod endpoints;
 pub(crate) mod filter;
+mod guard;
+pub mod listen;
 pub mod metrics;
 pub mod openapi;
 pub(crate) mod page;
 pub(crate) mod parameters;
 pub(crate) mod render;
 pub(crate) mod request;
+mod serve;
 mod server;
 pub(crate) mod translations;
 
@@ -24,5 +27,6 @@ pub use self::{
     parameters::{Parameter, Place},
     render::text::{printable, table},
     request::ApiError,
-    server::{Api, router},
+    serve::serve,
+    server::{Api, probes_router, router},
 };

@@ -1,6 +1,6 @@
 //! How an answer is asked for and how a question fails, the same for every path.
 
-use std::fmt::Display;
+use std::{fmt::Display, time::Duration};
 
 use axum::{http::StatusCode, response::Response};
 use schemars::JsonSchema;
@@ -123,6 +123,32 @@ impl ApiError {
     pub fn busy() -> Self {
         let reason = "too many questions with `seconds` are being answered; ask again when one of them is";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    }
+
+    pub(crate) fn too_many_followers(limit: usize) -> Self {
+        let reason = format!("{limit} clients follow already; ask again when one of them hangs up");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    }
+
+    pub(crate) fn late(limit: Duration) -> Self {
+        let reason =
+            format!("no answer within {limit:?}: too many questions, or a processor that is too busy");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    }
+
+    pub(crate) fn unknown_host(host: &str) -> Self {
+        let error = format!(
+            "`{host}` is not a name of this machine: ask localhost, or add the name with --allow-host NAME"
+        );
+        Self::new(StatusCode::FORBIDDEN, error)
+    }
+
+    pub(crate) fn cross_site() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "a browser asks on behalf of another site")
+    }
+
+    pub(crate) fn with_body() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "a question has no body")
     }
 
     pub fn stopping() -> Self {

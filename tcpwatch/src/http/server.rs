@@ -1,6 +1,11 @@
 //! The router, how a question reaches the owner of the state, and how an answer leaves.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -38,6 +43,8 @@ pub struct Api {
     pub(crate) sweeper: Option<Sweeper>,
     /// Of [`FIRST_LOOKS`], those that are free.
     pub(crate) first_looks: Arc<Semaphore>,
+    /// Of [`FOLLOWERS`], those that are free.
+    pub(crate) followers: Arc<Semaphore>,
     /// What is measured here, not by the owner of the state.
     pub(crate) own: Arc<OwnMetrics>,
 }
@@ -46,6 +53,12 @@ pub struct Api {
 /// are put.
 const FIRST_LOOKS: usize = 4;
 
+/// Clients that follow `/events` at once: each costs the owner of the state time for each record.
+pub(crate) const FOLLOWERS: usize = 16;
+
+/// Limit for the answer of the owner of the state, who is asked one question at a time.
+const DEADLINE: Duration = Duration::from_secs(10);
+
 impl Api {
     pub fn new(questions: mpsc::Sender<Question>) -> Self {
         Self {
@@ -53,6 +66,7 @@ impl Api {
             live: true,
             sweeper: None,
             first_looks: Arc::new(Semaphore::new(FIRST_LOOKS)),
+            followers: Arc::new(Semaphore::new(FOLLOWERS)),
             own: Arc::default(),
         }
     }
@@ -81,11 +95,18 @@ impl Api {
     ) -> Result<T, ApiError> {
         let (reply, answer) = oneshot::channel();
         let ask = Box::new(move |node: &Node, clock: Clock| {
+            // A question changes nothing, so what it leaves behind when it panics is whole.
+            let answer = catch_unwind(AssertUnwindSafe(|| ask(node, clock)));
             // The asker may have hung up.
-            let _ = reply.send(ask(node, clock));
+            let _ = reply.send(answer);
         });
-        self.questions.send(Question { ask, sweep_first }).await.map_err(|_| ApiError::stopping())?;
-        answer.await.map_err(|_| ApiError::stopping())
+        let answered = async {
+            let question = Question { ask, sweep_first };
+            self.questions.send(question).await.map_err(|_| ApiError::stopping())?;
+            let answer = answer.await.map_err(|_| ApiError::stopping())?;
+            answer.map_err(|_| ApiError::internal(&"making it panicked, at the place in the line before"))
+        };
+        tokio::time::timeout(DEADLINE, answered).await.unwrap_or_else(|_| Err(ApiError::late(DEADLINE)))
     }
 
     /// When nothing is answered any more.
@@ -96,10 +117,20 @@ impl Api {
 
 /// All paths of the table.
 pub fn router(api: Api) -> Router {
-    let routed = |router: Router<Api>, endpoint: &Endpoint| router.route(endpoint.path, endpoint.route());
+    routed(api, |_| true)
+}
+
+/// What an orchestrator and Prometheus ask for, and nothing that names a connection.
+pub fn probes_router(api: Api) -> Router {
+    routed(api, |path| matches!(path, "/metrics" | "/healthz" | "/readyz"))
+}
+
+fn routed(api: Api, wanted: impl Fn(&str) -> bool) -> Router {
+    let route = |router: Router<Api>, endpoint: &Endpoint| router.route(endpoint.path, endpoint.route());
     endpoints()
         .iter()
-        .fold(Router::new(), routed)
+        .filter(|endpoint| wanted(endpoint.path))
+        .fold(Router::new(), route)
         .layer(CompressionLayer::new())
         .fallback(unknown_path)
         .method_not_allowed_fallback(only_get)
@@ -201,7 +232,7 @@ async fn only_get(asked: Asked) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::future::ready;
+    use std::{future::ready, time::SystemTime};
 
     use axum::body::to_bytes;
 
@@ -240,6 +271,22 @@ mod tests {
         let answer = ndjson(move |page| ready(numbers(&page, failing_from)), Page::default()).await;
         let status = answer.status();
         (status, to_bytes(answer.into_body(), usize::MAX).await.ok())
+    }
+
+    #[tokio::test]
+    async fn a_view_that_panics_is_an_error_and_the_next_one_is_answered() {
+        let (questions, mut asked) = mpsc::channel::<Question>(1);
+        tokio::spawn(async move {
+            let clock = Clock { now_ns: 0, wall: SystemTime::UNIX_EPOCH };
+            let node = Node::empty();
+            while let Some(question) = asked.recv().await {
+                (question.ask)(&node, clock);
+            }
+        });
+        let api = Api::new(questions);
+        let error = api.ask(false, |_, _| -> u8 { panic!("on purpose") }).await.unwrap_err();
+        assert_eq!(error.respond(Format::Text).status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(api.ask(false, |_, _| 7).await.unwrap(), 7);
     }
 
     #[tokio::test]
