@@ -260,8 +260,8 @@ mod tests {
 
     use super::*;
 
-    fn from(last: usize) -> Option<IpAddr> {
-        Some(Ipv4Addr::new(10, 0, 0, u8::try_from(last).unwrap()).into())
+    fn address(last: usize) -> IpAddr {
+        Ipv4Addr::new(10, 0, 0, u8::try_from(last).unwrap()).into()
     }
 
     fn is_closed(place: &Place) -> bool {
@@ -272,26 +272,27 @@ mod tests {
     fn the_oldest_connection_that_asks_nothing_gives_its_place_to_the_next() {
         let places = Arc::new(Places::default());
         let held: Vec<_> =
-            (0..MAX_CONNECTIONS).map(|n| Places::take(&places, from(n % 4)).unwrap()).collect();
+            (0..MAX_CONNECTIONS).map(|n| Places::take(&places, Some(address(n % 4))).unwrap()).collect();
         let asks = Asks::begin(&held[0].requests);
-        let next = Places::take(&places, from(9)).unwrap();
+        let next = Places::take(&places, Some(address(9))).unwrap();
         assert_eq!(held.iter().position(is_closed), Some(1));
         assert!(!is_closed(&next));
         drop(asks);
-        let _another = Places::take(&places, from(9)).unwrap();
+        let _another = Places::take(&places, Some(address(9))).unwrap();
         assert_eq!(held.iter().position(is_closed), Some(0));
     }
 
     #[test]
     fn one_address_closes_its_own_connections_and_where_all_ask_none() {
         let places = Arc::new(Places::default());
-        let other = Places::take(&places, from(1)).unwrap();
-        let held: Vec<_> = (0..MAX_FROM_ADDRESS).map(|_| Places::take(&places, from(2)).unwrap()).collect();
-        let next = Places::take(&places, from(2)).unwrap();
+        let other = Places::take(&places, Some(address(1))).unwrap();
+        let held: Vec<_> =
+            (0..MAX_FROM_ADDRESS).map(|_| Places::take(&places, Some(address(2))).unwrap()).collect();
+        let next = Places::take(&places, Some(address(2))).unwrap();
         assert_eq!((held.iter().position(is_closed), is_closed(&other)), (Some(0), false));
         let asks: Vec<_> = held.iter().chain([&next]).map(|place| Asks::begin(&place.requests)).collect();
-        assert!(Places::take(&places, from(2)).is_none());
+        assert!(Places::take(&places, Some(address(2))).is_none());
         drop((asks, held));
-        assert!(Places::take(&places, from(2)).is_some());
+        assert!(Places::take(&places, Some(address(2))).is_some());
     }
 }
