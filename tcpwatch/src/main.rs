@@ -202,7 +202,7 @@ fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {
             "the recording ends in the middle of a frame; what precedes it was played"
         );
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let (status, body) = runtime.block_on(replay::answer(replayed, &args.path))?;
     std::io::stdout().write_all(&body)?;
     Ok(if status.is_success() { ExitCode::SUCCESS } else { EX_USAGE.into() })
