@@ -325,7 +325,10 @@ fn ask_namespace(
     ways: &Hints,
     parts: &mpsc::Sender<Result<Vec<Figures>, String>>,
 ) -> Result<(), String> {
-    netns::enter_existing(netns, ways)?;
+    // A namespace that is gone has taken its connections along; one that cannot be found is named by the sweeps.
+    if !netns::enter_by_inode(netns, ways)? {
+        return Ok(());
+    }
     for family in [AF_INET, AF_INET6] {
         let mut part = Vec::new();
         netlink::dump(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request_for_all(family)), |answer| {
