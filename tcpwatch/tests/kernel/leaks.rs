@@ -6,6 +6,7 @@ use crate::{
     daemon::Daemon,
     eventually::{eventually, monotonic},
     netns::Namespace,
+    witness::witnessed,
     workload::Workload,
 };
 
@@ -229,7 +230,11 @@ order()
 
 #[test]
 fn a_half_closed_client_is_named_even_when_it_is_gone() {
-    let daemon = Daemon::start(&["--linger", "fin-wait2=1s"]);
+    // A delayed acknowledgement, by a timer, leads to FIN_WAIT2.
+    witnessed(|witness| half_closed_clients_are_named(&witness.start(&["--linger", "fin-wait2=1s"])));
+}
+
+fn half_closed_clients_are_named(daemon: &Daemon) {
     for (addr, end) in
         [("127.0.0.1", "shutdown"), ("127.0.0.1", "close"), ("127.0.0.1", "exit"), ("::1", "close")]
     {

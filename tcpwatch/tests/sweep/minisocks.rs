@@ -52,6 +52,20 @@ fn a_sighting_soon_after_the_record_of_its_end_does_not_bring_a_minisock_back() 
     }
 }
 
+/// Records of its beginning are read after the sweep has begun, and one of its changes never comes.
+#[test]
+fn a_minisock_continues_the_socket_that_it_is_left_of() {
+    let mut world = World::new();
+    world.tracker.begin_sweep(5);
+    world.connect();
+    world.report(3, client(HELD), to(Established, FinWait1, CURL));
+    let left = |seen_ns| minisock_sighting(seen_ns, client(0), FinWait2, seen_ns + MINUTE);
+    world.finish_sweep(&[left(50_000_000)]);
+    world.sweep(SECOND, &[left(SECOND)]);
+    let row = world.row(1);
+    assert_eq!((row.state(), world.names(row)), (FinWait2, [Some("curl"); 3]));
+}
+
 /// The record of its socket's end may still be on its way.
 #[test]
 fn a_sighting_soon_after_a_record_does_not_turn_a_socket_into_a_minisock() {

@@ -619,7 +619,9 @@ impl Tracker {
     fn apply_minisock(&mut self, seen: &Seen) {
         let ends = seen.socket.ends();
         let Some(key) = self.table.find_minisock(ends) else {
-            if !self.sweep.has_minisock_ended(&ends, seen) && self.shrink_full(seen) {
+            // What is left of a known full socket is not the minisock that this socket had replaced.
+            let full = self.table.find(seen.socket.cookie).is_some_and(|key| self.table.get(key).is_full());
+            if (full || !self.sweep.has_minisock_ended(&ends, seen)) && self.shrink_full(seen) {
                 self.sweep.new_minisocks.insert(ends, seen.clone());
             }
             return;
