@@ -351,6 +351,7 @@ fn a_storm_is_counted_exactly_with_few_records() {
     let port = server.hear();
     let mut client = Workload::start(&there, processes[0], CLIENT, &[ADDRESS, &port, "4", "20000000"]);
     assert_eq!(client.hear(), "connected");
+    daemon.sweep();
     lose(&here, "numgen random mod 100 < 5");
     // The ring has room for some 400 records while nobody reads it.
     daemon.signal(Signal::STOP);
