@@ -200,6 +200,17 @@ impl ProcessTable {
         self.idle += usize::from(entry.users == 0);
     }
 
+    /// Makes `place` name this process, and counts both what it names now and what it named.
+    pub(crate) fn set_user(&mut self, place: &mut Option<ProcessId>, process: Option<ProcessId>) {
+        // In this order a process that stays is never without a user.
+        if let Some(id) = process {
+            self.add_user(id);
+        }
+        if let Some(old) = std::mem::replace(place, process) {
+            self.drop_user(old);
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.entries.len()
     }

@@ -37,11 +37,8 @@ impl Tracker {
         process: Option<ProcessId>,
         place: impl Fn(&mut Conn) -> &mut Option<ProcessId>,
     ) {
-        if let Some(id) = process {
-            self.processes.add_user(id);
-            if let Some(old) = place(self.table.get_mut(key)).replace(id) {
-                self.processes.drop_user(old);
-            }
+        if process.is_some() {
+            self.processes.set_user(place(self.table.get_mut(key)), process);
         }
     }
 
@@ -50,12 +47,7 @@ impl Tracker {
         if conn.process == process {
             return;
         }
-        if let Some(id) = process {
-            self.processes.add_user(id);
-        }
-        if let Some(id) = std::mem::replace(&mut conn.process, process) {
-            self.processes.drop_user(id);
-        }
+        self.processes.set_user(&mut conn.process, process);
         if let Some(group) = conn.group.take() {
             self.groups.release(group, now_ns);
         }
@@ -72,12 +64,11 @@ impl Tracker {
 
     /// The process that sent the reset with which a connection ended.
     pub(crate) fn reset_by(processes: &mut ProcessTable, conn: &mut Conn, process: Option<ProcessId>) {
-        let Some(id) = process else { return };
+        if process.is_none() {
+            return;
+        }
         for place in [&mut conn.process, &mut conn.closer] {
-            processes.add_user(id);
-            if let Some(old) = place.replace(id) {
-                processes.drop_user(old);
-            }
+            processes.set_user(place, process);
         }
         conn.flags.insert(ConnFlags::OWNER_SEEN);
         conn.flags.remove(ConnFlags::OWNER_HOLDS);

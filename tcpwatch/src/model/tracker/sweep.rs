@@ -2,8 +2,8 @@
 //!
 //! A sweep reads every socket of the namespaces that it *covers*, then every socket that a process holds, in any
 //! namespace. What it reads of one socket is a sighting, applied as it comes. At the end, connections of covered
-//! namespaces without a sighting are gone, and so are those of namespaces that are gone. A record that is newer than a sighting wins, and so does one that is up to
-//! [`UNSETTLED_NS`] older and contradicts it.
+//! namespaces without a sighting are gone, and so are those of namespaces that are gone. A record that is newer than
+//! a sighting wins, and so does one that is up to [`UNSETTLED_NS`] older and contradicts it.
 
 use std::time::Duration;
 
@@ -533,10 +533,7 @@ impl Tracker {
             if let Some(holder) = closed.remove(&conn.cookie)
                 && !conn.is(ConnFlags::OWNER_SEEN)
             {
-                self.processes.add_user(holder);
-                if let Some(old) = conn.process.replace(holder) {
-                    self.processes.drop_user(old);
-                }
+                self.processes.set_user(&mut conn.process, Some(holder));
                 conn.flags.insert(ConnFlags::OWNER_SEEN);
                 conn.flags.remove(ConnFlags::UNACCEPTED);
             }
