@@ -252,8 +252,9 @@ impl Pipeline {
     }
 
     fn note_lost(&mut self) {
-        let lost = self.lost.read();
-        if lost != self.node.records.lost {
+        if let Some(lost) = self.lost.read()
+            && lost != self.node.records.lost
+        {
             let new = lost.total() - self.node.records.lost.total();
             let LostRecords { ring_full, run_skipped } = lost;
             tracing::error!(
@@ -264,8 +265,9 @@ impl Pipeline {
             );
             self.ingest(&Frame::Lost(lost));
         }
-        let counted = self.lost.unrecorded();
-        if counted != self.node.records.unrecorded {
+        if let Some(counted) = self.lost.unrecorded()
+            && counted != self.node.records.unrecorded
+        {
             self.ingest(&Frame::UnrecordedCounts(counted));
         }
     }
@@ -297,8 +299,10 @@ impl Pipeline {
         self.say(question);
     }
 
-    /// Answers as of now: entries that expired meanwhile are removed first.
+    /// Answers as of now: entries that expired meanwhile are removed first, and what was lost among the records that
+    /// the answer is made of is known.
     fn say(&mut self, question: Question) {
+        self.note_lost();
         let clock = clock::read();
         self.ingest(&Frame::Tick(clock.now_ns));
         let began = Instant::now();

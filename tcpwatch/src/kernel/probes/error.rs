@@ -29,6 +29,8 @@ pub enum ProbeError {
     Processors(&'static str, io::Error),
     #[error("cannot map the queues of state changes: {0}")]
     Queues(io::Error),
+    #[error("cannot open /proc/self/fdinfo of the BPF programs, which counts their skipped runs: {0}")]
+    LossCounters(io::Error),
     #[error("cannot use the map {map}: {error}")]
     Map { map: &'static str, error: aya::maps::MapError },
 }

@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::AsFd as _,
     path::PathBuf,
 };
 
@@ -183,9 +183,10 @@ impl Probes {
 
     /// The counters of lost records, apart from the programs, which another thread keeps.
     fn loss_counters(&mut self) -> Result<LossCounters, ProbeError> {
-        let fd = |name: &str| Some(self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd());
-        let programs = self.attached.iter().filter_map(|attached| fd(attached.program)).collect();
-        Ok(LossCounters { counters: take_map(&mut self.ebpf, COUNTERS)?, programs })
+        let counters = take_map(&mut self.ebpf, COUNTERS)?;
+        let fd = |name: &str| Some(self.ebpf.program(name)?.fd().ok()?.as_fd());
+        let programs = self.attached.iter().filter_map(|attached| fd(attached.program));
+        LossCounters::new(counters, programs).map_err(ProbeError::LossCounters)
     }
 }
 

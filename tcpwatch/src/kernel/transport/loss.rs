@@ -1,6 +1,13 @@
 //! Counters of lost records, by cause.
 
-use std::os::fd::RawFd;
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
+};
 
 use aya::maps::{MapData, PerCpuArray};
 use tcpwatch_common::counter;
@@ -17,36 +24,54 @@ const HELD_BACK: [u32; 5] = [
 
 /// Reads the counters. Valid as long as the `Probes` that it was created with.
 pub struct LossCounters {
-    pub(crate) counters: PerCpuArray<MapData, u64>,
-    /// Descriptors of the attached programs.
-    pub(crate) programs: Vec<RawFd>,
+    counters: PerCpuArray<MapData, u64>,
+    /// What the kernel says of each attached program, held open: a read takes no descriptor, and each is the latest.
+    programs: Vec<File>,
 }
 
 impl LossCounters {
+    /// # Errors
+    /// When /proc says nothing of a program.
+    pub(crate) fn new<'a>(
+        counters: PerCpuArray<MapData, u64>,
+        programs: impl Iterator<Item = BorrowedFd<'a>>,
+    ) -> io::Result<Self> {
+        let open = |program: BorrowedFd<'_>| File::open(format!("/proc/self/fdinfo/{}", program.as_raw_fd()));
+        Ok(Self { counters, programs: programs.map(open).collect::<io::Result<_>>()? })
+    }
+
     /// Records lost since the start: for want of space, and by runs that the kernel skipped because the program would
-    /// have run inside itself (reported from Linux 5.12 on).
-    pub fn read(&self) -> LostRecords {
-        let full = (0..counter::LOST_COUNT).map(|index| self.sum(index)).sum();
-        let skipped = self.programs.iter().filter_map(|fd| recursion_misses(*fd)).sum();
-        LostRecords { ring_full: full, run_skipped: skipped }
+    /// have run inside itself (reported from Linux 5.12 on). `None` where one of the counts cannot be read now: a sum
+    /// without it would be less than one reported before.
+    pub fn read(&self) -> Option<LostRecords> {
+        let full = self.sum(0..counter::LOST_COUNT)?;
+        let skipped = self.programs.iter().map(recursion_misses).sum::<Option<u64>>()?;
+        Some(LostRecords { ring_full: full, run_skipped: skipped })
     }
 
-    /// What the programs count without a record.
-    pub fn unrecorded(&self) -> UnrecordedCounts {
-        UnrecordedCounts {
-            held_back: HELD_BACK.into_iter().map(|index| self.sum(index)).sum(),
-            no_socket_resets: self.sum(counter::RESET_NO_SOCKET),
-            listener_resets: self.sum(counter::RESET_LISTENER),
-            policy_resets: self.sum(counter::RESET_BY_POLICY),
-        }
+    /// What the programs count without a record; `None` as in `read`.
+    pub fn unrecorded(&self) -> Option<UnrecordedCounts> {
+        Some(UnrecordedCounts {
+            held_back: self.sum(HELD_BACK)?,
+            no_socket_resets: self.sum([counter::RESET_NO_SOCKET])?,
+            listener_resets: self.sum([counter::RESET_LISTENER])?,
+            policy_resets: self.sum([counter::RESET_BY_POLICY])?,
+        })
     }
 
-    fn sum(&self, index: u32) -> u64 {
-        self.counters.get(&index, 0).map_or(0, |values| values.iter().sum())
+    fn sum(&self, indices: impl IntoIterator<Item = u32>) -> Option<u64> {
+        let one = |index| Some(self.counters.get(&index, 0).ok()?.iter().sum::<u64>());
+        indices.into_iter().map(one).sum()
     }
 }
 
-fn recursion_misses(program: RawFd) -> Option<u64> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{program}")).ok()?;
-    info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
+/// 0 on kernels that do not count them.
+fn recursion_misses(program: &File) -> Option<u64> {
+    let mut info = [0; 1024];
+    let len = program.read_at(&mut info, 0).ok()?;
+    let info = str::from_utf8(&info[..len]).ok()?;
+    let Some(misses) = info.lines().find_map(|line| line.strip_prefix("recursion_misses:")) else {
+        return Some(0);
+    };
+    misses.trim().parse().ok()
 }
