@@ -14,3 +14,4 @@ pub mod socket_retransmits;
 pub mod table;
 pub mod tracker;
 pub mod transition;
+pub mod workload;
