@@ -22,7 +22,7 @@ use tcpwatch::{
         decode,
         frame::{Frame, ReportedFacts},
     },
-    findings::lingering::LingerLimits,
+    findings::Settings,
     http::{Api, router},
     kernel::{
         probes::Hooks,
@@ -60,7 +60,7 @@ fn node(limits: Limits) -> Node {
         tick_rate: TickRate(NonZeroU16::MIN),
     };
     let mut node =
-        Node::new(identity, LingerLimits::default(), limits, Hooks::default(), ReportedFacts::default());
+        Node::new(identity, Settings::default(), limits, Hooks::default(), ReportedFacts::default());
     node.waiting_for = None;
     for (tgid, comm) in [(CLIENT, *b"client\0\0\0\0\0\0\0\0\0\0"), (SERVER, *b"server\0\0\0\0\0\0\0\0\0\0")] {
         let task = TaskEvent { kind: KIND_TASK, tgid, start_ns: tgid.into(), comm, ..TaskEvent::zeroed() };

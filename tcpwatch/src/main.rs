@@ -12,10 +12,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tcpwatch::{
     cli::{
         check::Checked,
-        options::{CheckArgs, Cli, Command, Linger, OptionsError, ReplayArgs, RunOptions},
+        options::{CheckArgs, Cli, Command, OptionsError, ReplayArgs, RunOptions},
         replay, trace,
     },
-    findings::lingering::LingerLimits,
     http::{
         Api,
         listen::{Listen, Listener},
@@ -53,7 +52,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Some(Command::Check(args)) => return check(&args),
-        Some(Command::Replay(args)) => replay(args),
+        Some(Command::Replay(args)) => replay(&args),
         Some(Command::Trace(args)) => trace::run(&args, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS),
         Some(Command::Run(args)) => args.complete().map_err(Into::into).and_then(run),
         None => cli.run.complete().map_err(Into::into).and_then(run),
@@ -105,8 +104,13 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         options.metrics_listen.as_ref().map(|address| listen(address, "--metrics-listen")).transpose()?;
     let listeners = Listeners { all: listener, probes: of_probes, allowed_hosts: options.allowed_hosts };
     let loaded = Probes::load(&options.load)?;
-    let node =
-        Node::new(identity()?, options.linger, options.limits, loaded.hooks.clone(), loaded.hooks.reported());
+    let node = Node::new(
+        identity()?,
+        options.settings,
+        options.limits,
+        loaded.hooks.clone(),
+        loaded.hooks.reported(),
+    );
     let recorder =
         options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
     // While this is the only thread: each thread has its own capabilities.
@@ -188,14 +192,11 @@ async fn watch(
     tokio::time::timeout(Duration::from_secs(1), all_served).await.unwrap_or(Ok(()))
 }
 
-fn replay(args: ReplayArgs) -> anyhow::Result<ExitCode> {
+fn replay(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     init_log(false);
-    let mut limits = LingerLimits::default();
-    for Linger(state, limit) in args.linger.linger {
-        limits.set(state, limit).map_err(OptionsError::Linger)?;
-    }
+    let settings = args.findings.settings()?;
     let recording = recorder::open(&args.file)?;
-    let replayed = replay::play(recording, limits);
+    let replayed = replay::play(recording, settings);
     if replayed.unread_bytes > 0 {
         tracing::warn!(
             bytes = replayed.unread_bytes,

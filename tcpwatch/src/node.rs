@@ -19,7 +19,11 @@ use crate::{
         recording::Header,
         seen,
     },
-    findings::{LeakHistory, SAMPLE_INTERVAL, lingering::LingerLimits},
+    findings::{
+        Findings, Settings,
+        leaks::{LeakHistory, SAMPLE_INTERVAL},
+        life::Change,
+    },
     kernel::{
         netns::{Hints, ways::Entrances},
         probes::Hooks,
@@ -102,7 +106,8 @@ pub struct OwnerCounts {
 pub struct Node {
     pub identity: NodeIdentity,
     pub tracker: Tracker,
-    pub linger: LingerLimits,
+    pub settings: Settings,
+    pub findings: Findings,
     pub history: LeakHistory,
     pub hooks: Hooks,
     pub records: RecordCounts,
@@ -129,7 +134,7 @@ impl Node {
     /// `reported`: what the records of this run report.
     pub fn new(
         identity: NodeIdentity,
-        linger: LingerLimits,
+        settings: Settings,
         limits: Limits,
         hooks: Hooks,
         reported: ReportedFacts,
@@ -137,7 +142,8 @@ impl Node {
         Self {
             tracker: Tracker::new(limits, identity.tick_rate, reported),
             identity,
-            linger,
+            settings,
+            findings: Findings::default(),
             history: LeakHistory::default(),
             hooks,
             records: RecordCounts::default(),
@@ -247,8 +253,26 @@ impl Node {
     fn tick(&mut self, now_ns: u64) {
         self.tracker.expire(now_ns);
         if now_ns >= self.next_sample_ns {
-            self.history.sample(&self.tracker, &self.linger, now_ns);
+            self.history.sample(&self.tracker, &self.settings.linger, now_ns);
             self.next_sample_ns = now_ns.saturating_add(SAMPLE_INTERVAL.as_nanos() as u64);
+        }
+        // Before the first sweep most owners are unknown.
+        if self.waiting_for.is_none() {
+            for change in self.findings.evaluate(&self.tracker, &self.settings.thresholds, now_ns) {
+                self.log(change);
+            }
+        }
+    }
+
+    /// A line for each finding that opens, gets worse or ends.
+    fn log(&self, change: Change) {
+        let (Change::Opened(id) | Change::Worsened(id) | Change::Ended(id)) = change;
+        let Some(finding) = self.findings.find(id) else { return };
+        let (severity, what) = (finding.severity.name(), &finding.latest.summary);
+        match change {
+            Change::Opened(_) => tracing::info!(%id, severity, what, "finding opened"),
+            Change::Worsened(_) => tracing::info!(%id, severity, what, "finding got worse"),
+            Change::Ended(_) => tracing::info!(%id, "finding ended"),
         }
     }
 
@@ -371,7 +395,7 @@ impl Node {
             tick_rate: TickRate(std::num::NonZeroU16::MIN),
         };
         let limits = Limits { connections: 10, ended: 10, label_sets: 10 };
-        Self::new(identity, LingerLimits::default(), limits, Hooks::default(), ReportedFacts::default())
+        Self::new(identity, Settings::default(), limits, Hooks::default(), ReportedFacts::default())
     }
 }
 

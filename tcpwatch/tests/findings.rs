@@ -7,7 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use scenario::*;
 use tcpwatch::{
-    findings::{Leak, LeakHistory, Severity, evidence::Evidence, leaks, lingering::LingerLimits},
+    findings::{
+        Severity,
+        evidence::Evidence,
+        leaks::{Leak, LeakHistory, leaks, lingering::LingerLimits},
+    },
     tcp::time::Clock,
 };
 

@@ -123,7 +123,7 @@ fn empty_node(clock: Clock) -> Node {
         wall_offset_ns: 0,
         tick_rate: TickRate(NonZeroU16::MIN),
     };
-    Node::new(identity, fixture::limits(), DEFAULT_LIMITS, Hooks::default(), ReportedFacts::default())
+    Node::new(identity, fixture::settings(), DEFAULT_LIMITS, Hooks::default(), ReportedFacts::default())
 }
 
 /// The question fails with `status` in both forms, and both name `parameter`.

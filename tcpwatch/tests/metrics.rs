@@ -23,7 +23,7 @@ use tcpwatch::{
         comm::{Comm, is_visible},
         decode,
     },
-    findings::lingering::LingerLimits,
+    findings::Settings,
     http::{
         Api,
         metrics::{
@@ -58,8 +58,8 @@ fn node(tracker: Tracker) -> Node {
         wall_offset_ns: 0,
         tick_rate: TickRate(std::num::NonZeroU16::MIN),
     };
-    let limits = LingerLimits::default();
-    let mut node = Node::new(identity, limits, LIMITS, Hooks::default(), ReportedFacts::default());
+    let settings = Settings::default();
+    let mut node = Node::new(identity, settings, LIMITS, Hooks::default(), ReportedFacts::default());
     node.sweeps.ended = Some(UNIX_EPOCH + Duration::from_secs(1));
     node.tracker = tracker;
     node

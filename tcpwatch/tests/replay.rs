@@ -15,7 +15,7 @@ use tcpwatch::{
         replay::{Replayed, answer, play},
     },
     events::frame::{Coverage, Frame},
-    findings::lingering::LingerLimits,
+    findings::Settings,
     kernel::probes::Hooks,
     model::tracker::Limits,
     node::Node,
@@ -100,9 +100,9 @@ async fn a_limit_is_reached_to_the_microsecond() {
         leaks.iter().find(|leak| leak["process"]["comm"] == "leaky-6").cloned()
     };
     let with_limit = async |limit: Duration| {
-        let mut limits = LingerLimits::default();
-        limits.set(TcpState::CloseWait, limit).unwrap();
-        leaky(&json_of(play(recorder::open(&fixture::path()).unwrap(), limits), "/leaks?format=json").await)
+        let mut settings = Settings::default();
+        settings.linger.set(TcpState::CloseWait, limit).unwrap();
+        leaky(&json_of(play(recorder::open(&fixture::path()).unwrap(), settings), "/leaks?format=json").await)
     };
     let leak = leaky(&json_of(fixture::played(), "/leaks?format=json").await).unwrap();
     // Ages are cut to the microsecond below.
@@ -209,7 +209,7 @@ fn played_with_garbage(at: usize) -> Replayed {
 fn played_from(limits: Limits, frames: &[Frame]) -> Replayed {
     let Replayed { node, clock, .. } = fixture::played();
     let reported = recorder::open(&fixture::path()).unwrap().header.reported;
-    let mut played = Node::new(node.identity, fixture::limits(), limits, Hooks::default(), reported);
+    let mut played = Node::new(node.identity, fixture::settings(), limits, Hooks::default(), reported);
     for frame in frames {
         played.ingest(frame);
     }
@@ -260,7 +260,7 @@ impl TempFile {
     fn play(&self, bytes: &[u8]) -> Option<usize> {
         std::fs::write(&self.0, bytes).unwrap();
         let recording = recorder::open(&self.0).ok()?;
-        Some(play(recording, fixture::limits()).unread_bytes)
+        Some(play(recording, fixture::settings()).unread_bytes)
     }
 
     /// Plays these bytes if they are a recording, and requests every page.
@@ -268,7 +268,7 @@ impl TempFile {
         for path in ["/leaks", "/connections?limit=10000", "/metrics", "/status", "/readyz"] {
             std::fs::write(&self.0, bytes).unwrap();
             let Ok(recording) = recorder::open(&self.0) else { return };
-            let (status, body) = answer(play(recording, fixture::limits()), path).await.unwrap();
+            let (status, body) = answer(play(recording, fixture::settings()), path).await.unwrap();
             assert!(status == 200 || path == "/readyz", "{path}: {status} {body:?}");
         }
     }

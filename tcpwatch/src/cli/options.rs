@@ -13,7 +13,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::{
-    findings::lingering::LingerLimits,
+    findings::Settings,
     http::listen::Listen,
     kernel::probes::{Choice, LoadOptions},
     model::{groups::Role, tracker::Limits},
@@ -53,7 +53,7 @@ pub struct ReplayArgs {
     #[arg(default_value = "/leaks")]
     pub path: String,
     #[command(flatten)]
-    pub linger: LingerArgs,
+    pub findings: FindingArgs,
 }
 
 #[derive(Debug, Args)]
@@ -134,7 +134,7 @@ pub struct RunArgs {
     pub allow_host: Vec<String>,
     #[command(flatten)]
     #[serde(flatten)]
-    pub linger: LingerArgs,
+    pub findings: FindingArgs,
     /// Memory for records on their way from the kernel, a power of two from 4KiB to 1GiB [default: 8MiB, or 128KiB
     /// for each processor where that is more]
     #[arg(long, value_name = "SIZE", env = "TCPWATCH_RING_SIZE")]
@@ -166,12 +166,57 @@ pub struct RunArgs {
 
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(default)]
-pub struct LingerArgs {
+pub struct FindingArgs {
     /// How long a connection may stay in STATE before /leaks names it, for example close-wait=2s (repeatable, or
     /// separated by commas) [default: syn-sent and syn-recv 5s; close-wait, fin-wait1, fin-wait2, closing, last-ack
     /// and close 30s]
     #[arg(long, value_name = "STATE=DURATION", env = "TCPWATCH_LINGER", value_delimiter = ',')]
     pub linger: Vec<Linger>,
+    /// Another limit for a rule of /findings, for example close_wait_leak.stuck_seconds=60 (repeatable, or separated by
+    /// commas) [default: docs/thresholds.md lists them, with reasons]
+    #[arg(long, value_name = "NAME=NUMBER", env = "TCPWATCH_THRESHOLD", value_delimiter = ',')]
+    pub threshold: Vec<ThresholdArg>,
+}
+
+impl FindingArgs {
+    /// What is set, over the defaults. Of several values for one limit the last holds.
+    ///
+    /// # Errors
+    /// For a state or a rule that has no such limit.
+    pub fn settings(&self) -> Result<Settings, OptionsError> {
+        let mut settings = Settings::default();
+        for Linger(state, limit) in &self.linger {
+            settings.linger.set(*state, *limit).map_err(OptionsError::Linger)?;
+        }
+        for ThresholdArg(name, value) in &self.threshold {
+            settings.thresholds.set(name, *value).map_err(OptionsError::Threshold)?;
+        }
+        Ok(settings)
+    }
+}
+
+/// `close_wait_leak.stuck_seconds=60`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ThresholdArg(String, f64);
+
+impl std::str::FromStr for ThresholdArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) =
+            text.split_once('=').ok_or_else(|| format!("`{text}` is not of the form NAME=NUMBER"))?;
+        let number = value.trim().parse().map_err(|_| format!("`{value}` is not a number"))?;
+        Ok(Self(name.trim().to_owned(), number))
+    }
+}
+
+impl TryFrom<String> for ThresholdArg {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 /// `close-wait=2s`
@@ -238,7 +283,7 @@ pub struct RunOptions {
     pub listen: Listen,
     pub metrics_listen: Option<Listen>,
     pub allowed_hosts: Vec<String>,
-    pub linger: LingerLimits,
+    pub settings: Settings,
     pub limits: Limits,
     pub record: Option<PathBuf>,
     pub load: LoadOptions,
@@ -252,6 +297,8 @@ pub enum OptionsError {
     Toml(PathBuf, toml::de::Error),
     #[error("--linger: {0}")]
     Linger(String),
+    #[error("--threshold: {0}")]
+    Threshold(String),
     #[error("--{0} must be at least 1")]
     Zero(&'static str),
 }
@@ -278,15 +325,15 @@ impl RunArgs {
         if limits.label_sets == 0 {
             return Err(OptionsError::Zero("max-label-sets"));
         }
-        let mut linger = LingerLimits::default();
-        for Linger(state, limit) in file.linger.linger.iter().chain(&self.linger.linger) {
-            linger.set(*state, *limit).map_err(OptionsError::Linger)?;
-        }
+        let findings = FindingArgs {
+            linger: [file.findings.linger, self.findings.linger].concat(),
+            threshold: [file.findings.threshold, self.findings.threshold].concat(),
+        };
         Ok(RunOptions {
             listen: self.listen.or(file.listen).unwrap_or(Listen::Tcp(DEFAULT_LISTEN)),
             metrics_listen: self.metrics_listen.or(file.metrics_listen),
             allowed_hosts: [file.allow_host, self.allow_host].concat(),
-            linger,
+            settings: findings.settings()?,
             limits,
             record: self.record.or(file.record),
             load: LoadOptions {
@@ -345,7 +392,7 @@ mod tests {
         let config = path.to_str().unwrap();
         let options = run(&["--config", config, "--linger", "syn-sent=4s"]).complete().unwrap();
         std::fs::remove_file(&path).unwrap();
-        let limit = |wanted| options.linger.iter().find(|(state, _)| *state == wanted).unwrap().1;
+        let limit = |wanted| options.settings.linger.iter().find(|(state, _)| *state == wanted).unwrap().1;
         assert_eq!(options.listen, "[::1]:1".parse().unwrap());
         assert_eq!(options.load.record_bytes, Some(8 << 20));
         assert_eq!(limit(TcpState::CloseWait), Duration::from_secs(2));

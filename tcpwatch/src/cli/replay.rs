@@ -13,7 +13,7 @@ use tower::ServiceExt as _;
 use crate::{
     cli::options::DEFAULT_LIMITS,
     events::{frame::Frame, recording::Recording},
-    findings::lingering::LingerLimits,
+    findings::Settings,
     http::{Api, router},
     kernel::probes::{Hooks, SocketIdentity},
     node::{Node, NodeIdentity},
@@ -30,7 +30,7 @@ pub struct Replayed {
 }
 
 /// Feeds the whole recording to a new node.
-pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
+pub fn play(mut recording: Recording, settings: Settings) -> Replayed {
     let wall_offset_ns = recording.header.wall_offset_ns;
     let wall = |now_ns: u64| UNIX_EPOCH + Duration::from_nanos(wall_offset_ns.saturating_add(now_ns));
     let identity = NodeIdentity {
@@ -46,7 +46,7 @@ pub fn play(mut recording: Recording, linger: LingerLimits) -> Replayed {
         if reported.identity_is_address { SocketIdentity::Address } else { SocketIdentity::Cookie };
     let mut hooks = Hooks { identity: Some(of_sockets), ..Hooks::default() };
     hooks.kernel.release.clone_from(&identity.kernel);
-    let mut node = Node::new(identity, linger, DEFAULT_LIMITS, hooks, reported);
+    let mut node = Node::new(identity, settings, DEFAULT_LIMITS, hooks, reported);
     let mut first = true;
     for frame in recording.by_ref() {
         if let Frame::Tick(now_ns) = frame {

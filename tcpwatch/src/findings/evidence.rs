@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     events::decode::Endpoint,
+    findings::observation::MAX_SOCKETS,
     model::{
         address::Address,
         groups::Role,
@@ -61,7 +62,7 @@ pub struct OtherEnd {
 
 impl OtherEnd {
     /// Such as `backend (pid 12)`.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::findings) fn name(&self) -> String {
         let process = self.process.as_ref();
         process
             .map_or_else(|| "an unknown process".to_owned(), |one| format!("{} (pid {})", one.comm, one.pid))
@@ -92,7 +93,7 @@ const TICK_NS: u64 = 20_000_000;
 const RELAY_NS: u64 = 1_000_000_000;
 
 /// By what is known of one connection at `now_ns`.
-pub(super) fn of(conn: &Conn, now_ns: u64) -> Evidence {
+pub(in crate::findings) fn of(conn: &Conn, now_ns: u64) -> Evidence {
     let standing = conn.standing();
     let has = |what: fn(&Standing) -> bool| standing.is_some_and(what);
     match conn.state() {
@@ -135,13 +136,13 @@ fn was_idle(conn: &Conn, standing: &Standing) -> bool {
 }
 
 /// The other ends of connections, as far as they are in the table.
-pub(super) struct OtherEnds<'a> {
+pub(in crate::findings) struct OtherEnds<'a> {
     by_ends: FxHashMap<(Endpoint, Endpoint), Vec<&'a Conn>>,
 }
 
 impl<'a> OtherEnds<'a> {
     /// Finds those of `conns`, in one walk through the table.
-    pub(super) fn find(tracker: &'a Tracker, conns: impl Iterator<Item = &'a Conn>) -> Self {
+    pub(in crate::findings) fn find(tracker: &'a Tracker, conns: impl Iterator<Item = &'a Conn>) -> Self {
         let wanted: FxHashSet<_> = conns.map(|conn| (conn.remote, conn.local)).collect();
         let mut by_ends: FxHashMap<_, Vec<&Conn>> = FxHashMap::default();
         if !wanted.is_empty() {
@@ -157,7 +158,7 @@ impl<'a> OtherEnds<'a> {
 
     /// That of one connection: in its own network namespace, else in the only one that has it. Loopback addresses mean
     /// something else in each.
-    pub(super) fn of(&self, conn: &Conn) -> Option<&'a Conn> {
+    pub(in crate::findings) fn of(&self, conn: &Conn) -> Option<&'a Conn> {
         let found = self.by_ends.get(&(conn.remote, conn.local))?;
         let here = found.iter().find(|other| other.netns == conn.netns && other.cookie != conn.cookie);
         here.copied().or_else(|| match found[..] {
@@ -166,8 +167,13 @@ impl<'a> OtherEnds<'a> {
         })
     }
 
+    /// The cookies of those of these connections that are known.
+    pub(in crate::findings) fn cookies(&self, conns: &[&Conn]) -> Vec<u64> {
+        conns.iter().take(MAX_SOCKETS).filter_map(|conn| Some(self.of(conn)?.cookie)).collect()
+    }
+
     /// That of most of these connections.
-    pub(super) fn of_most(&self, tracker: &Tracker, conns: &[&Conn]) -> Option<OtherEnd> {
+    pub(in crate::findings) fn of_most(&self, tracker: &Tracker, conns: &[&Conn]) -> Option<OtherEnd> {
         let mut counts: FxHashMap<(Option<ProcessId>, TcpState), usize> = FxHashMap::default();
         for other in conns.iter().filter_map(|conn| self.of(conn)) {
             *counts.entry((other.process, other.state())).or_default() += 1;
@@ -188,7 +194,7 @@ fn is_loopback(addr: Ipv6Addr) -> bool {
 }
 
 /// Full sockets in FIN_WAIT2 by the process that holds them, oldest first: what proxies may wait for.
-pub(super) fn shut_down_by_process(tracker: &Tracker) -> FxHashMap<ProcessId, Vec<&Conn>> {
+pub(in crate::findings) fn shut_down_by_process(tracker: &Tracker) -> FxHashMap<ProcessId, Vec<&Conn>> {
     let mut found: FxHashMap<ProcessId, Vec<&Conn>> = FxHashMap::default();
     for conn in tracker.table().in_state(TcpState::FinWait2) {
         if let Some(process) = conn.process
@@ -204,7 +210,7 @@ pub(super) fn shut_down_by_process(tracker: &Tracker) -> FxHashMap<ProcessId, Ve
 }
 
 /// Matches each of the connections that the peer closed with one that the same process shut down right after.
-pub(super) fn waits_for<'a>(closed: &[&Conn], shut_down: &[&'a Conn]) -> Vec<&'a Conn> {
+pub(in crate::findings) fn waits_for<'a>(closed: &[&Conn], shut_down: &[&'a Conn]) -> Vec<&'a Conn> {
     let mut closed: Vec<u64> = closed.iter().map(|conn| conn.since_ns()).collect();
     closed.sort_unstable();
     let mut left = shut_down.iter().copied().peekable();
@@ -217,7 +223,11 @@ pub(super) fn waits_for<'a>(closed: &[&Conn], shut_down: &[&'a Conn]) -> Vec<&'a
 }
 
 /// The listener that takes connections to this end, if there is only one.
-pub(super) fn listener(tracker: &Tracker, netns: u32, end: Endpoint) -> Option<(&Conn, &Listening)> {
+pub(in crate::findings) fn listener(
+    tracker: &Tracker,
+    netns: u32,
+    end: Endpoint,
+) -> Option<(&Conn, &Listening)> {
     let score = |conn: &Conn| {
         let here = conn.netns == netns && conn.local.port == end.port;
         match conn.local.addr {

@@ -10,6 +10,7 @@ mod http_api;
 mod metrics;
 mod options;
 mod signals;
+mod thresholds;
 
 use std::path::Path;
 

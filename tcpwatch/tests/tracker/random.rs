@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use tcpwatch::{
     events::decode::Ends,
-    findings::{LeakHistory, leaks, lingering::LingerLimits},
+    findings::leaks::{LeakHistory, leaks, lingering::LingerLimits},
     tcp::time::Clock,
 };
 

@@ -6,7 +6,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    findings::{Leak, Severity, evidence::OtherEnd, leaks},
+    findings::{
+        Severity,
+        evidence::OtherEnd,
+        leaks::{Leak, leaks},
+    },
     http::{
         Api, ApiError, Render,
         render::{
@@ -33,7 +37,7 @@ pub(crate) struct Leaks {
 
 pub(crate) async fn answer(api: Api, (): ()) -> Result<Leaks, ApiError> {
     api.ask(true, |node, clock| {
-        let leaks = leaks(&node.tracker, &node.linger, &node.history, clock);
+        let leaks = leaks(&node.tracker, &node.settings.linger, &node.history, clock);
         Leaks {
             node: node.identity.node.clone(),
             generated_at: clock.rfc3339(),

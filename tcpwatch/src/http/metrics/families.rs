@@ -7,7 +7,7 @@ use tcpwatch_common::chrono;
 
 use crate::{
     events::decode::{FAILURES, Kind as RetransmitKind},
-    findings::lingering,
+    findings::leaks::lingering,
     http::metrics::family::{Emit, EmitOfSet, Family, Json, Label, LabelValues, Part, Sample, Scrape, View},
     model::{
         groups::{Closer, Counts, Role},
@@ -85,7 +85,7 @@ pub static FAMILIES: &[Family] = &[
     .labels(&[STATE])
     .of_sets(|scrape, emit| {
         for ((state, group), lingering) in
-            lingering::counts(&scrape.node.tracker, &scrape.node.linger, scrape.clock.now_ns)
+            lingering::counts(&scrape.node.tracker, &scrape.node.settings.linger, scrape.clock.now_ns)
         {
             emit(group, &[state.name()], count(lingering));
         }

@@ -10,9 +10,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
     findings::{
-        Counts, Key, Leak, LeakHistory, Severity,
+        Severity,
         evidence::{self, Evidence, OtherEnd, OtherEnds, WaitsFor},
-        words::{self, Facts},
+        leaks::{
+            Counts, Key, Leak, LeakHistory,
+            words::{self, Facts},
+        },
     },
     model::{
         address::GroupAddress,

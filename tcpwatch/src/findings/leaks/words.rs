@@ -2,7 +2,7 @@
 //! said that what is known does not support.
 
 use crate::{
-    findings::{Leak, evidence::Evidence},
+    findings::{evidence::Evidence, leaks::Leak},
     model::{groups::Peer, tracker::overflows::Queue},
     tcp::state::TcpState,
 };

@@ -5,7 +5,11 @@
 use rustc_hash::FxHashMap;
 
 use crate::{
-    findings::{Counts, Key, Leak, LeakHistory, Severity, evidence::Evidence, lingering::LingerLimits},
+    findings::{
+        Severity,
+        evidence::Evidence,
+        leaks::{Counts, Key, Leak, LeakHistory, lingering::LingerLimits},
+    },
     model::{
         address::GroupAddress,
         groups::{Peer, Role},

@@ -1,0 +1,47 @@
+//! The rules: a file each. No rule reads a clock or does I/O; all see the same moment.
+
+mod close_wait_leak;
+mod fin_wait2_pileup;
+
+use crate::findings::{
+    Rule,
+    observation::{Observations, View},
+    thresholds::Threshold,
+};
+
+/// What the store of findings needs to know of a rule.
+pub struct Spec {
+    pub rule: Rule,
+    /// Adds what it observes now.
+    pub observe: fn(&View<'_>, &mut Observations),
+    pub thresholds: &'static [&'static Threshold],
+    /// The keys of the signals, as `--hook` calls them, without which it sees nothing.
+    pub signals: &'static [&'static str],
+    /// How long after it was observed last a finding ends. Of rules about states 10 s; of rules about events as long as it
+    /// takes to say that they do not come any more.
+    pub hold_seconds: u64,
+    /// How old what it sees may be: that of sweeps, or of the evaluation.
+    pub resolution_seconds: f64,
+    /// What such an incident is, in general.
+    pub explanation: &'static str,
+}
+
+/// All rules, in the order of [`Rule::ALL`].
+pub const SPECS: [&Spec; Rule::ALL.len()] = [&close_wait_leak::SPEC, &fin_wait2_pileup::SPEC];
+
+pub fn spec(rule: Rule) -> &'static Spec {
+    SPECS[rule as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rule_has_its_place() {
+        for (rule, spec) in Rule::ALL.iter().zip(SPECS) {
+            assert_eq!(*rule, spec.rule);
+            assert!(spec.explanation.ends_with('.'), "{}", rule.name());
+        }
+    }
+}
