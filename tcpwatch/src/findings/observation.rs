@@ -60,6 +60,7 @@ impl Subject {
 pub struct Evidence {
     /// What was counted or measured.
     pub name: &'static str,
+    /// How much.
     pub value: f64,
     /// Of the value and the limit: `connections`, `seconds`, `bytes`, `percent`, `per_minute`.
     pub unit: &'static str,

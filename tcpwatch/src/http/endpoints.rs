@@ -67,6 +67,13 @@ pub fn endpoints() -> &'static [Endpoint] {
         vec![
             Endpoint::rendered("/", "what can be asked", api::index::answer),
             Endpoint::rendered(
+                "/findings",
+                "what is wrong: causes before effects, with numbers and what to do",
+                api::findings::answer,
+            ),
+            Endpoint::rendered("/findings/{id}", "one finding, open or ended", api::findings::one)
+                .fails(StatusCode::NOT_FOUND, "no finding has this id, neither now nor in the last day"),
+            Endpoint::rendered(
                 "/leaks",
                 "connections that stand too long in a state that should be short, and whose they are",
                 api::leaks::answer,

@@ -45,10 +45,22 @@ parameters! {
     }
 }
 
+/// A time in the past.
 #[derive(Clone, Copy, Debug)]
-enum Since {
+pub(super) enum Since {
     Ago(Duration),
     At(SystemTime),
+}
+
+impl Since {
+    /// CLOCK_MONOTONIC then.
+    pub(super) fn begins_ns(self, clock: Clock) -> u64 {
+        let ago = match self {
+            Self::Ago(ago) => ago,
+            Self::At(at) => clock.wall.duration_since(at).unwrap_or_default(),
+        };
+        clock.now_ns.saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX))
+    }
 }
 
 impl Value for Since {
@@ -79,13 +91,7 @@ fn list(
     period: Period,
     page: &Page,
 ) -> Result<History, ApiError> {
-    let earliest_ns = period.since.map_or(0, |since| {
-        let ago = match since {
-            Since::Ago(ago) => ago,
-            Since::At(at) => clock.wall.duration_since(at).unwrap_or_default(),
-        };
-        clock.now_ns.saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX))
-    });
+    let earliest_ns = period.since.map_or(0, |since| since.begins_ns(clock));
     let is_wanted = |ended: &&Ended| ended.ended_ns >= earliest_ns && filter.matches(node, &ended.conn);
     let found: Vec<_> = node.tracker.ended().iter().filter(is_wanted).collect();
     let cut = page.cut("end", found, |ended| (Reverse(ended.ended_ns), ended.conn.id()))?;

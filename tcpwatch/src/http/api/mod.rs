@@ -3,6 +3,7 @@
 pub(super) mod connection;
 pub(super) mod connections;
 pub(super) mod events;
+pub(super) mod findings;
 pub(super) mod history;
 pub(super) mod index;
 pub(super) mod leaks;
