@@ -33,11 +33,16 @@ fn is_stream(endpoint: &Endpoint) -> bool {
     endpoint.content[0].media_type == "text/event-stream"
 }
 
-/// One connection of the fixture stands for all.
+/// One connection and one finding of the fixture stand for all.
 fn path_of(endpoint: &Endpoint) -> String {
-    static ID: LazyLock<String> =
-        LazyLock::new(|| format!("{:x}", fixture::played().node.tracker.table().iter().next().unwrap().id()));
-    endpoint.path.replace("{id}", &ID)
+    static IDS: LazyLock<(String, String)> = LazyLock::new(|| {
+        let node = fixture::played().node;
+        let conn = node.tracker.table().iter().next().unwrap();
+        (format!("{:x}", conn.id()), node.findings.open()[0].id.to_string())
+    });
+    let (conn, finding) = &*IDS;
+    let id = if endpoint.path.starts_with("/findings") { finding } else { conn };
+    endpoint.path.replace("{id}", id)
 }
 
 /// A value that the parameter's schema does not allow; `None` where it allows any.

@@ -31,7 +31,7 @@ const TABLE: &[(Rule, Rule, Tie)] = &[
     (Rule::CloseWaitLeak, Rule::CloseWaitLeak, Tie::Connection),
 ];
 
-/// How much later than its effect a cause may seem to have begun: two evaluations, and what sweeps lag.
+/// How much later than its effect a cause may seem to have begun: a few evaluations, and what sweeps lag.
 const SLACK_NS: u64 = 10_000_000_000;
 const MAX_CAUSES: usize = 2;
 

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Time between two evaluations of the rules.
-const INTERVAL_NS: u64 = 4_000_000_000;
+const INTERVAL_NS: u64 = 2_000_000_000;
 /// How long ended findings can be asked for, and how many at most.
 const KEPT_NS: u64 = 24 * 3600 * SECOND_NS;
 const MAX_ENDED: usize = 1000;

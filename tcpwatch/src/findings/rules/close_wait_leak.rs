@@ -67,7 +67,7 @@ pub(super) const SPEC: Spec = Spec {
     ],
     signals: &[],
     hold_seconds: 10,
-    resolution_seconds: 4.0,
+    resolution_seconds: 2.0,
     explanation: "The peer has closed the connection; the process has not called close(). The kernel has no timer for this \
                   state, so the connection and its descriptor last until the process closes them or ends. It is a bug of the \
                   process that holds it: a handler that is blocked, or a path that forgets the close.",

@@ -37,7 +37,7 @@ pub(super) const SPEC: Spec = Spec {
     thresholds: &[&SECONDS, &CONNECTIONS, &HELD_SECONDS],
     signals: &[],
     hold_seconds: 10,
-    resolution_seconds: 4.0,
+    resolution_seconds: 2.0,
     explanation: "This side closed the connection, and the peer acknowledged that; but the peer's application has not closed \
                   its own side. Where this process closed the socket the kernel drops it after net.ipv4.tcp_fin_timeout; where it \
                   only shut down its sending side it stands for as long as the peer likes. The peer is where to look.",
