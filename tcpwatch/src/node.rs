@@ -117,6 +117,8 @@ pub struct Node {
     pub owner: OwnerCounts,
     /// What the last sweep could not see.
     pub sweep_problems: Vec<String>,
+    /// How long the sweep under way has taken, if that is much longer than it should.
+    pub late_sweep: Option<Duration>,
     /// The ways into network namespaces that the last sweep found.
     pub entrances: Entrances,
     /// The live stream of transitions; costs nothing while it has no followers.
@@ -152,6 +154,7 @@ impl Node {
             sweeps: SweepCounts::default(),
             owner: OwnerCounts::default(),
             sweep_problems: Vec::new(),
+            late_sweep: None,
             entrances: Entrances::new(),
             waiting_for: Some("the first sweep of open sockets"),
             missed_before_sweep: Missed::default(),
@@ -324,6 +327,8 @@ impl Node {
         let since = |count: u64, why: &str| (count > 0).then(|| format!("{count} {why}"));
         let reasons = [
             self.waiting_for.map(|what| format!("waiting for {what}")),
+            self.late_sweep
+                .map(|took| format!("the sweep under way has not ended within {:.1} s", took.as_secs_f64())),
             since(
                 missed.lost.total().saturating_sub(repaired.lost.total()),
                 "records were lost, and no complete sweep has begun and ended since",

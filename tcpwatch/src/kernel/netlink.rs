@@ -1,16 +1,19 @@
 //! Netlink requests to the kernel, in the calling thread's network namespace.
 
-use std::{fmt::Debug, io};
+use std::{fmt::Debug, io, time::Duration};
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// Larger than any answer about one connection, and than one part of a dump (32 KiB, netlink_dump in
 /// net/netlink/af_netlink.c).
 const ANSWER_BYTES: usize = 65536;
+/// Limit for each message of an answer: a thread that waits for ever would keep one of the few places.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Requests one object; `None` where the kernel does not have it.
 ///
@@ -73,6 +76,7 @@ fn ask<M: NetlinkSerializable>(protocol: isize, question: M, flags: u16) -> io::
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_LIMIT))?;
     socket.send(&bytes, 0)?;
     Ok(socket)
 }

@@ -305,11 +305,15 @@ pub fn ask_all(namespaces: BTreeMap<u32, Hints>) -> mpsc::Receiver<Result<Vec<Fi
     let (parts, received) = mpsc::channel(1);
     tokio::spawn(async move {
         let errors = parts.clone();
-        let asked = netns::on_own_thread(move || {
+        // Parts are waited for one by one.
+        let asked = netns::on_own_thread_without_limit(move || {
             for (netns, ways) in namespaces {
                 if let Err(error) = ask_namespace(netns, &ways, &parts) {
                     // The requester may be gone.
                     let _ = parts.blocking_send(Err(error));
+                }
+                if parts.is_closed() {
+                    break;
                 }
             }
         });

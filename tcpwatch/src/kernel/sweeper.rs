@@ -2,14 +2,19 @@
 //! the other, or the options of one socket.
 //!
 //! It keeps the loaded programs, because an iterator over a namespace can only be made from inside it, and
-//! entering a namespace changes the whole thread.
+//! entering a namespace changes the whole thread. So a panic ends what the thread was doing, not the thread: with it the
+//! programs would be detached.
 
 use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read as _},
     os::unix::net::UnixDatagram,
-    sync::mpsc::{Receiver, Sender, channel},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     time::Duration,
 };
 
@@ -20,7 +25,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 use tcpwatch_common::{MAX_NAMESPACES, SeenNamespace, SeenSocket, SocketOptions};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
     events::{
@@ -61,6 +66,14 @@ pub struct Swept {
     pub problems: Vec<String>,
 }
 
+impl Swept {
+    /// A sweep that ended early.
+    fn failed(cost: Duration, problem: String) -> Self {
+        let coverage = Coverage::default();
+        Self { coverage, entrances: Entrances::default(), cost, problems: vec![problem] }
+    }
+}
+
 /// Bytes of one message, whole records: what is read and not yet applied takes a few times as much, however many
 /// sockets there are.
 const PART_BYTES: usize = 4096 * size_of::<SeenSocket>();
@@ -73,7 +86,12 @@ const OPTIONS_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Sweeper {
     requests: Sender<Request>,
+    /// Of [`MAX_QUESTIONS`], those that may still be put.
+    places: Arc<Semaphore>,
 }
+
+/// Questions for options that may wait while the thread is slow.
+const MAX_QUESTIONS: usize = 128;
 
 #[derive(Debug)]
 enum Request {
@@ -81,19 +99,22 @@ enum Request {
     Options(OptionsQuestion),
 }
 
+type ReportSender = tokio::sync::mpsc::Sender<Report>;
 type Options = Result<Option<SocketOptions>, String>;
 
 #[derive(Debug)]
 struct OptionsQuestion {
     target: Target,
     reply: oneshot::Sender<Options>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl OptionsQuestion {
     fn answer(self, probes: &mut Probes) {
         if !self.reply.is_closed() {
+            let answer = caught(|| socket_options::ask(probes, &self.target)).flatten();
             // The requester may be gone.
-            let _ = self.reply.send(socket_options::ask(probes, &self.target));
+            let _ = self.reply.send(answer);
         }
     }
 }
@@ -103,15 +124,15 @@ impl Sweeper {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(probes: Probes, report: tokio::sync::mpsc::Sender<Report>) -> io::Result<Self> {
+    pub fn start(probes: Probes, report: ReportSender) -> io::Result<Self> {
         let (requests, asked) = channel();
         std::thread::Builder::new().name("sweeper".into()).spawn(move || run(probes, &asked, &report))?;
-        Ok(Self { requests })
+        Ok(Self { requests, places: Arc::new(Semaphore::new(MAX_QUESTIONS)) })
     }
 
     /// Starts a sweep; what it finds arrives at `report`. Not to be called again before `Report::Done`.
     pub fn sweep(&self) {
-        // The thread lives as long as this handle.
+        // When the thread has ended, `report` says so.
         let _ = self.requests.send(Request::Sweep);
     }
 
@@ -120,9 +141,12 @@ impl Sweeper {
     /// # Errors
     /// Why they cannot be read; a message for the user.
     pub async fn socket_options(&self, target: Target) -> Options {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| "there are many requests".to_owned())?;
         let (reply, answer) = oneshot::channel();
         let ended = || "the thread that asks the kernel has ended".to_owned();
-        self.requests.send(Request::Options(OptionsQuestion { target, reply })).map_err(|_| ended())?;
+        let question = OptionsQuestion { target, reply, _place: place };
+        self.requests.send(Request::Options(question)).map_err(|_| ended())?;
         match tokio::time::timeout(OPTIONS_TIMEOUT, answer).await {
             Ok(answer) => answer.map_err(|_| ended())?,
             Err(_) => {
@@ -132,7 +156,7 @@ impl Sweeper {
     }
 }
 
-fn run(mut probes: Probes, asked: &Receiver<Request>, report: &tokio::sync::mpsc::Sender<Report>) {
+fn run(mut probes: Probes, asked: &Receiver<Request>, report: &ReportSender) {
     let mut ways = Ways::default();
     while let Ok(request) = asked.recv() {
         if let Request::Options(question) = request {
@@ -140,26 +164,31 @@ fn run(mut probes: Probes, asked: &Receiver<Request>, report: &tokio::sync::mpsc
             netns::leave();
             continue;
         }
-        let sweep = Sweep {
-            asked,
-            report,
-            ways: &mut ways,
-            began: cpu_time(),
-            wanted: FxHashSet::default(),
-            covered: FxHashSet::default(),
-            overflows: FxHashMap::default(),
-            interfaces: BTreeSet::new(),
-            problems: Vec::new(),
-        };
-        if report.blocking_send(Report::Done(sweep.run(&mut probes))).is_err() {
+        let began = cpu_time();
+        let swept = caught(|| Sweep::new(asked, report, &mut ways, began).run(&mut probes));
+        let swept = swept.unwrap_or_else(|problem| {
+            ways = Ways::default();
+            netns::leave();
+            Swept::failed(cpu_time().saturating_sub(began), problem)
+        });
+        if report.blocking_send(Report::Done(swept)).is_err() {
             return;
         }
     }
 }
 
+/// What `run` returns.
+///
+/// # Errors
+/// When it panics: the log has the place.
+fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    // What it leaves behind is not used again, but for the programs, of which it only reads.
+    catch_unwind(AssertUnwindSafe(run)).map_err(|_| "internal error; see the log of tcpwatch".to_owned())
+}
+
 struct Sweep<'a> {
     asked: &'a Receiver<Request>,
-    report: &'a tokio::sync::mpsc::Sender<Report>,
+    report: &'a ReportSender,
     ways: &'a mut Ways,
     /// Processor time of this thread at the beginning, moved forward by what other requests took meanwhile.
     began: Duration,
@@ -174,7 +203,26 @@ struct Sweep<'a> {
     problems: Vec<String>,
 }
 
-impl Sweep<'_> {
+impl<'a> Sweep<'a> {
+    fn new(
+        asked: &'a Receiver<Request>,
+        report: &'a ReportSender,
+        ways: &'a mut Ways,
+        began: Duration,
+    ) -> Self {
+        Self {
+            asked,
+            report,
+            ways,
+            began,
+            wanted: FxHashSet::default(),
+            covered: FxHashSet::default(),
+            overflows: FxHashMap::default(),
+            interfaces: BTreeSet::new(),
+            problems: Vec::new(),
+        }
+    }
+
     fn run(mut self, probes: &mut Probes) -> Swept {
         let listed = list(probes);
         if let Ok(listed) = &listed {
@@ -322,4 +370,18 @@ fn identities(listed: Vec<SeenNamespace>) -> FxHashMap<u32, u32> {
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_that_panics_is_a_sweep_that_saw_nothing_and_says_why() {
+        let value = caught(|| 7).unwrap();
+        assert_eq!(value, 7);
+        let problem = caught(|| -> u8 { panic!("on purpose") }).unwrap_err();
+        let swept = Swept::failed(Duration::ZERO, problem);
+        assert!(!swept.coverage.all && swept.coverage.namespaces.is_empty(), "nothing counts as gone");
+    }
 }

@@ -28,7 +28,7 @@ use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::
 const DAEMONS: usize = 2;
 /// Number of comparisons of each daemon, unless TCPWATCH_COMPARISONS is set.
 const COMPARISONS: u64 = 34;
-/// How long sweeps may take to repair a loss, with room for a busy machine; `SWEEP_INTERVAL` in pipeline.rs is 10 s.
+/// How long sweeps may take to repair a loss, with room for a busy machine; `INTERVAL` in pipeline/sweeps.rs is 10 s.
 const REPAIR: Duration = Duration::from_secs(12);
 /// How long differences may last otherwise. `ss` takes no snapshot, and not every accept, passed descriptor or request is
 /// reported: there an answer is as old as the last sweep, and sweeps have a pause between them.

@@ -18,6 +18,7 @@ mod hidden_namespaces;
 mod hidden_types;
 mod identities;
 mod interfaces;
+mod late_sweeps;
 mod leaks;
 mod life;
 mod loss;

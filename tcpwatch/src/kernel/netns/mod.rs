@@ -10,6 +10,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::thread::CapabilitySet;
@@ -98,21 +99,42 @@ fn may_enter() -> bool {
     search::holds(CapabilitySet::SYS_ADMIN)
 }
 
-/// Limits the threads that run at once, however many requests there are.
-static THREADS: Semaphore = Semaphore::const_new(4);
+/// Threads at once, however many questions there are.
+const MAX_THREADS: usize = 4;
+static THREADS: Semaphore = Semaphore::const_new(MAX_THREADS);
+
+/// Limit for an answer, from the wait for a free place on.
+const ANSWER_LIMIT: Duration = Duration::from_secs(8);
+/// Limit for the question to one namespace after the other, so that those which have answered are not lost at
+/// `ANSWER_LIMIT`.
+const OF_EACH_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs `run` on a thread of its own: entering a namespace changes the whole thread.
 ///
 /// # Errors
-/// When no thread can be started; a message for the user.
+/// When no thread can be started, or there is no answer in time; a message for the user.
 pub async fn on_own_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let answer = tokio::time::timeout(ANSWER_LIMIT, on_own_thread_without_limit(run)).await;
+    answer.unwrap_or_else(|_| {
+        Err(format!("no answer within {ANSWER_LIMIT:?}: there are many questions, or the kernel is slow"))
+    })
+}
+
+/// The same for an answer that may take as long as it needs.
+///
+/// # Errors
+/// When no thread can be started; a message for the user.
+pub async fn on_own_thread_without_limit<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
     // Never closed, so never an error.
-    let _permit = THREADS.acquire().await;
+    let place = THREADS.acquire().await;
     let (reply, answer) = oneshot::channel();
     std::thread::Builder::new()
         .name("netns".into())
         .spawn(move || {
-            // The requester may be gone.
+            // The thread's, not the requester's, who may be gone before it ends.
+            let _place = place;
             let _ = reply.send(run());
         })
         .map_err(|error| format!("cannot start a thread to ask the kernel: {error}"))?;
@@ -125,15 +147,64 @@ pub type OfEach<T> = HashMap<u32, Result<T, String>>;
 /// Calls `ask` for each namespace in turn, with its inode. `ask` enters it.
 ///
 /// # Errors
-/// When no thread can be started; a message for the user.
+/// When no thread can be started, or there is no answer in time; a message for the user.
 pub async fn of_each<T: Send + 'static>(
     namespaces: BTreeMap<u32, Hints>,
     ask: fn(u32, &Hints) -> Result<T, String>,
 ) -> Result<OfEach<T>, String> {
-    on_own_thread(move || namespaces.into_iter().map(|(inode, hints)| (inode, ask(inode, &hints))).collect())
-        .await
+    on_own_thread(move || {
+        let end = Instant::now() + OF_EACH_LIMIT;
+        let one = |(inode, hints)| {
+            let late = || Err(format!("network namespace {inode} was not asked within {OF_EACH_LIMIT:?}"));
+            (inode, if Instant::now() < end { ask(inode, &hints) } else { late() })
+        };
+        namespaces.into_iter().map(one).collect()
+    })
+    .await
 }
 
 fn inode(path: &Path) -> io::Result<u32> {
     u32::try_from(std::fs::metadata(path)?.ino()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn threads_are_few_also_when_those_who_asked_have_hung_up() {
+        const QUESTIONS: usize = 3 * MAX_THREADS;
+        let running = Arc::new(AtomicUsize::new(0));
+        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let (began, begun) = mpsc::channel();
+        for _ in 0..QUESTIONS {
+            let (running, gate, began) = (Arc::clone(&running), Arc::clone(&gate), began.clone());
+            let run = move || {
+                began.send(running.fetch_add(1, Ordering::SeqCst) + 1).unwrap();
+                let shut = gate.0.lock().unwrap();
+                drop(gate.1.wait_while(shut, |open| !*open).unwrap());
+                running.fetch_sub(1, Ordering::SeqCst);
+            };
+            // Polled once and dropped: with a place the thread runs on, without one nothing has begun.
+            let question = on_own_thread(run);
+            tokio::select! {
+                biased;
+                _ = question => panic!("answered before the gate opened"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        drop(began);
+        let most = begun.iter().take(MAX_THREADS).max();
+        assert_eq!(most, Some(MAX_THREADS));
+        *gate.0.lock().unwrap() = true;
+        gate.1.notify_all();
+        // The rest had no place and was dropped with its question.
+        assert_eq!(begun.iter().count(), 0);
+    }
 }

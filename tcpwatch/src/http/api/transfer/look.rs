@@ -15,6 +15,9 @@ use crate::{
     tcp::state::TcpState,
 };
 
+/// Limit for each part of an answer.
+const PART_LIMIT: Duration = Duration::from_secs(8);
+
 /// The kernel is asked in a thread of its own and answers in parts.
 pub(crate) struct Look {
     parts: mpsc::Receiver<Result<Vec<Figures>, String>>,
@@ -34,14 +37,20 @@ impl Look {
     }
 
     pub(crate) async fn next(&mut self) -> Option<Vec<Figures>> {
-        while let Some(part) = self.parts.recv().await {
+        loop {
+            let Ok(part) = tokio::time::timeout(PART_LIMIT, self.parts.recv()).await else {
+                self.parts.close();
+                let why = "there are many questions, or the kernel is slow";
+                self.problems.push(format!("no further answer within {PART_LIMIT:?}: {why}"));
+                return None;
+            };
+            let part = part?;
             self.answered_ns.get_or_insert_with(|| clock::read().now_ns);
             match part {
                 Ok(part) => return Some(part),
                 Err(problem) => self.problems.push(problem),
             }
         }
-        None
     }
 
     pub(crate) fn answered_ns(&self) -> u64 {

@@ -4,6 +4,8 @@
 //! second while many records come or somebody follows them, otherwise once a second. So an answer always includes what
 //! happened before the question.
 
+mod sweeps;
+
 use std::{
     pin::pin,
     time::{Duration, Instant, SystemTime},
@@ -22,6 +24,7 @@ use crate::{
         transport::{CountedRetransmits, LossCounters, Queues, Ring, inbox::Inbox},
     },
     node::{Node, Question, SweepFirst},
+    pipeline::sweeps::Sweeps,
     recorder::{Recorder, RecordingError},
 };
 
@@ -36,19 +39,6 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long, in nanoseconds, a record may take to become visible to another processor. x86 keeps stores in order. Other
 /// processors get far longer than they need, as BPF programs for Linux 5.10 have no memory barrier.
 const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_000 };
-/// Sweeps take at most one part in 50 of one processor's time: after a sweep that cost 1 ms, none begins for 50 ms.
-const SWEEP_COST_SHARE: u32 = 50;
-/// The same for sweeps that nobody asked for and no lost record requires: one part in 500.
-const UNASKED_SWEEP_COST_SHARE: u32 = 500;
-/// Approximate cost of a sweep for each connection; estimates the connections that were not there at the last sweep.
-const SWEEP_COST_EACH: Duration = Duration::from_micros(2);
-/// An answer waits for a sweep that is expected to cost at most this.
-const SWEEP_WORTH_WAITING: Duration = Duration::from_millis(20);
-/// Interval of sweeps that nobody asked for while there are minisocks whose changes this kernel does not report.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// The same without them: only sockets that never became connections are still to be found.
-const IDLE_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-
 /// Executables that are looked at again after each sweep, as they may have been deleted: a system call each.
 const EXECUTABLES_A_SWEEP: usize = 100;
 
@@ -63,7 +53,7 @@ pub struct Pipeline {
     recorder: Option<Recorder>,
     sweeper: Sweeper,
     reports: mpsc::Receiver<Report>,
-    sweep: SweepState,
+    sweeps: Sweeps,
     drained: Instant,
     pace: Pace,
     /// Questions that wait for the sweep under way.
@@ -73,7 +63,8 @@ pub struct Pipeline {
 /// What ends the owner's wait.
 enum Work {
     Readable(std::io::Result<()>),
-    Report(Report),
+    /// `None`: the sweeper's thread has ended.
+    Report(Option<Report>),
     Question(Question),
     Time,
 }
@@ -97,18 +88,6 @@ impl Pace {
     }
 }
 
-/// The sweep under way, and what the last one cost.
-struct SweepState {
-    under_way: bool,
-    /// When the one under way, or else the latest, began.
-    began: Instant,
-    cost: Duration,
-    /// Connections in the table after the last sweep.
-    connections: usize,
-    not_before: Instant,
-    finished: Instant,
-}
-
 impl Pipeline {
     /// # Errors
     /// When the ring cannot be polled.
@@ -125,14 +104,7 @@ impl Pipeline {
             recorder,
             sweeper: Sweeper::start(loaded.probes, report)?,
             reports,
-            sweep: SweepState {
-                under_way: false,
-                began: now,
-                cost: Duration::ZERO,
-                connections: 0,
-                not_before: now,
-                finished: now,
-            },
+            sweeps: Sweeps::new(now),
             drained: now,
             pace: Pace { since: now, received: 0, busy: false },
             waiting: Vec::new(),
@@ -147,7 +119,7 @@ impl Pipeline {
     /// Runs until `stop` completes.
     ///
     /// # Errors
-    /// When the ring cannot be polled any more.
+    /// When the ring cannot be polled any more, or a thread has ended that nothing can replace.
     pub async fn run(
         mut self,
         mut questions: mpsc::Receiver<Question>,
@@ -158,11 +130,11 @@ impl Pipeline {
         // The programs are attached already: a socket is seen by them or by this sweep.
         self.start_sweep();
         loop {
-            let next = next_tick.min(self.drained + self.drain_interval());
+            let next = self.next_time(next_tick);
             let work = tokio::select! {
                 () = &mut stop => break,
                 ready = self.ring.readable() => Work::Readable(ready),
-                Some(report) = self.reports.recv() => Work::Report(report),
+                report = self.reports.recv() => Work::Report(report),
                 Some(question) = questions.recv() => Work::Question(question),
                 () = tokio::time::sleep_until(next.into()) => Work::Time,
             };
@@ -172,20 +144,13 @@ impl Pipeline {
                     ready?;
                     self.drain();
                 }
-                Work::Report(Report::Seen(records)) => {
-                    // Records of the time before these sightings come first.
-                    self.drain();
-                    self.ingest(&Frame::Seen(records));
-                }
-                Work::Report(Report::Interfaces(read)) => {
-                    if !self.node.tracker.knows_interfaces(&read) {
-                        self.ingest(&Frame::Interfaces(read));
-                    }
-                }
-                Work::Report(Report::Done(swept)) => self.finish_sweep(swept),
+                // With it the programs are detached: nothing more would come in.
+                Work::Report(None) => anyhow::bail!("the thread that sweeps has ended"),
+                Work::Report(Some(report)) => self.take_report(report),
                 Work::Question(question) => self.answer(question),
                 Work::Time => {
                     self.drain();
+                    self.give_up_waiting();
                     if Instant::now() >= next_tick {
                         next_tick = Instant::now() + TICK_INTERVAL;
                         self.tick();
@@ -197,6 +162,29 @@ impl Pipeline {
         self.drain();
         self.tick();
         Ok(())
+    }
+
+    /// When there is something to do even if nothing comes.
+    fn next_time(&self, next_tick: Instant) -> Instant {
+        let late = self.sweeps.late_at().filter(|_| !self.waiting.is_empty());
+        let drain = self.drained + self.drain_interval();
+        late.into_iter().chain([next_tick, drain]).min().unwrap_or(drain)
+    }
+
+    fn take_report(&mut self, report: Report) {
+        match report {
+            Report::Seen(records) => {
+                // Records of the time before these sightings come first.
+                self.drain();
+                self.ingest(&Frame::Seen(records));
+            }
+            Report::Interfaces(read) => {
+                if !self.node.tracker.knows_interfaces(&read) {
+                    self.ingest(&Frame::Interfaces(read));
+                }
+            }
+            Report::Done(swept) => self.finish_sweep(swept),
+        }
     }
 
     fn drain_interval(&self) -> Duration {
@@ -237,10 +225,8 @@ impl Pipeline {
 
     fn tick(&mut self) {
         self.note_lost();
-        let interval =
-            if self.node.tracker.has_unreported_minisocks() { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL };
-        let interval = interval.max(self.expected_sweep_cost() * UNASKED_SWEEP_COST_SHARE);
-        if self.node.needs_repair() || self.sweep.finished.elapsed() >= interval {
+        let unreported = self.node.tracker.has_unreported_minisocks();
+        if self.node.needs_repair() || self.sweeps.is_due(Instant::now(), self.connections(), unreported) {
             self.start_sweep();
         }
         self.ingest(&Frame::Tick(clock::read().now_ns));
@@ -282,7 +268,8 @@ impl Pipeline {
     }
 
     fn answer(&mut self, question: Question) {
-        let cheap = self.expected_sweep_cost() <= SWEEP_WORTH_WAITING;
+        self.give_up_waiting();
+        let cheap = self.sweeps.is_cheap(self.connections());
         let sweep_first = match question.sweep_first {
             SweepFirst::No => false,
             SweepFirst::IfCheap => cheap,
@@ -290,13 +277,38 @@ impl Pipeline {
         };
         if sweep_first && self.node.waiting_for.is_none() {
             self.start_sweep();
-            if self.sweep.under_way && cheap {
+            if self.sweeps.under_way() && cheap && self.node.late_sweep.is_none() {
                 self.waiting.push(question);
                 return;
             }
         }
         self.drain();
         self.say(question);
+    }
+
+    /// When the sweep under way is late, answers what waits for it: the answers say that they lack it.
+    fn give_up_waiting(&mut self) {
+        let late = self.sweeps.late_for(Instant::now());
+        if let Some(took) = late
+            && self.node.late_sweep.is_none()
+        {
+            tracing::error!(?took, "the sweep under way does not end; answers say so until it does");
+        }
+        self.node.late_sweep = late;
+        if late.is_some() && !self.waiting.is_empty() {
+            self.drain();
+            self.answer_waiting();
+        }
+    }
+
+    fn answer_waiting(&mut self) {
+        for question in std::mem::take(&mut self.waiting) {
+            self.say(question);
+        }
+    }
+
+    fn connections(&self) -> usize {
+        self.node.tracker.table().len()
     }
 
     /// Answers as of now: entries that expired meanwhile are removed first, and what was lost among the records that
@@ -310,21 +322,16 @@ impl Pipeline {
         self.node.owner.questions.observe(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
 
-    fn expected_sweep_cost(&self) -> Duration {
-        let more = self.node.tracker.table().len().saturating_sub(self.sweep.connections);
-        self.sweep.cost + SWEEP_COST_EACH * u32::try_from(more).unwrap_or(u32::MAX)
-    }
-
     /// Begins a sweep of all sockets, unless one is under way or was done just now.
     fn start_sweep(&mut self) {
-        if self.sweep.under_way || Instant::now() < self.sweep.not_before {
+        let now = Instant::now();
+        if !self.sweeps.may_begin(now) {
             return;
         }
         // This sweep makes up only for records lost until now.
         self.note_lost();
         self.ingest(&Frame::SweepBegin(clock::read().now_ns));
-        self.sweep.under_way = true;
-        self.sweep.began = Instant::now();
+        self.sweeps.begin(now, self.connections());
         self.sweeper.sweep();
     }
 
@@ -332,7 +339,6 @@ impl Pipeline {
         let now = Instant::now();
         self.node.sweeps.done += 1;
         self.node.sweeps.cost += swept.cost;
-        self.node.sweeps.took = now - self.sweep.began;
         self.node.sweeps.ended = Some(SystemTime::now());
         if swept.problems != self.node.sweep_problems {
             for problem in &swept.problems {
@@ -349,17 +355,9 @@ impl Pipeline {
             }
         }
         // After `SweepEnd`, which adds minisocks to the table.
-        self.sweep = SweepState {
-            under_way: false,
-            began: self.sweep.began,
-            cost: swept.cost,
-            connections: self.node.tracker.table().len(),
-            not_before: now + swept.cost * SWEEP_COST_SHARE,
-            finished: now,
-        };
-        for question in std::mem::take(&mut self.waiting) {
-            self.say(question);
-        }
+        self.node.sweeps.took = self.sweeps.end(now, swept.cost, self.connections());
+        self.node.late_sweep = None;
+        self.answer_waiting();
     }
 }
 
