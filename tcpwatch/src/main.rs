@@ -11,10 +11,13 @@ use clap::Parser as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tcpwatch::{
     cli::{
+        ask,
         check::Checked,
-        options::{CheckArgs, Cli, Command, OptionsError, ReplayArgs, RunOptions},
+        explain,
+        options::{AskArgs, CheckArgs, Cli, Command, ExplainArgs, OptionsError, ReplayArgs, RunOptions},
         replay, trace,
     },
+    findings::Severity,
     http::{
         Api,
         listen::{Listen, Listener},
@@ -54,6 +57,12 @@ fn main() -> ExitCode {
         Some(Command::Check(args)) => return check(&args),
         Some(Command::Replay(args)) => replay(&args),
         Some(Command::Trace(args)) => trace::run(&args, &mut std::io::stdout()).map(|()| ExitCode::SUCCESS),
+        Some(Command::Findings(args)) => return findings(&args),
+        Some(Command::Leaks(args)) => return ask("/leaks", &args),
+        Some(Command::Connections(args)) => return ask("/connections", &args),
+        Some(Command::Processes(args)) => return ask("/processes", &args),
+        Some(Command::Peers(args)) => return ask("/peers", &args),
+        Some(Command::Explain(args)) => explain(&args),
         Some(Command::Run(args)) => args.complete().map_err(Into::into).and_then(run),
         None => cli.run.complete().map_err(Into::into).and_then(run),
     };
@@ -93,6 +102,32 @@ fn check(args: &CheckArgs) -> ExitCode {
         print!("{}", checked.text());
     }
     checked.verdict.exit_code().into()
+}
+
+fn ask(path: &str, args: &AskArgs) -> ExitCode {
+    ask::print(path, args, &mut std::io::stdout())
+        .map_or_else(|error| unanswered(&error), |()| ExitCode::SUCCESS)
+}
+
+/// 1 for a warning, 2 for something critical.
+fn findings(args: &AskArgs) -> ExitCode {
+    match ask::findings(args, &mut std::io::stdout()) {
+        Ok(None | Some(Severity::Info)) => ExitCode::SUCCESS,
+        Ok(Some(Severity::Warning)) => 1.into(),
+        Ok(Some(Severity::Critical)) => 2.into(),
+        Err(error) => unanswered(&error),
+    }
+}
+
+/// No answer is not to be mistaken for one.
+fn unanswered(error: &anyhow::Error) -> ExitCode {
+    eprintln!("tcpwatch: {error:#}");
+    EX_UNAVAILABLE.into()
+}
+
+fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(explain::page(args.rule.as_deref())?.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run(options: RunOptions) -> anyhow::Result<ExitCode> {

@@ -41,8 +41,51 @@ pub enum Command {
     Check(CheckArgs),
     /// Print every transition as it happens, from a tcpwatch that runs on this node
     Trace(TraceArgs),
+    /// Ask a running tcpwatch what is wrong (exit code 0: nothing, 1: a warning, 2: something critical)
+    Findings(AskArgs),
+    /// Ask a running tcpwatch which connections stand too long
+    Leaks(AskArgs),
+    /// Ask a running tcpwatch for the connections of now
+    Connections(AskArgs),
+    /// Ask a running tcpwatch for the processes and what they count
+    Processes(AskArgs),
+    /// Ask a running tcpwatch for the peers and what they count
+    Peers(AskArgs),
+    /// Print what a rule of `tcpwatch findings` means, and what to do about it
+    Explain(ExplainArgs),
     /// Play a recording through everything behind the kernel and print what HTTP would have answered
     Replay(ReplayArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// Address of the running tcpwatch
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH", default_value_t = Listen::Tcp(DEFAULT_LISTEN))]
+    pub connect: Listen,
+    /// The form of the answer
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    pub output: Output,
+    /// Parameters of the question, as HTTP takes them, for example state=CLOSE_WAIT pid=4113 or since=6h
+    #[arg(value_name = "NAME=VALUE", value_parser = parameter)]
+    pub parameters: Vec<(String, String)>,
+}
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it is not of the form NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The rule, as findings name it [default: list them]
+    pub rule: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -126,6 +126,8 @@ pub struct Findings {
     next_ns: u64,
     /// Observations that found no room, in the latest evaluation.
     pub unkept: usize,
+    /// Whether a rule has to know what only a sweep shows.
+    pub wants_sweep: bool,
 }
 
 impl Findings {
@@ -141,7 +143,8 @@ impl Findings {
         for spec in SPECS {
             (spec.observe)(&view, &mut observations);
         }
-        let Observations { all, counts } = observations;
+        let Observations { all, counts, wants_sweep } = observations;
+        self.wants_sweep = wants_sweep;
         for (rule, subject, count) in counts {
             self.trends.sample(rule, &subject, count, now_ns);
         }
@@ -163,6 +166,11 @@ impl Findings {
     }
 
     fn observe(&mut self, observation: Observation, now_ns: u64) -> Option<Change> {
+        debug_assert!(
+            observation.evidence.iter().all(|one| spec(observation.rule).evidence.contains(&one.name)),
+            "{:?}",
+            observation.evidence
+        );
         let key = (observation.rule, observation.subject.clone());
         if let Some(finding) = self.open.get_mut(&key) {
             let before = finding.severity;

@@ -45,6 +45,13 @@ impl Subject {
         self.workload.as_ref().map_or("an unknown process", |workload| &workload.comm)
     }
 
+    /// The same at the beginning of one.
+    pub fn peer_sentence(&self) -> String {
+        let text = self.peer_text();
+        let mut chars = text.chars();
+        chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+    }
+
     /// The peer, for sentences: `10.0.0.2:6379`, or `clients of port 80`.
     pub fn peer_text(&self) -> String {
         match self.peer {
@@ -167,11 +174,17 @@ impl View<'_> {
 pub struct Observations {
     pub(super) all: Vec<Observation>,
     pub(super) counts: Vec<(Rule, Subject, u64)>,
+    pub(super) wants_sweep: bool,
 }
 
 impl Observations {
     pub fn push(&mut self, observation: Observation) {
         self.all.push(observation);
+    }
+
+    /// A sweep would show what the rule has to know.
+    pub fn want_sweep(&mut self) {
+        self.wants_sweep = true;
     }
 
     /// A number whose trend the rule wants to know the next time, whether it is an observation or not.

@@ -226,7 +226,8 @@ impl Pipeline {
     fn tick(&mut self) {
         self.note_lost();
         let unreported = self.node.tracker.has_unreported_minisocks();
-        if self.node.needs_repair() || self.sweeps.is_due(Instant::now(), self.connections(), unreported) {
+        let is_wanted = self.node.needs_repair() || self.node.findings.wants_sweep;
+        if is_wanted || self.sweeps.is_due(Instant::now(), self.connections(), unreported) {
             self.start_sweep();
         }
         self.ingest(&Frame::Tick(clock::read().now_ns));

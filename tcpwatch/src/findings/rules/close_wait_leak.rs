@@ -68,6 +68,8 @@ pub(super) const SPEC: Spec = Spec {
     signals: &[],
     hold_seconds: 10,
     resolution_seconds: 2.0,
+    evidence: &["stuck", "oldest", "unread", "idle_when_closed", "growth"],
+    page: include_str!("../../../../docs/findings/close_wait_leak.md"),
     explanation: "The peer has closed the connection; the process has not called close(). The kernel has no timer for this \
                   state, so the connection and its descriptor last until the process closes them or ends. It is a bug of the \
                   process that holds it: a handler that is blocked, or a path that forgets the close.",
@@ -79,7 +81,13 @@ fn observe(view: &View<'_>, out: &mut Observations) {
     // Not yet accepted, as far as is known: `unaccepted_connections` speaks of them.
     let accepted = |conn: &&Conn| conn.accepted() == Some(true);
     let conns = view.tracker.table().lingering(TcpState::CloseWait, entered_by).filter(accepted);
-    let groups = Group::by_subject(view.tracker, conns);
+    // Who accepted a connection may show at the next sweep only.
+    let (known, unknown): (Vec<&Conn>, Vec<&Conn>) =
+        conns.partition(|conn| conn.process.is_some() || conn.swept > 0);
+    if !unknown.is_empty() {
+        out.want_sweep();
+    }
+    let groups = Group::by_subject(view.tracker, known.into_iter());
     let shut_down =
         if groups.is_empty() { FxHashMap::default() } else { evidence::shut_down_by_process(view.tracker) };
     let all = groups.values().flat_map(|group| &group.conns).chain(shut_down.values().flatten());
@@ -194,7 +202,7 @@ impl Found<'_> {
     }
 
     fn words(&self, growth: Option<f64>) -> (String, String) {
-        let (name, peer) = (self.subject.name(), self.subject.peer_text());
+        let (name, peer) = (self.subject.name(), self.subject.peer_sentence());
         let grows = growth.map_or(String::new(), |growth| format!(", {growth:.1} more each minute"));
         let count = connections(self.group.conns.len());
         if self.relays {

@@ -3,7 +3,7 @@
 use crate::{
     findings::{
         Rule, Severity,
-        evidence::OtherEnds,
+        evidence::{OtherEnd, OtherEnds},
         observation::{Evidence, Group, Observation, Observations, Subject, Ties, View, connections},
         rules::Spec,
         thresholds::Threshold,
@@ -38,6 +38,8 @@ pub(super) const SPEC: Spec = Spec {
     signals: &[],
     hold_seconds: 10,
     resolution_seconds: 2.0,
+    evidence: &["orphans", "held", "ended_by_timer_last_minute", "oldest"],
+    page: include_str!("../../../../docs/findings/fin_wait2_pileup.md"),
     explanation: "This side closed the connection, and the peer acknowledged that; but the peer's application has not closed \
                   its own side. Where this process closed the socket the kernel drops it after net.ipv4.tcp_fin_timeout; where it \
                   only shut down its sending side it stands for as long as the peer likes. The peer is where to look.",
@@ -59,7 +61,8 @@ fn observe(view: &View<'_>, out: &mut Observations) {
             other_ends: other_ends.cookies(&group.conns),
             ..Ties::default()
         };
-        out.push(observation(view, subject, &group, timed_out, ties));
+        let other_end = other_ends.of_most(view.tracker, &group.conns);
+        out.push(observation(view, subject, &group, timed_out, (ties, other_end)));
     }
 }
 
@@ -77,7 +80,7 @@ fn observation(
     subject: Subject,
     group: &Group<'_>,
     timed_out: usize,
-    ties: Ties,
+    (ties, other_end): (Ties, Option<OtherEnd>),
 ) -> Observation {
     let limit = view.thresholds.count(&CONNECTIONS);
     let held = group.conns.iter().filter(|conn| !conn.is(ConnFlags::MINISOCK)).count();
@@ -92,9 +95,10 @@ fn observation(
     let did = if held == 0 { "closed" } else { "closed, or shut down its sending side of," };
     let summary =
         format!("{name} {did} {count} to {peer}, which has acknowledged that and does not close its side.");
+    let culprit = other_end.filter(|other| other.process.is_some()).map_or(peer, |other| other.name());
     let next_step = format!(
-        "Look at {peer}: it is blocked before its close(), or slower than the patience of {name}. Its side of these connections \
-         is in CLOSE_WAIT."
+        "Look at {culprit}: it is blocked before its close(), or slower than the patience of {name}. Its side of these \
+         connections is in CLOSE_WAIT."
     );
     Observation {
         rule: SPEC.rule,

@@ -22,8 +22,12 @@ pub struct Spec {
     pub hold_seconds: u64,
     /// How old what it sees may be: that of sweeps, or of the evaluation.
     pub resolution_seconds: f64,
+    /// The names of the evidence that it gives.
+    pub evidence: &'static [&'static str],
     /// What such an incident is, in general.
     pub explanation: &'static str,
+    /// Its page in docs/findings.
+    pub page: &'static str,
 }
 
 /// All rules, in the order of [`Rule::ALL`].
@@ -42,6 +46,20 @@ mod tests {
         for (rule, spec) in Rule::ALL.iter().zip(SPECS) {
             assert_eq!(*rule, spec.rule);
             assert!(spec.explanation.ends_with('.'), "{}", rule.name());
+        }
+    }
+
+    #[test]
+    fn each_page_is_of_its_rule_and_names_its_evidence() {
+        for spec in SPECS {
+            let rule = spec.rule.name();
+            assert!(spec.page.starts_with(&format!("# {rule}\n")), "{rule}");
+            for part in ["**What you saw.**", "**What it is.**", "**False alarms.**", "**What to do.**"] {
+                assert!(spec.page.contains(part), "{rule}: {part}");
+            }
+            for name in spec.evidence {
+                assert!(spec.page.contains(&format!("`{name}`")), "{rule}: {name}");
+            }
         }
     }
 }
