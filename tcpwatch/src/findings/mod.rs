@@ -63,6 +63,7 @@ macro_rules! rules {
 
         impl Rule {
             pub const ALL: &[Self] = &[$(Self::$rule,)+];
+            pub const NAMES: &[&str] = &[$($name,)+];
 
             pub const fn name(self) -> &'static str {
                 match self {

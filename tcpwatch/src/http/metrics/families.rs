@@ -1,13 +1,13 @@
 //! The table of metric families. `/metrics`, the JSON sums of `/processes` and `/peers`, and docs/metrics.md come from it: a
 //! new counter is one row here. It is one file however long: where a row is, nobody has to ask.
 
-use std::time::UNIX_EPOCH;
+use std::{collections::BTreeMap, time::UNIX_EPOCH};
 
 use tcpwatch_common::chrono;
 
 use crate::{
     events::decode::{FAILURES, Kind as RetransmitKind},
-    findings::leaks::lingering,
+    findings::{Rule, Severity, leaks::lingering},
     http::metrics::family::{Emit, EmitOfSet, Family, Json, Label, LabelValues, Part, Sample, Scrape, View},
     model::{
         groups::{Closer, Counts, Role},
@@ -67,6 +67,7 @@ const STATES: [&str; TcpState::ALL.len() - 1] = {
 };
 const RECOVERY: Label = label("recovery", names!(Recovery));
 const DIRECTIONS: &[&str] = names!(Direction);
+const RULE: Label = label("rule", Rule::NAMES);
 
 pub static FAMILIES: &[Family] = &[
     // How many connections there are, what they carry, and what fails: for every fleet, so few series.
@@ -90,6 +91,28 @@ pub static FAMILIES: &[Family] = &[
             emit(group, &[state.name()], count(lingering));
         }
     }),
+    Family::gauge(
+        Summary,
+        "tcpwatch_findings",
+        "Open findings, as /findings lists them, by rule and severity. Non-zero only.",
+    )
+    .labels(&[RULE, label("severity", names!(Severity))])
+    .of_node(|scrape, emit| {
+        let mut open: BTreeMap<_, usize> = BTreeMap::new();
+        for finding in scrape.node.findings.open() {
+            *open.entry((finding.id.rule, finding.severity)).or_default() += 1;
+        }
+        for ((rule, severity), number) in open {
+            emit(&[rule.name(), severity.name()], count(number));
+        }
+    }),
+    Family::counter(Summary, "tcpwatch_findings_opened_total", "Findings opened, by rule.")
+        .labels(&[RULE])
+        .of_node(|scrape, emit| {
+            for rule in Rule::ALL {
+                emit(&[rule.name()], Sample::Int(scrape.node.findings.opened(*rule).into()));
+            }
+        }),
     Family::gauge(
         Summary,
         "tcpwatch_held_connections",
@@ -727,7 +750,7 @@ fn most(live: &Live, option: usize, emit: &mut Emit<'_>) {
 }
 
 fn translated(scrape: &Scrape<'_>, emit: &mut EmitOfSet<'_>) {
-    let mut counts = std::collections::BTreeMap::new();
+    let mut counts = BTreeMap::new();
     for conn in scrape.node.tracker.table().iter() {
         if let (Some(group), Some(is_translated)) = (conn.group, scrape.translations.has(conn)) {
             *counts.entry(group).or_default() += usize::from(is_translated);
