@@ -127,6 +127,11 @@ pub(crate) fn target_directory() -> Result<PathBuf> {
         .context("cargo metadata names no target_directory")
 }
 
+/// This program.
+pub(crate) fn xtask() -> Result<PathBuf> {
+    env::current_exe().context("finding this program")
+}
+
 fn announce(command: &Command) {
     eprintln!("$ {}", line(command));
 }

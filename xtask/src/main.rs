@@ -9,9 +9,12 @@ mod btf;
 mod command;
 mod debian;
 mod docs;
+mod drill;
 mod load;
+mod namespace;
 mod run;
 mod rustc_wrapper;
+mod stop;
 mod test;
 mod toolchain;
 mod vm;
@@ -34,6 +37,7 @@ enum Chore {
     Bench(bench::Args),
     Bpf(bpf::Args),
     Docs(docs::Args),
+    Drill(drill::Args),
     Load(load::Args),
     Run(run::Args),
     Test(test::Args),
@@ -59,6 +63,7 @@ fn chore(chore: &Chore) -> Result<()> {
         Chore::Bench(args) => bench::bench(args),
         Chore::Bpf(args) => bpf::bpf(args),
         Chore::Docs(args) => docs::docs(args),
+        Chore::Drill(args) => drill::drill(args),
         Chore::Load(args) => load::load(args),
         Chore::Run(args) => run::run(args),
         Chore::Test(args) => test::test(args),

@@ -14,13 +14,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{command, debian};
+use crate::{command, debian, drill};
 
-/// Run all tests: the workspace's as you, then the kernel tests as root
+/// Run all tests: the workspace's as you, then the kernel tests and the short drills as root
 ///
 /// Installs what the tests use and this machine lacks (iproute2, util-linux, python3, runc and nftables with apt-get;
-/// promtool is only unpacked into target/tools, schemathesis installed there from PyPI), saying so. The kernel tests load the BPF programs into the running
-/// kernel; they run directly when you are root, through `sudo -E` when not.
+/// promtool is only unpacked into target/tools, schemathesis installed there from PyPI), and what the drills use, saying so.
+/// The kernel tests load the BPF programs into the running kernel; they run directly when you are root, through `sudo -E`
+/// when not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Arguments for the kernel test executable, such as a filter or --nocapture
@@ -58,8 +59,13 @@ pub(crate) fn test(args: &Args) -> Result<()> {
     )
     .context("the kernel tests")?;
 
-    let filtered = if args.args.is_empty() { "" } else { ", with the arguments given" };
-    println!("xtask test: passed: the workspace's tests as this user; the kernel tests as root{filtered}");
+    let rest = if args.args.is_empty() {
+        drill::short_ones()?;
+        " and the short drills as root"
+    } else {
+        " as root, with the arguments given"
+    };
+    println!("xtask test: passed: the workspace's tests as this user; the kernel tests{rest}");
     Ok(())
 }
 

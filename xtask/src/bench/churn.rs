@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bench, Pairs,
-    machine::{self, BpfStats, Foreign, Namespace, ProgramTime},
+    machine::{self, BpfStats, Foreign, ProgramTime},
     stats::Spread,
     tool::{Running, Tool},
 };
-use crate::load::Report;
+use crate::{load::Report, namespace::Namespace};
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Churn {
@@ -124,7 +124,7 @@ fn costs(with: &With) -> Vec<ProgramCost> {
 
 /// Each run has a namespace of its own: TIME_WAITs of one run would slow the next.
 fn run_without(bench: &Bench) -> Result<(Report, f64)> {
-    let inside = Namespace::new("churn")?;
+    let inside = Namespace::new("bench-churn")?;
     machine::settle()?;
     let foreign = Foreign::watch()?;
     let report = bench.load(&inside, &[])?;
@@ -132,7 +132,7 @@ fn run_without(bench: &Bench) -> Result<(Report, f64)> {
 }
 
 fn run_with(bench: &Bench, tool: Tool) -> Result<With> {
-    let inside = Namespace::new("churn")?;
+    let inside = Namespace::new("bench-churn")?;
     let running = Running::start(tool, &bench.tcpwatch, &inside, &bench.folder)?;
     machine::settle()?;
     let (cpu, foreign) = (running.cpu_seconds()?, Foreign::watch()?);

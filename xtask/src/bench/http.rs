@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bench, Pairs,
-    machine::{self, Foreign, Namespace},
+    machine::{self, Foreign},
     stats::Spread,
     tool::{Running, Tool},
 };
-use crate::{command, debian};
+use crate::{command, debian, namespace::Namespace};
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Http {
@@ -72,7 +72,7 @@ impl Drop for Server {
 }
 
 fn run(bench: &Bench, nginx: &Path, tool: Option<Tool>) -> Result<(Wrk, f64)> {
-    let inside = Namespace::new("http")?;
+    let inside = Namespace::new("bench-http")?;
     let folder = bench.folder.join("nginx");
     fs::create_dir_all(&folder).context("making a folder for nginx")?;
     fs::write(folder.join("nginx.conf"), CONFIGURATION).context("writing nginx's configuration")?;

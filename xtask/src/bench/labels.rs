@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bench,
-    machine::Namespace,
     stats::Spread,
     tool::{Running, Tool},
 };
+use crate::namespace::Namespace;
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Labels {
@@ -33,7 +33,7 @@ const ALL: &str = "/metrics?collect[]=summary&collect[]=daemon&collect[]=connect
                    &collect[]=transfer";
 
 pub(crate) fn labels(bench: &Bench) -> Result<Labels> {
-    let inside = Namespace::new("labels")?;
+    let inside = Namespace::new("bench-labels")?;
     let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &inside, &bench.folder)?;
     // Each port of the load is a set for the client and one for the server.
     bench.load(&inside, &["--workers", "1", "--ports", "600", "--connections", "2400"])?;

@@ -12,11 +12,10 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bench,
-    machine::{self, Namespace},
+    Bench, machine,
     tool::{Running, Tool},
 };
-use crate::{command, load::unit};
+use crate::{command, load::unit, namespace::Namespace, stop};
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Loss {
@@ -63,7 +62,7 @@ pub(crate) fn loss(bench: &Bench) -> Result<Vec<Loss>> {
 }
 
 fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Result<Loss> {
-    let inside = Namespace::new("loss")?;
+    let inside = Namespace::new("bench-loss")?;
     let running = Running::start(Tool::Tcpwatch, &bench.tcpwatch, &inside, &bench.folder)?;
     let pid = running.pid().to_string();
     if starved == Starved::Nice {
@@ -89,7 +88,7 @@ fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Resu
     let ended = Instant::now();
     while !running.get("/leaks?format=json")?.contains("\"complete\": true") {
         ensure!(ended.elapsed() < REPAIR_LIMIT, "not complete {} s after the load", REPAIR_LIMIT.as_secs());
-        machine::sleep(Duration::from_millis(50))?;
+        stop::sleep(Duration::from_millis(50))?;
     }
     let complete_after_seconds = ended.elapsed().as_secs_f64();
     let mut connections = [0, 0];
@@ -99,7 +98,7 @@ fn run(bench: &Bench, what: String, rate: Option<u32>, starved: Starved) -> Resu
         if connections[0] == connections[1] {
             equal_after_seconds = Some(ended.elapsed().as_secs_f64());
         } else {
-            machine::sleep(Duration::from_millis(200))?;
+            stop::sleep(Duration::from_millis(200))?;
         }
     }
     let lost = running.metric("tcpwatch_records_lost_total")?;

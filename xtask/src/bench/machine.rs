@@ -3,21 +3,15 @@
 use std::{
     collections::HashMap,
     fs,
-    path::PathBuf,
     process::Command,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::command;
+use crate::{command, stop};
 
 /// The description above the tables.
 #[derive(Debug, Deserialize, Serialize)]
@@ -155,41 +149,10 @@ pub(crate) fn settle() -> Result<()> {
     let until = Instant::now() + Duration::from_secs(20);
     loop {
         let before = Used::by_anybody()?;
-        sleep(Duration::from_millis(500))?;
+        stop::sleep(Duration::from_millis(500))?;
         if before.share_until(&Used::by_anybody()?) < QUIET || Instant::now() > until {
             return Ok(());
         }
-    }
-}
-
-static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-
-/// From now on SIGINT and SIGTERM end the next sleep, so that tools and namespaces do not stay behind.
-pub(crate) fn stop_at_signals() -> Result<()> {
-    let stop = STOP.get_or_init(Arc::default);
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(stop)).context("handling SIGINT and SIGTERM")?;
-    }
-    Ok(())
-}
-
-pub(crate) fn stopped() -> bool {
-    STOP.get().is_some_and(|stop| stop.load(Ordering::Relaxed))
-}
-
-/// Sleeps.
-///
-/// # Errors
-/// A signal asked to stop.
-pub(crate) fn sleep(time: Duration) -> Result<()> {
-    let until = Instant::now() + time;
-    loop {
-        ensure!(!stopped(), "stopped by a signal");
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        thread::sleep(left.min(Duration::from_millis(100)));
     }
 }
 
@@ -261,41 +224,6 @@ impl Drop for BpfStats {
             eprintln!("{BPF_STATS} stays switched on: {error}");
         }
     }
-}
-
-/// A network namespace with loopback, removed when dropped.
-pub(crate) struct Namespace {
-    pub(crate) name: String,
-}
-
-impl Namespace {
-    pub(crate) fn new(purpose: &str) -> Result<Self> {
-        let name = format!("tcpwatch-bench-{purpose}-{}", std::process::id());
-        command::output(Command::new("ip").args(["netns", "add", &name]))?;
-        let made = Self { name };
-        command::output(Command::new("ip").args(["-n", &made.name, "link", "set", "lo", "up"]))?;
-        Ok(made)
-    }
-
-    /// A command that runs inside.
-    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name)).arg(program);
-        command
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        if let Err(error) = command::output(Command::new("ip").args(["netns", "del", &self.name])) {
-            eprintln!("the network namespace {} stays: {error:#}", self.name);
-        }
-    }
-}
-
-/// This program.
-pub(crate) fn xtask() -> Result<PathBuf> {
-    std::env::current_exe().context("finding this program")
 }
 
 fn kibibytes(file: &str, name: &str) -> Result<f64> {

@@ -24,11 +24,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use self::{
-    machine::{Machine, Namespace},
-    tool::Tool,
-};
-use crate::{command, debian, load::Report};
+use self::{machine::Machine, tool::Tool};
+use crate::{command, debian, load::Report, namespace::Namespace, stop};
 
 const DOCUMENT: &str = "docs/performance.md";
 const FIGURES: &str = "docs/performance.json";
@@ -150,9 +147,9 @@ pub(crate) fn bench(args: &Args) -> Result<()> {
         scales: args.scales.clone(),
     };
     let began = Instant::now();
-    machine::stop_at_signals()?;
+    stop::stop_at_signals()?;
     let results = measure(&bench, &args.parts)?;
-    ensure!(!machine::stopped(), "stopped by a signal");
+    ensure!(!stop::stopped(), "stopped by a signal");
     let document = report::document(&results);
     println!("{document}");
     let figures = serde_json::to_string_pretty(&results).context("writing the figures")? + "\n";
@@ -193,7 +190,7 @@ fn part<T>(
     failures: &mut Vec<String>,
     measure: impl FnOnce() -> Result<T>,
 ) -> Option<T> {
-    if machine::stopped() || !(wanted.is_empty() || wanted.contains(&part)) {
+    if stop::stopped() || !(wanted.is_empty() || wanted.contains(&part)) {
         return None;
     }
     eprintln!("== {part:?}");
@@ -233,7 +230,7 @@ impl Bench {
 
     /// One run of the load: as many connections as possible, unless `options` say otherwise.
     fn load(&self, inside: &Namespace, options: &[&str]) -> Result<Report> {
-        let mut load = inside.command(machine::xtask()?);
+        let mut load = inside.command(command::xtask()?);
         load.args(["load", "--seconds", &self.seconds.to_string()]).args(options);
         let report: Report =
             serde_json::from_str(&command::output(&mut load)?).context("reading what the load said")?;
@@ -244,7 +241,7 @@ impl Bench {
             report.first_failure.as_deref().unwrap_or("there were none")
         );
         // Gives records on their way time to arrive.
-        machine::sleep(Duration::from_millis(300))?;
+        stop::sleep(Duration::from_millis(300))?;
         Ok(report)
     }
 }

@@ -10,12 +10,11 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bench,
-    machine::{self, Namespace},
+    Bench, machine,
     stats::Spread,
     tool::{Running, Tool},
 };
-use crate::command;
+use crate::{command, namespace::Namespace, stop};
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Scale {
@@ -53,11 +52,11 @@ pub(crate) fn scale(bench: &Bench) -> Result<Vec<Scale>> {
 }
 
 fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
-    let inside = Namespace::new("scale")?;
+    let inside = Namespace::new("bench-scale")?;
     // The closed clients' ends must be gone first: while there are minisocks, tcpwatch sweeps more often.
     command::output(inside.command("sysctl").args(["-q", "net.ipv4.tcp_fin_timeout=1"]))?;
     let (pairs, half_closed) = (sockets / 2, sockets / LINGERING_SHARE);
-    let mut command = inside.command(machine::xtask()?);
+    let mut command = inside.command(command::xtask()?);
     command.args(["load", "--hold", &pairs.to_string(), "--half-closed", &half_closed.to_string()]);
     let mut held =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the load")?;
@@ -72,7 +71,7 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     let ready_seconds = began.elapsed().as_secs_f64();
     let ready_cpu_seconds = running.cpu_seconds()?;
     // Half-closed connections count as lingering after 30 s.
-    machine::sleep(Duration::from_secs(34).saturating_sub(held_since.elapsed()))?;
+    stop::sleep(Duration::from_secs(34).saturating_sub(held_since.elapsed()))?;
     let ask = |path: &str| -> Result<Option<Spread>> {
         let mut times = Vec::new();
         for _ in 0..QUESTIONS {
@@ -86,7 +85,7 @@ fn run(bench: &Bench, sockets: u64) -> Result<Scale> {
     let lingering = running.metric("tcpwatch_lingering_connections")? as u64;
     let idle_since = Instant::now();
     while minisocks(&running)? > 0.0 && idle_since.elapsed() < MINISOCKS {
-        machine::sleep(Duration::from_secs(1))?;
+        stop::sleep(Duration::from_secs(1))?;
     }
     next_sweep(&running)?;
     let (idle_since, before) = (Instant::now(), running.cpu_seconds()?);
@@ -126,7 +125,7 @@ fn next_sweep(running: &Running) -> Result<u32> {
     let before = running.metric("tcpwatch_sweeps_total")?;
     while since.elapsed() < IDLE {
         // Rarely, as asking costs processor time too.
-        machine::sleep(Duration::from_secs(5))?;
+        stop::sleep(Duration::from_secs(5))?;
         if running.metric("tcpwatch_sweeps_total")? > before {
             return Ok(1);
         }

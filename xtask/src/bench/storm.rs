@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bench, Pairs,
-    machine::{self, BpfStats, Foreign, Namespace},
+    machine::{self, BpfStats, Foreign},
     stats::Spread,
     tool::{Running, Tool},
 };
-use crate::{command, load::Report};
+use crate::{command, load::Report, namespace::Namespace, stop};
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Storm {
@@ -54,7 +54,7 @@ pub(crate) fn storm(bench: &Bench) -> Result<Storm> {
     drop(stats);
     let kernel = ends.iter().map(retransmitted).sum::<Result<f64>>()?;
     // The daemon reads the BPF programs' counts once a second.
-    machine::sleep(Duration::from_secs(3))?;
+    stop::sleep(Duration::from_secs(3))?;
     let counted = running.metric_of("tcpwatch_retransmits_total", &format!("{PORT}\""))?;
     Ok(Storm {
         kept: Spread::of(kept),
@@ -68,7 +68,7 @@ pub(crate) fn storm(bench: &Bench) -> Result<Storm> {
 
 /// Two namespaces and a link between them that drops segments in both directions.
 fn link() -> Result<[Namespace; 2]> {
-    let ends = [Namespace::new("storm-a")?, Namespace::new("storm-b")?];
+    let ends = [Namespace::new("bench-storm-a")?, Namespace::new("bench-storm-b")?];
     let [a, b] = &ends;
     command::output(Command::new("ip").args([
         "-n", &a.name, "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", &b.name,
@@ -93,7 +93,7 @@ fn link() -> Result<[Namespace; 2]> {
 fn transfers(bench: &Bench, [a, b]: &[Namespace; 2]) -> Result<Report> {
     machine::settle()?;
     let address = format!("{SERVER}{PORT}");
-    let mut server = b.command(machine::xtask()?);
+    let mut server = b.command(command::xtask()?);
     let longer = (bench.seconds + 30.0).to_string();
     server.args(["load", "--workers", "8", "--bytes", BYTES, "--serve", &address, "--seconds", &longer]);
     let mut server =

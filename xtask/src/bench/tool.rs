@@ -15,7 +15,8 @@ use nix::{
     unistd::Pid,
 };
 
-use super::machine::{self, Namespace};
+use super::machine;
+use crate::namespace::Namespace;
 
 /// One tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
