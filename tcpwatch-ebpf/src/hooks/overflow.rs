@@ -47,11 +47,8 @@ pub fn overflow_v4_fentry(ctx: FEntryContext) -> i32 {
 
 #[fentry(function = "tcp_v6_syn_recv_sock")]
 pub fn overflow_v6_fentry(ctx: FEntryContext) -> i32 {
-    if let Some(listener) = BtfPtr::new(ctx.arg(0))
-        && is_full(listener)
-        && BtfPtr::new(ctx.arg(1)).is_some_and(is_v6)
-    {
-        overflows::add_one(identity::of(listener));
+    if let Some(listener) = BtfPtr::new(ctx.arg(0)) {
+        connection_v6(listener, || BtfPtr::new(ctx.arg(1)));
     }
     0
 }
@@ -74,11 +71,8 @@ pub fn overflow_v4_kprobe(ctx: ProbeContext) -> u32 {
 
 #[kprobe]
 pub fn overflow_v6_kprobe(ctx: ProbeContext) -> u32 {
-    if let Some(listener) = ProbedPtr::new(registers::read(&ctx, &OFF_REGS_ARG0) as *const u8)
-        && is_full(listener)
-        && ProbedPtr::new(registers::read(&ctx, &OFF_REGS_ARG1) as *const u8).is_some_and(is_v6)
-    {
-        overflows::add_one(identity::of(listener));
+    if let Some(listener) = ProbedPtr::new(registers::read(&ctx, &OFF_REGS_ARG0) as *const u8) {
+        connection_v6(listener, || ProbedPtr::new(registers::read(&ctx, &OFF_REGS_ARG1) as *const u8));
     }
     0
 }
@@ -86,6 +80,14 @@ pub fn overflow_v6_kprobe(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn connection(listener: impl KernelPtr) {
     if is_full(listener) {
+        overflows::add_one(identity::of(listener));
+    }
+}
+
+/// The packet is read only where the queue is full.
+#[inline(always)]
+fn connection_v6<P: KernelPtr>(listener: impl KernelPtr, packet: impl FnOnce() -> Option<P>) {
+    if is_full(listener) && packet().is_some_and(is_v6) {
         overflows::add_one(identity::of(listener));
     }
 }

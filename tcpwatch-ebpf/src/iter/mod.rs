@@ -3,6 +3,7 @@
 //!
 //! They run only when the daemon reads them. Nothing here goes to the ring or the queues, and nothing here counts.
 
+mod holder;
 mod namespaces;
 mod options;
 mod seen_socket;

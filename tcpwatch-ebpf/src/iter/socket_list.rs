@@ -8,6 +8,7 @@ use tcpwatch_common::{LIST_QUEUED, LIST_SUBFLOWS, SeenSocket, SocketList};
 
 use crate::{
     iter::{
+        holder::Holder,
         seen_socket,
         seq::{self, Meta},
     },
@@ -17,7 +18,7 @@ use crate::{
             self, OFF_ACCEPT_QUEUE_HEAD, OFF_MPTCP_CONN_LIST, OFF_REQUEST_NEXT, OFF_REQUEST_SK,
             OFF_SKC_LISTENER, OFF_SUBFLOW_NODE, OFF_SUBFLOW_TCP_SOCK,
         },
-        pointer::{BtfPtr, KernelPtr, ProbedPtr, bytes},
+        pointer::{BtfPtr, KernelPtr, ProbedPtr},
     },
 };
 
@@ -59,16 +60,6 @@ pub fn write_queued(meta: *const Meta, listener: BtfPtr, room: &mut MaybeUninit<
     }
 }
 
-/// Who holds an MPTCP socket.
-pub struct Holder {
-    pub tgid: u32,
-    pub fd: u32,
-    pub start_ns: u64,
-    pub comm: [u64; 2],
-    pub exec_id: u32,
-    pub stack: u32,
-}
-
 /// Lists the subflows of an MPTCP socket, the one that listens among them. The kernel makes nine at most.
 #[inline(always)]
 pub fn write_subflows(
@@ -81,12 +72,7 @@ pub fn write_subflows(
     let list = zeroed(room);
     list.kind = LIST_SUBFLOWS;
     list.time_ns = clock::now_ns();
-    list.tgid = holder.tgid;
-    list.fd = holder.fd;
-    list.start_ns = holder.start_ns;
-    list.comm = bytes(holder.comm);
-    list.exec_id = holder.exec_id;
-    list.stack = holder.stack;
+    holder.fill_list(list);
     // `struct list_head` begins with `next`; the last one's is the head.
     let head = offsets::value(&OFF_MPTCP_CONN_LIST);
     let end = mptcp.as_ptr().wrapping_add(head);

@@ -1,7 +1,8 @@
 //! Every TCP socket that a process holds open, in all network namespaces: the iterator task_file
 //! (kernel/bpf/task_iter.c) visits each descriptor of each process. In: a process and one of its files. Out: one
-//! record for each descriptor that is a TCP socket, and for a Multipath TCP socket the list of its subflows. Deliberately absent: sockets without a descriptor (not yet
-//! accepted, orphaned, TIME_WAIT), which the iterator tcp visits.
+//! record for each descriptor that is a TCP socket, and for a Multipath TCP socket the list of its subflows.
+//! Deliberately absent: sockets without a descriptor (not yet accepted, orphaned, TIME_WAIT), which the iterator tcp
+//! visits.
 
 use core::mem::MaybeUninit;
 
@@ -9,18 +10,17 @@ use aya_ebpf::helpers::bpf_sock_from_file;
 
 use crate::{
     iter::{
+        holder::Holder,
         seen_socket,
         seq::{self, TaskFileContext},
-        socket_list::{self, Holder},
+        socket_list,
     },
     read::{
         offsets::{
             self, OFF_FILE_INODE, OFF_FILE_PRIVATE_DATA, OFF_INODE_SB, OFF_MPTCP_CONN_LIST, OFF_SB_MAGIC,
-            OFF_SK_PROTOCOL, OFF_SK_TYPE, OFF_SKC_FAMILY, OFF_SOCKET_SK, OFF_TASK_COMM,
-            OFF_TASK_GROUP_LEADER, OFF_TASK_START_BOOTTIME, OFF_TASK_TGID,
+            OFF_SK_PROTOCOL, OFF_SK_TYPE, OFF_SKC_FAMILY, OFF_SOCKET_SK,
         },
-        pointer::{AF_INET, AF_INET6, BtfPtr, IPPROTO_MPTCP, KernelPtr, ProbedPtr, SOCK_STREAM, bytes},
-        process,
+        pointer::{AF_INET, AF_INET6, BtfPtr, IPPROTO_MPTCP, KernelPtr, ProbedPtr, SOCK_STREAM},
     },
 };
 
@@ -70,17 +70,9 @@ fn held(ctx: *const TaskFileContext, sk: impl KernelPtr) {
     if family != AF_INET && family != AF_INET6 {
         return;
     }
-    let Some(leader) = task.follow(&OFF_TASK_GROUP_LEADER) else { return };
+    let Some(holder) = Holder::of(task, fd) else { return };
     let mut room = MaybeUninit::uninit();
     if is_mptcp(sk) {
-        let holder = Holder {
-            tgid: task.read(&OFF_TASK_TGID),
-            fd,
-            start_ns: leader.read(&OFF_TASK_START_BOOTTIME),
-            comm: leader.read_16_bytes(&OFF_TASK_COMM),
-            exec_id: process::exec_id(task),
-            stack: process::stack(task),
-        };
         socket_list::write_subflows(meta, sk, &holder, &mut room);
         return;
     }
@@ -88,12 +80,7 @@ fn held(ctx: *const TaskFileContext, sk: impl KernelPtr) {
     let record = seen_socket::zeroed(&mut room);
     seen_socket::fill_full_socket(record, sk);
     seen_socket::fill_flow(record, sk);
-    record.start_ns = leader.read(&OFF_TASK_START_BOOTTIME);
-    record.tgid = task.read(&OFF_TASK_TGID);
-    record.fd = fd;
-    record.comm = bytes(leader.read_16_bytes(&OFF_TASK_COMM));
-    record.exec_id = process::exec_id(task);
-    record.stack = process::stack(task);
+    holder.fill_socket(record);
     seen_socket::fill_listener(record);
     seq::write(meta, record);
 }
