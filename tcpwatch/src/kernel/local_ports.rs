@@ -49,18 +49,20 @@ impl LocalPorts {
     }
 }
 
-/// The ephemeral ports of each namespace, or the reason why they are unknown. `namespaces`: inodes, and the ways
-/// into each.
+/// The ephemeral ports of each namespace, `None` of one that is gone, or the reason why they are unknown. `namespaces`:
+/// inodes, and the ways into each.
 ///
 /// # Errors
 /// When no namespace can be queried; a message for the user.
-pub async fn ask(namespaces: BTreeMap<u32, Hints>) -> Result<OfEach<LocalPorts>, String> {
+pub async fn ask(namespaces: BTreeMap<u32, Hints>) -> Result<OfEach<Option<LocalPorts>>, String> {
     netns::of_each(namespaces, of_namespace).await
 }
 
-fn of_namespace(inode: u32, ways: &Hints) -> Result<LocalPorts, String> {
-    netns::enter_existing(inode, ways)?;
-    LocalPorts::read().map_err(|error| format!("of network namespace {inode}: {error}"))
+fn of_namespace(inode: u32, ways: &Hints) -> Result<Option<LocalPorts>, String> {
+    if !netns::enter_by_inode(inode, ways)? {
+        return Ok(None);
+    }
+    LocalPorts::read().map(Some).map_err(|error| format!("of network namespace {inode}: {error}"))
 }
 
 #[cfg(test)]

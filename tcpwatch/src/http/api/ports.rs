@@ -75,7 +75,8 @@ pub(crate) struct Row {
     comms: BTreeSet<Option<Arc<str>>>,
 }
 
-type Known = OfEach<LocalPorts>;
+/// `None` of a namespace that is gone: TIME_WAITs may stay in the table until the next sweep.
+type Known = OfEach<Option<LocalPorts>>;
 
 #[derive(Default)]
 struct Used {
@@ -123,15 +124,17 @@ fn counts(conn: &Conn, ports: Option<&LocalPorts>) -> bool {
 /// `problem`: why nothing could be asked.
 fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Result<Ports, ApiError> {
     let tracker = &node.tracker;
-    let of = |netns: u32| known.get(&netns).and_then(|ports| ports.as_ref().ok());
+    let of = |netns: u32| known.get(&netns)?.as_ref().ok()?.as_ref();
+    let exists = |conn: &&Conn| !matches!(known.get(&conn.netns), Some(Ok(None)));
     let mut used: FxHashMap<(u32, Ipv6Addr, Endpoint), Used> = FxHashMap::default();
-    for conn in tracker.table().iter().filter(|conn| counts(conn, of(conn.netns))) {
+    for conn in tracker.table().iter().filter(exists).filter(|conn| counts(conn, of(conn.netns))) {
         let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
         one.now.count(conn);
         one.comms.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
     }
-    // Not of namespaces that are gone.
-    for conn in failed(node).filter(|conn| known.is_empty() || known.contains_key(&conn.netns)) {
+    // One that no connection leads to was not asked about.
+    let asked = |conn: &&Conn| known.is_empty() || known.contains_key(&conn.netns);
+    for conn in failed(node).filter(exists).filter(asked) {
         let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
         one.failed_connects += 1;
         one.comms.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
@@ -143,7 +146,7 @@ fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Res
         }
     }
     let available: HashMap<u32, usize> =
-        known.iter().filter_map(|(netns, ports)| Some((*netns, ports.as_ref().ok()?.count()))).collect();
+        known.keys().filter_map(|netns| Some((*netns, of(*netns)?.count()))).collect();
     // In thousandths, which order well.
     let share = |netns: u32, used: &Used| {
         available.get(&netns).map(|available| used.now.total() * 1000 / (*available).max(1))
