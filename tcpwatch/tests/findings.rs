@@ -600,6 +600,32 @@ fn handshakes_are_lost_deferred_or_refused() {
 }
 
 #[test]
+fn the_queue_of_a_leak_is_that_of_the_listener_whatever_ports_say() {
+    // A transparent proxy listens on another port; a server on that of the connections.
+    let proxy = Socket::new(9, NETNS, end("0.0.0.0", 8080), end("::", 0), PASSIVE | HELD);
+    let waits = |waiting| ListenQueue { waiting, limit: 4, ..ListenQueue::default() };
+    let listens = |socket, waiting| Seen {
+        queue: waits(waiting),
+        ..held_sighting(THEN, socket, Listen, if waiting == 5 { NGINX } else { WORKER })
+    };
+    let listeners = [listens(proxy, 5), listens(listener(8, "10.0.0.2"), 0)];
+
+    let mut world = World::new();
+    let closed = sighting(THEN, server(FIN), CloseWait);
+    world.sweep_with_lists(THEN, &[&listeners[..], &[closed]].concat(), &[accept_queue(THEN, 9, &[2])]);
+    let (leak, _) = only(&world, THEN + LIMIT);
+    assert_eq!((leak.evidence, leak.process.map(|one| one.pid)), (Evidence::Unaccepted, Some(NGINX)));
+    assert_eq!(leak.queue.map(|queue| queue.queue), Some(5));
+
+    let mut world = World::new();
+    let socket = Socket::new(5, NETNS, end("10.0.0.2", 80), end("10.0.0.1", 40_000), REQUEST);
+    let request = Seen { listener: 9, handshake_acknowledged: true, ..sighting(THEN, socket, SynRecv) };
+    world.sweep(THEN, &[&listeners[..], &[request]].concat());
+    let (leak, _) = only(&world, THEN + 5 * SECOND);
+    assert_eq!(leak.queue.map(|queue| queue.queue), Some(5));
+}
+
+#[test]
 fn a_fin_that_was_never_sent_is_not_said_to_be_unanswered() {
     let now_ns = THEN + LIMIT;
     for (unsent, unacknowledged, said) in

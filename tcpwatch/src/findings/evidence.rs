@@ -15,7 +15,7 @@ use crate::{
         groups::Role,
         processes::{Process, ProcessId},
         table::{Conn, ConnFlags, Standing},
-        tracker::{Tracker, overflows::Listening},
+        tracker::Tracker,
     },
     tcp::state::TcpState,
 };
@@ -222,12 +222,9 @@ pub(in crate::findings) fn waits_for<'a>(closed: &[&Conn], shut_down: &[&'a Conn
     matched
 }
 
-/// The listener that takes connections to this end, if there is only one.
-pub(in crate::findings) fn listener(
-    tracker: &Tracker,
-    netns: u32,
-    end: Endpoint,
-) -> Option<(&Conn, &Listening)> {
+/// The listener that takes connections to this end, if there is only one. To be asked only of connections that the end
+/// has not answered: of others sweeps know the listener.
+pub(in crate::findings) fn listener(tracker: &Tracker, netns: u32, end: Endpoint) -> Option<&Conn> {
     let score = |conn: &Conn| {
         let here = conn.netns == netns && conn.local.port == end.port;
         match conn.local.addr {
@@ -246,6 +243,5 @@ pub(in crate::findings) fn listener(
             alone = false;
         }
     }
-    let (_, conn) = best.filter(|_| alone)?;
-    Some((conn, tracker.queue(conn.cookie)?))
+    best.filter(|_| alone).map(|(_, conn)| conn)
 }

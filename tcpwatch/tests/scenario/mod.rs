@@ -180,6 +180,11 @@ pub(crate) fn covering(namespaces: &[u32]) -> Coverage {
     Coverage { namespaces: namespaces.iter().copied().collect(), ..Coverage::default() }
 }
 
+/// Whether a time of the connection is a lower bound.
+pub(crate) fn at_least(conn: &Conn) -> bool {
+    conn.is(ConnFlags::OLDER) || conn.is(ConnFlags::STATE_OLDER)
+}
+
 pub(crate) struct World {
     pub(crate) tracker: Tracker,
 }

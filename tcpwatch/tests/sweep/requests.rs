@@ -23,7 +23,7 @@ fn a_request_is_a_syn_recv_of_its_listener() {
     let world = requested();
     let row = world.row(2);
     assert_eq!((row.state(), row.role.name(), world.owner(2)), (SynRecv, "server", Some("nginx")));
-    assert!(row.is(ConnFlags::REQUEST) && row.at_least());
+    assert!(row.is(ConnFlags::REQUEST) && at_least(row));
     assert_eq!((row.accepted(), world.counts()), (Some(false), [0, 0, 0]));
 }
 

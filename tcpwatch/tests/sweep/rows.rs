@@ -10,7 +10,7 @@ fn the_first_sweep_finds_older_connections_and_repairs_nothing() {
     let mut world = World::new();
     world.sweep(10, &[held_sighting(11, client(HELD), Established, CURL)]);
     let row = world.row(1);
-    assert_eq!((row.state(), row.since_ns(), row.at_least()), (Established, 11, true));
+    assert_eq!((row.state(), row.since_ns(), at_least(row)), (Established, 11, true));
     assert_eq!((row.role.name(), world.owner(1)), ("client", Some("curl")));
     assert_eq!(world.tracker.repairs(), NONE);
     world.report(20, client(HELD), ended(Established, ECONNRESET));
@@ -44,7 +44,7 @@ fn a_sighting_that_agrees_with_the_records_is_no_repair() {
         );
     }
     assert_eq!((world.tracker.repairs(), world.tracker.table().len()), (NONE, 3));
-    assert!(!world.row(1).at_least() && !world.row(2).at_least());
+    assert!(!at_least(world.row(1)) && !at_least(world.row(2)));
     assert_eq!(world.counts(), [1, 0, 0], "nobody has accepted the server's");
 }
 
@@ -55,7 +55,7 @@ fn a_state_without_a_record_is_entered_at_the_sighting() {
     world.sweep(10, &[Seen { unread_bytes: 5, ..held_sighting(SECOND, client(HELD), CloseWait, CURL) }]);
     let row = world.row(1);
     assert_eq!((row.state(), row.since_ns(), row.unread_bytes), (CloseWait, SECOND, 5));
-    assert!(row.is(ConnFlags::STATE_OLDER) && !row.is(ConnFlags::OLDER) && row.at_least());
+    assert!(row.is(ConnFlags::STATE_OLDER) && !row.is(ConnFlags::OLDER) && at_least(row));
     let steps: Vec<_> = row.life().steps().map(|step| (step.state, step.cause)).collect();
     assert_eq!(steps.last(), Some(&(CloseWait, Cause::Unknown)));
     assert_eq!(world.tracker.repairs(), Repairs { changed: 1, ..NONE });
@@ -297,6 +297,6 @@ fn an_older_state_is_dated_by_the_last_segment_where_that_entered_it() {
             ..held_sighting(now_ns, client(HELD), state, CURL)
         };
         world.sweep(now_ns, &[seen]);
-        assert_eq!((world.row(1).since_ns(), world.row(1).at_least()), (since_ns, true), "{state}");
+        assert_eq!((world.row(1).since_ns(), at_least(world.row(1))), (since_ns, true), "{state}");
     }
 }

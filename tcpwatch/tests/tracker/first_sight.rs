@@ -15,7 +15,7 @@ fn a_socket_first_reported_in_mid_life_has_a_lower_bound_as_its_age() {
             world.report(7, client(HELD), what);
             let row = world.row(1);
             assert_eq!((row.state(), row.since_ns(), row.opened_ns()), (state, 7, 7), "{what:?}");
-            assert!(row.is(ConnFlags::OLDER) && row.is(ConnFlags::STATE_OLDER) && row.at_least(), "{what:?}");
+            assert!(row.is(ConnFlags::OLDER) && row.is(ConnFlags::STATE_OLDER) && at_least(row), "{what:?}");
             assert_eq!(world.counts()[..2], [0, 0], "{what:?}");
         }
     }
@@ -36,7 +36,7 @@ fn a_transition_of_an_unknown_socket_dates_the_state_but_not_the_connection() {
         world.report(9, client(HELD), ended(state, ECONNRESET));
         let conn = &world.last_ended().conn;
         assert!(
-            conn.is(ConnFlags::OLDER) && !conn.is(ConnFlags::STATE_OLDER) && conn.at_least(),
+            conn.is(ConnFlags::OLDER) && !conn.is(ConnFlags::STATE_OLDER) && at_least(conn),
             "{from} {state}"
         );
         assert_eq!(world.observed(from).0, 0, "{from}: its beginning was not seen");

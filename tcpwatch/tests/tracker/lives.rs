@@ -31,7 +31,7 @@ fn a_client_that_closes_first_ends_in_time_wait_and_is_named_as_closer() {
         ]
     );
     assert_eq!(world.names(row), [Some("curl"); 3]);
-    assert!(row.is(ConnFlags::MINISOCK) && !row.at_least());
+    assert!(row.is(ConnFlags::MINISOCK) && !at_least(row));
     assert_eq!(world.counts_of("curl"), [1, 1, 0]);
     for state in [SynSent, Established, FinWait1, FinWait2] {
         assert_eq!(world.observed(state).0, 1, "{state}");
@@ -107,7 +107,7 @@ fn a_simultaneous_open_keeps_the_client_role() {
         [(1, to(Close, SynSent, CURL)), (2, to(SynSent, SynRecv, 0)), (3, to(SynRecv, Established, 0))],
     );
     let row = world.row(1);
-    assert_eq!((row.role.name(), row.at_least()), ("client", false));
+    assert_eq!((row.role.name(), at_least(row)), ("client", false));
     assert_eq!(world.counts_of("curl"), [1, 0, 0]);
 }
 

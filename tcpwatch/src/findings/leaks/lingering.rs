@@ -13,7 +13,7 @@ use crate::{
         Severity,
         evidence::{self, Evidence, OtherEnd, OtherEnds, WaitsFor},
         leaks::{
-            Counts, Key, Leak, LeakHistory,
+            Counts, Key, Leak, LeakHistory, ProcessKey,
             words::{self, Facts},
         },
     },
@@ -117,12 +117,14 @@ impl Known<'_> {
 
     /// The accept queue that the group's connections wait in or for, and its listener.
     fn listener(&self, key: &Key, group: &Group<'_>) -> Option<(&Conn, &Listening)> {
-        let end = match (key.state, key.evidence) {
-            (TcpState::CloseWait, Evidence::Unaccepted) | (TcpState::SynRecv, _) => group.oldest.local,
-            (TcpState::SynSent, _) => group.oldest.remote,
+        let conn = match (key.state, key.evidence) {
+            (TcpState::CloseWait, Evidence::Unaccepted) | (TcpState::SynRecv, _) => {
+                self.tracker.listener_of(group.oldest)?
+            }
+            (TcpState::SynSent, _) => evidence::listener(self.tracker, key.netns, group.oldest.remote)?,
             _ => return None,
         };
-        evidence::listener(self.tracker, key.netns, end)
+        Some((conn, self.tracker.queue(conn.cookie)?))
     }
 }
 
@@ -135,10 +137,8 @@ pub(super) fn count(tracker: &Tracker, limits: &LingerLimits, now_ns: u64, count
 }
 
 fn key(tracker: &Tracker, conn: &Conn, now_ns: u64) -> Key {
-    let process = conn.process.map(|id| tracker.processes().get(id));
-    let process = process.map(|process| (process.pid, process.start_ns, process.exec_id));
     Key {
-        process,
+        process: conn.process.map(|id| ProcessKey::of(tracker, id)),
         role: conn.role,
         state: conn.state(),
         evidence: evidence::of(conn, now_ns),

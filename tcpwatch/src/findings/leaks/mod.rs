@@ -19,7 +19,7 @@ use crate::{
     model::{
         address::GroupAddress,
         groups::{Peer, Role},
-        processes::Process,
+        processes::{Process, ProcessId},
         tracker::{Tracker, overflows::Queue},
     },
     tcp::{state::TcpState, time::Clock},
@@ -90,13 +90,27 @@ pub struct Leak {
 /// What a leak is about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
-    /// Pid, start time and number of execs: a table slot may come to name another process.
-    process: Option<(u32, u64, u32)>,
+    process: Option<ProcessKey>,
     role: Role,
     state: TcpState,
     evidence: Evidence,
     netns: u32,
     peer: Peer,
+}
+
+/// Identifies a process for longer than its slot in the table, which may come to name another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct ProcessKey {
+    pid: u32,
+    start_ns: u64,
+    exec_id: u32,
+}
+
+impl ProcessKey {
+    fn of(tracker: &Tracker, id: ProcessId) -> Self {
+        let Process { pid, start_ns, exec_id, .. } = *tracker.processes().get(id);
+        Self { pid, start_ns, exec_id }
+    }
 }
 
 type Counts = FxHashMap<Key, usize>;

@@ -8,7 +8,7 @@ use crate::{
     findings::{
         Severity,
         evidence::Evidence,
-        leaks::{Counts, Key, Leak, LeakHistory, lingering::LingerLimits},
+        leaks::{Counts, Key, Leak, LeakHistory, ProcessKey, lingering::LingerLimits},
     },
     model::{
         address::GroupAddress,
@@ -62,11 +62,8 @@ fn lingering<'a>(
 }
 
 fn key(tracker: &Tracker, process: Option<ProcessId>) -> Key {
-    let process = process
-        .map(|id| tracker.processes().get(id))
-        .map(|process| (process.pid, process.start_ns, process.exec_id));
     Key {
-        process,
+        process: process.map(|id| ProcessKey::of(tracker, id)),
         role: Role::Unknown,
         state: TcpState::Close,
         evidence: Evidence::None,

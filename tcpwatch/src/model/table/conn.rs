@@ -108,6 +108,8 @@ pub struct Standing {
     pub queue: ListenQueue,
     /// Of a request: the client has acknowledged the SYN-ACK, and the listener made no connection of it.
     pub handshake_acknowledged: bool,
+    /// Of a request, and of a connection in an accept queue: the cookie of its listener.
+    pub(crate) listener: Option<u64>,
 }
 
 impl Standing {
@@ -349,10 +351,5 @@ impl Conn {
             return Some(true);
         }
         (self.is(ConnFlags::FOUND_UNACCEPTED) || self.is(ConnFlags::REQUEST)).then_some(false)
-    }
-
-    /// Whether its times are lower bounds.
-    pub fn at_least(&self) -> bool {
-        self.is(ConnFlags::OLDER) || self.is(ConnFlags::STATE_OLDER)
     }
 }

@@ -165,6 +165,13 @@ impl Tracker {
         self.queues.get(&cookie)
     }
 
+    /// The listener on whose accept queue the latest sweep found a connection that stands there, or that a request was
+    /// made to.
+    pub fn listener_of(&self, conn: &Conn) -> Option<&Conn> {
+        let listener = conn.standing()?.listener?;
+        Some(self.table.get(self.table.find(listener)?)).filter(|conn| conn.role == Role::Listener)
+    }
+
     /// Sockets in CLOSE that a process holds, by cookie.
     pub fn unconnected(&self) -> &FxHashMap<u64, Unconnected> {
         &self.unconnected

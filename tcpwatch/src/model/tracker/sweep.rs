@@ -397,6 +397,7 @@ impl Tracker {
             received_ns: received_ns.filter(|_| seen.traffic.received_bytes > 0),
             queue: seen.queue,
             handshake_acknowledged: seen.handshake_acknowledged,
+            listener: standing.listener,
         };
     }
 
@@ -487,27 +488,33 @@ impl Tracker {
             if conn.swept != number || conn.is(ConnFlags::MINISOCK) {
                 continue;
             }
-            if conn.standing().is_some() {
-                let end = self.table.get_mut(key).end.as_mut();
-                if let Some(standing) = end.and_then(|end| end.standing.as_mut()) {
-                    standing.without_descriptor = holders_seen && standing.held && !standing.descriptor_found;
-                }
+            let waits = conn.is(ConnFlags::UNACCEPTED) || conn.is(ConnFlags::REQUEST);
+            let listener = if waits { self.found_at(conn) } else { None };
+            let conn = self.table.get_mut(key);
+            if let Some(standing) = conn.end.as_mut().and_then(|end| end.standing.as_mut()) {
+                standing.without_descriptor = holders_seen && standing.held && !standing.descriptor_found;
+                standing.listener = listener;
             }
-            let conn = self.table.get(key);
-            if conn.is(ConnFlags::UNACCEPTED) {
-                let process = self.holder_of_listener(conn);
+            let (unaccepted, established) =
+                (conn.is(ConnFlags::UNACCEPTED), conn.state().follows_established());
+            if unaccepted {
+                let process = listener.and_then(|listener| self.holder_of(listener));
                 self.set_process(key, process, began_ns);
             }
-            if self.table.get(key).state().follows_established() {
+            if established {
                 self.note_established(key, began_ns);
             }
             self.group(key, began_ns);
         }
     }
 
-    /// The process that this sweep found to hold the listener on whose accept queue it found the connection.
-    fn holder_of_listener(&self, conn: &Conn) -> Option<ProcessId> {
-        let listener = self.sweep.queued.get(&conn.cookie).copied().or_else(|| self.long_queue_of(conn))?;
+    /// The listener on whose accept queue this sweep found the connection, or that the request was made to.
+    fn found_at(&self, conn: &Conn) -> Option<u64> {
+        self.sweep.queued.get(&conn.cookie).copied().or_else(|| self.long_queue_of(conn))
+    }
+
+    /// The process that this sweep found to hold a listener.
+    fn holder_of(&self, listener: u64) -> Option<ProcessId> {
         let listener = self.table.get(self.table.find(listener)?);
         let is_held = listener.swept == self.sweep.number && listener.is(ConnFlags::OWNER_HOLDS);
         listener.process.filter(|_| is_held)
