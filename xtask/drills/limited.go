@@ -1,15 +1,19 @@
 // An HTTP server that has at most LIMIT connections at a time, as golang.org/x/net/netutil does it: it does not accept
-// any more until one is closed. Connections that are idle count.
+// any more until one is closed. Connections that are idle count. Asked by SIGTERM it ends as in a rollout: it closes its
+// listener, lets requests finish, and closes its connections.
 //
 //	limited ADDRESS LIMIT
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/net/netutil"
 )
@@ -24,5 +28,10 @@ func main() {
 		panic(err)
 	}
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
-	panic(http.Serve(netutil.LimitListener(listener, limit), nil))
+	server := &http.Server{}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM)
+	go server.Serve(netutil.LimitListener(listener, limit))
+	<-ended
+	server.Shutdown(context.Background())
 }

@@ -1,8 +1,8 @@
 //! Network namespaces of the benchmark and of the drills.
 
-use std::{ffi::OsStr, process::Command};
+use std::{ffi::OsStr, fs, os::unix::fs::MetadataExt as _, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -23,6 +23,11 @@ impl Namespace {
         let made = Self { name };
         made.ip(&["link", "set", "lo", "up"])?;
         Ok(made)
+    }
+
+    /// Its inode, by which tcpwatch names it.
+    pub(crate) fn inode(&self) -> Result<u64> {
+        Ok(fs::metadata(format!("/run/netns/{}", self.name)).context("a namespace that is gone")?.ino())
     }
 
     /// A command that runs inside, and has no other process around it.

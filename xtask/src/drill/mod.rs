@@ -2,11 +2,12 @@
 //!
 //! A drill has a file, named after its rule. It shows what an operator sees, asks tcpwatch, holds its numbers against
 //! another source, and checks that a healthy twin beside it is not named. `stage` gives it namespaces and programs,
-//! `watch` the findings of a running tcpwatch, `software` the programs; those written for the drills are in
-//! `xtask/drills`.
+//! `watch` the findings of a running tcpwatch, `software` the programs, `background` a healthy load beside them. Programs
+//! written for the drills are in `xtask/drills`.
 
 mod abortive_close;
 mod accept_queue_overflow;
+mod background;
 mod close_wait_leak;
 mod connect_failures;
 mod connection_pool_leak;
@@ -43,7 +44,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use self::{software::Software, stage::Stage, watch::Watch};
+use self::{background::Background, software::Software, stage::Stage, watch::Watch};
 use crate::{command, debian, stop};
 
 /// Show incidents with real software, and that tcpwatch names them
@@ -77,6 +78,11 @@ pub(crate) struct Args {
     /// Only what the operator sees, and the other source: tcpwatch is not asked
     #[arg(long)]
     symptoms: bool,
+
+    /// Run healthy software for so long, and fail if anything is found wrong with it; amid it run the drills that are
+    /// named, or `all`
+    #[arg(long, value_name = "MINUTES", conflicts_with = "symptoms")]
+    background: Option<f64>,
 
     /// The folder that was prepared before root was needed
     #[arg(long, hide = true)]
@@ -176,19 +182,25 @@ pub(crate) fn drill(args: &Args) -> Result<()> {
     let folder = Folder::new()?;
     let software = Software::new(&prepared);
     let watch = (!args.symptoms).then(|| Watch::start(&software, &folder.0)).transpose()?;
+    let background = match (args.background, &watch) {
+        (Some(minutes), Some(watch)) => Some((minutes, Background::start(&folder.0, &software, watch)?)),
+        _ => None,
+    };
     let outcomes = run_all(args, &drills, &software, watch.as_ref(), &folder.0);
-    report(&drills, &outcomes)
+    let healthy = background.map_or(Ok(()), |(minutes, background)| background.judge(minutes));
+    if !drills.is_empty() {
+        report(&drills, &outcomes)?;
+    }
+    healthy
 }
 
 fn chosen(args: &Args) -> Result<Vec<&'static Drill>> {
-    for name in &args.names {
+    let all = args.names == ["all"] || (args.names.is_empty() && args.background.is_none());
+    let named = |drill: &Drill| args.names.iter().any(|name| name == drill.name);
+    for name in args.names.iter().filter(|_| !all) {
         ensure!(DRILLS.iter().any(|drill| drill.name == name), "there is no drill {name}; --list names them");
     }
-    let wanted = |drill: &&Drill| {
-        (args.names.is_empty() || args.names.iter().any(|name| name == drill.name))
-            && !(args.short && drill.long)
-    };
-    Ok(DRILLS.iter().filter(wanted).collect())
+    Ok(DRILLS.iter().filter(|drill| (all || named(drill)) && !(args.short && drill.long)).collect())
 }
 
 /// Runs each drill as often as asked, several at the same time. An outcome for each run, in the order of the drills.

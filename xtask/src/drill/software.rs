@@ -18,13 +18,14 @@ use crate::{
 
 /// Programs and their Debian packages. Of the servers only what starts no service: redis' server is a name of
 /// `redis-check-rdb`.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("ss", "iproute2"),
     ("nstat", "iproute2"),
     ("nsenter", "util-linux"),
     ("/usr/bin/python3", "python3"),
     ("curl", "curl"),
+    ("openssl", "openssl"),
     ("redis-check-rdb", "redis-tools"),
     ("mariadbd", "mariadb-server-core"),
     ("mariadb", "mariadb-client-core"),
@@ -42,7 +43,7 @@ const SOURCES: [(&str, &str); 3] = [
     ("golang.org/x/net/netutil", "golang-golang-x-net-dev"),
 ];
 /// Programs of the drills in Go.
-const GO: [&str; 3] = ["limited", "orders", "reports"];
+const GO: [&str; 4] = ["limited", "orders", "reports", "shorts"];
 
 /// Installs, builds and links all that the drills run. Needs no root but for apt-get.
 ///

@@ -8,6 +8,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -216,10 +217,21 @@ impl Program {
     }
 }
 
+/// How long a program may take to end by itself.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
 impl Drop for Program {
     fn drop(&mut self) {
-        // The process and its group may have ended.
-        let _ = killpg(Pid::from_raw(self.pid().cast_signed()), Signal::SIGKILL);
+        let group = Pid::from_raw(self.pid().cast_signed());
+        // Asked first, so that it waits for its own children; it may be stopped. It and its group may have ended.
+        for signal in [Signal::SIGTERM, Signal::SIGCONT] {
+            let _ = killpg(group, signal);
+        }
+        let deadline = Instant::now() + END_LIMIT;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let _ = killpg(group, Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }

@@ -41,6 +41,7 @@ pub(crate) struct Finding {
     pub(crate) rule: String,
     pub(crate) severity: String,
     pub(crate) who: Who,
+    netns: u64,
     pub(crate) role: String,
     peer: Peer,
     pub(crate) count: u64,
@@ -217,6 +218,13 @@ impl Watch {
     pub(crate) fn by_id(&self, id: &str) -> Result<Finding> {
         let findings = self.findings()?.into_iter().map(|(finding, _)| finding);
         findings.into_iter().find(|finding| finding.id == id).with_context(|| format!("no finding {id}"))
+    }
+
+    /// The warning and critical findings about one of these network namespaces, open and ended: id and JSON.
+    pub(crate) fn alarms_in(&self, namespaces: &[u64]) -> Result<Vec<(String, Value)>> {
+        let alarms = self.findings()?.into_iter();
+        let alarms = alarms.filter(|(finding, _)| finding.alarms() && namespaces.contains(&finding.netns));
+        Ok(alarms.map(|(finding, json)| (finding.id, json)).collect())
     }
 
     /// Fails if a warning or critical finding of any rule names, or named, one of these processes.
