@@ -28,7 +28,10 @@ use tcpwatch::{
         probes::Hooks,
         transport::inbox::{Inbox, Queued},
     },
-    model::tracker::Limits,
+    model::{
+        series::{SAMPLE_INTERVAL, Series},
+        tracker::Limits,
+    },
     node::{Node, NodeIdentity, Question},
     tcp::{ticks::TickRate, time::Clock},
 };
@@ -313,5 +316,48 @@ fn answers(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, records, connections, answers);
+/// A million connections of ten thousand programs, each to a server of its own.
+fn ten_thousand_programs() -> Node {
+    const PROGRAMS: u64 = 10_000;
+    let mut node = node(Limits { connections: 2_000_000, ended: 10_000, label_sets: PROGRAMS as usize });
+    for program in 0..PROGRAMS as u32 {
+        let mut comm = [0; 16];
+        comm[..6].copy_from_slice(format!("p{program:05}").as_bytes());
+        let tgid = 1000 + program;
+        let task = TaskEvent { kind: KIND_TASK, tgid, start_ns: 1, comm, ..TaskEvent::zeroed() };
+        node.record(bytes_of(&task));
+    }
+    for number in 0..1_000_000 {
+        let client = end(number, 1000 + (number % PROGRAMS) as u16, true);
+        for record in [
+            step(client, number, (CLOSE, SYN_SENT), HELD, 1000 + (number % PROGRAMS) as u32),
+            step(client, number + 1, (SYN_SENT, ESTABLISHED), HELD, 0),
+        ] {
+            node.record(bytes_of(&record));
+        }
+    }
+    node
+}
+
+/// What the series cost the owner of the state each ten seconds.
+fn samples(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("sample");
+    group.sample_size(20);
+    for (name, node) in [
+        ("a million connections", million as fn() -> Node),
+        ("a million connections of ten thousand programs", ten_thousand_programs),
+    ] {
+        let mut state = LazyCell::new(|| (node(), Series::default(), 0));
+        group.bench_function(name, |bench| {
+            bench.iter(|| {
+                let (node, series, now_ns) = &mut *state;
+                *now_ns += SAMPLE_INTERVAL.as_nanos() as u64;
+                series.sample(node.tracker.tally(), *now_ns);
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, records, connections, answers, samples);
 criterion_main!(benches);

@@ -29,6 +29,7 @@ use crate::{
         probes::Hooks,
     },
     model::{
+        series::Series,
         table::{Conn, ConnFlags},
         tracker::{Limits, Tracker},
         transition::{Before, Transition},
@@ -109,6 +110,8 @@ pub struct Node {
     pub settings: Settings,
     pub findings: Findings,
     pub history: LeakHistory,
+    /// What there was in the last hours.
+    pub series: Series,
     pub hooks: Hooks,
     pub records: RecordCounts,
     /// What still has to happen before answers are complete.
@@ -147,6 +150,7 @@ impl Node {
             settings,
             findings: Findings::default(),
             history: LeakHistory::default(),
+            series: Series::default(),
             hooks,
             records: RecordCounts::default(),
             transitions: broadcast::Sender::new(FOLLOWER_BACKLOG),
@@ -261,6 +265,9 @@ impl Node {
         }
         // Before the first sweep most owners are unknown.
         if self.waiting_for.is_none() {
+            if self.series.is_due(now_ns) {
+                self.series.sample(self.tracker.tally(), now_ns);
+            }
             for change in self.findings.evaluate(&self.tracker, &self.settings.thresholds, now_ns) {
                 self.log(change);
             }

@@ -110,6 +110,11 @@ pub fn endpoints() -> &'static [Endpoint] {
                 "how the data of live connections goes, by process and peer",
                 api::transfer::answer,
             ),
+            Endpoint::rendered(
+                "/series",
+                "what there was in the last minutes and hours, by workload and in total",
+                api::series::answer,
+            ),
             Endpoint::raw(
                 "/openapi.json",
                 "this table as an OpenAPI 3.1 document",

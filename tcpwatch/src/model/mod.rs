@@ -10,6 +10,7 @@ pub mod groups;
 pub mod interfaces;
 pub mod live;
 pub mod processes;
+pub mod series;
 pub mod socket_retransmits;
 pub mod table;
 pub mod tracker;

@@ -20,6 +20,7 @@ use crate::{
     model::{
         container::{Container, from_cgroup},
         dense_index::DenseIndex,
+        workload::Workload,
     },
 };
 
@@ -31,6 +32,14 @@ const MAX_PROCESSES: usize = 65_536;
 /// The place of an identity in the table, valid while a connection names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessId(DenseIndex);
+
+impl ProcessId {
+    /// For tables beside this one.
+    #[inline]
+    pub(crate) const fn index(self) -> usize {
+        self.0.get()
+    }
+}
 
 /// A process as answers show it: as it was when it did what they say it did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -68,8 +77,44 @@ impl Process {
     }
 }
 
+/// What the connections of a process did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Connections that reached ESTABLISHED.
+    pub opened: u32,
+    /// Connects that failed by no wish of the application.
+    pub failed_connects: u32,
+    /// Resets sent and received.
+    pub resets: u32,
+    /// Segments retransmitted.
+    pub retransmits: u32,
+}
+
+impl Activity {
+    pub(crate) const RESET: Self = Self { opened: 0, failed_connects: 0, resets: 1, retransmits: 0 };
+
+    pub(crate) fn retransmits(segments: u64) -> Self {
+        Self { retransmits: u32::try_from(segments).unwrap_or(u32::MAX), ..Self::default() }
+    }
+
+    pub fn add(&mut self, other: Self) {
+        let pairs = [
+            (&mut self.opened, other.opened),
+            (&mut self.failed_connects, other.failed_connects),
+            (&mut self.resets, other.resets),
+            (&mut self.retransmits, other.retransmits),
+        ];
+        for (mine, theirs) in pairs {
+            *mine = mine.saturating_add(theirs);
+        }
+    }
+}
+
 struct Entry {
     process: Process,
+    workload: Workload,
+    /// Since it was taken last.
+    activity: Activity,
     task: TaskRecord,
     /// Number of connections that name it.
     users: u32,
@@ -85,6 +130,10 @@ pub struct ProcessTable {
     idle: usize,
     /// Those whose /proc is still to be read.
     unread: Vec<TaskRecord>,
+    /// Of what has no known process.
+    unowned_activity: Activity,
+    /// Of processes that were forgotten since activity was taken last.
+    forgotten_activity: FxHashMap<Workload, Activity>,
     /// Where `next_held` goes on.
     looked_at: usize,
     /// Number of processes for which there was no room.
@@ -139,7 +188,9 @@ impl ProcessTable {
                 container: None,
             },
         };
-        let id = ProcessId(DenseIndex::new(self.entries.insert(Entry { process, task: *task, users: 0 })));
+        let workload = Workload::of(&process);
+        let entry = Entry { process, workload, activity: Activity::default(), task: *task, users: 0 };
+        let id = ProcessId(DenseIndex::new(self.entries.insert(entry)));
         self.by_identity.insert(identity, id);
         self.idle += 1;
         self.unread.push(*task);
@@ -181,11 +232,42 @@ impl ProcessTable {
     /// more.
     pub fn describe(&mut self, identity: &Identity, details: &ProcDetails) {
         let Some(id) = self.by_identity.get(identity) else { return };
-        let process = &mut self.entries[id.0.get()].process;
+        let Entry { process, workload, .. } = &mut self.entries[id.0.get()];
         process.exe = details.exe.as_deref().map(Into::into);
         process.exe_deleted = details.exe_deleted;
         process.cgroup = details.cgroup.as_deref().map(Into::into);
         process.container = details.cgroup.as_deref().and_then(from_cgroup).map(Arc::new);
+        *workload = Workload::of(process);
+    }
+
+    /// What the process belongs to.
+    pub fn workload(&self, id: ProcessId) -> &Workload {
+        &self.entries[id.0.get()].workload
+    }
+
+    /// Counts what a connection of the process did. `None`: its process is not known.
+    pub(crate) fn count(&mut self, process: Option<ProcessId>, activity: Activity) {
+        let mine = match process {
+            Some(id) => &mut self.entries[id.0.get()].activity,
+            None => &mut self.unowned_activity,
+        };
+        mine.add(activity);
+    }
+
+    /// What was counted since this was called last, of each process, of each workload of which a process was forgotten
+    /// meanwhile, and of no known process. Without an id, the workload has no connection by that process.
+    pub(crate) fn take_activity(
+        &mut self,
+        mut each: impl FnMut(Option<ProcessId>, Option<&Workload>, Activity),
+    ) {
+        for (key, entry) in &mut self.entries {
+            let id = ProcessId(DenseIndex::new(key));
+            each(Some(id), Some(&entry.workload), std::mem::take(&mut entry.activity));
+        }
+        for (workload, activity) in self.forgotten_activity.drain() {
+            each(None, Some(&workload), activity);
+        }
+        each(None, None, std::mem::take(&mut self.unowned_activity));
     }
 
     pub(crate) fn add_user(&mut self, id: ProcessId) {
@@ -225,10 +307,13 @@ impl ProcessTable {
     }
 
     fn forget_idle(&mut self) {
-        let Self { entries, by_identity, by_pid, .. } = self;
+        let Self { entries, by_identity, by_pid, forgotten_activity, .. } = self;
         entries.retain(|key, entry| {
             if entry.users == 0 {
                 by_identity.remove(&entry.task.identity());
+                if entry.activity != Activity::default() {
+                    forgotten_activity.entry(entry.workload.clone()).or_default().add(entry.activity);
+                }
                 if by_pid.get(&entry.process.pid) == Some(&ProcessId(DenseIndex::new(key))) {
                     by_pid.remove(&entry.process.pid);
                 }

@@ -1,10 +1,14 @@
 //! A tracker, and short ways to give it what a kernel would report: sockets, records, sightings and processes.
 #![allow(dead_code, unused_imports, reason = "each test uses its part")]
 
-use std::num::NonZeroU16;
+use std::{collections::HashMap, num::NonZeroU16};
 
 use bytemuck::Zeroable as _;
-use tcpwatch::model::processes::ProcessId;
+use tcpwatch::model::{
+    groups::Role,
+    processes::ProcessId,
+    table::{PortUse, StateCounts},
+};
 pub(crate) use tcpwatch::{
     events::{
         decode::{Endpoint, Record, ResetRecord, Socket, SocketRecord, TaskRecord, Traffic, What},
@@ -404,6 +408,24 @@ impl World {
         all.filter(|(_, count)| *count > 0).collect()
     }
 
+    /// Asserts that the counts that are kept are those that a walk gives.
+    fn assert_tallies(&self) {
+        let table = self.tracker.table();
+        let mut states: HashMap<Option<ProcessId>, StateCounts> = HashMap::new();
+        let mut ports: HashMap<PortUse, u32> = HashMap::new();
+        for conn in table.iter() {
+            states.entry(conn.process).or_default()[conn.state().index()] += 1;
+            if conn.role == Role::Client {
+                let (source, destination) = (conn.local.addr, conn.remote);
+                *ports.entry(PortUse { netns: conn.netns, source, destination }).or_default() += 1;
+            }
+        }
+        for (process, states) in states {
+            assert_eq!(table.states_of(process), states, "{process:?}");
+        }
+        assert_eq!(table.ports().map(|(toward, count)| (*toward, count)).collect::<HashMap<_, _>>(), ports);
+    }
+
     /// Asserts what must hold after any input.
     pub(crate) fn assert_consistent(&self) {
         let waiting = self.tracker.table().iter().filter(|conn| conn.is(ConnFlags::CONNECTING)).count();
@@ -421,6 +443,7 @@ impl World {
             sum += listed.len();
         }
         assert_eq!((table.iter().count(), table.len()), (sum, sum));
+        self.assert_tallies();
         for (slot, conn) in table.keys() {
             assert_eq!(table.find(conn.cookie), Some(slot), "two rows of one socket: {conn:?}");
             if conn.is(ConnFlags::MINISOCK) {

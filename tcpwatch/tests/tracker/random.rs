@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use tcpwatch::{
     events::decode::Ends,
     findings::leaks::{LeakHistory, leaks, lingering::LingerLimits},
+    model::processes::Activity,
     tcp::time::Clock,
 };
 
@@ -71,6 +72,13 @@ impl Chaos {
         Record::Socket(SocketRecord { socket: self.socket(), time_ns: self.time(), what, traffic: None })
     }
 
+    fn reset(&mut self) -> ResetRecord {
+        let (time_ns, socket) = (self.time(), self.socket());
+        let reset = reset(time_ns, socket, self.random.pick(TcpState::ALL));
+        let pid = self.random.pick(&[None, Some(1), Some(2)]);
+        ResetRecord { pid, received: self.random.one_in(2), answers: self.random.one_in(2), ..reset }
+    }
+
     fn sighting(&mut self) -> Seen {
         let (time_ns, socket) = (self.time(), self.socket());
         let mut seen = sighting(time_ns, socket, self.random.pick(TcpState::ALL));
@@ -102,6 +110,7 @@ impl Chaos {
                 world.finish_sweep_of(&seen, &coverage);
             }
             2 => world.tracker.expire(self.now_ns),
+            3 => world.tracker.apply(&Record::Reset(Box::new(self.reset()))),
             _ => world.tracker.apply(&self.record()),
         }
     }
@@ -117,6 +126,40 @@ fn random_records_and_sweeps_keep_the_tables_consistent() {
             world.assert_consistent();
             assert!(world.tracker.table().len() <= SMALL.connections);
             assert!(world.tracker.ended().len() <= SMALL.ended);
+        }
+    }
+}
+
+#[test]
+fn what_workloads_did_is_what_groups_counted() {
+    for seed in 0..100 {
+        let mut chaos = Chaos::new(seed);
+        let mut world = World::with_limits(SMALL);
+        let mut sums = [0; 4];
+        for round in 0..300 {
+            chaos.happen(&mut world);
+            if round % 50 == 49 {
+                let tally = world.tracker.tally();
+                let Activity { opened, failed_connects, resets, retransmits } = tally.total.activity;
+                for (sum, count) in sums.iter_mut().zip([opened, failed_connects, resets, retransmits]) {
+                    *sum += u64::from(count);
+                }
+                let states: u32 = tally.workloads.values().flat_map(|row| row.states).sum();
+                assert_eq!(states as usize, world.tracker.table().len());
+            }
+        }
+        // An evicted group takes its counts along.
+        if world.tracker.groups().evicted == 0 {
+            let of = |count: fn(&Counts) -> u64| -> u64 {
+                world.tracker.groups().iter().map(|group| count(&group.counts)).sum()
+            };
+            let counted = [
+                of(|counts| counts.opened),
+                of(Counts::failed_connects),
+                of(|counts| counts.resets.iter().sum()),
+                of(|counts| counts.retransmitted.total()),
+            ];
+            assert_eq!(sums, counted, "seed {seed}");
         }
     }
 }
@@ -172,6 +215,8 @@ fn once_everything_is_gone_no_process_and_no_group_is_held() {
             world.report(chaos.now_ns, socket, What::MinisockEnd);
         }
         world.sweep(chaos.now_ns, &[]);
+        // Resets that waited for an answer.
+        world.tracker.expire(u64::MAX);
         assert!(world.tracker.table().is_empty() && world.tracker.unconnected().is_empty(), "seed {seed}");
 
         let held = world.tracker.groups().iter().filter(|group| group.held() > 0).count();

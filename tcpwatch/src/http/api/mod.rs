@@ -11,5 +11,6 @@ pub(super) mod nat;
 pub(super) mod peers;
 pub(super) mod ports;
 pub(super) mod processes;
+pub(super) mod series;
 pub(super) mod status;
 pub(super) mod transfer;

@@ -2,5 +2,6 @@
 
 pub(crate) mod completeness;
 pub(crate) mod counts;
+pub(crate) mod figures;
 pub(crate) mod text;
 pub(crate) mod view;

@@ -5,6 +5,7 @@
 //! Bounded by `limit`; the caller decides what happens when it is reached.
 
 mod conn;
+mod tallies;
 
 use std::{cell::Cell, hash::BuildHasher as _};
 
@@ -12,10 +13,14 @@ use hashbrown::{HashTable, hash_table::Entry};
 use rustc_hash::FxBuildHasher;
 use slab::Slab;
 
-pub use self::conn::{Conn, ConnFlags, EndFacts, Idle, ProcessSeen, Standing};
+use self::tallies::Tallies;
+pub use self::{
+    conn::{Conn, ConnFlags, EndFacts, Idle, ProcessSeen, Standing},
+    tallies::{PortUse, StateCounts},
+};
 use crate::{
     events::decode::{Ends, Socket, Traffic},
-    model::groups::Role,
+    model::{groups::Role, processes::ProcessId},
     tcp::{
         life::{Cause, Life},
         state::TcpState,
@@ -63,6 +68,7 @@ pub struct Table {
     /// other and to those of its other end.
     recent: [Cell<u32>; 8],
     lists: [List; TcpState::COUNT + 1],
+    tallies: Tallies,
     limit: usize,
 }
 
@@ -74,6 +80,7 @@ impl Table {
             minisocks: HashTable::new(),
             recent: Default::default(),
             lists: [List { first: NONE, last: NONE, len: 0 }; TcpState::COUNT + 1],
+            tallies: Tallies::default(),
             limit,
         }
     }
@@ -95,7 +102,8 @@ impl Table {
         &self.conns[key.0 as usize]
     }
 
-    /// The connection, to change anything but its state, which only [`Table::enter`] changes.
+    /// The connection, to change anything but what the table counts it by: its state, process, ends and role have methods of
+    /// their own.
     #[inline]
     pub fn get_mut(&mut self, key: ConnKey) -> &mut Conn {
         &mut self.conns[key.0 as usize]
@@ -175,17 +183,50 @@ impl Table {
             .insert_unique(spread(hash), IndexEntry { hash, conn: key }, |entry| spread(entry.hash));
         self.recent(socket.cookie).set(key);
         self.link(key);
+        self.tallies.add(&self.conns[key as usize]);
         ConnKey(key)
     }
 
     /// Moves the connection to `state` at `now_ns`.
     pub fn enter(&mut self, key: ConnKey, state: TcpState, cause: Cause, now_ns: u64) {
         self.unlink(key.0);
-        let conn = self.get_mut(key);
+        let conn = &mut self.conns[key.0 as usize];
+        self.tallies.move_state(conn.process, conn.state(), state);
         conn.life.enter(state, cause, now_ns);
         conn.seen_ns = now_ns;
         conn.flags.remove(ConnFlags::STATE_OLDER);
         self.link(key.0);
+    }
+
+    /// Makes the connection belong to `process`, and returns to whom it belonged.
+    pub fn set_process(&mut self, key: ConnKey, process: Option<ProcessId>) -> Option<ProcessId> {
+        let conn = &mut self.conns[key.0 as usize];
+        let before = std::mem::replace(&mut conn.process, process);
+        self.tallies.move_process(conn.state(), before, process);
+        before
+    }
+
+    /// Changes anything by which the connection takes a local port: its ends and its role.
+    pub fn change_ends(&mut self, key: ConnKey, change: impl FnOnce(&mut Conn)) {
+        let conn = &mut self.conns[key.0 as usize];
+        let before = PortUse::of(conn);
+        change(conn);
+        self.tallies.move_port(before, PortUse::of(conn));
+    }
+
+    /// Connections by state, of those that belong to `process`, or to none that is known.
+    pub fn states_of(&self, process: Option<ProcessId>) -> StateCounts {
+        self.tallies.states_of(process)
+    }
+
+    /// How many connections of clients need a local port of their own, by what they need it toward.
+    pub fn ports(&self) -> impl Iterator<Item = (&PortUse, u32)> {
+        self.tallies.ports()
+    }
+
+    /// Times that a connection was not counted in [`Table::ports`], as there were too many destinations.
+    pub fn ports_left_out(&self) -> u64 {
+        self.tallies.ports_left_out()
     }
 
     /// The kernel replaced the socket by a minisock in the connection's present state. Returns the minisock that had the
@@ -252,6 +293,7 @@ impl Table {
     pub fn remove(&mut self, key: ConnKey) -> Conn {
         self.unlink(key.0);
         let conn = self.conns.remove(key.0 as usize);
+        self.tallies.subtract(&conn);
         self.forget_cookie(key.0, conn.cookie);
         if conn.is(ConnFlags::MINISOCK)
             && let Ok(entry) =

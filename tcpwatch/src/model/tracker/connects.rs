@@ -7,6 +7,7 @@ use crate::{
     events::decode::{Socket, SocketRecord},
     model::{
         groups::Role,
+        processes::Activity,
         table::{ConnFlags, ConnKey},
         tracker::Tracker,
     },
@@ -61,6 +62,9 @@ impl Tracker {
             let counts = self.groups.counts(group);
             counts.attempts += u64::from(!counted);
             counts.connects[outcome as usize] += 1;
+            if outcome.is_failure() {
+                self.count_activity(key, Activity { failed_connects: 1, ..Activity::default() });
+            }
         }
     }
 

@@ -25,7 +25,7 @@ use crate::{
     model::{
         groups::{Closer, GroupId, Groups, Role},
         interfaces::{Interface, Interfaces},
-        processes::ProcessTable,
+        processes::{Activity, ProcessTable},
         table::{Conn, ConnFlags, ConnKey, Idle, Table},
         tracker::{
             connects::Failure,
@@ -189,6 +189,11 @@ impl Tracker {
 
     pub fn repairs(&self) -> Repairs {
         self.repairs
+    }
+
+    /// What a sample of the series is made of; see `model/series/`.
+    pub(crate) fn tally_sources(&mut self) -> (&Table, &mut ProcessTable) {
+        (&self.table, &mut self.processes)
     }
 
     /// What the records of this run report.
@@ -650,7 +655,7 @@ impl Tracker {
         conn.interface = socket.interface;
         if (conn.local, conn.remote) != (socket.local, socket.remote) {
             let (role, netns, port) = (conn.role, conn.netns, conn.local.port);
-            (conn.local, conn.remote) = (socket.local, socket.remote);
+            self.table.change_ends(key, |conn| (conn.local, conn.remote) = (socket.local, socket.remote));
             if role == Role::Listener && port != socket.local.port {
                 self.unlist(key, (netns, port));
                 self.listeners.entry((netns, socket.local.port)).or_default().push(key);
@@ -683,6 +688,11 @@ impl Tracker {
         if let Some(old) = self.table.shrink(key, expires_ns) {
             self.remove(old, Cause::Unknown, now_ns);
         }
+    }
+
+    /// Counts what the connection did for its process, as its group does.
+    pub(crate) fn count_activity(&mut self, key: ConnKey, activity: Activity) {
+        self.processes.count(self.table.get(key).process, activity);
     }
 
     /// The group in which the connection is counted, chosen when there is first something to count, so that an owner who

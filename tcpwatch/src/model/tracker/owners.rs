@@ -43,11 +43,12 @@ impl Tracker {
     }
 
     pub(crate) fn set_process(&mut self, key: ConnKey, process: Option<ProcessId>, now_ns: u64) {
-        let conn = self.table.get_mut(key);
-        if conn.process == process {
+        if self.table.get(key).process == process {
             return;
         }
-        self.processes.set_user(&mut conn.process, process);
+        let mut before = self.table.set_process(key, process);
+        self.processes.set_user(&mut before, process);
+        let conn = self.table.get_mut(key);
         if let Some(group) = conn.group.take() {
             self.groups.release(group, now_ns);
         }

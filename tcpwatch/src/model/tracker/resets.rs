@@ -7,6 +7,7 @@ use crate::{
     events::decode::ResetRecord,
     model::{
         groups::{GroupId, Groups, Peer, Role},
+        processes::{Activity, ProcessId, ProcessTable},
         table::{Conn, ConnFlags, ConnKey},
         tracker::{Ended, Tracker},
     },
@@ -25,12 +26,18 @@ const AFTER_NS: u64 = 100_000_000;
 pub(crate) struct Pending {
     since_ns: u64,
     group: GroupId,
+    /// Whose connection it was; named by this too.
+    process: Option<ProcessId>,
     reset: ObservedReset,
 }
 
 impl Pending {
-    fn count(self, groups: &mut Groups) {
+    fn count(self, groups: &mut Groups, processes: &mut ProcessTable) {
         groups.counts(self.group).count_reset(&self.reset);
+        processes.count(self.process, Activity::RESET);
+        if let Some(id) = self.process {
+            processes.drop_user(id);
+        }
     }
 }
 
@@ -91,7 +98,9 @@ impl Tracker {
             }
             return;
         }
-        self.pending_resets.remove(&cookie);
+        if let Some(id) = self.pending_resets.remove(&cookie).and_then(|pending| pending.process) {
+            self.processes.drop_user(id);
+        }
         let just_now = |ended: &&mut Ended| ended.ended_ns.saturating_add(AFTER_NS) >= record.time_ns;
         let found =
             self.ended.iter_mut().rev().take_while(just_now).find(|ended| ended.conn.cookie == cookie);
@@ -109,6 +118,7 @@ impl Tracker {
         let process = conn.process.map(|id| &self.processes.get(id).comm);
         let counts = self.groups.counts_of(process, conn.role, conn.peer(), record.time_ns);
         counts.count_reset(&reset);
+        self.processes.count(conn.process, Activity::RESET);
     }
 
     /// The connection ends: its reset is settled, unless a reset sent in answer may still show that none was received.
@@ -123,21 +133,25 @@ impl Tracker {
         if !reset.reason.may_be_an_answer() {
             self.count_reset(Some(key), &reset, now_ns);
         } else if let Some(group) = self.group(key, now_ns) {
-            let before = self.pending_resets.insert(cookie, Pending { since_ns: now_ns, group, reset });
+            let process = self.table.get(key).process;
+            if let Some(id) = process {
+                self.processes.add_user(id);
+            }
+            let pending = Pending { since_ns: now_ns, group, process, reset };
             // Of another socket that had the same address.
-            if let Some(before) = before {
-                before.count(&mut self.groups);
+            if let Some(before) = self.pending_resets.insert(cookie, pending) {
+                before.count(&mut self.groups, &mut self.processes);
             }
         }
     }
 
     /// Counts the pending resets in answer to which one would have been sent by now.
     pub(crate) fn settle_pending_resets(&mut self, now_ns: u64) {
-        let groups = &mut self.groups;
-        self.pending_resets.retain(|_, pending| {
+        let Self { groups, processes, pending_resets, .. } = self;
+        pending_resets.retain(|_, pending| {
             let waits = pending.since_ns.saturating_add(AFTER_NS) > now_ns;
             if !waits {
-                pending.count(groups);
+                pending.count(groups, processes);
             }
             waits
         });
@@ -150,6 +164,7 @@ impl Tracker {
             None => self.groups.counts_of(None, Role::Unknown, Peer::Unknown, now_ns),
         };
         counts.count_reset(reset);
+        self.processes.count(key.and_then(|key| self.table.get(key).process), Activity::RESET);
     }
 }
 

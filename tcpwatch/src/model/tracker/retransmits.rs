@@ -9,6 +9,7 @@ use crate::{
     events::decode::{Kind, Retransmits, SocketRecord},
     model::{
         groups::{GroupId, Peer, Role},
+        processes::Activity,
         socket_retransmits::{Retransmitted, SocketRetransmits},
         table::{ConnFlags, ConnKey},
         tracker::Tracker,
@@ -73,6 +74,7 @@ impl Tracker {
         }
         if let Some(group) = self.group_or_server(key, now_ns) {
             self.groups.counts(group).retransmitted.add(new);
+            self.count_activity(key, Activity::retransmits(new.total()));
         }
     }
 
@@ -98,6 +100,7 @@ impl Tracker {
         let counts = self.groups.counts_of(None, Role::Unknown, Peer::Unknown, record.time_ns);
         counts.retransmitted.add(&new);
         counts.add_delta(&delta);
+        self.processes.count(None, Activity::retransmits(new.total()));
     }
 
     /// The end of a socket that has no place in the table.

@@ -712,7 +712,7 @@ impl Tracker {
     }
 
     fn take_owners(&mut self, key: ConnKey, before: &Conn, now_ns: u64) {
-        self.table.get_mut(key).role = before.role;
+        self.table.change_ends(key, |conn| conn.role = before.role);
         self.set_process(key, before.process, now_ns);
         self.refer(key, before.opener, |conn| &mut conn.opener);
         self.refer(key, before.closer, |conn| &mut conn.closer);

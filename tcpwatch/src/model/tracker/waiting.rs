@@ -7,6 +7,7 @@
 use crate::{
     model::{
         groups::{Closer, Role},
+        processes::Activity,
         table::{ConnFlags, ConnKey},
         tracker::Tracker,
     },
@@ -21,6 +22,7 @@ impl Tracker {
             conn.flags.insert(ConnFlags::COUNTS_WAIT);
         } else if let Some(group) = self.group(key, now_ns) {
             self.groups.counts(group).opened += 1;
+            self.count_activity(key, Activity { opened: 1, ..Activity::default() });
         }
     }
 
@@ -33,6 +35,7 @@ impl Tracker {
 
     fn count_all(&mut self, key: ConnKey, now_ns: u64) {
         let Some(group) = self.group(key, now_ns) else { return };
+        self.count_activity(key, Activity { opened: 1, ..Activity::default() });
         let conn = self.table.get(key);
         let counts = self.groups.counts(group);
         counts.opened += 1;
