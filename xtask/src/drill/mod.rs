@@ -16,6 +16,7 @@ mod hol_blocking;
 mod keepalive_missing;
 mod keepalive_race;
 mod nagle_stall;
+mod network_cleared;
 mod port_exhaustion;
 mod redirected_connection;
 mod retransmit_failed;
@@ -26,6 +27,7 @@ mod software;
 mod stage;
 mod stale_pooled_connection;
 mod syn_on_half_dead_connection;
+mod throughput_outlier;
 mod time_wait_churn;
 mod unaccepted_connections;
 mod watch;
@@ -104,7 +106,7 @@ const fn short(name: &'static str, rules: &'static [&'static str], run: fn(&Stag
 }
 
 /// In the order in which they are started: those that take longest first.
-const DRILLS: [Drill; 21] = [
+const DRILLS: [Drill; 23] = [
     short(
         "blocked_by_its_pool",
         &["close_wait_leak", "connection_pool_leak", "fin_wait2_pileup"],
@@ -130,6 +132,13 @@ const DRILLS: [Drill; 21] = [
     short("syn_on_half_dead_connection", &["syn_on_half_dead_connection"], syn_on_half_dead_connection::run),
     short("hol_blocking", &["hol_blocking"], hol_blocking::run),
     short("keepalive_missing", &["keepalive_missing"], keepalive_missing::run),
+    short("network_cleared", &["network_cleared"], network_cleared::run),
+    Drill {
+        name: "throughput_outlier",
+        rules: &["throughput_outlier"],
+        long: true,
+        run: throughput_outlier::run,
+    },
 ];
 
 /// What became of a drill.
