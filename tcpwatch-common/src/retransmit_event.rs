@@ -94,7 +94,8 @@ pub mod stall {
 
 /// Indices into `RetransmitEvent::failures`: the errno with which the kernel failed to retransmit.
 pub mod failure {
-    /// Too much is queued for sending already.
+    /// The peer shrank its window, and the segment lies beyond it. Before Linux 5.13 also: too much is queued for sending
+    /// already.
     pub const EAGAIN: usize = 0;
     /// No memory for a copy of the segment.
     pub const ENOMEM: usize = 1;

@@ -14,6 +14,8 @@ use crate::findings::{
 #[allow(dead_code, reason = "the rules that these tie are being added")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Tie {
+    /// A socket takes part in both.
+    Socket,
     /// They are the two ends of a connection, or the cause is the other end of what the effect's processes wait for.
     Connection,
     /// The same listening socket.
@@ -27,6 +29,7 @@ enum Tie {
 /// Cause, effect, and what must tie them.
 const TABLE: &[(Rule, Rule, Tie)] = &[
     (Rule::CloseWaitLeak, Rule::FinWait2Pileup, Tie::Connection),
+    (Rule::RetransmitFailed, Rule::HolBlocking, Tie::Socket),
     // A proxy passes on what it waits for.
     (Rule::CloseWaitLeak, Rule::CloseWaitLeak, Tie::Connection),
 ];
@@ -89,6 +92,7 @@ fn are_tied(cause: &Finding, effect: &Finding, tie: Tie) -> bool {
         effect.members.iter().any(|one| pids.contains(&(one.pid, one.start_ns)))
     };
     match tie {
+        Tie::Socket => meet(&cause.ties.sockets, &effect.ties.sockets),
         Tie::Connection if cause.rule == effect.rule => meet(&cause.ties.sockets, &effect.ties.waits_for),
         Tie::Connection => meet(&cause.ties.sockets, &effect.ties.other_ends),
         Tie::Listener => cause.ties.listener.is_some() && cause.ties.listener == effect.ties.listener,

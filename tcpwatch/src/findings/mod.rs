@@ -77,6 +77,8 @@ macro_rules! rules {
 rules! {
     CloseWaitLeak = "close_wait_leak",
     FinWait2Pileup = "fin_wait2_pileup",
+    HolBlocking = "hol_blocking",
+    RetransmitFailed = "retransmit_failed",
 }
 
 serialized_by_name!(Rule);

@@ -194,6 +194,7 @@ impl Observations {
 }
 
 /// Connections of one subject, oldest first.
+#[derive(Default)]
 pub struct Group<'a> {
     pub conns: Vec<&'a Conn>,
 }

@@ -382,6 +382,10 @@ impl Groups {
         &self.groups[id.0.get()].key
     }
 
+    pub fn get(&self, id: GroupId) -> &Group {
+        &self.groups[id.0.get()]
+    }
+
     pub fn counts(&mut self, id: GroupId) -> &mut Counts {
         &mut self.groups[id.0.get()].counts
     }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod close_wait_leak;
+mod hol_blocking;
 mod life;
+mod retransmit_failed;
 #[path = "../scenario/mod.rs"]
 mod scenario;
 

@@ -2,6 +2,8 @@
 
 mod close_wait_leak;
 mod fin_wait2_pileup;
+mod hol_blocking;
+mod retransmit_failed;
 
 use crate::findings::{
     Rule,
@@ -31,7 +33,8 @@ pub struct Spec {
 }
 
 /// All rules, in the order of [`Rule::ALL`].
-pub const SPECS: [&Spec; Rule::ALL.len()] = [&close_wait_leak::SPEC, &fin_wait2_pileup::SPEC];
+pub const SPECS: [&Spec; Rule::ALL.len()] =
+    [&close_wait_leak::SPEC, &fin_wait2_pileup::SPEC, &hol_blocking::SPEC, &retransmit_failed::SPEC];
 
 pub fn spec(rule: Rule) -> &'static Spec {
     SPECS[rule as usize]

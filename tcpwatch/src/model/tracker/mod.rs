@@ -11,6 +11,7 @@ pub(crate) mod retransmits;
 pub mod sweep;
 pub(crate) mod time_wait;
 pub(crate) mod traffic;
+pub mod troubles;
 pub(crate) mod waiting;
 
 use std::collections::VecDeque;
@@ -33,6 +34,7 @@ use crate::{
             resets::Pending,
             retransmits::Unlisted,
             sweep::{Progress, Unconnected},
+            troubles::Troubles,
         },
     },
     tcp::{
@@ -89,6 +91,7 @@ pub struct Tracker {
     repairs: Repairs,
     reported: ReportedFacts,
     unlisted: Unlisted,
+    troubles: Troubles,
     /// By the cookie of the socket.
     pending_resets: FxHashMap<u64, Pending>,
     tick_rate: TickRate,
@@ -130,6 +133,7 @@ impl Tracker {
             repairs: Repairs::default(),
             reported,
             unlisted: Unlisted::default(),
+            troubles: Troubles::default(),
             pending_resets: FxHashMap::default(),
             tick_rate,
             ticks: None,
@@ -422,6 +426,7 @@ impl Tracker {
         let cause = cause(from, TcpState::Close, error);
         self.sweep.ended(record.socket.cookie, now_ns);
         self.end_unlisted(record.socket.cookie);
+        self.end_trouble(record.socket.cookie);
         if from == TcpState::LastAck && error == 0 {
             self.notice_acknowledged_fin(&record.socket, now_ns);
         }
@@ -528,6 +533,7 @@ impl Tracker {
     /// Removes minisocks whose timers have fired by `now_ns`. Where records report ends, they are given time to arrive.
     pub fn expire(&mut self, now_ns: u64) {
         self.settle_pending_resets(now_ns);
+        self.forget_troubles(now_ns);
         let now_ns = if self.reported.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
             while let Some((key, conn)) = self.table.oldest_minisock(state) {

@@ -47,6 +47,7 @@ impl Tracker {
         let new = retransmits.count(reported, segments, total.saturating_sub(known).into(), older);
         conn.set_total_retrans(known.max(total));
         self.count_retransmitted(key, &new, record.time_ns);
+        self.note_trouble(key, record.time_ns, reported, &delta);
         if !delta.is_only_segments()
             && let Some(group) = self.group_or_server(key, record.time_ns)
         {

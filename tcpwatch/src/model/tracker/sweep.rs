@@ -407,6 +407,7 @@ impl Tracker {
         if seen.holder.is_none() || flags.replace(ConnFlags::MEASURED, true) {
             return;
         }
+        self.see_trouble(seen);
         if let Some(group) = self.group(key, seen.time_ns) {
             self.sweep.live.entry(group).or_default().add_seen(seen, self.tick_rate);
         }
