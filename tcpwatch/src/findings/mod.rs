@@ -79,6 +79,7 @@ rules! {
     FinWait2Pileup = "fin_wait2_pileup",
     HolBlocking = "hol_blocking",
     RetransmitFailed = "retransmit_failed",
+    NetworkCleared = "network_cleared",
 }
 
 serialized_by_name!(Rule);

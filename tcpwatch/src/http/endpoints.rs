@@ -88,6 +88,11 @@ pub fn endpoints() -> &'static [Endpoint] {
                 StatusCode::NOT_FOUND,
                 "no connection has this id, neither now nor among the last that ended",
             ),
+            Endpoint::rendered(
+                "/network",
+                "whether TCP delivered everything between a process and a peer, once, in order and without delay",
+                api::network::answer,
+            ),
             Endpoint::list("/history", "the connections that ended last", api::history::answer),
             Endpoint::list(
                 "/processes",

@@ -11,7 +11,7 @@ pub mod conntrack;
 pub mod local_ports;
 mod netlink;
 pub mod netns;
-mod netstat;
+pub mod netstat;
 pub mod probes;
 pub mod procfs;
 pub mod sock_diag;

@@ -208,9 +208,17 @@ pub struct Figures {
     pub out_of_order_packets: u32,
     pub rtt_seconds: Option<f64>,
     pub least_rtt_seconds: Option<f64>,
+    /// Mean deviation of the smoothed round trip.
+    pub rtt_variation_seconds: f64,
     pub answer: Option<AnswerTime>,
+    /// Segments with data sent, retransmitted ones included (`data_segs_out`).
+    pub sent_segments: u32,
     /// Segments with data received (`data_segs_in`).
     pub received_segments: u32,
+    /// Segments sent again, SYNs included (`total_retrans`).
+    pub retransmitted_segments: u32,
+    /// Segments that the peer reported to have received twice (`dsack_dups`).
+    pub spurious_segments: u32,
 }
 
 /// Data that a connection carried since it began.
@@ -445,8 +453,12 @@ fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
         out_of_order_packets: info.rcv_ooopack,
         rtt_seconds: (info.rtt > 0).then(|| micros(info.rtt.into())),
         least_rtt_seconds: least_rtt(info),
+        rtt_variation_seconds: micros(info.rttvar.into()),
         answer: exchange(info).answer(),
+        sent_segments: info.data_segs_out,
         received_segments: info.data_segs_in,
+        retransmitted_segments: info.total_retrans,
+        spurious_segments: info.dsack_dups,
     })
 }
 

@@ -5,6 +5,7 @@
 mod close_wait_leak;
 mod hol_blocking;
 mod life;
+mod network_cleared;
 mod retransmit_failed;
 #[path = "../scenario/mod.rs"]
 mod scenario;

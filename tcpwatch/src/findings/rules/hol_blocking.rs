@@ -147,6 +147,7 @@ fn observe(view: &View<'_>, out: &mut Observations) {
 }
 
 /// A connection with stalls.
+#[derive(Clone, Copy)]
 struct Held<'a> {
     conn: &'a Conn,
     trouble: &'a Trouble,

@@ -3,6 +3,7 @@
 mod close_wait_leak;
 mod fin_wait2_pileup;
 mod hol_blocking;
+pub mod network_cleared;
 mod retransmit_failed;
 
 use crate::findings::{
@@ -33,8 +34,13 @@ pub struct Spec {
 }
 
 /// All rules, in the order of [`Rule::ALL`].
-pub const SPECS: [&Spec; Rule::ALL.len()] =
-    [&close_wait_leak::SPEC, &fin_wait2_pileup::SPEC, &hol_blocking::SPEC, &retransmit_failed::SPEC];
+pub const SPECS: [&Spec; Rule::ALL.len()] = [
+    &close_wait_leak::SPEC,
+    &fin_wait2_pileup::SPEC,
+    &hol_blocking::SPEC,
+    &retransmit_failed::SPEC,
+    &network_cleared::SPEC,
+];
 
 pub fn spec(rule: Rule) -> &'static Spec {
     SPECS[rule as usize]

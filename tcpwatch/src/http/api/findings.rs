@@ -131,7 +131,7 @@ struct Worst {
 struct RuleStatus {
     /// The rule.
     rule: Rule,
-    /// `active`, or `unavailable`: it cannot see what it looks for.
+    /// `active`; `on_request`: it answers a question (`/network`); or `unavailable`: it cannot see what it looks for.
     status: &'static str,
     /// Why it is unavailable; `null` of an active one.
     reason: Option<String>,
@@ -296,7 +296,11 @@ fn status(node: &Node, spec: &Spec) -> RuleStatus {
     });
     RuleStatus {
         rule: spec.rule,
-        status: if missing.is_some() { "unavailable" } else { "active" },
+        status: match missing {
+            Some(_) => "unavailable",
+            None if spec.rule == Rule::NetworkCleared => "on_request",
+            None => "active",
+        },
         reason: missing.map(|signal| {
             let lost = signal.lost.map_or(String::new(), |lost| format!(": {lost}"));
             format!("the signal `{}` is not to be had on this kernel{lost}", signal.key.key())
@@ -368,7 +372,7 @@ impl Render for Answer {
         if self.findings.len() > ROWS {
             let _ = writeln!(text, "\n{} more: ?format=json, ?rule=, ?severity=", self.findings.len() - ROWS);
         }
-        let unavailable = self.rules.iter().filter(|rule| rule.status != "active");
+        let unavailable = self.rules.iter().filter(|rule| rule.status == "unavailable");
         for RuleStatus { rule, reason, .. } in unavailable {
             let reason = reason.as_deref().unwrap_or_default();
             let line = format!("unavailable  {}: {reason}", rule.name());

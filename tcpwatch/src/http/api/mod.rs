@@ -8,6 +8,7 @@ pub(super) mod history;
 pub(super) mod index;
 pub(super) mod leaks;
 pub(super) mod nat;
+pub(super) mod network;
 pub(super) mod peers;
 pub(super) mod ports;
 pub(super) mod processes;

@@ -3,8 +3,8 @@
 //! The kernel is asked in a thread of its own and answers in parts; each part is booked by the owner of the state in
 //! turn with what else it has to do. For rates it is asked twice.
 
-mod look;
-mod totals;
+pub(super) mod look;
+pub(super) mod totals;
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 

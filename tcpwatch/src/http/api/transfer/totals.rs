@@ -114,6 +114,12 @@ pub(crate) type Key = (Option<Arc<str>>, Role, Peer);
 pub(crate) struct Sums {
     pub by_key: FxHashMap<Key, Sum>,
     first: Option<FirstLook>,
+    known: Known,
+}
+
+/// Which connection the kernel's counts are of.
+#[derive(Default)]
+pub(crate) struct Known {
     /// Where connections are not known by the kernel's cookies: by what they are known.
     by_ends: Option<FxHashMap<Ends, u64>>,
 }
@@ -126,7 +132,7 @@ impl Sums {
     /// Books a part. What ended meanwhile, or is not known yet, is left out.
     pub(crate) fn add(&mut self, node: &Node, part: &[Figures]) {
         for figures in part {
-            if let Some(conn) = self.find(node, figures) {
+            if let Some(conn) = self.known.find(node, figures) {
                 let process = conn.process.map(|id| Arc::clone(&node.tracker.processes().get(id).comm));
                 let sum = self.by_key.entry((process, conn.role, conn.peer())).or_default();
                 sum.add(figures, conn.role);
@@ -148,8 +154,11 @@ impl Sums {
             }
         }
     }
+}
 
-    fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
+impl Known {
+    /// `None` of what ended meanwhile, or is not known yet.
+    pub(crate) fn find<'a>(&mut self, node: &'a Node, figures: &Figures) -> Option<&'a Conn> {
         let table = &node.tracker.table();
         let Figures { netns, interface, local, remote, .. } = *figures;
         let ends = Ends { netns, interface, local, remote };
