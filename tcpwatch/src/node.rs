@@ -36,6 +36,7 @@ use crate::{
     },
     tcp::{
         histogram::{Histogram, Latency},
+        state::TcpState,
         ticks::TickRate,
         time::{Clock, seconds},
     },
@@ -192,6 +193,8 @@ impl Node {
                 self.tracker.describe_process(&process.identity, &process.details);
             }
             Frame::Interfaces(read) => self.tracker.name_interfaces(read),
+            Frame::Queues(read) => self.tracker.apply_queues(read),
+            Frame::Namespace(settings) => self.tracker.set_namespace(settings),
             Frame::Tick(now_ns) => self.tick(*now_ns),
             Frame::Lost(lost) => self.records.lost = *lost,
             Frame::UnrecordedCounts(counted) => self.records.unrecorded = *counted,
@@ -204,6 +207,18 @@ impl Node {
         for conn in self.tracker.table().iter().filter(|conn| wanted(conn)) {
             let hints = found.entry(conn.netns).or_insert_with(|| self.hints(conn.netns, None));
             if hints.pid.is_none() && !conn.is(ConnFlags::MINISOCK) {
+                hints.pid = self.pid(conn);
+            }
+        }
+        found
+    }
+
+    /// The network namespaces that have listeners, and what is known of the ways into them.
+    pub fn namespaces_of_listeners(&self) -> BTreeMap<u32, Hints> {
+        let mut found = BTreeMap::new();
+        for conn in self.tracker.table().in_state(TcpState::Listen) {
+            let hints = found.entry(conn.netns).or_insert_with(|| self.hints(conn.netns, None));
+            if hints.pid.is_none() {
                 hints.pid = self.pid(conn);
             }
         }

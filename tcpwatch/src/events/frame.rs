@@ -1,5 +1,7 @@
 //! The frames that carry all input which changes the node's state.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 use schemars::JsonSchema;
@@ -22,6 +24,10 @@ pub enum Frame {
     Process(ProcessFrame),
     /// Names of interfaces that sockets are bound to.
     Interfaces(InterfaceNames),
+    /// The accept queues of listeners, asked for between sweeps.
+    Queues(ListenQueues),
+    /// What a network namespace is set to, where that is new.
+    Namespace(NamespaceSettings),
     /// CLOCK_MONOTONIC in nanoseconds: at least once a second, and at the end.
     Tick(u64),
     /// Records lost since the start.
@@ -45,6 +51,69 @@ pub struct InterfaceNames {
     pub netns: u32,
     /// By index.
     pub names: Vec<(u32, String)>,
+}
+
+/// The accept queues of the listeners of some network namespaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenQueues {
+    /// CLOCK_MONOTONIC in nanoseconds, before the first was read.
+    pub time_ns: u64,
+    pub namespaces: Vec<NamespaceQueues>,
+}
+
+/// The accept queues of the listeners of one network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceQueues {
+    /// Inode of the namespace.
+    pub netns: u32,
+    /// How often a full accept queue had refused there (ListenOverflows), read behind the queues.
+    pub overflows: Option<u64>,
+    /// The listeners in whose queue something waits, and those that have dropped something. The queues of all others are
+    /// empty.
+    pub listeners: Vec<QueueRead>,
+}
+
+/// One accept queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueRead {
+    /// The kernel's cookie of the listener.
+    pub cookie: u64,
+    pub addr: IpAddr,
+    pub port: u16,
+    pub waiting: u32,
+    pub limit: u32,
+    /// Segments that it dropped, whatever for (`sk_drops`).
+    pub drops: u32,
+}
+
+/// What a network namespace is set to, by its files in /proc/sys/net; `None` of what cannot be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceSettings {
+    /// Inode of the namespace.
+    pub netns: u32,
+    /// The most that listen() grants (core/somaxconn).
+    pub somaxconn: Option<u32>,
+    /// Whether a connecting socket takes the port of a TIME_WAIT over (ipv4/tcp_tw_reuse): 0 never, 1 after a second, 2 only
+    /// on loopback.
+    pub tw_reuse: Option<u32>,
+    /// The first and last of the ports that the kernel chooses from when a socket connects, and the spans of those that it
+    /// leaves out.
+    pub local_ports: Option<(u16, u16)>,
+    pub reserved_ports: Vec<(u16, u16)>,
+}
+
+impl NamespaceSettings {
+    /// Whether the kernel may choose this port when a socket connects.
+    pub fn is_local_port(&self, port: u16) -> bool {
+        let within = |(first, last): &(u16, u16)| (*first..=*last).contains(&port);
+        self.local_ports.as_ref().is_some_and(within) && !self.reserved_ports.iter().any(within)
+    }
+
+    /// From how many ports the kernel chooses when a socket connects.
+    pub fn local_port_count(&self) -> Option<usize> {
+        let (first, last) = self.local_ports?;
+        Some((first..=last).filter(|port| self.is_local_port(*port)).count())
+    }
 }
 
 /// A process's properties in /proc.

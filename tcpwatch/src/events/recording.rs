@@ -47,6 +47,8 @@ const LOST: u8 = 6;
 const SWEEP_END: u8 = 7;
 const ONLY_COUNTED: u8 = 8;
 const INTERFACES: u8 = 9;
+const QUEUES: u8 = 10;
+const NAMESPACE: u8 = 11;
 
 /// Writes the header, which must come first.
 ///
@@ -95,6 +97,8 @@ pub fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
         }
         Frame::Process(process) => write(out, PROCESS, &serde_json::to_vec(process)?),
         Frame::Interfaces(read) => write(out, INTERFACES, &serde_json::to_vec(read)?),
+        Frame::Queues(read) => write(out, QUEUES, &serde_json::to_vec(read)?),
+        Frame::Namespace(settings) => write(out, NAMESPACE, &serde_json::to_vec(settings)?),
         Frame::Tick(now_ns) => write(out, TICK, &now_ns.to_le_bytes()),
         Frame::Lost(lost) => {
             let counts = [lost.ring_full.to_le_bytes(), lost.run_skipped.to_le_bytes()];
@@ -173,6 +177,8 @@ impl Iterator for Recording {
             }
             PROCESS => Frame::Process(serde_json::from_slice(&payload).ok()?),
             INTERFACES => Frame::Interfaces(serde_json::from_slice(&payload).ok()?),
+            QUEUES => Frame::Queues(serde_json::from_slice(&payload).ok()?),
+            NAMESPACE => Frame::Namespace(serde_json::from_slice(&payload).ok()?),
             TICK => Frame::Tick(payload.try_get_u64_le().ok()?),
             LOST => Frame::Lost(LostRecords {
                 ring_full: payload.try_get_u64_le().ok()?,
@@ -198,7 +204,10 @@ mod tests {
     use super::*;
     use crate::events::{
         decode::Identity,
-        frame::{InterfaceNames, ProcDetails, ProcessFrame},
+        frame::{
+            InterfaceNames, ListenQueues, NamespaceQueues, NamespaceSettings, ProcDetails, ProcessFrame,
+            QueueRead,
+        },
     };
 
     fn header() -> Header {
@@ -237,6 +246,28 @@ mod tests {
             }),
             Frame::Process(ProcessFrame { identity, details }),
             Frame::Interfaces(InterfaceNames { netns: 4, names: vec![(2, "eth0".into())] }),
+            Frame::Queues(ListenQueues {
+                time_ns: 3,
+                namespaces: vec![NamespaceQueues {
+                    netns: 4,
+                    overflows: Some(9),
+                    listeners: vec![QueueRead {
+                        cookie: 1,
+                        addr: [0; 4].into(),
+                        port: 80,
+                        waiting: 2,
+                        limit: 1,
+                        drops: 3,
+                    }],
+                }],
+            }),
+            Frame::Namespace(NamespaceSettings {
+                netns: 4,
+                somaxconn: Some(4096),
+                tw_reuse: None,
+                local_ports: Some((32_768, 60_999)),
+                reserved_ports: vec![(40_000, 40_009)],
+            }),
             Frame::Lost(LostRecords { ring_full: 3, run_skipped: 4 }),
             Frame::UnrecordedCounts(UnrecordedCounts {
                 held_back: 5,

@@ -30,6 +30,10 @@ enum Tie {
 const TABLE: &[(Rule, Rule, Tie)] = &[
     (Rule::CloseWaitLeak, Rule::FinWait2Pileup, Tie::Connection),
     (Rule::RetransmitFailed, Rule::HolBlocking, Tie::Socket),
+    // Handlers that never end hold what a limit on connections counts.
+    (Rule::CloseWaitLeak, Rule::UnacceptedConnections, Tie::Process),
+    (Rule::UnacceptedConnections, Rule::AcceptQueueOverflow, Tie::Listener),
+    (Rule::UnacceptedConnections, Rule::FinWait2Pileup, Tie::Connection),
     // A proxy passes on what it waits for.
     (Rule::CloseWaitLeak, Rule::CloseWaitLeak, Tie::Connection),
 ];

@@ -76,6 +76,8 @@ macro_rules! rules {
 
 rules! {
     CloseWaitLeak = "close_wait_leak",
+    UnacceptedConnections = "unaccepted_connections",
+    AcceptQueueOverflow = "accept_queue_overflow",
     FinWait2Pileup = "fin_wait2_pileup",
     HolBlocking = "hol_blocking",
     RetransmitFailed = "retransmit_failed",

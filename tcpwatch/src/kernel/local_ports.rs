@@ -40,6 +40,16 @@ impl LocalPorts {
         })
     }
 
+    /// The first and last of the range.
+    pub(super) fn span(&self) -> (u16, u16) {
+        (*self.range.start(), *self.range.end())
+    }
+
+    /// The same of each part of it that is reserved.
+    pub(super) fn reserved_spans(&self) -> Vec<(u16, u16)> {
+        self.reserved.iter().map(|span| (*span.start(), *span.end())).collect()
+    }
+
     pub fn contains(&self, port: u16) -> bool {
         self.range.contains(&port) && !self.reserved.iter().any(|span| span.contains(&port))
     }

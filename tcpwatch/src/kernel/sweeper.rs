@@ -6,7 +6,7 @@
 //! programs would be detached.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read as _},
     os::unix::net::UnixDatagram,
@@ -29,12 +29,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
     events::{
-        frame::{Coverage, InterfaceNames},
+        frame::{Coverage, InterfaceNames, ListenQueues, NamespaceSettings},
         seen,
     },
     kernel::{
+        listen_queues, namespace_settings,
         netns::{
-            self,
+            self, Hints,
             ways::{Entrances, Place, Ways},
         },
         netstat,
@@ -44,15 +45,19 @@ use crate::{
     },
 };
 
-/// A message of a sweep.
+/// A message of a sweep, or of a look at accept queues.
 #[derive(Debug)]
 pub enum Report {
     /// The next `SeenSocket` records.
     Seen(Bytes),
     /// Names of interfaces that sockets are bound to.
     Interfaces(InterfaceNames),
+    /// What a network namespace is set to.
+    Namespace(NamespaceSettings),
     /// The sweep is over.
     Done(Swept),
+    /// What waits in accept queues, and the processor time that the look took.
+    Queues(ListenQueues, Duration),
 }
 
 /// Result of a sweep.
@@ -96,6 +101,7 @@ const MAX_QUESTIONS: usize = 128;
 #[derive(Debug)]
 enum Request {
     Sweep,
+    Queues(BTreeMap<u32, Hints>),
     Options(OptionsQuestion),
 }
 
@@ -136,6 +142,13 @@ impl Sweeper {
         let _ = self.requests.send(Request::Sweep);
     }
 
+    /// Looks at the accept queues of these namespaces; what it finds arrives at `report`. Not to be called during a sweep,
+    /// nor again before `Report::Queues`.
+    pub fn look_at_queues(&self, namespaces: BTreeMap<u32, Hints>) {
+        // The thread lives as long as this handle.
+        let _ = self.requests.send(Request::Queues(namespaces));
+    }
+
     /// The options of a socket, also during a sweep. `None` when the socket is gone.
     ///
     /// # Errors
@@ -156,13 +169,30 @@ impl Sweeper {
     }
 }
 
+fn look_at_queues(namespaces: &BTreeMap<u32, Hints>) -> Report {
+    let began = cpu_time();
+    // What cannot be read is as unknown as before.
+    let read = caught(|| listen_queues::read(namespaces)).unwrap_or_default();
+    netns::leave();
+    Report::Queues(read, cpu_time().saturating_sub(began))
+}
+
 fn run(mut probes: Probes, asked: &Receiver<Request>, report: &ReportSender) {
     let mut ways = Ways::default();
     while let Ok(request) = asked.recv() {
-        if let Request::Options(question) = request {
-            question.answer(&mut probes);
-            netns::leave();
-            continue;
+        match request {
+            Request::Options(question) => {
+                question.answer(&mut probes);
+                netns::leave();
+                continue;
+            }
+            Request::Queues(namespaces) => {
+                if report.blocking_send(look_at_queues(&namespaces)).is_err() {
+                    return;
+                }
+                continue;
+            }
+            Request::Sweep => {}
         }
         let began = cpu_time();
         let swept = caught(|| Sweep::new(asked, report, &mut ways, began).run(&mut probes));
@@ -281,9 +311,18 @@ impl<'a> Sweep<'a> {
                     self.covered.insert(inode);
                     // After its listeners: what they had refused by then is part of it.
                     self.overflows.extend(netstat::listen_overflows().map(|count| (inode, count)));
+                    self.read_settings(inode);
                     self.name_interfaces(inode);
                 }
             }
+        }
+    }
+
+    /// Reads what the namespace is set to, if the thread is still there.
+    fn read_settings(&self, netns: u32) {
+        if netns::own() == Some(netns) {
+            // The receiver is gone when the daemon stops.
+            let _ = self.report.blocking_send(Report::Namespace(namespace_settings::read(netns)));
         }
     }
 

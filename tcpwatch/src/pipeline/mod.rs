@@ -15,7 +15,7 @@ use tcpwatch_common::KIND_WAKE;
 use tokio::sync::mpsc;
 
 use crate::{
-    events::frame::{Frame, LostRecords, ProcessFrame},
+    events::frame::{Frame, ListenQueues, LostRecords, ProcessFrame},
     kernel::{
         clock,
         probes::Loaded,
@@ -24,7 +24,7 @@ use crate::{
         transport::{CountedRetransmits, LossCounters, Queues, Ring, inbox::Inbox},
     },
     node::{Node, Question, SweepFirst},
-    pipeline::sweeps::Sweeps,
+    pipeline::sweeps::{QueueLooks, Sweeps},
     recorder::{Recorder, RecordingError},
 };
 
@@ -54,6 +54,7 @@ pub struct Pipeline {
     sweeper: Sweeper,
     reports: mpsc::Receiver<Report>,
     sweeps: Sweeps,
+    queue_looks: QueueLooks,
     drained: Instant,
     pace: Pace,
     /// Questions that wait for the sweep under way.
@@ -105,6 +106,7 @@ impl Pipeline {
             sweeper: Sweeper::start(loaded.probes, report)?,
             reports,
             sweeps: Sweeps::new(now),
+            queue_looks: QueueLooks::new(now),
             drained: now,
             pace: Pace { since: now, received: 0, busy: false },
             waiting: Vec::new(),
@@ -183,6 +185,12 @@ impl Pipeline {
                     self.ingest(&Frame::Interfaces(read));
                 }
             }
+            Report::Namespace(settings) => {
+                if self.node.tracker.namespace(settings.netns) != Some(&settings) {
+                    self.ingest(&Frame::Namespace(settings));
+                }
+            }
+            Report::Queues(read, cost) => self.take_queues(read, cost),
             Report::Done(swept) => self.finish_sweep(swept),
         }
     }
@@ -230,11 +238,37 @@ impl Pipeline {
         if is_wanted || self.sweeps.is_due(Instant::now(), self.connections(), unreported) {
             self.start_sweep();
         }
+        self.look_at_queues();
         self.ingest(&Frame::Tick(clock::read().now_ns));
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.flush()
         {
             stop_recording(&mut self.recorder, &error);
+        }
+    }
+
+    /// Looks at accept queues, if it is time to: a sweep under way looks at them anyway.
+    fn look_at_queues(&mut self) {
+        if self.sweeps.under_way() || !self.queue_looks.may_begin(Instant::now()) {
+            return;
+        }
+        let namespaces = self.node.namespaces_of_listeners();
+        if !namespaces.is_empty() {
+            self.queue_looks.begin();
+            self.sweeper.look_at_queues(namespaces);
+        }
+    }
+
+    /// Which connections wait in a queue only a sweep shows.
+    fn take_queues(&mut self, read: ListenQueues, cost: Duration) {
+        let now = Instant::now();
+        self.queue_looks.end(now, cost);
+        self.node.sweeps.cost += cost;
+        // Records of the time before come first.
+        self.drain();
+        self.ingest(&Frame::Queues(read));
+        if self.node.tracker.queues_want_sweep() && self.sweeps.is_affordable(now, self.connections()) {
+            self.start_sweep();
         }
     }
 

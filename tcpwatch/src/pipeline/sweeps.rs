@@ -77,6 +77,11 @@ impl Sweeps {
         now - self.finished >= interval.max(self.expected_cost(connections) * UNASKED_COST_SHARE)
     }
 
+    /// Whether one that nobody asked for may begin at any rate.
+    pub(super) fn is_affordable(&self, now: Instant, connections: usize) -> bool {
+        now - self.finished >= self.expected_cost(connections) * UNASKED_COST_SHARE
+    }
+
     /// Whether an answer may wait for a sweep.
     pub(super) fn is_cheap(&self, connections: usize) -> bool {
         self.expected_cost(connections) <= WORTH_WAITING
@@ -95,6 +100,34 @@ impl Sweeps {
     fn expected_cost(&self, connections: usize) -> Duration {
         let more = connections.saturating_sub(self.connections.unwrap_or(0));
         self.cost + COST_EACH * u32::try_from(more).unwrap_or(u32::MAX)
+    }
+}
+
+/// Time between two looks at accept queues: a little less than two ticks.
+const QUEUES_INTERVAL: Duration = Duration::from_millis(1900);
+
+/// The looks at accept queues between sweeps. They may cost as much as sweeps that nobody asked for.
+pub(super) struct QueueLooks {
+    under_way: bool,
+    not_before: Instant,
+}
+
+impl QueueLooks {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { under_way: false, not_before: now }
+    }
+
+    pub(super) fn may_begin(&self, now: Instant) -> bool {
+        !self.under_way && now >= self.not_before
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.under_way = true;
+    }
+
+    /// One has ended that took `cost` of processor time.
+    pub(super) fn end(&mut self, now: Instant, cost: Duration) {
+        (self.under_way, self.not_before) = (false, now + QUEUES_INTERVAL.max(cost * UNASKED_COST_SHARE));
     }
 }
 
@@ -139,7 +172,21 @@ mod tests {
             assert!(!sweeps.is_due(end + ms(interval - 1), 100, unreported));
             assert!(sweeps.is_due(end + ms(interval), 100, unreported));
         }
+        assert!(!sweeps.is_affordable(end + ms(4999), 100) && sweeps.is_affordable(end + ms(5000), 100));
         sweeps.end(end, ms(200), 100);
         assert!(!sweeps.is_due(end + ms(99_999), 100, false), "a sweep that costs much is rare");
+    }
+
+    #[test]
+    fn accept_queues_are_looked_at_every_other_second_or_as_often_as_their_cost_allows() {
+        let start = Instant::now();
+        let mut looks = QueueLooks::new(start);
+        assert!(looks.may_begin(start));
+        looks.begin();
+        assert!(!looks.may_begin(start + ms(60_000)), "one at a time");
+        for (cost, pause) in [(1, 1900), (10, 5000)] {
+            looks.end(start, ms(cost));
+            assert!(!looks.may_begin(start + ms(pause - 1)) && looks.may_begin(start + ms(pause)));
+        }
     }
 }

@@ -2,13 +2,16 @@
 //! connections. A file a rule.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod accept_queue_overflow;
 mod close_wait_leak;
 mod hol_blocking;
 mod life;
+mod listening;
 mod network_cleared;
 mod retransmit_failed;
 #[path = "../scenario/mod.rs"]
 mod scenario;
+mod unaccepted_connections;
 
 use scenario::*;
 use tcpwatch::findings::{Findings, life::Finding, thresholds::Thresholds};

@@ -1,10 +1,12 @@
 //! The rules: a file each. No rule reads a clock or does I/O; all see the same moment.
 
+mod accept_queue_overflow;
 mod close_wait_leak;
 mod fin_wait2_pileup;
 mod hol_blocking;
 pub mod network_cleared;
 mod retransmit_failed;
+mod unaccepted_connections;
 
 use crate::findings::{
     Rule,
@@ -36,6 +38,8 @@ pub struct Spec {
 /// All rules, in the order of [`Rule::ALL`].
 pub const SPECS: [&Spec; Rule::ALL.len()] = [
     &close_wait_leak::SPEC,
+    &unaccepted_connections::SPEC,
+    &accept_queue_overflow::SPEC,
     &fin_wait2_pileup::SPEC,
     &hol_blocking::SPEC,
     &retransmit_failed::SPEC,

@@ -21,7 +21,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     events::{
         decode::{Identity, IdleRecord, Record, Retransmits, Socket, SocketRecord, TaskRecord, What},
-        frame::{InterfaceNames, ProcDetails, ReportedFacts},
+        frame::{InterfaceNames, NamespaceSettings, ProcDetails, ReportedFacts},
     },
     model::{
         groups::{Closer, GroupId, Groups, Role},
@@ -83,6 +83,9 @@ pub struct Tracker {
     ended: VecDeque<Ended>,
     /// By the cookie of the listener.
     queues: FxHashMap<u64, Listening>,
+    /// The listener's cookie of each connection that the latest sweep found in an accept queue or as a request, by the
+    /// connection's.
+    queued: FxHashMap<u64, u64>,
     overflows: NamespaceOverflows,
     /// Sockets in CLOSE that a process holds, by cookie.
     unconnected: FxHashMap<u64, Unconnected>,
@@ -98,6 +101,8 @@ pub struct Tracker {
     /// From the first look of a sweep on.
     ticks: Option<Ticks>,
     sweep: Progress,
+    /// What network namespaces are set to, by inode.
+    settings: FxHashMap<u32, NamespaceSettings>,
     /// The network namespaces that the latest sweep found (`Coverage::existing`).
     namespaces: FxHashMap<u32, u32>,
     listeners: FxHashMap<(u32, u16), Vec<ConnKey>>,
@@ -127,6 +132,7 @@ impl Tracker {
             groups: Groups::new(limits.label_sets),
             ended,
             queues: FxHashMap::default(),
+            queued: FxHashMap::default(),
             overflows: NamespaceOverflows::default(),
             unconnected: FxHashMap::default(),
             untracked: 0,
@@ -138,6 +144,7 @@ impl Tracker {
             tick_rate,
             ticks: None,
             sweep: Progress::default(),
+            settings: FxHashMap::default(),
             namespaces: FxHashMap::default(),
             listeners: FxHashMap::default(),
             limits,
@@ -164,7 +171,7 @@ impl Tracker {
         &self.ended
     }
 
-    /// The accept queue of the listener with this cookie, as the latest sweep saw it.
+    /// The accept queue of the listener with this cookie.
     pub fn queue(&self, cookie: u64) -> Option<&Listening> {
         self.queues.get(&cookie)
     }
@@ -174,6 +181,34 @@ impl Tracker {
     pub fn listener_of(&self, conn: &Conn) -> Option<&Conn> {
         let listener = conn.standing()?.listener?;
         Some(self.table.get(self.table.find(listener)?)).filter(|conn| conn.role == Role::Listener)
+    }
+
+    /// What the network namespace with this inode is set to, as the latest sweep that entered it read.
+    pub fn namespace(&self, netns: u32) -> Option<&NamespaceSettings> {
+        self.settings.get(&netns)
+    }
+
+    /// What all network namespaces are set to.
+    pub fn all_settings(&self) -> impl Iterator<Item = &NamespaceSettings> {
+        self.settings.values()
+    }
+
+    pub fn set_namespace(&mut self, settings: &NamespaceSettings) {
+        self.settings.insert(settings.netns, settings.clone());
+    }
+
+    /// Connections that the latest sweep found in accept queues, each with the cookie of the listener.
+    pub fn in_accept_queues(&self) -> impl Iterator<Item = (&Conn, u64)> {
+        let found =
+            self.queued.iter().filter_map(|(cookie, listener)| Some((self.table.find(*cookie)?, *listener)));
+        found
+            .map(|(key, listener)| (self.table.get(key), listener))
+            .filter(|(conn, _)| conn.accepted() == Some(false))
+    }
+
+    /// CLOCK_MONOTONIC when the latest sweep that has ended began; 0 before.
+    pub fn swept_ns(&self) -> u64 {
+        self.sweep.swept_ns
     }
 
     /// Sockets in CLOSE that a process holds, by cookie.

@@ -38,6 +38,8 @@ pub struct Progress {
     began_ns: u64,
     /// When the sweep before it began.
     began_before_ns: u64,
+    /// When the latest that has ended began.
+    pub(crate) swept_ns: u64,
     /// The kernel's tick count was read in this sweep.
     ticks_read: bool,
     /// When sockets ended since the sweep began, by cookie: sightings of them may be stale.
@@ -158,6 +160,7 @@ impl Tracker {
             number: self.sweep.number.wrapping_add(1),
             began_ns: now_ns,
             began_before_ns: self.sweep.began_ns,
+            swept_ns: self.sweep.swept_ns,
             ended: Some(FxHashMap::default()),
             unreported_before: std::mem::take(&mut self.sweep.unreported),
             listed: std::mem::take(&mut self.sweep.listed),
@@ -225,7 +228,9 @@ impl Tracker {
                 self.forget(&before);
             }
         }
-        self.settle_overflows(coverage);
+        self.settle_overflows(coverage, self.sweep.began_ns);
+        self.queued = std::mem::take(&mut self.sweep.queued);
+        self.sweep.swept_ns = self.sweep.began_ns;
         self.sweep.listed = coverage.clone();
     }
 
@@ -320,7 +325,8 @@ impl Tracker {
             self.see_retransmits(key, seen);
         }
         if listens {
-            self.queues.entry(seen.socket.cookie).or_insert_with(Listening::new).queue = seen.queue;
+            let listening = self.queues.entry(seen.socket.cookie).or_insert_with(Listening::new);
+            listening.observe(seen.queue, seen.time_ns);
         }
         if seen.listener != 0 {
             self.sweep.queued.insert(seen.socket.cookie, seen.listener);
@@ -759,6 +765,9 @@ impl Tracker {
             .map(|(key, _)| key)
             .collect();
         self.namespaces = now.cloned().unwrap_or_default();
+        if let Some(now) = now {
+            self.settings.retain(|netns, _| now.contains_key(netns));
+        }
         for key in gone {
             let conn = self.table.get(key);
             let (state, full, ends) = (conn.state(), conn.is_full(), conn.ends());
