@@ -295,7 +295,7 @@ async fn malformed_parameters_are_named() {
 #[tokio::test]
 async fn format_decides_then_accept_then_text() {
     let server = Server::of_fixture();
-    for path in ["/", "/leaks", "/connections", "/status"] {
+    for path in ["/", "/help", "/leaks", "/connections", "/status"] {
         for (query, accept, json) in [
             ("", None, false),
             ("", Some("*/*"), false),
@@ -731,7 +731,7 @@ async fn a_stopping_daemon_answers_503_and_healthz_200() {
     let (sender, questions) = mpsc::channel(1);
     drop(questions);
     let server = Server(router(Api::new(sender)));
-    for path in paths().iter().filter(|path| !["/", "/healthz", "/openapi.json"].contains(&&***path)) {
+    for path in paths().iter().filter(|path| !["/help", "/healthz", "/openapi.json"].contains(&&***path)) {
         let answer = server.get(path).await;
         assert_eq!(answer.status, 503, "{path}: {}", answer.body);
     }
@@ -796,7 +796,7 @@ async fn a_hostile_process_name_cannot_forge_lines_or_colours() {
     assert_eq!(rows["total"], 4);
     assert_eq!(rows["connections"][0]["process"]["comm"], r#"\x0a\x1b[31m""#, "the same in JSON");
     let honest = Server::of_fixture();
-    for path in ["/connections", "/processes", "/peers", "/ports", "/leaks", "/status"] {
+    for path in ["/", "/series", "/connections", "/processes", "/peers", "/ports", "/leaks", "/status"] {
         let text = server.get(path).await.body;
         assert!(!text.contains('\u{1b}'), "{path}: {text:?}");
         // A longer name may break an indented line of prose elsewhere.

@@ -6,7 +6,7 @@ use crate::command;
 
 /// Write the documents that come from tables in the code
 ///
-/// The reference of the HTTP API, the metrics and the options. `cargo xtask test` fails when one of them differs from its
+/// The reference of the HTTP API, the metrics, the options, and the answers that tests compare with. `cargo xtask test` fails when one of them differs from its
 /// table.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
@@ -14,7 +14,7 @@ pub(crate) struct Args {}
 pub(crate) fn docs(_: &Args) -> Result<()> {
     command::run(
         command::cargo()
-            .args(["test", "--package", "tcpwatch", "--test", "documents", "--locked"])
+            .args(["test", "--package", "tcpwatch", "--test", "documents", "--test", "answers", "--locked"])
             .env("TCPWATCH_WRITE_DOCUMENTS", "1"),
     )
     .context("writing the documents")?;

@@ -1,4 +1,4 @@
-//! The table of endpoints: what is served, with which parameters and answers. The router, the list at `/`, the error
+//! The table of endpoints: what is served, with which parameters and answers. The router, the list at `/help`, the error
 //! messages, the OpenAPI document, docs/http-api.md and the generic tests come from it.
 
 use std::{convert::Infallible, sync::LazyLock};
@@ -63,105 +63,113 @@ const LISTED: &[Format] = &[Format::Text, Format::Json, Format::Ndjson];
 
 /// All paths, in the order in which they are listed.
 pub fn endpoints() -> &'static [Endpoint] {
-    static ENDPOINTS: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
-        vec![
-            Endpoint::rendered("/", "what can be asked", api::index::answer),
-            Endpoint::rendered(
-                "/findings",
-                "what is wrong: causes before effects, with numbers and what to do",
-                api::findings::answer,
-            ),
-            Endpoint::rendered("/findings/{id}", "one finding, open or ended", api::findings::one)
-                .fails(StatusCode::NOT_FOUND, "no finding has this id, neither now nor in the last day"),
-            Endpoint::rendered(
-                "/leaks",
-                "connections that stand too long in a state that should be short, and whose they are",
-                api::leaks::answer,
-            ),
-            Endpoint::list("/connections", "every connection now", api::connections::answer),
-            Endpoint::rendered(
-                "/connections/{id}",
-                "one connection, now or ended: every state, how long, caused by whom",
-                api::connection::answer,
-            )
-            .fails(
-                StatusCode::NOT_FOUND,
-                "no connection has this id, neither now nor among the last that ended",
-            ),
-            Endpoint::rendered(
-                "/network",
-                "whether TCP delivered everything between a process and a peer, once, in order and without delay",
-                api::network::answer,
-            ),
-            Endpoint::list("/history", "the connections that ended last", api::history::answer),
-            Endpoint::list(
-                "/processes",
-                "who has how many connections, and counts since the start",
-                api::processes::answer,
-            ),
-            Endpoint::list("/peers", "the same by the server's side of the connections", api::peers::answer),
-            Endpoint::list(
-                "/ports",
-                "local ports in use toward each destination, and how many there are",
-                api::ports::answer,
-            ),
-            Endpoint::list(
-                "/nat",
-                "whom connections dialled and whom they reached, where addresses are translated",
-                api::nat::answer,
-            ),
-            Endpoint::list(
-                "/transfer",
-                "how the data of live connections goes, by process and peer",
-                api::transfer::answer,
-            ),
-            Endpoint::rendered(
-                "/series",
-                "what there was in the last minutes and hours, by workload and in total",
-                api::series::answer,
-            ),
-            Endpoint::raw(
-                "/openapi.json",
-                "this table as an OpenAPI 3.1 document",
-                Content::of::<AnyObject>(Format::Json.media_type()),
-                api::index::openapi,
-            ),
-            Endpoint::raw(
-                "/events",
-                "every transition as it happens, as server-sent events",
-                Content::of::<Transition>("text/event-stream"),
-                api::events::answer,
-            )
-            .fails(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many clients follow already, or tcpwatch is stopping",
-            ),
-            Endpoint::rendered(
-                "/status",
-                "how tcpwatch itself is doing: hooks, records, states, own cost",
-                api::status::answer,
-            ),
-            Endpoint::raw(
-                "/metrics",
-                "the same as numbers for Prometheus",
-                Content::text(metrics::MEDIA_TYPE),
-                metrics::answer,
-            ),
-            Endpoint::raw(
-                "/healthz",
-                "200 while tcpwatch is alive",
-                Content::text(Format::Text.media_type()),
-                server::healthz,
-            ),
-            Endpoint::raw(
-                "/readyz",
-                "200 once all hooks are attached and all open sockets are known, else 503",
-                Content::text(Format::Text.media_type()),
-                server::readyz,
-            ),
-        ]
-    });
+    static ENDPOINTS: LazyLock<Vec<Endpoint>> =
+        LazyLock::new(|| about_connections().into_iter().chain(for_programs()).collect());
     &ENDPOINTS
+}
+
+fn about_connections() -> Vec<Endpoint> {
+    vec![
+        Endpoint::rendered(
+            "/",
+            "what is wrong now, what was looked at, and what there is beside what there was",
+            api::overview::answer,
+        ),
+        Endpoint::rendered("/help", "what can be asked", api::help::answer),
+        Endpoint::rendered(
+            "/findings",
+            "what is wrong: causes before effects, with numbers and what to do",
+            api::findings::answer,
+        ),
+        Endpoint::rendered("/findings/{id}", "one finding, open or ended", api::findings::one)
+            .fails(StatusCode::NOT_FOUND, "no finding has this id, neither now nor in the last day"),
+        Endpoint::rendered(
+            "/leaks",
+            "connections that stand too long in a state that should be short, and whose they are",
+            api::leaks::answer,
+        ),
+        Endpoint::list("/connections", "every connection now", api::connections::answer),
+        Endpoint::rendered(
+            "/connections/{id}",
+            "one connection, now or ended: every state, how long, caused by whom",
+            api::connection::answer,
+        )
+        .fails(StatusCode::NOT_FOUND, "no connection has this id, neither now nor among the last that ended"),
+        Endpoint::rendered(
+            "/network",
+            "whether TCP delivered everything between a process and a peer, once, in order and without delay",
+            api::network::answer,
+        ),
+        Endpoint::list("/history", "the connections that ended last", api::history::answer),
+        Endpoint::list(
+            "/processes",
+            "who has how many connections, and counts since the start",
+            api::processes::answer,
+        ),
+        Endpoint::list("/peers", "the same by the server's side of the connections", api::peers::answer),
+        Endpoint::list(
+            "/ports",
+            "local ports in use toward each destination, and how many there are",
+            api::ports::answer,
+        ),
+        Endpoint::list(
+            "/nat",
+            "whom connections dialled and whom they reached, where addresses are translated",
+            api::nat::answer,
+        ),
+        Endpoint::list(
+            "/transfer",
+            "how the data of live connections goes, by process and peer",
+            api::transfer::answer,
+        ),
+        Endpoint::rendered(
+            "/series",
+            "what there was in the last minutes and hours, by workload and in total",
+            api::series::answer,
+        ),
+    ]
+}
+
+/// And about tcpwatch itself.
+fn for_programs() -> Vec<Endpoint> {
+    vec![
+        Endpoint::raw(
+            "/openapi.json",
+            "this table as an OpenAPI 3.1 document",
+            Content::of::<AnyObject>(Format::Json.media_type()),
+            api::help::openapi,
+        ),
+        Endpoint::raw(
+            "/events",
+            "every transition as it happens, as server-sent events",
+            Content::of::<Transition>("text/event-stream"),
+            api::events::answer,
+        )
+        .fails(StatusCode::SERVICE_UNAVAILABLE, "too many clients follow already, or tcpwatch is stopping"),
+        Endpoint::rendered(
+            "/status",
+            "how tcpwatch itself is doing: hooks, records, states, own cost",
+            api::status::answer,
+        ),
+        Endpoint::raw(
+            "/metrics",
+            "the same as numbers for Prometheus",
+            Content::text(metrics::MEDIA_TYPE),
+            metrics::answer,
+        ),
+        Endpoint::raw(
+            "/healthz",
+            "200 while tcpwatch is alive",
+            Content::text(Format::Text.media_type()),
+            server::healthz,
+        ),
+        Endpoint::raw(
+            "/readyz",
+            "200 once all hooks are attached and all open sockets are known, else 503",
+            Content::text(Format::Text.media_type()),
+            server::readyz,
+        ),
+    ]
 }
 
 impl Endpoint {

@@ -1,5 +1,5 @@
 //! The parameters of a question. They are declared once, as a struct: a handler gets the parsed struct, and the
-//! documents, the list at `/` and the error messages come from the same declaration. So what is not declared cannot be
+//! documents, the list at `/help` and the error messages come from the same declaration. So what is not declared cannot be
 //! read.
 
 use std::{collections::VecDeque, net::IpAddr};

@@ -99,7 +99,7 @@ impl ApiError {
     }
 
     pub fn unknown_path(path: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("no such path: {path} (`/` lists them)"))
+        Self::new(StatusCode::NOT_FOUND, format!("no such path: {path} (`/help` lists them)"))
     }
 
     pub fn not_found(error: String) -> Self {

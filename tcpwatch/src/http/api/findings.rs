@@ -175,7 +175,7 @@ impl Who {
 }
 
 impl Shown {
-    fn of(finding: &Finding, depth: usize, clock: Clock) -> Self {
+    pub(super) fn of(finding: &Finding, depth: usize, clock: Clock) -> Self {
         let (latest, at) = (&finding.latest, |ns| clock.at(ns).rfc3339());
         let ids = |ids: &[FindingId]| ids.iter().map(ToString::to_string).collect();
         let spec: &Spec = spec(finding.id.rule);
@@ -383,7 +383,7 @@ impl Render for Answer {
 }
 
 /// `OK: nothing wrong now`, or how many of each severity.
-fn verdict(open: &[&Shown]) -> String {
+pub(super) fn verdict(open: &[&Shown]) -> String {
     let count = |severity| open.iter().filter(|finding| finding.severity == severity).count();
     let [info, warning, critical] = Severity::ALL.map(count);
     let plural = if warning == 1 { "" } else { "s" };
@@ -420,7 +420,7 @@ fn number(evidence: &Evidence, value: f64) -> String {
 }
 
 impl Shown {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let margin = "  ".repeat(self.depth);
         let indent = INDENT + margin.len();
         let severity = match self.severity {

@@ -36,6 +36,10 @@ impl Completeness {
         Self::new(self.errors)
     }
 
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// A line for each reason, behind what is known; nothing of a complete answer.
     pub(crate) fn text(&self) -> String {
         let lines = self.errors.iter().map(|Gap { what, why }| format!("INCOMPLETE: {what}: {why}\n"));

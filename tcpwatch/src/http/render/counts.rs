@@ -277,7 +277,7 @@ pub(crate) fn cut(shown: usize, total: usize) -> String {
         return String::new();
     }
     format!(
-        "\n{shown} of {total} shown; ?limit=10000 shows more, ?format=ndjson all; `/` lists the parameters\n"
+        "\n{shown} of {total} shown; ?limit=10000 shows more, ?format=ndjson all; `/help` lists the parameters\n"
     )
 }
 

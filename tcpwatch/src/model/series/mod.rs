@@ -414,10 +414,12 @@ impl Series {
         if has_samples || self.samples_taken <= SAMPLES {
             return self.at_sample(subject, measure, at_ns);
         }
-        let is_watched = self.first_sample_ns.is_some_and(|first_ns| first_ns <= at_ns + INTERVAL_NS / 2);
+        let is_watched =
+            self.first_sample_ns.is_some_and(|first_ns| first_ns <= at_ns.saturating_add(INTERVAL_NS / 2));
         let mut minutes = self.since(subject, measure, Step::Minute, at_ns);
-        let found =
-            minutes.next().filter(|moment| is_watched && moment.at_ns <= at_ns + MINUTE_NS + INTERVAL_NS)?;
+        let found = minutes
+            .next()
+            .filter(|moment| is_watched && moment.at_ns <= at_ns.saturating_add(MINUTE_NS + INTERVAL_NS))?;
         Some(found.value.into())
     }
 

@@ -219,6 +219,11 @@ impl Table {
         self.tallies.states_of(process)
     }
 
+    /// How many processes have connections; each program that a process ran counts by itself.
+    pub fn owners(&self) -> usize {
+        self.tallies.owners()
+    }
+
     /// How many connections of clients need a local port of their own, by what they need it toward.
     pub fn ports(&self) -> impl Iterator<Item = (&PortUse, u32)> {
         self.tallies.ports()

@@ -1,13 +1,13 @@
 //! Counts of the connections of now that would else cost a walk through all of them: by process and state, and by the
 //! destination that clients' local ports are in use toward. They are kept as connections come, change and go.
 
-use std::net::Ipv6Addr;
+use std::{fmt, net::Ipv6Addr};
 
 use rustc_hash::FxHashMap;
 
 use crate::{
     events::decode::Endpoint,
-    model::{groups::Role, processes::ProcessId, table::Conn},
+    model::{address::Address, groups::Role, processes::ProcessId, table::Conn},
     tcp::state::TcpState,
 };
 
@@ -24,6 +24,13 @@ pub struct PortUse {
     pub netns: u32,
     pub source: Ipv6Addr,
     pub destination: Endpoint,
+}
+
+/// `10.0.0.7 -> 10.20.0.9:9092`
+impl fmt::Display for PortUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.source.to_canonical(), Address::from(self.destination))
+    }
 }
 
 impl PortUse {
@@ -100,6 +107,10 @@ impl Tallies {
             None => self.unowned,
             Some(id) => self.by_process.get(id.index()).copied().unwrap_or_default(),
         }
+    }
+
+    pub(super) fn owners(&self) -> usize {
+        self.by_process.iter().filter(|states| states.iter().any(|count| *count > 0)).count()
     }
 
     pub(super) fn ports(&self) -> impl Iterator<Item = (&PortUse, u32)> {

@@ -234,6 +234,12 @@ impl Tracker {
         self.sweep.listed = coverage.clone();
     }
 
+    /// How many network namespaces the latest sweep found, or read where the kernel does not list them.
+    pub fn namespaces_found(&self) -> usize {
+        let Coverage { namespaces, existing, .. } = &self.sweep.listed;
+        existing.as_ref().map_or(namespaces.len(), FxHashMap::len)
+    }
+
     /// Whether a socket of this namespace that the table does not have began in this run, though no record says so: a sweep
     /// that has ended would have found it.
     pub(crate) fn began_unseen(&self, netns: u32) -> bool {

@@ -1,4 +1,4 @@
-//! `/`: what can be asked.
+//! `/help`: what can be asked.
 
 use axum::{http::StatusCode, response::Response};
 use schemars::JsonSchema;
@@ -7,7 +7,8 @@ use serde::Serialize;
 use crate::http::{Api, ApiError, Render, endpoints, json_response, openapi};
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct Index {
+#[schemars(rename = "Help")]
+pub(crate) struct Help {
     /// Version of tcpwatch.
     version: &'static str,
     /// What is served.
@@ -24,20 +25,20 @@ struct Path {
     parameters: Vec<&'static str>,
 }
 
-pub(crate) async fn answer(_: Api, (): ()) -> Result<Index, ApiError> {
+pub(crate) async fn answer(_: Api, (): ()) -> Result<Help, ApiError> {
     let paths = endpoints().iter().map(|endpoint| Path {
         path: endpoint.path,
         answers: endpoint.summary,
         parameters: endpoint.query().collect(),
     });
-    Ok(Index { version: env!("CARGO_PKG_VERSION"), paths: paths.collect() })
+    Ok(Help { version: env!("CARGO_PKG_VERSION"), paths: paths.collect() })
 }
 
 pub(crate) async fn openapi(_: Api, (): ()) -> Result<Response, ApiError> {
     Ok(json_response(StatusCode::OK, &openapi::document()))
 }
 
-impl Render for Index {
+impl Render for Help {
     fn text(&self) -> String {
         let mut text = format!("tcpwatch {}\n\n", self.version);
         for path in &self.paths {
