@@ -12,6 +12,17 @@ fn time_wait() -> World {
 }
 
 #[test]
+fn a_minisock_first_known_by_its_sockets_end_has_the_cookie_by_which_the_kernel_knows_it() {
+    let mut world = World::new();
+    world.report(10, client(ORPHAN | FIN), ended(FinWait2, 0));
+    assert_eq!(world.state(1), Some(TimeWait));
+    let known = Socket::new(77, NETNS, client(0).local, client(0).remote, MINISOCK);
+    world.sweep(20, &[minisock_sighting(21, known, TimeWait, MINUTE)]);
+    assert_eq!((world.state(1), world.state(77)), (None, Some(TimeWait)));
+    world.assert_consistent();
+}
+
+#[test]
 fn a_minisock_is_recognised_by_its_addresses_and_keeps_its_owner() {
     let mut world = time_wait();
     let again = Socket::new(555, NETNS, client(0).local, client(0).remote, MINISOCK);

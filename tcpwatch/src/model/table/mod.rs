@@ -178,13 +178,25 @@ impl Table {
             next: NONE,
         };
         let key = self.conns.insert(conn) as u32;
-        let hash = hash(socket.cookie);
-        self.by_cookie
-            .insert_unique(spread(hash), IndexEntry { hash, conn: key }, |entry| spread(entry.hash));
-        self.recent(socket.cookie).set(key);
+        self.index_cookie(key, socket.cookie);
         self.link(key);
         self.tallies.add(&self.conns[key as usize]);
         ConnKey(key)
+    }
+
+    /// The kernel knows the connection's minisock by another cookie than its full socket, which had none when the minisock
+    /// was made.
+    pub fn set_cookie(&mut self, key: ConnKey, cookie: u64) {
+        self.forget_cookie(key.0, self.get(key).cookie);
+        self.get_mut(key).cookie = cookie;
+        self.index_cookie(key.0, cookie);
+    }
+
+    fn index_cookie(&mut self, key: u32, cookie: u64) {
+        let hash = hash(cookie);
+        self.by_cookie
+            .insert_unique(spread(hash), IndexEntry { hash, conn: key }, |entry| spread(entry.hash));
+        self.recent(cookie).set(key);
     }
 
     /// Moves the connection to `state` at `now_ns`.

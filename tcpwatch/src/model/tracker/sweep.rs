@@ -643,6 +643,13 @@ impl Tracker {
             }
             return;
         };
+        let (conn, cookie) = (self.table.get(key), seen.socket.cookie);
+        // The socket got its cookie from the record of its end, after its minisock was made without one.
+        let first_known_at_end =
+            conn.swept == 0 && conn.is(ConnFlags::OLDER) && !conn.is(ConnFlags::BY_ADDRESS);
+        if first_known_at_end && conn.cookie != cookie && self.table.find(cookie).is_none() {
+            self.table.set_cookie(key, cookie);
+        }
         let conn = self.table.get_mut(key);
         conn.swept = self.sweep.number;
         if conn.seen_ns > seen.time_ns {
