@@ -123,6 +123,8 @@ pub struct Node {
     pub sweep_problems: Vec<String>,
     /// How long the sweep under way has taken, if that is much longer than it should.
     pub late_sweep: Option<Duration>,
+    /// Processes that /proc was not read of yet, though answers have waited for it.
+    pub undescribed: usize,
     /// The ways into network namespaces that the last sweep found.
     pub entrances: Entrances,
     /// The live stream of transitions; costs nothing while it has no followers.
@@ -160,6 +162,7 @@ impl Node {
             owner: OwnerCounts::default(),
             sweep_problems: Vec::new(),
             late_sweep: None,
+            undescribed: 0,
             entrances: Entrances::new(),
             waiting_for: Some("the first sweep of open sockets"),
             missed_before_sweep: Missed::default(),
@@ -365,8 +368,15 @@ impl Node {
             ),
         ];
         let sweep = self.sweep_problems.iter().map(|problem| format!("the latest sweep: {problem}"));
-        let all = reasons.into_iter().flatten().chain(sweep);
-        all.map(|why| Gap { what: "connections", why }).collect()
+        let all = reasons.into_iter().flatten().chain(sweep).map(|why| Gap { what: "connections", why });
+        let undescribed = (self.undescribed > 0).then(|| Gap {
+            what: "process",
+            why: format!(
+                "/proc is slow: executable and cgroup of {} processes are not read yet",
+                self.undescribed
+            ),
+        });
+        all.chain(undescribed).collect()
     }
 
     /// Why what was counted since the start may be too low. A sweep repairs the table, but does not show what has come and

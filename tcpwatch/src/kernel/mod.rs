@@ -8,6 +8,7 @@ pub mod btf;
 pub mod capabilities;
 pub mod clock;
 pub mod conntrack;
+pub mod describer;
 mod listen_queues;
 pub mod local_ports;
 mod namespace_settings;

@@ -5,7 +5,7 @@
 //! start time, as a pid is used again. What the records lack (executable, cgroup) the pipeline reads from /proc and passes
 //! in. No I/O here.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use rustc_hash::FxHashMap;
 use schemars::JsonSchema;
@@ -129,7 +129,7 @@ pub struct ProcessTable {
     /// Entries without a user.
     idle: usize,
     /// Those whose /proc is still to be read.
-    unread: Vec<TaskRecord>,
+    unread: VecDeque<TaskRecord>,
     /// Of what has no known process.
     unowned_activity: Activity,
     /// Of processes that were forgotten since activity was taken last.
@@ -193,7 +193,7 @@ impl ProcessTable {
         let id = ProcessId(DenseIndex::new(self.entries.insert(entry)));
         self.by_identity.insert(identity, id);
         self.idle += 1;
-        self.unread.push(*task);
+        self.unread.push_back(*task);
         Some(id)
     }
 
@@ -212,9 +212,15 @@ impl ProcessTable {
         (one.pid, one.start_ns) == (other.pid, other.start_ns)
     }
 
-    /// Removes and returns those whose /proc is still to be read.
-    pub fn take_unread(&mut self) -> Vec<TaskRecord> {
-        std::mem::take(&mut self.unread)
+    /// Removes and returns those whose /proc is still to be read, at most `count`, the oldest first.
+    pub fn take_unread(&mut self, count: usize) -> Vec<TaskRecord> {
+        let count = count.min(self.unread.len());
+        self.unread.drain(..count).collect()
+    }
+
+    /// Number of those whose /proc is still to be read.
+    pub fn unread(&self) -> usize {
+        self.unread.len()
     }
 
     /// The next of those that connections name and whose executable was not deleted, at most `count` at a time: it may be
@@ -307,7 +313,7 @@ impl ProcessTable {
     }
 
     fn forget_idle(&mut self) {
-        let Self { entries, by_identity, by_pid, forgotten_activity, .. } = self;
+        let Self { entries, by_identity, by_pid, unread, forgotten_activity, .. } = self;
         entries.retain(|key, entry| {
             if entry.users == 0 {
                 by_identity.remove(&entry.task.identity());
@@ -320,6 +326,7 @@ impl ProcessTable {
             }
             entry.users > 0
         });
+        unread.retain(|task| by_identity.contains_key(&task.identity()));
         self.idle = 0;
     }
 }
@@ -362,15 +369,32 @@ mod tests {
             let after = exec_of(before, name);
             let first = table.learn(&before).unwrap();
             table.describe(&before.identity(), &details("/bin/sh"));
-            assert_eq!(table.take_unread(), [before]);
+            assert_eq!(table.take_unread(9), [before]);
             let second = table.learn(&after).unwrap();
             assert!(first != second && table.is_same_process(first, second));
             assert_eq!((&*table.get(first).comm, table.get(first).exe.as_deref()), ("sh", Some("/bin/sh")));
             assert_eq!((&*table.get(second).comm, table.get(second).exe.as_deref()), (name, None));
-            assert_eq!(table.take_unread(), [after]);
+            assert_eq!(table.take_unread(9), [after]);
             table.describe(&after.identity(), &details("/bin/curl"));
             assert_eq!(table.get(first).exe.as_deref(), Some("/bin/sh"));
         }
+    }
+
+    #[test]
+    fn processes_are_read_in_turn_and_not_those_that_are_forgotten() {
+        let mut table = ProcessTable::default();
+        for pid in 0..MAX_PROCESSES as u32 {
+            let id = table.learn(&task(pid, 1, "p")).unwrap();
+            if pid < 5 {
+                table.add_user(id);
+            }
+        }
+        let pids = |tasks: Vec<TaskRecord>| tasks.iter().map(|task| task.pid).collect::<Vec<_>>();
+        assert_eq!(pids(table.take_unread(2)), [0, 1]);
+        let new = MAX_PROCESSES as u32;
+        table.learn(&task(new, 1, "p"));
+        assert_eq!(table.unread(), 4);
+        assert_eq!(pids(table.take_unread(9)), [2, 3, 4, new]);
     }
 
     #[test]

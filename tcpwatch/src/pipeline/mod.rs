@@ -3,7 +3,10 @@
 //! Ring and queues are drained when the kernel says that they fill, before each answer, and on a timer: ten times a
 //! second while many records come or somebody follows them, otherwise once a second. So an answer always includes what
 //! happened before the question.
+//!
+//! The task never waits for anything but work: what may take long is done by threads, which report back.
 
+mod details;
 mod sweeps;
 
 use std::{
@@ -15,16 +18,19 @@ use tcpwatch_common::KIND_WAKE;
 use tokio::sync::mpsc;
 
 use crate::{
-    events::frame::{Frame, ListenQueues, LostRecords, ProcessFrame},
+    events::frame::{Frame, ListenQueues, LostRecords},
     kernel::{
         clock,
+        describer::Answer,
         probes::Loaded,
-        procfs,
         sweeper::{Report, Sweeper, Swept},
         transport::{CountedRetransmits, LossCounters, Queues, Ring, inbox::Inbox},
     },
     node::{Node, Question, SweepFirst},
-    pipeline::sweeps::{QueueLooks, Sweeps},
+    pipeline::{
+        details::Details,
+        sweeps::{QueueLooks, Sweeps},
+    },
     recorder::{Recorder, RecordingError},
 };
 
@@ -39,8 +45,8 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long, in nanoseconds, a record may take to become visible to another processor. x86 keeps stores in order. Other
 /// processors get far longer than they need, as BPF programs for Linux 5.10 have no memory barrier.
 const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_000 };
-/// Executables that are looked at again after each sweep, as they may have been deleted: a system call each.
-const EXECUTABLES_A_SWEEP: usize = 100;
+/// How soon to look again for a record that an interrupted program has begun to write.
+const INTERRUPTED_POLL: Duration = Duration::from_millis(1);
 
 /// The task that owns the state.
 pub struct Pipeline {
@@ -55,7 +61,13 @@ pub struct Pipeline {
     reports: mpsc::Receiver<Report>,
     sweeps: Sweeps,
     queue_looks: QueueLooks,
+    details: Details,
     drained: Instant,
+    /// CLOCK_MONOTONIC until which all records were applied; those of the queues that are newer than what an interrupted
+    /// program hides wait for it.
+    applied_ns: u64,
+    /// Whether an interrupted program hid records of the ring at the last drain.
+    interrupted: bool,
     pace: Pace,
     /// Questions that wait for the sweep under way.
     waiting: Vec<Question>,
@@ -66,8 +78,16 @@ enum Work {
     Readable(std::io::Result<()>),
     /// `None`: the sweeper's thread has ended.
     Report(Option<Report>),
+    /// `None`: the thread that reads /proc has ended.
+    Described(Option<Answer>),
     Question(Question),
     Time,
+}
+
+/// Work that must not be done before all earlier records are applied.
+enum Ordered {
+    Report(Report),
+    Question(Question),
 }
 
 /// Whether many records come, measured over at least `DRAIN_INTERVAL`: drains follow each other closely when somebody
@@ -107,7 +127,10 @@ impl Pipeline {
             reports,
             sweeps: Sweeps::new(now),
             queue_looks: QueueLooks::new(now),
+            details: Details::start()?,
             drained: now,
+            applied_ns: 0,
+            interrupted: false,
             pace: Pace { since: now, received: 0, busy: false },
             waiting: Vec::new(),
         })
@@ -129,6 +152,7 @@ impl Pipeline {
     ) -> anyhow::Result<()> {
         let mut stop = pin!(stop);
         let mut next_tick = Instant::now() + TICK_INTERVAL;
+        let mut held: Option<Ordered> = None;
         // The programs are attached already: a socket is seen by them or by this sweep.
         self.start_sweep();
         loop {
@@ -136,27 +160,33 @@ impl Pipeline {
             let work = tokio::select! {
                 () = &mut stop => break,
                 ready = self.ring.readable() => Work::Readable(ready),
-                report = self.reports.recv() => Work::Report(report),
-                Some(question) = questions.recv() => Work::Question(question),
+                report = self.reports.recv(), if held.is_none() => Work::Report(report),
+                answer = self.details.answer() => Work::Described(answer),
+                Some(question) = questions.recv(), if held.is_none() => Work::Question(question),
                 () = tokio::time::sleep_until(next.into()) => Work::Time,
             };
             let began = Instant::now();
             match work {
-                Work::Readable(ready) => {
-                    ready?;
-                    self.drain();
-                }
+                Work::Readable(ready) => ready?,
                 // With it the programs are detached: nothing more would come in.
                 Work::Report(None) => anyhow::bail!("the thread that sweeps has ended"),
-                Work::Report(Some(report)) => self.take_report(report),
-                Work::Question(question) => self.answer(question),
-                Work::Time => {
-                    self.drain();
-                    self.give_up_waiting();
-                    if Instant::now() >= next_tick {
-                        next_tick = Instant::now() + TICK_INTERVAL;
-                        self.tick();
-                    }
+                Work::Report(Some(report)) => held = Some(Ordered::Report(report)),
+                Work::Described(None) => anyhow::bail!("the thread that reads /proc has ended"),
+                Work::Described(Some(answer)) => self.describe(answer),
+                Work::Question(question) => held = Some(Ordered::Question(question)),
+                Work::Time => {}
+            }
+            // Otherwise what is due waits for what an interrupted program hides, a second at most.
+            if self.drain() {
+                match held.take() {
+                    Some(Ordered::Report(report)) => self.take_report(report),
+                    Some(Ordered::Question(question)) => self.answer(question),
+                    None => {}
+                }
+                self.answer_waiting();
+                if Instant::now() >= next_tick {
+                    next_tick = Instant::now() + TICK_INTERVAL;
+                    self.tick();
                 }
             }
             self.node.owner.busy += began.elapsed();
@@ -168,18 +198,17 @@ impl Pipeline {
 
     /// When there is something to do even if nothing comes.
     fn next_time(&self, next_tick: Instant) -> Instant {
+        if self.interrupted {
+            return self.drained + INTERRUPTED_POLL;
+        }
         let late = self.sweeps.late_at().filter(|_| !self.waiting.is_empty());
         let drain = self.drained + self.drain_interval();
-        late.into_iter().chain([next_tick, drain]).min().unwrap_or(drain)
+        late.into_iter().chain(self.details.until()).fold(next_tick.min(drain), Instant::min)
     }
 
     fn take_report(&mut self, report: Report) {
         match report {
-            Report::Seen(records) => {
-                // Records of the time before these sightings come first.
-                self.drain();
-                self.ingest(&Frame::Seen(records));
-            }
+            Report::Seen(records) => self.ingest(&Frame::Seen(records)),
             Report::Interfaces(read) => {
                 if !self.node.tracker.knows_interfaces(&read) {
                     self.ingest(&Frame::Interfaces(read));
@@ -195,18 +224,29 @@ impl Pipeline {
         }
     }
 
+    /// Takes what /proc said, and what else has come meanwhile.
+    fn describe(&mut self, first: Answer) {
+        let mut next = Some(first);
+        while let Some(answer) = next {
+            if let Some(process) = answer {
+                self.ingest(&Frame::Process(process));
+            }
+            next = self.details.next_answer();
+        }
+    }
+
     fn drain_interval(&self) -> Duration {
         if self.pace.busy || self.node.has_followers() { DRAIN_INTERVAL } else { QUIET_DRAIN_INTERVAL }
     }
 
     /// Applies the records written until now. No more than fit into the buffers at once: a kernel that writes faster
-    /// than this reads would hold back answers forever.
-    fn drain(&mut self) {
+    /// than this reads would hold back answers forever. `false` while an interrupted program hides some.
+    fn drain(&mut self) -> bool {
         self.drained = Instant::now();
         let now_ns = clock::read().now_ns.saturating_sub(PUBLICATION_NS);
         self.queues.look();
         let inbox = &mut self.inbox;
-        self.ring.read(|record| {
+        let whole = self.ring.read(|record| {
             if record.first() != Some(&KIND_WAKE) {
                 self.retransmits.note(record);
                 inbox.push(record);
@@ -215,7 +255,11 @@ impl Pipeline {
         self.retransmits.look(now_ns, |record| inbox.push(record));
         let (node, recorder) = (&mut self.node, &mut self.recorder);
         node.look_for_followers();
-        self.inbox.take(&mut self.queues, now_ns, |record| {
+        self.interrupted = !whole;
+        if whole {
+            self.applied_ns = now_ns;
+        }
+        self.inbox.take(&mut self.queues, self.applied_ns, |record| {
             if let Some(open) = recorder
                 && let Err(error) = open.record(record)
             {
@@ -224,11 +268,8 @@ impl Pipeline {
             node.record(record);
         });
         self.pace.note(self.drained, self.node.records.received);
-        for task in self.node.tracker.take_unread_processes() {
-            if let Some(details) = procfs::details(&task) {
-                self.ingest(&Frame::Process(ProcessFrame { identity: task.identity(), details }));
-            }
-        }
+        self.details.ask_unread(&mut self.node.tracker);
+        whole
     }
 
     fn tick(&mut self) {
@@ -264,8 +305,6 @@ impl Pipeline {
         let now = Instant::now();
         self.queue_looks.end(now, cost);
         self.node.sweeps.cost += cost;
-        // Records of the time before come first.
-        self.drain();
         self.ingest(&Frame::Queues(read));
         if self.node.tracker.queues_want_sweep() && self.sweeps.is_affordable(now, self.connections()) {
             self.start_sweep();
@@ -303,7 +342,7 @@ impl Pipeline {
     }
 
     fn answer(&mut self, question: Question) {
-        self.give_up_waiting();
+        self.note_late_sweep();
         let cheap = self.sweeps.is_cheap(self.connections());
         let sweep_first = match question.sweep_first {
             SweepFirst::No => false,
@@ -317,12 +356,21 @@ impl Pipeline {
                 return;
             }
         }
-        self.drain();
-        self.say(question);
+        self.say_when_described(question);
     }
 
-    /// When the sweep under way is late, answers what waits for it: the answers say that they lack it.
-    fn give_up_waiting(&mut self) {
+    /// Answers what has waited: when the sweep is late, or /proc was read or is late. The answers say what they lack.
+    fn answer_waiting(&mut self) {
+        self.note_late_sweep();
+        if self.node.late_sweep.is_some() {
+            self.answer_waiting_for_sweep();
+        }
+        while let Some(question) = self.details.next_ready(Instant::now()) {
+            self.say(question);
+        }
+    }
+
+    fn note_late_sweep(&mut self) {
         let late = self.sweeps.late_for(Instant::now());
         if let Some(took) = late
             && self.node.late_sweep.is_none()
@@ -330,14 +378,16 @@ impl Pipeline {
             tracing::error!(?took, "the sweep under way does not end; answers say so until it does");
         }
         self.node.late_sweep = late;
-        if late.is_some() && !self.waiting.is_empty() {
-            self.drain();
-            self.answer_waiting();
+    }
+
+    fn answer_waiting_for_sweep(&mut self) {
+        for question in std::mem::take(&mut self.waiting) {
+            self.say_when_described(question);
         }
     }
 
-    fn answer_waiting(&mut self) {
-        for question in std::mem::take(&mut self.waiting) {
+    fn say_when_described(&mut self, question: Question) {
+        if let Some(question) = self.details.wait(question, &self.node.tracker, Instant::now()) {
             self.say(question);
         }
     }
@@ -352,6 +402,7 @@ impl Pipeline {
         self.note_lost();
         let clock = clock::read();
         self.ingest(&Frame::Tick(clock.now_ns));
+        self.node.undescribed = self.details.missing(&self.node.tracker);
         let began = Instant::now();
         (question.ask)(&self.node, clock);
         self.node.owner.questions.observe(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
@@ -382,17 +433,12 @@ impl Pipeline {
             self.node.sweep_problems = swept.problems;
         }
         self.node.entrances = swept.entrances;
-        self.drain();
         self.ingest(&Frame::SweepEnd(swept.coverage));
-        for task in self.node.tracker.next_held_processes(EXECUTABLES_A_SWEEP) {
-            if let Some(details) = procfs::details_if_deleted(&task) {
-                self.ingest(&Frame::Process(ProcessFrame { identity: task.identity(), details }));
-            }
-        }
+        self.details.ask_held(&mut self.node.tracker);
         // After `SweepEnd`, which adds minisocks to the table.
         self.node.sweeps.took = self.sweeps.end(now, swept.cost, self.connections());
         self.node.late_sweep = None;
-        self.answer_waiting();
+        self.answer_waiting_for_sweep();
     }
 }
 

@@ -100,15 +100,13 @@ struct Processes {
 }
 
 pub(crate) async fn answer(api: Api, (): ()) -> Result<Status, ApiError> {
-    api.ask_after(SweepFirst::IfCheap, status).await
+    let usage = procfs::own_usage().map_err(|error| error.to_string());
+    api.ask_after(SweepFirst::IfCheap, |node, clock| status(node, clock, usage)).await
 }
 
-fn status(node: &Node, clock: Clock) -> Status {
+fn status(node: &Node, clock: Clock, usage: Result<OwnUsage, String>) -> Status {
     let (tracker, records) = (&node.tracker, node.records);
-    let (usage, usage_error) = match procfs::own_usage() {
-        Ok(usage) => (Some(usage), None),
-        Err(error) => (None, Some(error.to_string())),
-    };
+    let (usage, usage_error) = usage.map_or_else(|error| (None, Some(error)), |usage| (Some(usage), None));
     Status {
         version: env!("CARGO_PKG_VERSION"),
         node: node.identity.node.clone(),

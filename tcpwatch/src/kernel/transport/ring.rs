@@ -13,7 +13,6 @@ use std::{
     os::fd::AsFd,
     ptr::NonNull,
     sync::atomic::{AtomicUsize, Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -27,10 +26,19 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub struct Ring {
     ring: AsyncFd<RingBuf<MapData>>,
     positions: Positions,
+    interrupted: Option<Interrupted>,
 }
 
-/// How often to check whether an interrupted program has submitted.
-const INTERRUPTED_POLL: Duration = Duration::from_micros(50);
+/// A program that has begun to write a record was seen not to have submitted it.
+struct Interrupted {
+    /// The reader is past it at this position.
+    until: usize,
+    since: Instant,
+    given_up: bool,
+}
+
+/// How long a record takes that a program on another processor is writing just now.
+const WRITING: Duration = Duration::from_micros(20);
 /// Longer than a processor runs other tasks first; after that, only what is submitted is read.
 const INTERRUPTED_LIMIT: Duration = Duration::from_secs(1);
 
@@ -44,7 +52,7 @@ impl Ring {
         // SAFETY: a RingBuf owns its map's descriptor, always names that one, and closes it when dropped.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(|error| io::Error::other(error.to_string()))?;
-        Ok(Self { ring, positions })
+        Ok(Self { ring, positions, interrupted: None })
     }
 
     /// Completes when the kernel reports that there is something to read.
@@ -56,10 +64,11 @@ impl Ring {
         self.ring.readable().await.map(|mut ready| ready.clear_ready())
     }
 
-    /// Passes the records that programs have begun to write until now, and waits for those that are not submitted yet.
-    pub fn read(&mut self, mut each: impl FnMut(&[u8])) {
+    /// Passes the records that are submitted. `false` while some are missing that programs have begun to write by now: the
+    /// caller comes again soon. A program that does not submit its record within a second is not waited for.
+    pub fn read(&mut self, mut each: impl FnMut(&[u8])) -> bool {
         let until = self.positions.reserved();
-        let mut interrupted: Option<Instant> = None;
+        let began = Instant::now();
         loop {
             while self.positions.is_before(until)
                 && let Some(record) = self.ring.get_mut().next()
@@ -67,14 +76,26 @@ impl Ring {
                 each(&record);
             }
             if !self.positions.is_before(until) {
-                return;
+                self.interrupted = None;
+                return true;
             }
-            if interrupted.get_or_insert_with(Instant::now).elapsed() > INTERRUPTED_LIMIT {
-                tracing::warn!("an interrupted program has not submitted its record in time");
-                return;
+            if began.elapsed() > WRITING {
+                return self.is_given_up(until, began);
             }
-            thread::sleep(INTERRUPTED_POLL);
+            std::hint::spin_loop();
         }
+    }
+
+    /// Whether the program that hides the rest of the ring was waited for long enough.
+    fn is_given_up(&mut self, until: usize, now: Instant) -> bool {
+        let known = self.interrupted.take().filter(|known| self.positions.is_before(known.until));
+        let known = known.unwrap_or(Interrupted { until, since: now, given_up: false });
+        let given_up = known.given_up || now - known.since > INTERRUPTED_LIMIT;
+        if given_up && !known.given_up {
+            tracing::warn!("an interrupted program has not submitted its record in time");
+        }
+        self.interrupted = Some(Interrupted { given_up, ..known });
+        given_up
     }
 }
 

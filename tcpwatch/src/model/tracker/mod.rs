@@ -240,9 +240,14 @@ impl Tracker {
         self.reported
     }
 
-    /// Processes whose /proc was not read yet; each is returned once.
-    pub fn take_unread_processes(&mut self) -> Vec<TaskRecord> {
-        self.processes.take_unread()
+    /// Processes whose /proc was not read yet, at most `count`; each is returned once.
+    pub fn take_unread_processes(&mut self, count: usize) -> Vec<TaskRecord> {
+        self.processes.take_unread(count)
+    }
+
+    /// Number of those that were not returned yet.
+    pub fn unread_processes(&self) -> usize {
+        self.processes.unread()
     }
 
     /// See [`ProcessTable::next_held`].
