@@ -146,8 +146,10 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         loaded.hooks.clone(),
         loaded.hooks.reported(),
     );
-    let recorder =
-        options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
+    let recorder = options
+        .record
+        .map(|path| Recorder::create(&path, &node.recording_header(), options.record_max_size))
+        .transpose()?;
     // While this is the only thread: each thread has its own capabilities.
     capabilities::drop_capabilities().context("cannot drop the capabilities that are no longer needed")?;
     // The owner of the state runs on this thread, so that what it waits for wakes it directly.

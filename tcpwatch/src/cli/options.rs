@@ -195,6 +195,9 @@ pub struct RunArgs {
     /// Write everything that comes from the kernel to FILE, for `tcpwatch replay`
     #[arg(long, value_name = "FILE", env = "TCPWATCH_RECORD")]
     pub record: Option<PathBuf>,
+    /// Greatest size of that file, for example 500MiB; the recording ends when it is reached [default: 1GiB]
+    #[arg(long, value_name = "SIZE", env = "TCPWATCH_RECORD_MAX_SIZE")]
+    pub record_max_size: Option<FileSize>,
     #[command(flatten)]
     #[serde(flatten)]
     pub hooks: HookArgs,
@@ -287,6 +290,41 @@ impl TryFrom<String> for Linger {
     }
 }
 
+/// Bytes; `None` of what is no number of them.
+fn parse_bytes(text: &str) -> Result<Option<u64>, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].trim() {
+        "" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        unit => return Err(format!("`{unit}` is not one of KiB, MiB, GiB")),
+    };
+    Ok(digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)))
+}
+
+/// Bytes of a file, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct FileSize(pub u64);
+
+impl std::str::FromStr for FileSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = parse_bytes(text)?.filter(|bytes| *bytes > 0);
+        bytes.map(Self).ok_or_else(|| format!("`{text}` is not a size such as 500MiB"))
+    }
+}
+
+impl TryFrom<String> for FileSize {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// A power of two from one page to 1 GiB, as a ring buffer wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -296,16 +334,7 @@ impl std::str::FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        let shift = match text[digits.len()..].trim() {
-            "" => 0,
-            "K" | "KiB" => 10,
-            "M" | "MiB" => 20,
-            "G" | "GiB" => 30,
-            unit => return Err(format!("`{unit}` is not one of KiB, MiB, GiB")),
-        };
-        let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-        match bytes.and_then(|bytes| u32::try_from(bytes).ok()) {
+        match parse_bytes(text)?.and_then(|bytes| u32::try_from(bytes).ok()) {
             Some(bytes) if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) => Ok(Self(bytes)),
             _ => Err(format!("`{text}` is not a power of two from 4KiB to 1GiB")),
         }
@@ -329,6 +358,7 @@ pub struct RunOptions {
     pub settings: Settings,
     pub limits: Limits,
     pub record: Option<PathBuf>,
+    pub record_max_size: u64,
     pub load: LoadOptions,
 }
 
@@ -347,6 +377,9 @@ pub enum OptionsError {
 }
 
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 18279);
+
+/// Some minutes of a busy node.
+const DEFAULT_RECORD_MAX_SIZE: u64 = 1 << 30;
 
 pub const DEFAULT_LIMITS: Limits = Limits { connections: 1_000_000, ended: 10_000, label_sets: 200 };
 
@@ -379,6 +412,10 @@ impl RunArgs {
             settings: findings.settings()?,
             limits,
             record: self.record.or(file.record),
+            record_max_size: self
+                .record_max_size
+                .or(file.record_max_size)
+                .map_or(DEFAULT_RECORD_MAX_SIZE, |size| size.0),
             load: LoadOptions {
                 record_bytes: self.ring_size.or(file.ring_size).map(|size| size.0),
                 drop_share: (self.drop_records.unwrap_or(0.0) * f64::from(u32::MAX)) as u32,
@@ -429,7 +466,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("tcpwatch-options-{}.toml", std::process::id()));
         std::fs::write(
             &path,
-            "listen = '[::1]:1'\nlinger = ['close-wait=2s', 'syn-sent=3s']\nring-size = '8MiB'\n",
+            "listen = '[::1]:1'\nlinger = ['close-wait=2s', 'syn-sent=3s']\nring-size = '8MiB'\nrecord-max-size = '5GiB'\n",
         )
         .unwrap();
         let config = path.to_str().unwrap();
@@ -438,6 +475,7 @@ mod tests {
         let limit = |wanted| options.settings.linger.iter().find(|(state, _)| *state == wanted).unwrap().1;
         assert_eq!(options.listen, "[::1]:1".parse().unwrap());
         assert_eq!(options.load.record_bytes, Some(8 << 20));
+        assert_eq!(options.record_max_size, 5 << 30);
         assert_eq!(limit(TcpState::CloseWait), Duration::from_secs(2));
         assert_eq!(limit(TcpState::SynSent), Duration::from_secs(4));
         assert_eq!(limit(TcpState::LastAck), Duration::from_secs(30));
@@ -453,6 +491,8 @@ mod tests {
             &["--hook", "close"],
             &["--hook", "close=tp_btf"],
             &["--ring-size", "8GiB"],
+            &["--record-max-size", "0"],
+            &["--record-max-size", "1TiB"],
             &["--listen", "18279"],
             &["--listen", "unix:"],
             &["--no-such"],

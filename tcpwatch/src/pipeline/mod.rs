@@ -193,6 +193,9 @@ impl Pipeline {
         }
         self.drain();
         self.tick();
+        if let Some(Err(error)) = self.recorder.take().map(Recorder::finish) {
+            tracing::error!(%error, "the recording is not whole");
+        }
         Ok(())
     }
 
@@ -443,6 +446,10 @@ impl Pipeline {
 }
 
 fn stop_recording(recorder: &mut Option<Recorder>, error: &RecordingError) {
-    tracing::error!(%error, "recording stopped; watching goes on");
     *recorder = None;
+    if matches!(error, RecordingError::MaxSize(..)) {
+        tracing::warn!(%error, "recording stopped; watching goes on");
+    } else {
+        tracing::error!(%error, "recording stopped; watching goes on");
+    }
 }

@@ -174,7 +174,7 @@ fn without(mut object: Value, keys: &[&str]) -> Value {
 fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32>) {
     let recording = recorder::open(recorded).unwrap();
     let header = tcpwatch::events::recording::Header { node: "fixture".to_owned(), ..recording.header };
-    let mut recorder = Recorder::create(fixture, &header).unwrap();
+    let mut recorder = Recorder::create(fixture, &header, u64::MAX).unwrap();
     let mut cookies = HashSet::new();
     for frame in recorder::open(recorded).unwrap() {
         let frame = match frame {
@@ -233,5 +233,49 @@ fn write_fixture(recorded: &Path, fixture: &Path, netns: u64, pids: &HashSet<u32
             recorder.write(&frame).unwrap();
         }
     }
-    recorder.flush().unwrap();
+    recorder.finish().unwrap();
+}
+
+/// A file system with little room, at a directory of its own.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("tcpwatch-small-disk-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", "size=512k", "tcpwatch-test"]).arg(&path).status();
+        assert!(mounted.unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_recording_that_finds_no_room_ends_with_a_whole_frame_and_the_daemon_goes_on() {
+    let disk = SmallDisk::new();
+    let (full, limited) = (disk.0.join("full"), TempFile(std::env::temp_dir().join("tcpwatch-limited")));
+    for (path, options, said) in [
+        (&full, &[][..], "No space left"),
+        (&limited.0, &["--record-max-size", "100KiB"], "--record-max-size"),
+    ] {
+        let daemon = Daemon::start(&[&["--record", path.to_str().unwrap()], options].concat());
+        eventually("the recording has stopped", || {
+            // Each question adds a sweep.
+            daemon.get("/connections?limit=1");
+            let log = daemon.log();
+            if log.contains("recording stopped; watching goes on") { Ok(()) } else { Err(log) }
+        });
+        assert!(daemon.log().contains(said), "{}", daemon.log());
+        assert_eq!(daemon.json("/connections?limit=1")["complete"], true);
+        let mut played = recorder::open(path).unwrap();
+        assert!(played.by_ref().count() > 0);
+        assert_eq!(played.remaining(), 0);
+    }
 }
