@@ -115,7 +115,7 @@ fn a_record_during_the_sweep_corrects_the_state_of_a_minisock_that_it_found() {
             let row = world.row(1);
             assert_eq!(row.state(), TimeWait, "{what:?}");
             assert!(row.since_ns().abs_diff(THEN + SECOND) < 2_000_000, "{}", row.since_ns());
-            assert!(row.expires_ns >= THEN + 61 * SECOND, "{}", row.expires_ns);
+            assert!(row.expires_ns() >= THEN + 61 * SECOND, "{}", row.expires_ns());
         }
     }
 }
@@ -133,7 +133,7 @@ fn an_older_minisock_is_dated_by_its_timer() {
     assert!(row.is(ConnFlags::OLDER) && !row.is(ConnFlags::STATE_OLDER));
     assert_eq!((row.role.name(), world.owner(1)), ("unknown", None));
     // The wheel's step at 1000 ticks a second is 4.096 s.
-    assert!((THEN + 20 * SECOND..THEN + 25 * SECOND).contains(&row.expires_ns), "{}", row.expires_ns);
+    assert!((THEN + 20 * SECOND..THEN + 25 * SECOND).contains(&row.expires_ns()), "{}", row.expires_ns());
     world.tracker.expire(THEN + 25 * SECOND);
     assert_eq!((world.state(1), world.counts()), (None, [0, 0, 0]));
 }
@@ -153,7 +153,7 @@ fn the_kernels_timer_replaces_the_estimated_one() {
     world.connect();
     world.report_all(client(HELD), [(3, to(Established, FinWait1, CURL)), (4, to(FinWait1, FinWait2, 0))]);
     world.report(THEN, client(ORPHAN), ended(FinWait2, 0));
-    assert_eq!(world.row(1).expires_ns, THEN + MINUTE);
+    assert_eq!(world.row(1).expires_ns(), THEN + MINUTE);
     // tcp_fin_timeout is 10 s here.
     world.sweep(THEN, &[minisock_sighting(THEN, client(0), FinWait2, THEN + 10 * SECOND)]);
     world.tracker.expire(THEN + 16 * SECOND);
@@ -207,7 +207,7 @@ fn a_fin_wait2_whose_peer_closed_became_a_time_wait() {
         (row.state(), row.since_ns(), world.names(row)),
         (TimeWait, THEN + 20 * SECOND, [Some("curl"); 3])
     );
-    assert!(row.expires_ns >= now_ns + 50 * SECOND);
+    assert!(row.expires_ns() >= now_ns + 50 * SECOND);
     assert_eq!((world.tracker.table().count(FinWait2), world.tracker.table().count(TimeWait)), (0, 1));
     assert_eq!(world.counts(), [1, 1, 0]);
     world.assert_consistent();
@@ -238,7 +238,7 @@ fn a_minisock_newer_than_the_sighting_is_left_unchanged() {
     world.time_wait(THEN);
     let seen = minisock_sighting(THEN - SECOND, client(0), FinWait2, THEN + 5 * SECOND);
     world.sweep(THEN - 2 * SECOND, &[seen]);
-    assert_eq!((world.state(1), world.row(1).expires_ns), (Some(TimeWait), THEN + MINUTE));
+    assert_eq!((world.state(1), world.row(1).expires_ns()), (Some(TimeWait), THEN + MINUTE));
 }
 
 #[test]

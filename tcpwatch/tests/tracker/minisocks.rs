@@ -48,13 +48,13 @@ fn an_orphan_in_fin_wait2_enters_time_wait_when_a_record_reports_it() {
     assert!(!world.tracker.has_unreported_minisocks(), "records report all that becomes of it");
     world.report(20 * SECOND, minisock_of(client(0)), What::TimeWait);
     let row = world.row(1);
-    assert_eq!((row.state(), row.since_ns(), row.expires_ns), (TimeWait, 20 * SECOND, 80 * SECOND));
+    assert_eq!((row.state(), row.since_ns(), row.expires_ns()), (TimeWait, 20 * SECOND, 80 * SECOND));
     assert_eq!(row.life().steps().last().unwrap().cause, Cause::Peer);
     assert_eq!(world.observed(FinWait2).0, 1);
     // The peer's FIN came again.
     world.report(50 * SECOND, minisock_of(client(0)), What::TimeWait);
     let row = world.row(1);
-    assert_eq!((row.since_ns(), row.expires_ns), (20 * SECOND, 110 * SECOND));
+    assert_eq!((row.since_ns(), row.expires_ns()), (20 * SECOND, 110 * SECOND));
     world.report(110 * SECOND, minisock_of(client(0)), What::MinisockEnd);
     assert_eq!((world.last_ended().cause, world.tracker.table().len()), (Cause::Timer, 0));
     assert_eq!(world.observed(FinWait2).0, 1);

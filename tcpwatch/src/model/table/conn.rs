@@ -13,6 +13,7 @@ use crate::{
         groups::{GroupId, Peer, Role},
         processes::ProcessId,
         socket_retransmits::SocketRetransmits,
+        table::Place,
     },
     tcp::{
         connect_outcome::Outcome, life::Life, reset_reason::ObservedReset, stall::Stalled, state::TcpState,
@@ -32,8 +33,8 @@ pub struct Conn {
     pub(super) life: Life,
     /// CLOCK_MONOTONIC of the latest record or sighting.
     pub seen_ns: u64,
-    /// CLOCK_MONOTONIC when the kernel's timer ends this minisock; `u64::MAX` of all other sockets.
-    pub expires_ns: u64,
+    /// See [`Conn::expires_ns`]. Changed through the table, which lists minisocks by it.
+    pub(super) expires_ns: u64,
     /// The process that called connect(); unknown of a passive open.
     pub opener: Option<ProcessId>,
     /// The process that holds it, or held it last; before it is accepted, the one that holds the listener which it waits at.
@@ -60,7 +61,7 @@ pub struct Conn {
     pub unread_bytes: u32,
     /// Number of the latest sweep that saw it.
     pub swept: u32,
-    pub(super) list: u8,
+    pub(super) place: Place,
     pub(super) previous: u32,
     pub(super) next: u32,
 }
@@ -314,6 +315,11 @@ impl Conn {
 
     pub fn life(&self) -> &Life {
         &self.life
+    }
+
+    /// CLOCK_MONOTONIC when the kernel's timer ends this minisock; `u64::MAX` of all other sockets.
+    pub fn expires_ns(&self) -> u64 {
+        self.expires_ns
     }
 
     /// The server's end of it.

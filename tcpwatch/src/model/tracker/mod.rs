@@ -565,7 +565,7 @@ impl Tracker {
     pub(crate) fn end_minisock(&mut self, socket: &Socket, now_ns: u64) {
         self.sweep.ended_minisock(socket.ends(), now_ns);
         if let Some(key) = self.table.find_minisock(socket.ends()) {
-            let early = now_ns.saturating_add(TIMER_SLACK_NS) < self.table.get(key).expires_ns;
+            let early = now_ns.saturating_add(TIMER_SLACK_NS) < self.table.get(key).expires_ns();
             self.remove(key, if early { Cause::Peer } else { Cause::Timer }, now_ns);
         }
     }
@@ -577,7 +577,7 @@ impl Tracker {
         let now_ns = if self.reported.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
             while let Some((key, conn)) = self.table.oldest_minisock(state) {
-                let (expires_ns, ends) = (conn.expires_ns, conn.ends());
+                let (expires_ns, ends) = (conn.expires_ns(), conn.ends());
                 if expires_ns > now_ns {
                     break;
                 }

@@ -665,7 +665,7 @@ impl Tracker {
         } else if known != seen.state {
             self.table.enter(key, seen.state, Cause::Peer, seen.time_ns);
         }
-        if self.table.get(key).expires_ns.abs_diff(expires_ns) > TIMER_NOISE_NS {
+        if self.table.get(key).expires_ns().abs_diff(expires_ns) > TIMER_NOISE_NS {
             self.table.expire_at(key, expires_ns);
         }
     }

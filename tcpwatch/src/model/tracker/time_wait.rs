@@ -27,7 +27,7 @@ impl Tracker {
         let expires_ns = self.minisock_expires(now_ns);
         if conn.state() == TcpState::TimeWait {
             self.table.get_mut(key).seen_ns = now_ns;
-            self.table.restart_timer(key, expires_ns);
+            self.table.expire_at(key, expires_ns);
         } else {
             self.leave(key, TcpState::FinWait2, TcpState::TimeWait, now_ns);
             self.enter_time_wait(key, now_ns, now_ns, expires_ns);
@@ -53,8 +53,7 @@ impl Tracker {
 
     /// Moves a minisock from FIN_WAIT2 to TIME_WAIT, which it entered at `since_ns`.
     pub(crate) fn enter_time_wait(&mut self, key: ConnKey, since_ns: u64, now_ns: u64, expires_ns: u64) {
-        // First: by this it finds its place in the list.
-        self.table.get_mut(key).expires_ns = expires_ns;
+        self.table.expire_at(key, expires_ns);
         self.table.enter(key, TcpState::TimeWait, Cause::Peer, since_ns);
         let conn = self.table.get_mut(key);
         conn.seen_ns = conn.seen_ns.max(now_ns);
