@@ -58,7 +58,7 @@ fn node(limits: Limits) -> Node {
     let identity = NodeIdentity {
         node: "bench".to_owned(),
         kernel: "6.1.0".to_owned(),
-        started: UNIX_EPOCH,
+        started_ns: 0,
         wall_offset_ns: 0,
         tick_rate: TickRate(NonZeroU16::MIN),
     };

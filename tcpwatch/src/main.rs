@@ -251,7 +251,7 @@ fn identity() -> anyhow::Result<NodeIdentity> {
     Ok(NodeIdentity {
         node: uname.nodename().to_string_lossy().into_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
-        started: clock.wall,
+        started_ns: clock.now_ns,
         wall_offset_ns: clock.wall_offset_ns(),
         tick_rate: clock::tick_rate().context(
             "the length of the kernel's tick is unknown: its coarse clocks have an unexpected resolution",

@@ -2,11 +2,7 @@
 //!
 //! In: frames, live or from a recording. Out: answers to questions, through shared references.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -38,7 +34,7 @@ use crate::{
         histogram::{Histogram, Latency},
         state::TcpState,
         ticks::TickRate,
-        time::{Clock, seconds},
+        time::Clock,
     },
 };
 
@@ -50,8 +46,8 @@ const FOLLOWER_BACKLOG: usize = 16_384;
 pub struct NodeIdentity {
     pub node: String,
     pub kernel: String,
-    /// When this run began.
-    pub started: SystemTime,
+    /// CLOCK_MONOTONIC when this run began.
+    pub started_ns: u64,
     /// Wall clock minus CLOCK_MONOTONIC, when this run began.
     pub wall_offset_ns: u64,
     /// Ticks a second of the kernel (CONFIG_HZ).
@@ -90,8 +86,8 @@ struct Missed {
 pub struct SweepCounts {
     pub done: u64,
     pub cost: Duration,
-    /// When the latest ended; `None` before the first did.
-    pub ended: Option<SystemTime>,
+    /// CLOCK_MONOTONIC when the latest ended; `None` before the first did.
+    pub ended_ns: Option<u64>,
     /// From its beginning to its end.
     pub took: Duration,
 }
@@ -129,6 +125,8 @@ pub struct Node {
     pub entrances: Entrances,
     /// The live stream of transitions; costs nothing while it has no followers.
     pub transitions: broadcast::Sender<Arc<Transition>>,
+    /// Wall clock minus CLOCK_MONOTONIC when last read: somebody may set the clock.
+    pub wall_offset_ns: u64,
     /// Whether the stream had followers at the last check, which takes a lock.
     followed: bool,
     /// Before the sweep under way began.
@@ -148,6 +146,7 @@ impl Node {
         reported: ReportedFacts,
     ) -> Self {
         Self {
+            wall_offset_ns: identity.wall_offset_ns,
             tracker: Tracker::new(limits, identity.tick_rate, reported),
             identity,
             settings,
@@ -267,7 +266,7 @@ impl Node {
     fn apply_and_publish(&mut self, record: &SocketRecord) {
         let before = Before::note(&self.tracker, record);
         self.tracker.apply(&Record::Socket(*record));
-        let transition = Transition::of(before, &self.tracker, record, self.identity.wall_offset_ns);
+        let transition = Transition::of(before, &self.tracker, record, self.wall_offset_ns);
         if let Some(transition) = transition {
             // The last follower may have left.
             let _ = self.transitions.send(Arc::new(transition));
@@ -394,8 +393,7 @@ impl Node {
     }
 
     pub fn uptime_seconds(&self, clock: Clock) -> f64 {
-        let uptime = clock.wall.duration_since(self.identity.started).unwrap_or_default();
-        seconds(u64::try_from(uptime.as_nanos()).unwrap_or(u64::MAX))
+        clock.seconds_since(self.identity.started_ns)
     }
 }
 
@@ -427,7 +425,7 @@ impl Node {
         let identity = NodeIdentity {
             node: "n".into(),
             kernel: "k".into(),
-            started: SystemTime::UNIX_EPOCH,
+            started_ns: 0,
             wall_offset_ns: 0,
             tick_rate: TickRate(std::num::NonZeroU16::MIN),
         };
@@ -466,6 +464,38 @@ mod tests {
         let gaps = node.count_gaps();
         assert_eq!((gaps.len(), gaps[0].what), (1, "counts"));
         assert!(gaps[0].why.starts_with("6 records"), "{gaps:?}");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_changes_neither_the_uptime_nor_what_times_mean() {
+        use std::time::UNIX_EPOCH;
+        const SECOND: u64 = 1_000_000_000;
+        let mut node = Node::empty();
+        node.identity.started_ns = 40 * SECOND;
+        let mut follower = node.transitions.subscribe();
+        node.look_for_followers();
+        // Set forward by a day, back before the start, and left alone; in each case ten seconds later.
+        for (round, offset_seconds) in [86_400, 0, 1_000].into_iter().enumerate() {
+            let now_ns = (50 + 10 * round as u64) * SECOND;
+            let clock = Clock {
+                now_ns,
+                wall: UNIX_EPOCH + Duration::from_secs(offset_seconds) + Duration::from_nanos(now_ns),
+            };
+            node.wall_offset_ns = clock.wall_offset_ns();
+            let uptime = Duration::from_secs_f64(node.uptime_seconds(clock));
+            assert_eq!(uptime, Duration::from_secs(10 + 10 * round as u64));
+            let event = SocketEvent {
+                kind: KIND_TRANSITION,
+                netns: 1,
+                time_ns: now_ns - SECOND,
+                cookie: round as u64 + 1,
+                old_state: CLOSE,
+                new_state: SYN_SENT,
+                ..SocketEvent::zeroed()
+            };
+            node.record(bytes_of(&event));
+            assert_eq!(follower.try_recv().unwrap().at, clock.at(now_ns - SECOND).rfc3339());
+        }
     }
 
     fn end_of_sweep(all: bool) -> Frame {

@@ -124,7 +124,7 @@ fn empty_node(clock: Clock) -> Node {
     let identity = NodeIdentity {
         node: "empty".into(),
         kernel: "none".into(),
-        started: clock.wall,
+        started_ns: clock.now_ns,
         wall_offset_ns: 0,
         tick_rate: TickRate(NonZeroU16::MIN),
     };

@@ -54,13 +54,13 @@ fn node(tracker: Tracker) -> Node {
     let identity = NodeIdentity {
         node: "test".into(),
         kernel: "6.1 \"odd\\".into(),
-        started: UNIX_EPOCH,
+        started_ns: 0,
         wall_offset_ns: 0,
         tick_rate: TickRate(std::num::NonZeroU16::MIN),
     };
     let settings = Settings::default();
     let mut node = Node::new(identity, settings, LIMITS, Hooks::default(), ReportedFacts::default());
-    node.sweeps.ended = Some(UNIX_EPOCH + Duration::from_secs(1));
+    node.sweeps.ended_ns = Some(SECOND);
     node.tracker = tracker;
     node
 }

@@ -36,7 +36,7 @@ pub fn play(mut recording: Recording, settings: Settings) -> Replayed {
     let identity = NodeIdentity {
         node: recording.header.node.clone(),
         kernel: recording.header.kernel.clone(),
-        started: wall(0),
+        started_ns: 0,
         wall_offset_ns,
         tick_rate: recording.header.ticks_per_second,
     };
@@ -52,7 +52,7 @@ pub fn play(mut recording: Recording, settings: Settings) -> Replayed {
         if let Frame::Tick(now_ns) = frame {
             clock = Clock { now_ns, wall: wall(now_ns) };
             if std::mem::take(&mut first) {
-                node.identity.started = clock.wall;
+                node.identity.started_ns = now_ns;
             }
         }
         node.ingest(&frame);

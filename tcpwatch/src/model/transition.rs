@@ -111,7 +111,7 @@ impl Transition {
             return None;
         }
         Some(Self {
-            at: rfc3339_of_ns(wall_offset_ns + record.time_ns),
+            at: rfc3339_of_ns(wall_offset_ns.saturating_add(record.time_ns)),
             id: format!("{:x}", conn.map_or(cookie, Conn::id)),
             netns,
             role: conn.map_or(Role::Unknown, |conn| conn.role),

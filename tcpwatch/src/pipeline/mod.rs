@@ -11,7 +11,7 @@ mod sweeps;
 
 use std::{
     pin::pin,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tcpwatch_common::KIND_WAKE;
@@ -246,7 +246,9 @@ impl Pipeline {
     /// than this reads would hold back answers forever. `false` while an interrupted program hides some.
     fn drain(&mut self) -> bool {
         self.drained = Instant::now();
-        let now_ns = clock::read().now_ns.saturating_sub(PUBLICATION_NS);
+        let clock = clock::read();
+        self.node.wall_offset_ns = clock.wall_offset_ns();
+        let now_ns = clock.now_ns.saturating_sub(PUBLICATION_NS);
         self.queues.look();
         let inbox = &mut self.inbox;
         let whole = self.ring.read(|record| {
@@ -428,7 +430,7 @@ impl Pipeline {
         let now = Instant::now();
         self.node.sweeps.done += 1;
         self.node.sweeps.cost += swept.cost;
-        self.node.sweeps.ended = Some(SystemTime::now());
+        self.node.sweeps.ended_ns = Some(clock::read().now_ns);
         if swept.problems != self.node.sweep_problems {
             for problem in &swept.problems {
                 tracing::warn!(problem, "a sweep could not see everything");

@@ -50,7 +50,7 @@ impl Run {
         let identity = NodeIdentity {
             node: "node-7".to_owned(),
             kernel: "6.12.0".to_owned(),
-            started: UNIX_EPOCH + Duration::from_secs(BEGIN_UNIX),
+            started_ns: BEGIN,
             wall_offset_ns: BEGIN_UNIX * SECOND - BEGIN,
             tick_rate: TickRate(NonZeroU16::new(1000).unwrap()),
         };

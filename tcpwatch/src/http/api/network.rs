@@ -311,7 +311,7 @@ impl Answer {
             completeness: Completeness::of_counts(node).and("network", problems),
             verdict,
             reasons,
-            watched_since: humantime::format_rfc3339_millis(node.identity.started).to_string(),
+            watched_since: clock.at(node.identity.started_ns).rfc3339(),
             connections: now.connections,
             ended,
             sent: delivery.sent,

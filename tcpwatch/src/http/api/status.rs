@@ -20,10 +20,7 @@ use crate::{
     },
     model::tracker::Repairs,
     node::{Node, SweepFirst},
-    tcp::{
-        state::TcpState,
-        time::{Clock, rfc3339},
-    },
+    tcp::{state::TcpState, time::Clock},
 };
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -110,7 +107,7 @@ fn status(node: &Node, clock: Clock, usage: Result<OwnUsage, String>) -> Status 
     Status {
         version: env!("CARGO_PKG_VERSION"),
         node: node.identity.node.clone(),
-        started_at: rfc3339(node.identity.started),
+        started_at: clock.at(node.identity.started_ns).rfc3339(),
         uptime_seconds: node.uptime_seconds(clock),
         ready: node.waiting_for.is_none(),
         completeness: Completeness::of(node).and("usage", usage_error),
@@ -130,10 +127,7 @@ fn status(node: &Node, clock: Clock, usage: Result<OwnUsage, String>) -> Status 
                 .map(|state| (state.name(), tracker.table().count(*state)))
                 .collect(),
             total: tracker.table().len(),
-            swept_before_seconds: node
-                .sweeps
-                .ended
-                .map(|ended| clock.wall.duration_since(ended).unwrap_or_default().as_secs_f64()),
+            swept_before_seconds: node.sweeps.ended_ns.map(|ended_ns| clock.seconds_since(ended_ns)),
             untracked: tracker.untracked(),
         },
         processes: Processes { known: tracker.processes().len(), refused: tracker.processes().refused },

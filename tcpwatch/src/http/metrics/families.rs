@@ -255,8 +255,8 @@ pub static FAMILIES: &[Family] = &[
         "When the latest sweep of all sockets ended, in seconds since the Unix epoch.",
     )
     .of_node(|scrape, emit| {
-        if let Some(ended) = scrape.node.sweeps.ended
-            && let Ok(since_epoch) = ended.duration_since(UNIX_EPOCH)
+        if let Some(ended_ns) = scrape.node.sweeps.ended_ns
+            && let Ok(since_epoch) = scrape.clock.at(ended_ns).wall.duration_since(UNIX_EPOCH)
         {
             emit(&[], Sample::Float(since_epoch.as_secs_f64()));
         }
@@ -267,7 +267,7 @@ pub static FAMILIES: &[Family] = &[
         "Time from the beginning of the latest sweep of all sockets to its end.",
     )
     .of_node(|scrape, emit| {
-        if scrape.node.sweeps.ended.is_some() {
+        if scrape.node.sweeps.ended_ns.is_some() {
             emit(&[], Sample::Float(scrape.node.sweeps.took.as_secs_f64()));
         }
     }),
