@@ -18,6 +18,9 @@ const RECORD_BYTES_EACH: u32 = 128 << 10;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BufferSizes {
     pub ring_bytes: u32,
+    /// Possible ones, not those that are online: each may come online while tcpwatch runs (hotplug, a virtual machine that
+    /// grows), and a program has nowhere to write but the queue of its own processor. Where far more are possible than
+    /// online, `--ring-size` makes up for the queues that stay empty.
     pub processors: u32,
     /// Slots of each processor's queue, a power of two.
     pub slots: u32,

@@ -5,7 +5,7 @@ pub(crate) mod buffer_sizes;
 pub(crate) mod counted;
 pub mod inbox;
 pub(crate) mod loss;
-pub(crate) mod queue;
+pub mod queue;
 pub(crate) mod ring;
 
 pub use self::{counted::CountedRetransmits, loss::LossCounters, queue::Queues, ring::Ring};
