@@ -9,6 +9,7 @@ mod fixture;
 mod http_api;
 mod metrics;
 mod options;
+mod reliability;
 mod signals;
 mod thresholds;
 
