@@ -2,6 +2,7 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -19,12 +20,14 @@ use tcpwatch::{
     },
     findings::Severity,
     http::{
-        Api,
+        Access, Api,
         listen::{Listen, Listener},
         probes_router, router, serve,
+        web_config::WebConfig,
     },
     kernel::{
-        capabilities, clock,
+        capabilities::{self, Thread},
+        clock, netns,
         probes::{Loaded, ProbeError, Probes},
     },
     node::{Node, NodeIdentity},
@@ -137,7 +140,9 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     let listener = listen(&options.listen, "--listen")?;
     let of_probes =
         options.metrics_listen.as_ref().map(|address| listen(address, "--metrics-listen")).transpose()?;
-    let listeners = Listeners { all: listener, probes: of_probes, allowed_hosts: options.allowed_hosts };
+    let web_config = options.web_config.map(read_web_config).transpose()?;
+    let access = Access { allowed_hosts: options.allowed_hosts, web_config };
+    let listeners = Listeners { all: listener, probes: of_probes, access };
     let loaded = Probes::load(&options.load)?;
     let node = Node::new(
         identity()?,
@@ -152,8 +157,16 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         .transpose()?;
     // While this is the only thread: each thread has its own capabilities.
     capabilities::drop_capabilities().context("cannot drop the capabilities that are no longer needed")?;
+    netns::start()?;
     // The owner of the state runs on this thread, so that what it waits for wakes it directly.
-    let http = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let http = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        // That of passwords.
+        .max_blocking_threads(1)
+        .thread_name("http")
+        .on_thread_start(|| become_thread(Thread::Http))
+        .enable_all()
+        .build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(watch(http.handle(), listeners, node, loaded, recorder, options.load.debug))?;
     Ok(ExitCode::SUCCESS)
@@ -163,7 +176,23 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
 struct Listeners {
     all: Listener,
     probes: Option<Listener>,
-    allowed_hosts: Vec<String>,
+    access: Access,
+}
+
+/// Reads it with the rights of the threads that will read it anew.
+fn read_web_config(path: PathBuf) -> anyhow::Result<WebConfig> {
+    let reader = std::thread::spawn(move || {
+        become_thread(Thread::Http);
+        WebConfig::read(&path)
+    });
+    let read = reader.join().map_err(|_| anyhow::anyhow!("reading the web configuration panicked"))?;
+    Ok(read.map_err(OptionsError::WebConfig)?)
+}
+
+fn become_thread(thread: Thread) {
+    if let Err(error) = capabilities::become_thread(thread) {
+        tracing::error!(%error, ?thread, "a thread keeps more capabilities than it needs");
+    }
 }
 
 fn listen(address: &Listen, option: &str) -> anyhow::Result<Listener> {
@@ -190,7 +219,10 @@ async fn watch(
     if debug {
         loaded.probes.follow_log();
     }
+    // What it starts inherits what it has.
+    become_thread(Thread::Sweeper);
     let pipeline = Pipeline::new(node, loaded, recorder)?;
+    become_thread(Thread::Owner);
     let sweeper = pipeline.sweeper();
 
     let (questions, asked) = mpsc::channel(64);
@@ -205,18 +237,19 @@ async fn watch(
         tracing::info!("stopping");
         drop(stop_http);
     };
-    tracing::info!("watching; curl {}/leaks", listeners.all.url()?);
+    let Listeners { all, probes, access } = listeners;
+    let tls = access.web_config.as_ref().is_some_and(WebConfig::has_tls);
+    tracing::info!("watching; curl {}/leaks", all.url(tls)?);
     let api = Api::new(questions).with_sweeper(sweeper);
-    let Listeners { all, probes, allowed_hosts } = listeners;
     if let Some(probes) = &probes {
-        tracing::info!("metrics and probes; curl {}/metrics", probes.url()?);
+        tracing::info!("metrics and probes; curl {}/metrics", probes.url(tls)?);
     }
     let of_probes = probes.map(|listener| (listener, probes_router(api.clone())));
     let mut served = JoinSet::new();
     for (listener, router) in of_probes.into_iter().chain([(all, router(api))]) {
-        let (mut stops, hosts) = (http_stops.clone(), allowed_hosts.clone());
+        let (mut stops, access) = (http_stops.clone(), access.clone());
         let stopped = async move { while stops.changed().await.is_ok() {} };
-        served.spawn_on(async move { serve(listener, router, hosts, stopped).await }, http);
+        served.spawn_on(async move { serve(listener, router, access, stopped).await }, http);
     }
     pipeline.run(asked, stop).await?;
     // A client that keeps its connection open does not keep the daemon running: its requests are answered with 503.

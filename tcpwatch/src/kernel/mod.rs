@@ -12,7 +12,7 @@ pub mod describer;
 mod listen_queues;
 pub mod local_ports;
 mod namespace_settings;
-mod netlink;
+pub mod netlink;
 pub mod netns;
 pub mod netstat;
 pub mod probes;
