@@ -189,7 +189,7 @@ impl<'a> OtherEnds<'a> {
     }
 }
 
-fn is_loopback(addr: Ipv6Addr) -> bool {
+pub(in crate::findings) fn is_loopback(addr: Ipv6Addr) -> bool {
     addr.to_canonical().is_loopback()
 }
 

@@ -8,6 +8,7 @@ pub mod causes;
 pub mod evidence;
 pub mod leaks;
 pub mod life;
+mod meetings;
 pub mod observation;
 pub mod rules;
 pub mod thresholds;
@@ -79,6 +80,8 @@ rules! {
     UnacceptedConnections = "unaccepted_connections",
     AcceptQueueOverflow = "accept_queue_overflow",
     FinWait2Pileup = "fin_wait2_pileup",
+    StalePooledConnection = "stale_pooled_connection",
+    KeepaliveRace = "keepalive_race",
     HolBlocking = "hol_blocking",
     RetransmitFailed = "retransmit_failed",
     NetworkCleared = "network_cleared",

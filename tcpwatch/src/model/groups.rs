@@ -168,7 +168,7 @@ pub struct Counts {
 }
 
 /// Who closed a connection in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Closer {
     Local,
     Peer,
@@ -298,7 +298,7 @@ impl Counts {
 
     pub(crate) fn observe_idle(&mut self, closer: Closer, idle: Idle) {
         let histogram = &mut self.idle[closer as usize];
-        histogram.get_or_insert_default().observe(idle.sending_ns.min(idle.receiving_ns));
+        histogram.get_or_insert_default().observe(idle.before_close(closer));
     }
 
     pub(crate) fn observe(&mut self, from: TcpState, to: TcpState, nanos: u64) {

@@ -7,6 +7,7 @@ pub mod address;
 pub mod container;
 mod dense_index;
 pub mod groups;
+pub mod idle_times;
 pub mod interfaces;
 pub mod live;
 pub mod processes;

@@ -9,6 +9,7 @@ pub mod errno;
 pub mod first_close;
 pub mod histogram;
 pub mod life;
+pub mod modes;
 mod named;
 pub mod reset_reason;
 pub mod socket_options;

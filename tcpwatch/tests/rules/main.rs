@@ -5,12 +5,15 @@
 mod accept_queue_overflow;
 mod close_wait_leak;
 mod hol_blocking;
+mod keepalive_race;
 mod life;
 mod listening;
+mod meetings;
 mod network_cleared;
 mod retransmit_failed;
 #[path = "../scenario/mod.rs"]
 mod scenario;
+mod stale_pooled_connection;
 mod unaccepted_connections;
 
 use scenario::*;

@@ -38,6 +38,24 @@ fn idle_time_counts_by_closer_and_stays_with_the_connection() {
 }
 
 #[test]
+fn a_farewell_does_not_hide_how_long_the_side_that_closes_had_waited() {
+    let idle = |sending_ms: u64, receiving_ms: u64| Idle {
+        sending_ns: sending_ms * 1_000_000,
+        receiving_ns: receiving_ms * 1_000_000,
+    };
+    for (closer, idle, before_ms, what) in [
+        (Closer::Peer, idle(60_000, 1), 60_000, "the peer's farewell"),
+        (Closer::Local, idle(1, 60_000), 60_000, "the own farewell"),
+        (Closer::Peer, idle(1, 60_000), 1, "a request that nobody answered"),
+        (Closer::Local, idle(60_000, 1), 1, "a request, and closed at once"),
+        (Closer::Peer, idle(7000, 5000), 5000, "an answer that took two seconds"),
+        (Closer::Local, idle(5000, 7000), 5000, "the same at the server"),
+    ] {
+        assert_eq!(idle.before_close(closer), before_ms * 1_000_000, "{what}");
+    }
+}
+
+#[test]
 fn idle_time_before_a_reset_is_kept_and_not_counted() {
     let mut world = World::new();
     world.connect();

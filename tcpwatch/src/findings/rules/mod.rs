@@ -4,8 +4,10 @@ mod accept_queue_overflow;
 mod close_wait_leak;
 mod fin_wait2_pileup;
 mod hol_blocking;
+mod keepalive_race;
 pub mod network_cleared;
 mod retransmit_failed;
+mod stale_pooled_connection;
 mod unaccepted_connections;
 
 use crate::findings::{
@@ -41,6 +43,8 @@ pub const SPECS: [&Spec; Rule::ALL.len()] = [
     &unaccepted_connections::SPEC,
     &accept_queue_overflow::SPEC,
     &fin_wait2_pileup::SPEC,
+    &stale_pooled_connection::SPEC,
+    &keepalive_race::SPEC,
     &hol_blocking::SPEC,
     &retransmit_failed::SPEC,
     &network_cleared::SPEC,

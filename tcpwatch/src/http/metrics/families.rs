@@ -357,8 +357,8 @@ pub static FAMILIES: &[Family] = &[
     Family::histogram(
         Closes,
         "tcpwatch_idle_before_close_seconds",
-        "How long idle connections had neither sent nor received data when one side closed them, by which side; of \
-         connections that had been idle for 32 ticks of the kernel or more.",
+        "How long idle connections had been idle when one side closed them, by which side; a farewell that it sent just \
+         before does not count. Of connections that had been idle for 32 ticks of the kernel or more.",
     )
     .labels(&[label("closed", names!(Closer))])
     .each(|counts, emit| {

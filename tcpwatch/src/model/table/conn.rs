@@ -10,7 +10,7 @@ use crate::{
         seen::ListenQueue,
     },
     model::{
-        groups::{GroupId, Peer, Role},
+        groups::{Closer, GroupId, Peer, Role},
         processes::ProcessId,
         socket_retransmits::SocketRetransmits,
         table::Place,
@@ -131,6 +131,21 @@ impl Standing {
 pub struct Idle {
     pub sending_ns: u64,
     pub receiving_ns: u64,
+}
+
+/// Data this young, from the side that closes, is its farewell: a TLS close_notify, a database's last error, a GOAWAY.
+const FAREWELL_NS: u64 = 50_000_000;
+
+impl Idle {
+    /// How long the side that closes had waited: since data last went toward it where it has just sent its farewell, else
+    /// since data went either way. Behind an answer without a farewell that is the time that the answer took.
+    pub fn before_close(self, closer: Closer) -> u64 {
+        let (toward, from) = match closer {
+            Closer::Local => (self.receiving_ns, self.sending_ns),
+            Closer::Peer => (self.sending_ns, self.receiving_ns),
+        };
+        if from < FAREWELL_NS { toward } else { toward.min(from) }
+    }
 }
 
 bitflags! {

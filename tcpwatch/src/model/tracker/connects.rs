@@ -45,6 +45,7 @@ impl Tracker {
     pub(crate) fn count_attempt(&mut self, key: ConnKey, now_ns: u64) {
         let conn = self.table.get_mut(key);
         let first = conn.role == Role::Client && !conn.flags.replace(ConnFlags::CONNECTING, true);
+        self.kept_ends.note_connect(conn, now_ns);
         if first && let Some(group) = self.group(key, now_ns) {
             self.groups.counts(group).attempts += 1;
         }

@@ -4,6 +4,8 @@
 //! for others to read. It decides roles, owners and ends.
 
 pub(crate) mod connects;
+pub(crate) mod idles;
+pub mod kept_ends;
 pub mod overflows;
 pub(crate) mod owners;
 pub(crate) mod resets;
@@ -25,11 +27,13 @@ use crate::{
     },
     model::{
         groups::{Closer, GroupId, Groups, Role},
+        idle_times::IdleTimes,
         interfaces::{Interface, Interfaces},
         processes::{Activity, ProcessTable},
         table::{Conn, ConnFlags, ConnKey, Idle, Table},
         tracker::{
             connects::Failure,
+            kept_ends::KeptEnds,
             overflows::{Listening, NamespaceOverflows},
             resets::Pending,
             retransmits::Unlisted,
@@ -81,6 +85,8 @@ pub struct Tracker {
     groups: Groups,
     /// Connections that ended, oldest first.
     ended: VecDeque<Ended>,
+    kept_ends: KeptEnds,
+    idle_times: IdleTimes,
     /// By the cookie of the listener.
     queues: FxHashMap<u64, Listening>,
     /// The listener's cookie of each connection that the latest sweep found in an accept queue or as a request, by the
@@ -131,6 +137,8 @@ impl Tracker {
             interfaces: Interfaces::default(),
             groups: Groups::new(limits.label_sets),
             ended,
+            kept_ends: KeptEnds::default(),
+            idle_times: IdleTimes::default(),
             queues: FxHashMap::default(),
             queued: FxHashMap::default(),
             overflows: NamespaceOverflows::default(),
@@ -169,6 +177,21 @@ impl Tracker {
     /// Connections that ended, oldest first.
     pub fn ended(&self) -> &VecDeque<Ended> {
         &self.ended
+    }
+
+    /// Ends by a reset, which are kept for longer than the others.
+    pub fn kept_ends(&self) -> &KeptEnds {
+        &self.kept_ends
+    }
+
+    /// How long connections had been idle when a side closed them.
+    pub fn idle_times(&self) -> &IdleTimes {
+        &self.idle_times
+    }
+
+    /// How exact times are that the kernel keeps in ticks.
+    pub fn tick_ms(&self) -> u32 {
+        (self.tick_rate.nanos(1) / 1_000_000) as u32
     }
 
     /// The accept queue of the listener with this cookie.
@@ -352,6 +375,7 @@ impl Tracker {
             && let Some(group) = self.group(key, now_ns)
         {
             self.groups.counts(group).observe_idle(closer, idle);
+            self.sample_close(key);
         }
     }
 
@@ -573,6 +597,7 @@ impl Tracker {
     /// Removes minisocks whose timers have fired by `now_ns`. Where records report ends, they are given time to arrive.
     pub fn expire(&mut self, now_ns: u64) {
         self.settle_pending_resets(now_ns);
+        self.expire_kept_ends(now_ns);
         self.forget_troubles(now_ns);
         let now_ns = if self.reported.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
@@ -800,6 +825,8 @@ impl Tracker {
         if conn.role == Role::Listener {
             self.forget_listener(key, &conn);
         }
+        self.sample_dwell(&conn, now_ns);
+        self.keep_end(&conn, now_ns);
         if conn.is(ConnFlags::REQUEST) || self.limits.ended == 0 {
             self.forget(&conn);
             return;

@@ -119,6 +119,8 @@ impl Tracker {
         let counts = self.groups.counts_of(process, conn.role, conn.peer(), record.time_ns);
         counts.count_reset(&reset);
         self.processes.count(conn.process, Activity::RESET);
+        let conn = conn.clone();
+        self.keep_end(&conn, record.time_ns);
     }
 
     /// The connection ends: its reset is settled, unless a reset sent in answer may still show that none was received.

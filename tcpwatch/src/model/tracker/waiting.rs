@@ -34,6 +34,7 @@ impl Tracker {
     }
 
     fn count_all(&mut self, key: ConnKey, now_ns: u64) {
+        self.sample_close(key);
         let Some(group) = self.group(key, now_ns) else { return };
         self.count_activity(key, Activity { opened: 1, ..Activity::default() });
         let conn = self.table.get(key);
