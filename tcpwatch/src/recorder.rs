@@ -19,9 +19,12 @@ use std::{
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::events::{
-    frame::Frame,
-    recording::{self, FormatError, Header, Recording},
+use crate::{
+    events::{
+        frame::Frame,
+        recording::{self, FormatError, Header, Recording},
+    },
+    kernel::capabilities::{self, Thread},
 };
 
 #[derive(Debug, Error)]
@@ -90,6 +93,9 @@ impl Recorder {
         let waiting = Arc::new(AtomicUsize::new(0));
         let left = Arc::clone(&waiting);
         std::thread::Builder::new().name("recorder".into()).spawn(move || {
+            if let Err(error) = capabilities::become_thread(Thread::Recorder) {
+                tracing::error!(%error, "the recorder keeps more capabilities than it needs");
+            }
             // Before `received` is closed: who finds it closed finds the result. Nobody may be there any more.
             let _ = ended.send(write_parts(&mut file, size, &received, &left));
             drop(received);

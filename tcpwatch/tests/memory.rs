@@ -38,7 +38,7 @@ fn node() -> Node {
     let identity = NodeIdentity {
         node: "test".to_owned(),
         kernel: "6.1.0".to_owned(),
-        started: UNIX_EPOCH,
+        started_ns: 0,
         wall_offset_ns: 0,
         tick_rate: TickRate(NonZeroU16::MIN),
     };

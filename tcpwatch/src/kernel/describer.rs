@@ -14,7 +14,10 @@ use crate::{
         decode::TaskRecord,
         frame::{ProcDetails, ProcessFrame},
     },
-    kernel::procfs,
+    kernel::{
+        capabilities::{self, Thread},
+        procfs,
+    },
 };
 
 /// Requests that may wait, as many as answers.
@@ -49,6 +52,9 @@ impl Describer {
         let (requests, mut asked) = channel(MAX_REQUESTS);
         let (reply, answers) = channel(MAX_REQUESTS);
         std::thread::Builder::new().name("procfs".into()).spawn(move || {
+            if let Err(error) = capabilities::become_thread(Thread::Describer) {
+                tracing::error!(%error, "the reader of /proc keeps more capabilities than it needs");
+            }
             while let Some(request) = asked.blocking_recv() {
                 // The log has the place of a panic.
                 let found = catch_unwind(AssertUnwindSafe(|| answer(&request))).unwrap_or(None);

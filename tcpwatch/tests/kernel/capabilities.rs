@@ -21,8 +21,10 @@ const SYS_ADMIN: u64 = 1 << 21;
 const BPF: u64 = 1 << 39;
 
 /// What each thread may keep, by its name.
-const KEPT: [(&str, u64); 4] = [
-    ("tcpwatch", SYS_PTRACE | BPF),
+const KEPT: [(&str, u64); 6] = [
+    ("tcpwatch", BPF),
+    ("procfs", SYS_PTRACE),
+    ("recorder", 0),
     ("sweeper", DAC_READ_SEARCH | SYS_PTRACE | SYS_ADMIN | BPF),
     ("netns", DAC_READ_SEARCH | NET_ADMIN | SYS_PTRACE | SYS_ADMIN),
     ("http", 0),
@@ -38,7 +40,9 @@ fn after_the_start_no_thread_has_more_capabilities_than_it_needs() {
         (copy.with(Root, &some), BPF | SYS_PTRACE),
         (copy.with(Nobody, &some), BPF | SYS_PTRACE),
     ] {
-        let daemon = Daemon::start_by(command, &[]);
+        let record = std::env::temp_dir().join(format!("tcpwatch-threads-{}.rec", std::process::id()));
+        let daemon = Daemon::start_by(command, &["--record", record.to_str().unwrap()]);
+        std::fs::remove_file(&record).unwrap();
         let mut names = BTreeSet::new();
         for task in std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().flatten() {
             let status = std::fs::read_to_string(task.path().join("status")).unwrap();
