@@ -19,9 +19,10 @@ use tcpwatch::{
     },
     findings::Severity,
     http::{
-        Api,
+        Access, Api,
         listen::{Listen, Listener},
         probes_router, router, serve,
+        web_config::WebConfig,
     },
     kernel::{
         capabilities, clock,
@@ -137,7 +138,12 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     let listener = listen(&options.listen, "--listen")?;
     let of_probes =
         options.metrics_listen.as_ref().map(|address| listen(address, "--metrics-listen")).transpose()?;
-    let listeners = Listeners { all: listener, probes: of_probes, allowed_hosts: options.allowed_hosts };
+    let web_config = options.web_config.as_deref().map(WebConfig::read).transpose();
+    let access = Access {
+        allowed_hosts: options.allowed_hosts,
+        web_config: web_config.map_err(OptionsError::WebConfig)?,
+    };
+    let listeners = Listeners { all: listener, probes: of_probes, access };
     let loaded = Probes::load(&options.load)?;
     let node = Node::new(
         identity()?,
@@ -161,7 +167,7 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
 struct Listeners {
     all: Listener,
     probes: Option<Listener>,
-    allowed_hosts: Vec<String>,
+    access: Access,
 }
 
 fn listen(address: &Listen, option: &str) -> anyhow::Result<Listener> {
@@ -203,18 +209,19 @@ async fn watch(
         tracing::info!("stopping");
         drop(stop_http);
     };
-    tracing::info!("watching; curl {}/leaks", listeners.all.url()?);
+    let Listeners { all, probes, access } = listeners;
+    let tls = access.web_config.as_ref().is_some_and(WebConfig::has_tls);
+    tracing::info!("watching; curl {}/leaks", all.url(tls)?);
     let api = Api::new(questions).with_sweeper(sweeper);
-    let Listeners { all, probes, allowed_hosts } = listeners;
     if let Some(probes) = &probes {
-        tracing::info!("metrics and probes; curl {}/metrics", probes.url()?);
+        tracing::info!("metrics and probes; curl {}/metrics", probes.url(tls)?);
     }
     let of_probes = probes.map(|listener| (listener, probes_router(api.clone())));
     let mut served = JoinSet::new();
     for (listener, router) in of_probes.into_iter().chain([(all, router(api))]) {
-        let (mut stops, hosts) = (http_stops.clone(), allowed_hosts.clone());
+        let (mut stops, access) = (http_stops.clone(), access.clone());
         let stopped = async move { while stops.changed().await.is_ok() {} };
-        served.spawn_on(async move { serve(listener, router, hosts, stopped).await }, http);
+        served.spawn_on(async move { serve(listener, router, access, stopped).await }, http);
     }
     pipeline.run(asked, stop).await?;
     // A client that keeps its connection open does not keep the daemon running: its requests are answered with 503.

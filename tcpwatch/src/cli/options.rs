@@ -35,7 +35,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Watch this node and serve what it finds over HTTP (the default; needs root)
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Report which hooks of this kernel tcpwatch can use, what is lost without the others, and why (exit code 0:
     /// everything works, 1: something is missing or less exact, 2: tcpwatch cannot run here)
     Check(CheckArgs),
@@ -175,6 +175,10 @@ pub struct RunArgs {
     /// commas) [default: localhost and loopback addresses only]
     #[arg(long, value_name = "NAME", env = "TCPWATCH_ALLOW_HOST", value_delimiter = ',')]
     pub allow_host: Vec<String>,
+    /// Ask for TLS, client certificates or passwords at TCP addresses as this file says, which has the format of
+    /// Prometheus' exporter-toolkit [default: plain HTTP, whoever reaches it may ask]
+    #[arg(long, value_name = "FILE", env = "TCPWATCH_WEB_CONFIG")]
+    pub web_config: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
     pub findings: FindingArgs,
@@ -326,6 +330,7 @@ pub struct RunOptions {
     pub listen: Listen,
     pub metrics_listen: Option<Listen>,
     pub allowed_hosts: Vec<String>,
+    pub web_config: Option<PathBuf>,
     pub settings: Settings,
     pub limits: Limits,
     pub record: Option<PathBuf>,
@@ -342,6 +347,8 @@ pub enum OptionsError {
     Linger(String),
     #[error("--threshold: {0}")]
     Threshold(String),
+    #[error("--web-config {0}")]
+    WebConfig(String),
     #[error("--{0} must be at least 1")]
     Zero(&'static str),
 }
@@ -375,6 +382,7 @@ impl RunArgs {
         Ok(RunOptions {
             listen: self.listen.or(file.listen).unwrap_or(Listen::Tcp(DEFAULT_LISTEN)),
             metrics_listen: self.metrics_listen.or(file.metrics_listen),
+            web_config: self.web_config.or(file.web_config),
             allowed_hosts: [file.allow_host, self.allow_host].concat(),
             settings: findings.settings()?,
             limits,

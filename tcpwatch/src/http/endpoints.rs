@@ -15,7 +15,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use crate::{
     http::{
         Api, ApiError, api,
-        guard::REFUSALS,
+        guard::refusals,
         metrics,
         page::Page,
         parameters::{Given, Parameter, Parameters, Place},
@@ -258,7 +258,7 @@ impl Endpoint {
             (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be made; the reason is in the log"),
             (StatusCode::SERVICE_UNAVAILABLE, "there was no answer in time, or tcpwatch is stopping"),
         ];
-        failures.extend(REFUSALS);
+        failures.extend(refusals(path));
         Self { path, summary, parameters: declared(), content, failures, route }
     }
 

@@ -12,14 +12,30 @@ use axum::{
         HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
         header::{
             CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, HOST, REFERRER_POLICY,
-            TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
+            TRANSFER_ENCODING, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
         },
     },
     middleware::Next,
     response::Response,
 };
 
-use crate::http::{endpoints::Asked, listen::is_loopback, request::ApiError};
+use crate::http::{
+    endpoints::Asked,
+    listen::is_loopback,
+    request::ApiError,
+    web_config::{WebConfig, is_open},
+};
+
+/// Who may ask a listener.
+#[derive(Clone, Debug)]
+pub(crate) struct Guard {
+    pub(crate) names: Names,
+    pub(crate) web_config: Option<WebConfig>,
+}
+
+/// The address of the client, where it has one: an extension of its requests.
+#[derive(Clone, Copy)]
+pub(crate) struct Client(pub(crate) Option<IpAddr>);
 
 /// Names under which a listener is asked.
 #[derive(Clone, Debug)]
@@ -59,12 +75,18 @@ const HEADERS: [(HeaderName, &str); 5] = [
 ];
 
 pub(crate) async fn guard(
-    State(names): State<Names>,
+    State(guard): State<Guard>,
     asked: Asked,
     request: Request,
     next: Next,
 ) -> Response {
-    let mut response = match refusal(&names, request.method(), request.headers()) {
+    let web = guard.web_config.as_ref().map(|web| (web, web.current()));
+    let mut refused = refusal(&guard.names, request.method(), request.headers());
+    if let (None, Some((web, loaded))) = (&refused, &web) {
+        let from = request.extensions().get().and_then(|Client(from)| *from);
+        refused = web.refusal(loaded, request.uri().path(), request.headers(), from).await;
+    }
+    let mut response = match refused {
         Some(error) => {
             let mut response = error.respond(asked.format());
             // What it would still send is not read.
@@ -73,8 +95,14 @@ pub(crate) async fn guard(
         }
         None => next.run(request).await,
     };
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"tcpwatch\""));
+    }
     for (name, value) in HEADERS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    if let Some((_, loaded)) = web {
+        response.headers_mut().extend(loaded.headers.iter().cloned());
     }
     response
 }
@@ -101,11 +129,24 @@ fn refusal(names: &Names, method: &Method, headers: &HeaderMap) -> Option<ApiErr
     None
 }
 
-/// Statuses with which a request is refused before its path matters, and when.
-pub(crate) const REFUSALS: [(StatusCode, &str); 2] = [
-    (StatusCode::FORBIDDEN, "the `Host` is not accepted, or a browser asks on behalf of another site"),
-    (StatusCode::PAYLOAD_TOO_LARGE, "a request with a body"),
-];
+/// Statuses with which a request for a path is refused before it is looked at, and when.
+pub(crate) fn refusals(path: &str) -> Vec<(StatusCode, &'static str)> {
+    let mut refusals = vec![
+        (StatusCode::FORBIDDEN, "the `Host` is not accepted, or a browser asks on behalf of another site"),
+        (StatusCode::PAYLOAD_TOO_LARGE, "a request with a body"),
+    ];
+    if !is_open(path) {
+        refusals.push((
+            StatusCode::UNAUTHORIZED,
+            "with users in the web configuration: a request without the name and password of one",
+        ));
+        refusals.push((
+            StatusCode::TOO_MANY_REQUESTS,
+            "with users in the web configuration: too many passwords to check",
+        ));
+    }
+    refusals
+}
 
 #[cfg(test)]
 mod tests {

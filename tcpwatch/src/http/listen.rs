@@ -88,13 +88,14 @@ impl Listener {
         }
     }
 
-    /// What `curl` is given to ask here.
+    /// What `curl` is given to ask here. `tls`: whether TCP is under TLS.
     ///
     /// # Errors
     /// When the kernel does not say the address.
-    pub fn url(&self) -> io::Result<String> {
+    pub fn url(&self, tls: bool) -> io::Result<String> {
+        let scheme = if tls { "https" } else { "http" };
         Ok(match self {
-            Self::Tcp(listener) => format!("http://{}", listener.local_addr()?),
+            Self::Tcp(listener) => format!("{scheme}://{}", listener.local_addr()?),
             Self::Unix(_, path) => format!("--unix-socket {} http://localhost", path.display()),
         })
     }

@@ -19,6 +19,7 @@ pub(crate) mod request;
 mod serve;
 mod server;
 pub(crate) mod translations;
+pub mod web_config;
 
 pub(crate) use self::server::{List, Render, json_response, text_response};
 pub use self::{
@@ -27,6 +28,6 @@ pub use self::{
     parameters::{Parameter, Place},
     render::text::{printable, table},
     request::ApiError,
-    serve::serve,
+    serve::{Access, serve},
     server::{Api, probes_router, router},
 };

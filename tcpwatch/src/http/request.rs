@@ -130,6 +130,15 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
     }
 
+    pub(crate) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "a name and its password are needed (basic authentication)")
+    }
+
+    pub(crate) fn too_many_passwords() -> Self {
+        let reason = "too many passwords are being checked; ask again later";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, reason)
+    }
+
     pub(crate) fn late(limit: Duration) -> Self {
         let reason =
             format!("no answer within {limit:?}: too many questions, or a processor that is too busy");

@@ -39,8 +39,9 @@ use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt as _;
 
 use crate::http::{
-    guard::{Names, guard},
+    guard::{Client, Guard, Names, guard},
     listen::Listener,
+    web_config::{Tls, WebConfig},
 };
 
 /// Connections at once, of one listener.
@@ -54,19 +55,30 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause when no connection can be accepted: descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop` completes, then until the requests under way are answered. `allowed_hosts`: names of this machine
-/// beside `localhost`, where only this machine reaches the listener.
+/// Who may ask.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Names of this machine beside `localhost`, where only this machine reaches the listener.
+    pub allowed_hosts: Vec<String>,
+    /// TLS and users of TCP listeners. Those of a Unix socket are decided by the rights of its file.
+    pub web_config: Option<WebConfig>,
+}
+
+/// Serves until `stop` completes, then until the requests under way are answered.
 ///
 /// # Errors
 /// When the listener cannot be used.
 pub async fn serve(
     listener: Listener,
     router: Router,
-    allowed_hosts: Vec<String>,
+    access: Access,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let names = if listener.is_local() { Names::Local(allowed_hosts.into()) } else { Names::Any };
-    let router = router.layer(from_fn_with_state(names, guard));
+    let local = listener.is_local();
+    let names = if local { Names::Local(access.allowed_hosts.into()) } else { Names::Any };
+    let web_config = access.web_config.filter(|_| matches!(listener, Listener::Tcp(_)));
+    let asked = Guard { names, web_config: web_config.clone() };
+    let router = router.layer(from_fn_with_state(asked, guard));
     let places = Arc::new(Places::default());
     let stopping = Arc::new(Notify::new());
     let mut tasks = JoinSet::new();
@@ -88,7 +100,8 @@ pub async fn serve(
         };
         // Without a place it is closed.
         if let Some(place) = Places::take(&places, from) {
-            tasks.spawn(connection(stream, router.clone(), place, Arc::clone(&stopping)));
+            let stream = protected(stream, web_config.as_ref());
+            tasks.spawn(connection(stream, from, router.clone(), place, Arc::clone(&stopping)));
         }
     }
     stopping.notify_waiters();
@@ -125,11 +138,27 @@ impl Accept {
     }
 }
 
-async fn connection(stream: Pin<Box<dyn Stream>>, router: Router, place: Place, stopping: Arc<Notify>) {
+/// The stream under the limit for clients that do not read, inside TLS where that is configured.
+fn protected(stream: Pin<Box<dyn Stream>>, web_config: Option<&WebConfig>) -> Pin<Box<dyn Stream>> {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let answer = service_fn(|request: Request<Incoming>| {
+    let stream = Box::pin(stream);
+    match web_config.and_then(|web| web.current().tls.clone()) {
+        Some(tls) => Box::pin(Tls::new(tls, stream)),
+        None => stream,
+    }
+}
+
+async fn connection(
+    stream: Pin<Box<dyn Stream>>,
+    from: Option<IpAddr>,
+    router: Router,
+    place: Place,
+    stopping: Arc<Notify>,
+) {
+    let answer = service_fn(|mut request: Request<Incoming>| {
         let (router, asks) = (router.clone(), Asks::begin(&place.requests));
+        request.extensions_mut().insert(Client(from));
         async move {
             let response = router.oneshot(request.map(Body::new)).await?;
             Ok::<_, Infallible>(response.map(|body| Answered { body, _asks: asks }))
@@ -137,7 +166,7 @@ async fn connection(stream: Pin<Box<dyn Stream>>, router: Router, place: Place, 
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    let mut served = pin!(server.serve_connection(TokioIo::new(Box::pin(stream)), answer));
+    let mut served = pin!(server.serve_connection(TokioIo::new(stream), answer));
     // What ends a connection is the client's affair: it hung up, sent no HTTP or asked for nothing in time.
     tokio::select! {
         _ = &mut served => {}

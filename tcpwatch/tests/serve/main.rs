@@ -13,7 +13,7 @@ use axum::Router;
 use tcpwatch::{
     cli::replay::Replayed,
     http::{
-        Api,
+        Access, Api,
         listen::{Listen, Listener},
         probes_router, router, serve,
     },
@@ -25,7 +25,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-#[path = "fixtures/mod.rs"]
+mod web_config;
+
+#[path = "../fixtures/mod.rs"]
 #[allow(dead_code, reason = "of the fixture, what other tests use")]
 mod fixture;
 
@@ -42,6 +44,11 @@ struct Server {
 
 impl Server {
     fn start(listen: &str, router: fn(Api) -> Router, hosts: &[&str]) -> Self {
+        let allowed_hosts = hosts.iter().map(|&host| host.to_owned()).collect();
+        Self::with(listen, router, Access { allowed_hosts, web_config: None })
+    }
+
+    fn with(listen: &str, router: fn(Api) -> Router, access: Access) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (sender, mut questions) = mpsc::channel::<Question>(8);
         runtime.spawn(async move {
@@ -51,11 +58,10 @@ impl Server {
             }
         });
         let listener = Listener::bind(&listen.parse::<Listen>().unwrap()).unwrap();
-        let url = listener.url().unwrap();
+        let url = listener.url(false).unwrap();
         let (stop, stopped) = oneshot::channel();
-        let hosts = hosts.iter().map(|&host| host.to_owned()).collect();
         let router = router(Api::new(sender));
-        let served = runtime.spawn(serve(listener, router, hosts, async { drop(stopped.await) }));
+        let served = runtime.spawn(serve(listener, router, access, async { drop(stopped.await) }));
         Self { runtime, url, stop: Some(stop), served }
     }
 
