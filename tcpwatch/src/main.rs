@@ -2,6 +2,7 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -25,7 +26,8 @@ use tcpwatch::{
         web_config::WebConfig,
     },
     kernel::{
-        capabilities, clock,
+        capabilities::{self, Thread},
+        clock, netns,
         probes::{Loaded, ProbeError, Probes},
     },
     node::{Node, NodeIdentity},
@@ -138,11 +140,8 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     let listener = listen(&options.listen, "--listen")?;
     let of_probes =
         options.metrics_listen.as_ref().map(|address| listen(address, "--metrics-listen")).transpose()?;
-    let web_config = options.web_config.as_deref().map(WebConfig::read).transpose();
-    let access = Access {
-        allowed_hosts: options.allowed_hosts,
-        web_config: web_config.map_err(OptionsError::WebConfig)?,
-    };
+    let web_config = options.web_config.map(read_web_config).transpose()?;
+    let access = Access { allowed_hosts: options.allowed_hosts, web_config };
     let listeners = Listeners { all: listener, probes: of_probes, access };
     let loaded = Probes::load(&options.load)?;
     let node = Node::new(
@@ -156,8 +155,16 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         options.record.map(|path| Recorder::create(&path, &node.recording_header())).transpose()?;
     // While this is the only thread: each thread has its own capabilities.
     capabilities::drop_capabilities().context("cannot drop the capabilities that are no longer needed")?;
+    netns::start()?;
     // The owner of the state runs on this thread, so that what it waits for wakes it directly.
-    let http = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let http = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        // That of passwords.
+        .max_blocking_threads(1)
+        .thread_name("http")
+        .on_thread_start(|| become_thread(Thread::Http))
+        .enable_all()
+        .build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(watch(http.handle(), listeners, node, loaded, recorder, options.load.debug))?;
     Ok(ExitCode::SUCCESS)
@@ -168,6 +175,22 @@ struct Listeners {
     all: Listener,
     probes: Option<Listener>,
     access: Access,
+}
+
+/// Reads it with the rights of the threads that will read it anew.
+fn read_web_config(path: PathBuf) -> anyhow::Result<WebConfig> {
+    let reader = std::thread::spawn(move || {
+        become_thread(Thread::Http);
+        WebConfig::read(&path)
+    });
+    let read = reader.join().map_err(|_| anyhow::anyhow!("reading the web configuration panicked"))?;
+    Ok(read.map_err(OptionsError::WebConfig)?)
+}
+
+fn become_thread(thread: Thread) {
+    if let Err(error) = capabilities::become_thread(thread) {
+        tracing::error!(%error, ?thread, "a thread keeps more capabilities than it needs");
+    }
 }
 
 fn listen(address: &Listen, option: &str) -> anyhow::Result<Listener> {
@@ -194,7 +217,10 @@ async fn watch(
     if debug {
         loaded.probes.follow_log();
     }
+    // What it starts inherits what it has.
+    become_thread(Thread::Sweeper);
     let pipeline = Pipeline::new(node, loaded, recorder)?;
+    become_thread(Thread::Owner);
     let sweeper = pipeline.sweeper();
 
     let (questions, asked) = mpsc::channel(64);

@@ -21,8 +21,21 @@ struct Use {
     name: &'static str,
     /// What does not work without it.
     without: &'static str,
-    /// Whether it is kept after the start.
-    kept: bool,
+    /// The threads that keep it after the start.
+    kept_by: &'static [Thread],
+}
+
+/// The threads of the daemon, by what they need after the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// The main thread, which owns the state: reads BPF maps and /proc.
+    Owner,
+    /// Makes iterators in each network namespace.
+    Sweeper,
+    /// Asks the kernel about connections in their network namespace, by request.
+    Netns,
+    /// Reads what clients send.
+    Http,
 }
 
 /// docs/requirements.md#privileges has the same table; the kernel tests `capabilities`, `privilege` and `unentered`
@@ -32,33 +45,33 @@ const USES: [Use; 6] = [
         capability: CapabilitySet::BPF,
         name: "CAP_BPF",
         without: "nothing works (CAP_SYS_ADMIN also suffices)",
-        kept: true,
+        kept_by: &[Thread::Owner, Thread::Sweeper],
     },
     Use {
         capability: CapabilitySet::PERFMON,
         name: "CAP_PERFMON",
         without: "nothing works (CAP_SYS_ADMIN also suffices)",
-        kept: false,
+        kept_by: &[],
     },
     Use {
         capability: CapabilitySet::NET_ADMIN,
         name: "CAP_NET_ADMIN",
         without: "the addresses that NAT gave a connection are unknown",
-        kept: true,
+        kept_by: &[Thread::Netns],
     },
     Use {
         capability: CapabilitySet::SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
         without: "executables, and whether they are deleted, are known only for processes of the same user that have \
                   no more capabilities, and before Linux 6.18 network namespaces without a name are not swept",
-        kept: true,
+        kept_by: &[Thread::Owner, Thread::Sweeper, Thread::Netns],
     },
     Use {
         capability: CapabilitySet::DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
         without: "when not root: before Linux 6.18 namespaces named by Docker are not found, and tracepoints cannot be \
                   used without BTF",
-        kept: true,
+        kept_by: &[Thread::Sweeper, Thread::Netns],
     },
     Use {
         capability: CapabilitySet::SYS_ADMIN,
@@ -66,7 +79,7 @@ const USES: [Use; 6] = [
         without: "other network namespaces are not swept: TIME_WAIT, orphaned and un-accepted connections from before \
                   the start are unknown, losses are repaired for held sockets only, and without the signal \
                   `time_wait` an orphan stays in FIN_WAIT2 when its peer elsewhere has closed, so /leaks may name it",
-        kept: true,
+        kept_by: &[Thread::Sweeper, Thread::Netns],
     },
 ];
 
@@ -142,14 +155,31 @@ fn lockdown() -> Option<String> {
     rest.split_once(']').map(|(mode, _)| mode.to_owned())
 }
 
-/// Drops every capability that is not needed after the start, for this thread and for those that it starts later.
+/// Drops every capability that is not needed after the start, for this thread and for those that it starts later; no
+/// program that it executes has more.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn drop_capabilities() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    keep(|usage| !usage.kept_by.is_empty())
+}
+
+/// Drops every capability that such a thread does not need, for this thread and for those that it starts later.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn become_thread(thread: Thread) -> io::Result<()> {
+    // Where CAP_SYS_ADMIN stands in for CAP_BPF, whoever uses BPF needs it.
+    let stands_in = !capabilities(None)?.permitted.contains(CapabilitySet::BPF);
+    let uses_bpf = |usage: &Use| stands_in && usage.capability == CapabilitySet::SYS_ADMIN;
+    keep(|usage| usage.kept_by.contains(&thread) || thread == Thread::Owner && uses_bpf(usage))
+}
+
+fn keep(wanted: impl Fn(&Use) -> bool) -> io::Result<()> {
     let keep = USES
         .iter()
-        .filter(|usage| usage.kept)
+        .filter(|usage| wanted(usage))
         .fold(CapabilitySet::empty(), |all, usage| all | usage.capability);
     let left = capabilities(None)?.permitted & keep;
     set_capabilities(

@@ -1,5 +1,7 @@
 //! Capabilities: `check` and `run` name the missing ones, and only the needed ones are kept after the start.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::{
@@ -17,33 +19,46 @@ const NET_ADMIN: u64 = 1 << 12;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
 const BPF: u64 = 1 << 39;
-const KEPT: u64 = DAC_READ_SEARCH | NET_ADMIN | SYS_PTRACE | SYS_ADMIN | BPF;
+
+/// What each thread may keep, by its name.
+const KEPT: [(&str, u64); 4] = [
+    ("tcpwatch", SYS_PTRACE | BPF),
+    ("sweeper", DAC_READ_SEARCH | SYS_PTRACE | SYS_ADMIN | BPF),
+    ("netns", DAC_READ_SEARCH | NET_ADMIN | SYS_PTRACE | SYS_ADMIN),
+    ("http", 0),
+];
 
 #[test]
 fn after_the_start_no_thread_has_more_capabilities_than_it_needs() {
     let copy = Copy::new();
     let root = tcpwatch(TCPWATCH);
     let some = ["bpf", "perfmon", "sys_ptrace", "net_raw", "dac_override"];
-    for (command, left) in [
-        (root, KEPT),
+    for (command, given) in [
+        (root, u64::MAX),
         (copy.with(Root, &some), BPF | SYS_PTRACE),
         (copy.with(Nobody, &some), BPF | SYS_PTRACE),
     ] {
         let daemon = Daemon::start_by(command, &[]);
-        let mut names = Vec::new();
+        let mut names = BTreeSet::new();
         for task in std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().flatten() {
             let status = std::fs::read_to_string(task.path().join("status")).unwrap();
             let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
             let bits = |name: &str| u64::from_str_radix(field(name), 16).unwrap();
+            let name = field("Name:");
+            let name = if name.starts_with("tcpwatch") { "tcpwatch" } else { name };
+            let (_, kept) = KEPT.iter().find(|(known, _)| *known == name).expect(name);
+            let left = given & kept;
             assert_eq!(
                 ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:"].map(bits),
                 [left, left, 0, 0],
                 "{status}"
             );
-            names.push(field("Name:").to_owned());
+            assert_eq!(field("NoNewPrivs:"), "1");
+            names.insert(name.to_owned());
         }
-        // The main thread, HTTP's and the sweeper.
-        assert!(names.len() >= 3 && names.iter().any(|name| name == "sweeper"), "{names:?}");
+        assert!(KEPT.iter().all(|(name, _)| names.contains(*name)), "{names:?}");
+        // What needs a right of its own file only is there without any capability.
+        assert!(daemon.get("/metrics").1.contains("\nprocess_open_fds "));
     }
 }
 

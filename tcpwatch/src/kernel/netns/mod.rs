@@ -10,6 +10,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::{OnceLock, mpsc},
     time::{Duration, Instant},
 };
 
@@ -17,6 +18,7 @@ use rustix::thread::CapabilitySet;
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::entrance::Entrance;
+use crate::kernel::capabilities::{self, Thread};
 
 /// What is known of the ways into a namespace.
 #[derive(Clone, Debug, Default)]
@@ -114,6 +116,39 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(8);
 /// `ANSWER_LIMIT`.
 const OF_EACH_LIMIT: Duration = Duration::from_secs(5);
 
+/// What a thread of its own does.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Leads to the thread that starts the others.
+static STARTER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
+
+/// Starts the thread from which those of [`on_own_thread`] inherit their capabilities: who reads requests has none. To be
+/// called once; without it, they inherit those of the caller.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn start() -> io::Result<()> {
+    let (starter, jobs) = mpsc::channel();
+    thread().spawn(move || {
+        if let Err(error) = capabilities::become_thread(Thread::Netns) {
+            tracing::error!(%error, "the threads that ask the kernel keep more capabilities than they need");
+        }
+        for job in jobs {
+            // The job is dropped with its reply, so whoever waits for it hears of it.
+            if let Err(error) = thread().spawn(job) {
+                tracing::warn!(%error, "no thread can be started to ask the kernel");
+            }
+        }
+    })?;
+    // The first one stays.
+    let _ = STARTER.set(starter);
+    Ok(())
+}
+
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("netns".into())
+}
+
 /// Runs `run` on a thread of its own: entering a namespace changes the whole thread.
 ///
 /// # Errors
@@ -135,15 +170,17 @@ pub async fn on_own_thread_without_limit<T: Send + 'static>(
     // Never closed, so never an error.
     let place = THREADS.acquire().await;
     let (reply, answer) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("netns".into())
-        .spawn(move || {
-            // The thread's, not the requester's, who may be gone before it ends.
-            let _place = place;
-            let _ = reply.send(run());
-        })
-        .map_err(|error| format!("cannot start a thread to ask the kernel: {error}"))?;
-    answer.await.map_err(|_| "the thread that asks the kernel has ended".to_owned())
+    let job: Job = Box::new(move || {
+        // The thread's, not the requester's, who may be gone before it ends.
+        let _place = place;
+        let _ = reply.send(run());
+    });
+    match STARTER.get() {
+        Some(starter) => starter.send(job).map_err(|error| error.to_string()),
+        None => thread().spawn(job).map(drop).map_err(|error| error.to_string()),
+    }
+    .map_err(|error| format!("cannot start a thread to ask the kernel: {error}"))?;
+    answer.await.map_err(|_| "the thread that asks the kernel could not be started, or has ended".to_owned())
 }
 
 /// A result for each namespace, by inode, or the reason why there is none.
