@@ -10,6 +10,7 @@ mod command;
 mod debian;
 mod docs;
 mod drill;
+mod fuzz;
 mod load;
 mod namespace;
 mod run;
@@ -38,6 +39,7 @@ enum Chore {
     Bpf(bpf::Args),
     Docs(docs::Args),
     Drill(drill::Args),
+    Fuzz(fuzz::Args),
     Load(load::Args),
     Run(run::Args),
     Test(test::Args),
@@ -64,6 +66,7 @@ fn chore(chore: &Chore) -> Result<()> {
         Chore::Bpf(args) => bpf::bpf(args),
         Chore::Docs(args) => docs::docs(args),
         Chore::Drill(args) => drill::drill(args),
+        Chore::Fuzz(args) => fuzz::fuzz(args),
         Chore::Load(args) => load::load(args),
         Chore::Run(args) => run::run(args),
         Chore::Test(args) => test::test(args),

@@ -185,7 +185,8 @@ fn tuple(source: Endpoint, destination: Endpoint) -> Vec<Tuple> {
     ]
 }
 
-fn read(answer: &NetfilterMessage) -> Option<Translation> {
+/// The translation that an answer describes; `None` of other protocols than TCP.
+pub fn read(answer: &NetfilterMessage) -> Option<Translation> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = &answer.inner else {
         return None;
     };

@@ -11,7 +11,7 @@ pub mod conntrack;
 mod listen_queues;
 pub mod local_ports;
 mod namespace_settings;
-mod netlink;
+pub mod netlink;
 pub mod netns;
 pub mod netstat;
 pub mod probes;

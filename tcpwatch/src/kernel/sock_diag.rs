@@ -432,8 +432,8 @@ fn request_for_all(family: u8) -> InetRequest {
     }
 }
 
-/// `None` without `tcp_info`: a minisock has none.
-fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
+/// What an answer says of its connection. `None` without `tcp_info`: a minisock has none.
+pub fn figures(netns: u32, response: &InetResponse) -> Option<Figures> {
     let info = info(response)?;
     let (header, socket) = (&response.header, &response.header.socket_id);
     Some(Figures {
@@ -510,8 +510,8 @@ const CONGESTION_STATES: [&str; 5] = ["open", "disorder", "cwr", "recovery", "lo
 /// include/net/tcp.h, TCP_INFINITE_SSTHRESH.
 const INFINITE_THRESHOLD: u32 = 0x7fff_ffff;
 
-/// `None` without `tcp_info`: only a minisock is left.
-fn transfer(response: &InetResponse, connected: bool) -> Option<Transfer> {
+/// The same in full. `connected`: whether this side connected.
+pub fn transfer(response: &InetResponse, connected: bool) -> Option<Transfer> {
     let info = info(response)?;
     let Carried { sent_bytes, received_bytes, retransmitted_bytes } = Carried::of(info);
     let algorithm = response.nlas.iter().find_map(|nla| match nla {

@@ -7,7 +7,7 @@
 
 pub mod offsets;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use thiserror::Error;
 
@@ -36,6 +36,11 @@ const KIND_FUNC_PROTO: u32 = 13;
 const TYPE_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
 const PARAM_BYTES: usize = 8;
+
+/// Types that name one another, and anonymous types in one another, of which a kernel has a few: a malformed type may lead
+/// to itself.
+const MAX_STEPS: usize = 32;
+const MAX_DEPTH: u32 = 16;
 
 /// The kernel's typedef for a tracepoint's probes is this prefix and the tracepoint's name.
 const TRACEPOINT: &[u8] = b"btf_trace_";
@@ -111,8 +116,8 @@ impl<'a> Btf<'a> {
         for member in path.split('.') {
             let missing = || BtfError::NoMember(name.to_owned(), path.to_owned());
             let (offset, bit_field_size, type_id) =
-                self.member(at, member.as_bytes(), 0)?.ok_or_else(missing)?;
-            bits += offset;
+                self.member(at, member.as_bytes(), 0, &mut HashSet::new())?.ok_or_else(missing)?;
+            bits = sum(bits, offset)?;
             found_width = bit_field_size;
             at = self.type_at(self.skip_modifiers(type_id)?).unwrap_or(0);
         }
@@ -169,7 +174,10 @@ impl<'a> Btf<'a> {
 
     /// Follows types of the kinds `steps` to the one of kind `wanted`: its offset and its number of parts.
     fn behind(&self, mut at: usize, steps: &[u32], wanted: u32) -> Result<(usize, usize), BtfError> {
-        while steps.contains(&self.kind_at(at)?) {
+        for _ in 0..MAX_STEPS {
+            if !steps.contains(&self.kind_at(at)?) {
+                break;
+            }
             at = self.type_at(read_u32(self.bytes, at + 8)?).ok_or(BtfError::Malformed(at))?;
         }
         if self.kind_at(at)? != wanted {
@@ -183,12 +191,18 @@ impl<'a> Btf<'a> {
     }
 
     /// Bit offset, width if it is a bit field (else 0) and type id of a member, also of one in a nested anonymous
-    /// struct or union.
-    fn member(&self, at: usize, name: &[u8], depth: u32) -> Result<Option<(u32, u32, u32)>, BtfError> {
+    /// struct or union. `searched`: where the types are that need not be searched again, so that a malformed type that
+    /// contains itself many times is searched once.
+    fn member(
+        &self,
+        at: usize,
+        name: &[u8],
+        depth: u32,
+        searched: &mut HashSet<usize>,
+    ) -> Result<Option<(u32, u32, u32)>, BtfError> {
         let info = read_u32(self.bytes, at + 4)?;
         let (kind, vlen) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
-        // The limit ends the recursion of a malformed type that contains itself.
-        if (kind != KIND_STRUCT && kind != KIND_UNION) || depth > 16 {
+        if (kind != KIND_STRUCT && kind != KIND_UNION) || depth > MAX_DEPTH || !searched.insert(at) {
             return Ok(None);
         }
         let has_bit_fields = info >> 31 == 1;
@@ -204,8 +218,8 @@ impl<'a> Btf<'a> {
             }
             if member_name.is_empty() {
                 let inner = self.type_at(self.skip_modifiers(type_id)?).ok_or(BtfError::Malformed(member))?;
-                if let Some((inner_offset, bits, type_id)) = self.member(inner, name, depth + 1)? {
-                    return Ok(Some((offset + inner_offset, bits, type_id)));
+                if let Some((inner_offset, bits, type_id)) = self.member(inner, name, depth + 1, searched)? {
+                    return Ok(Some((sum(offset, inner_offset)?, bits, type_id)));
                 }
             }
         }
@@ -214,7 +228,7 @@ impl<'a> Btf<'a> {
 
     /// The type behind typedefs, const, volatile and tags.
     fn skip_modifiers(&self, mut type_id: u32) -> Result<u32, BtfError> {
-        for _ in 0..32 {
+        for _ in 0..MAX_STEPS {
             let Some(at) = self.type_at(type_id) else { return Ok(type_id) };
             match (read_u32(self.bytes, at + 4)? >> 24) & 0x1f {
                 // TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG
@@ -252,6 +266,11 @@ fn trailing_bytes(kind: u32, vlen: usize) -> Option<usize> {
         6 | 13 => vlen * 8,
         _ => return None,
     })
+}
+
+/// Of offsets in bits.
+fn sum(one: u32, other: u32) -> Result<u32, BtfError> {
+    one.checked_add(other).ok_or(BtfError::Malformed(one as usize))
 }
 
 fn read_u32(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
@@ -384,6 +403,22 @@ mod tests {
         for other in ["narrow", "narrow:4"] {
             assert!(matches!(btf.offset_of("bits", other), Err(BtfError::BitField(..))), "{other}");
         }
+    }
+
+    #[test]
+    fn types_that_contain_or_name_themselves_end_a_search() {
+        let mut btf = Builder::new();
+        btf.aggregate(KIND_STRUCT, "", false, &[("", 1, 0); 64]); // 1
+        btf.aggregate(KIND_STRUCT, "outer", false, &[("", 1, u32::MAX), ("", 3, u32::MAX)]); // 2
+        btf.aggregate(KIND_UNION, "", false, &[("far", 1, 8)]); // 3
+        btf.refer(KIND_TYPEDEF, "btf_trace_point", 4); // 4
+        btf.refer(KIND_FUNC, "function", 4); // 5
+        let bytes = btf.finish();
+        let btf = Btf::parse(&bytes).unwrap();
+        assert!(matches!(btf.offset_of("outer", "none"), Err(BtfError::NoMember(..))));
+        assert!(matches!(btf.offset_of("outer", "far"), Err(BtfError::Malformed(_))));
+        assert!(btf.parameters("function").is_err());
+        assert!(btf.tracepoint_parameters("point").is_err());
     }
 
     #[test]

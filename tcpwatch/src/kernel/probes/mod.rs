@@ -29,6 +29,7 @@ pub use self::{
     hooks::{Attempt, Hooks, LoadedProgram, SignalReport, SocketIdentity},
     load::LoadOptions,
     signals::{Signal, Spec},
+    tracefs::field_offset,
     way::{Way, WayKind},
 };
 use crate::kernel::transport::{CountedRetransmits, LossCounters, Queues};

@@ -31,7 +31,7 @@ impl Tracepoint {
         let format = self.read_format()?;
         let mut missing = None;
         for (global, field) in self.fields {
-            match offset_in(&format, field) {
+            match field_offset(&format, field) {
                 Some(offset) => globals.push((*global, offset)),
                 None => missing = missing.or(Some(field)),
             }
@@ -61,7 +61,7 @@ impl Tracepoint {
 }
 
 /// The offset from a line such as `field:__u16 sport; offset:24; size:2; signed:0;`, with tabs between.
-fn offset_in(format: &str, field: &str) -> Option<u32> {
+pub fn field_offset(format: &str, field: &str) -> Option<u32> {
     let line = format.lines().find(|line| {
         let declaration = line.trim().strip_prefix("field:").and_then(|rest| rest.split(';').next());
         let name = declaration.and_then(|declaration| declaration.rsplit([' ', '*']).next());
@@ -91,7 +91,7 @@ mod tests {
             ("saddr_v6", Some(40)),
             ("x", None),
         ] {
-            assert_eq!(offset_in(format, field), offset, "{field}");
+            assert_eq!(field_offset(format, field), offset, "{field}");
         }
     }
 }
