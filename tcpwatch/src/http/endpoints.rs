@@ -4,6 +4,7 @@
 use std::{convert::Infallible, sync::LazyLock};
 
 use axum::{
+    body::Body,
     extract::{FromRequestParts, RawPathParams, State},
     http::{StatusCode, header, request::Parts},
     response::Response,
@@ -16,6 +17,7 @@ use crate::{
     http::{
         Api, ApiError, api,
         guard::refusals,
+        held::Held,
         metrics,
         page::Page,
         parameters::{Given, Parameter, Parameters, Place},
@@ -201,14 +203,24 @@ impl Endpoint {
         answer: fn(Api, P, Page) -> F,
     ) -> Self {
         let respond = move |api: Api, format, (parameters, page): (P, Page)| async move {
+            let rows = if format == Format::Ndjson {
+                page.explicit_limit().unwrap_or(L::AT_ONCE)
+            } else {
+                page.limit()
+            };
+            let place = match api.place_for(rows).await {
+                Ok(place) => place,
+                Err(error) => return error.respond(format),
+            };
             let answer = move |page| answer(api.clone(), parameters.clone(), page);
-            match format {
+            let response = match format {
                 Format::Ndjson => server::ndjson(answer, page).await,
                 format => match answer(page).await {
                     Ok(answer) => server::respond(format, &answer),
                     Err(error) => error.respond(format),
                 },
-            }
+            };
+            response.map(|body| Body::new(Held { body, _until_sent: place }))
         };
         let content = vec![
             Content::text(Format::Text.media_type()),

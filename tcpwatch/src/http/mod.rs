@@ -9,6 +9,7 @@ pub(crate) mod api;
 mod endpoints;
 pub(crate) mod filter;
 mod guard;
+mod held;
 pub mod listen;
 pub mod metrics;
 pub mod openapi;

@@ -139,6 +139,13 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, reason)
     }
 
+    pub(crate) fn too_many_large(answers: usize, rows: usize) -> Self {
+        let reason = format!(
+            "{answers} answers with more than {rows} rows are being read; ask again, or for fewer rows"
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    }
+
     pub(crate) fn late(limit: Duration) -> Self {
         let reason =
             format!("no answer within {limit:?}: too many questions, or a processor that is too busy");

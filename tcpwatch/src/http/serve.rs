@@ -13,21 +13,11 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{
-    Router,
-    body::{Body, Bytes, HttpBody},
-    http::Request,
-    middleware::from_fn_with_state,
-};
-use hyper::{
-    body::{Frame, Incoming, SizeHint},
-    server::conn::http1,
-    service::service_fn,
-};
+use axum::{Router, body::Body, http::Request, middleware::from_fn_with_state};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -40,6 +30,7 @@ use tower::ServiceExt as _;
 
 use crate::http::{
     guard::{Client, Guard, Names, guard},
+    held::Held,
     listen::Listener,
     web_config::{Tls, WebConfig},
 };
@@ -161,7 +152,7 @@ async fn connection(
         request.extensions_mut().insert(Client(from));
         async move {
             let response = router.oneshot(request.map(Body::new)).await?;
-            Ok::<_, Infallible>(response.map(|body| Answered { body, _asks: asks }))
+            Ok::<_, Infallible>(response.map(|body| Held { body, _until_sent: asks }))
         }
     });
     let mut server = http1::Builder::new();
@@ -254,32 +245,6 @@ impl Asks {
 impl Drop for Asks {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The body of an answer, which ends the request when it has been sent.
-struct Answered {
-    body: Body,
-    _asks: Asks,
-}
-
-impl HttpBody for Answered {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

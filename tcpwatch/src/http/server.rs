@@ -17,7 +17,7 @@ use axum::{
 use futures_util::stream;
 use schemars::JsonSchema;
 use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tower_http::compression::CompressionLayer;
 
 use crate::{
@@ -45,6 +45,8 @@ pub struct Api {
     pub(crate) first_looks: Arc<Semaphore>,
     /// Of [`FOLLOWERS`], those that are free.
     pub(crate) followers: Arc<Semaphore>,
+    /// Of [`LARGE_ANSWERS`], those that are free.
+    large_answers: Arc<Semaphore>,
     /// What is measured here, not by the owner of the state.
     pub(crate) own: Arc<OwnMetrics>,
 }
@@ -55,6 +57,11 @@ const FIRST_LOOKS: usize = 4;
 
 /// Clients that follow `/events` at once: each costs the owner of the state time for each record.
 pub(crate) const FOLLOWERS: usize = 16;
+
+/// Rows of an answer that is small. They take some hundred bytes each, and more than that while they are made.
+const SMALL_ROWS: usize = 1000;
+/// Answers with more rows in memory at once, until their clients have read them.
+const LARGE_ANSWERS: usize = 2;
 
 /// Limit for the answer of the owner of the state, who is asked one question at a time.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -67,6 +74,7 @@ impl Api {
             sweeper: None,
             first_looks: Arc::new(Semaphore::new(FIRST_LOOKS)),
             followers: Arc::new(Semaphore::new(FOLLOWERS)),
+            large_answers: Arc::new(Semaphore::new(LARGE_ANSWERS)),
             own: Arc::default(),
         }
     }
@@ -107,6 +115,18 @@ impl Api {
             answer.map_err(|_| ApiError::internal(&"making it panicked, at the place in the line before"))
         };
         tokio::time::timeout(DEADLINE, answered).await.unwrap_or_else(|_| Err(ApiError::late(DEADLINE)))
+    }
+
+    /// Waits until an answer with so many rows may be made. What is returned is to be held until it was sent.
+    pub(crate) async fn place_for(&self, rows: usize) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+        if rows <= SMALL_ROWS {
+            return Ok(None);
+        }
+        let place = Arc::clone(&self.large_answers).acquire_owned();
+        match tokio::time::timeout(DEADLINE, place).await {
+            Ok(place) => Ok(place.ok()),
+            Err(_) => Err(ApiError::too_many_large(LARGE_ANSWERS, SMALL_ROWS)),
+        }
     }
 
     /// When nothing is answered any more.
@@ -287,6 +307,21 @@ mod tests {
         let error = api.ask(false, |_, _| -> u8 { panic!("on purpose") }).await.unwrap_err();
         assert_eq!(error.respond(Format::Text).status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(api.ask(false, |_, _| 7).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_waits_for_another_and_small_ones_never_do() {
+        use futures_util::FutureExt as _;
+
+        let api = Api::new(mpsc::channel(1).0);
+        let mut large = Vec::new();
+        for _ in 0..LARGE_ANSWERS {
+            large.push(api.place_for(SMALL_ROWS + 1).await.unwrap());
+        }
+        assert!(api.place_for(SMALL_ROWS).await.unwrap().is_none());
+        assert!(api.place_for(SMALL_ROWS + 1).now_or_never().is_none());
+        drop(large.pop());
+        assert!(api.place_for(SMALL_ROWS + 1).now_or_never().unwrap().unwrap().is_some());
     }
 
     #[tokio::test]

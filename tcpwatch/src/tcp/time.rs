@@ -35,9 +35,10 @@ impl Clock {
     }
 }
 
-/// RFC 3339, in UTC, with microseconds: the precision that durations have.
+/// RFC 3339, in UTC, with microseconds: the precision that durations have. What a clock that was set back puts before 1970
+/// is written as its beginning.
 pub fn rfc3339(wall: SystemTime) -> String {
-    humantime::format_rfc3339_micros(wall).to_string()
+    humantime::format_rfc3339_micros(wall.max(UNIX_EPOCH)).to_string()
 }
 
 /// The same for nanoseconds since 1970.
@@ -48,4 +49,16 @@ pub fn rfc3339_of_ns(since_epoch_ns: u64) -> String {
 /// Nanoseconds as seconds, to the microsecond: finer digits would be noise.
 pub fn seconds(nanos: u64) -> f64 {
     Duration::from_micros(nanos / 1000).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_before_a_clock_that_was_set_back_is_written_too() {
+        let clock = Clock { now_ns: 100_000_000_000, wall: UNIX_EPOCH + Duration::from_secs(1) };
+        assert_eq!(clock.rfc3339(), "1970-01-01T00:00:01.000000Z");
+        assert_eq!(clock.at(0).rfc3339(), "1970-01-01T00:00:00.000000Z");
+    }
 }

@@ -35,13 +35,19 @@ pub(crate) struct Leaks {
     leaks: Vec<Leak>,
 }
 
+/// More than anybody reads, and what an answer has room for.
+const MAX_LEAKS: usize = 1000;
+
 pub(crate) async fn answer(api: Api, (): ()) -> Result<Leaks, ApiError> {
     api.ask(true, |node, clock| {
-        let leaks = leaks(&node.tracker, &node.settings.linger, &node.history, clock);
+        let mut leaks = leaks(&node.tracker, &node.settings.linger, &node.history, clock);
+        let more = leaks.len().saturating_sub(MAX_LEAKS);
+        leaks.truncate(MAX_LEAKS);
+        let problem = (more > 0).then(|| format!("{more} more, less bad than these, are not listed"));
         Leaks {
             node: node.identity.node.clone(),
             generated_at: clock.rfc3339(),
-            completeness: Completeness::of(node),
+            completeness: Completeness::of(node).and("leaks", problem),
             leaks,
         }
     })

@@ -8,6 +8,8 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv6Addr,
+    ops::Range,
+    ptr,
     sync::Arc,
 };
 
@@ -16,7 +18,6 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
-    events::decode::Endpoint,
     http::{
         Api, ApiError, List, Render,
         page::{Extent, Page},
@@ -78,11 +79,28 @@ pub(crate) struct Row {
 /// `None` of a namespace that is gone: TIME_WAITs may stay in the table until the next sweep.
 type Known = OfEach<Option<LocalPorts>>;
 
+/// The connections from one source address toward one destination.
 #[derive(Default)]
 struct Used {
     now: ConnectionCounts,
     comms: BTreeSet<Option<Arc<str>>>,
     failed_connects: usize,
+}
+
+impl Used {
+    fn of(node: &Node, conns: &[&Conn], is_failed: impl Fn(&Conn) -> bool) -> Self {
+        let mut used = Self::default();
+        for conn in conns {
+            if is_failed(conn) {
+                used.failed_connects += 1;
+            } else {
+                used.now.count(conn);
+            }
+            let processes = node.tracker.processes();
+            used.comms.insert(conn.process.map(|id| Arc::clone(&processes.get(id).comm)));
+        }
+        used
+    }
 }
 
 pub(crate) async fn answer(api: Api, (): (), page: Page) -> Result<Ports, ApiError> {
@@ -108,6 +126,26 @@ fn failed(node: &Node) -> impl Iterator<Item = &Conn> {
     ended.filter(|conn| conn.connect == Some(Outcome::NoPort))
 }
 
+/// What connections are counted by: where they come from and where they lead. They need a local port each.
+fn ends(conn: &Conn) -> (u32, Ipv6Addr, Ipv6Addr, u16) {
+    (conn.netns, conn.local.addr, conn.remote.addr, conn.remote.port)
+}
+
+/// Of connections in the order of their ends, those with the same.
+fn destinations(conns: &[&Conn]) -> Vec<Range<u32>> {
+    let mut end = 0;
+    let next = |same: &[&Conn]| {
+        let begin = end;
+        end += same.len() as u32;
+        begin..end
+    };
+    conns.chunk_by(|one, next| ends(one) == ends(next)).map(next).collect()
+}
+
+fn part<'a, 'b>(conns: &'a [&'b Conn], range: &Range<u32>) -> &'a [&'b Conn] {
+    conns.get(range.start as usize..range.end as usize).unwrap_or_default()
+}
+
 fn may_be_a_client(conn: &Conn) -> bool {
     matches!(conn.role, Role::Client | Role::Unknown) && conn.local.port != 0
 }
@@ -126,19 +164,15 @@ fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Res
     let tracker = &node.tracker;
     let of = |netns: u32| known.get(&netns)?.as_ref().ok()?.as_ref();
     let exists = |conn: &&Conn| !matches!(known.get(&conn.netns), Some(Ok(None)));
-    let mut used: FxHashMap<(u32, Ipv6Addr, Endpoint), Used> = FxHashMap::default();
-    for conn in tracker.table().iter().filter(exists).filter(|conn| counts(conn, of(conn.netns))) {
-        let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
-        one.now.count(conn);
-        one.comms.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
-    }
+    // There may be a destination for each connection: sorted references take the least memory.
+    let live = tracker.table().iter().filter(exists).filter(|conn| counts(conn, of(conn.netns)));
     // One that no connection leads to was not asked about.
     let asked = |conn: &&Conn| known.is_empty() || known.contains_key(&conn.netns);
-    for conn in failed(node).filter(exists).filter(asked) {
-        let one = used.entry((conn.netns, conn.local.addr, conn.remote)).or_default();
-        one.failed_connects += 1;
-        one.comms.insert(conn.process.map(|id| Arc::clone(&tracker.processes().get(id).comm)));
-    }
+    let failed: Vec<&Conn> = failed(node).filter(exists).filter(asked).collect();
+    let places: FxHashSet<*const Conn> = failed.iter().copied().map(ptr::from_ref).collect();
+    let is_failed = |conn: &Conn| places.contains(&ptr::from_ref(conn));
+    let mut conns: Vec<&Conn> = live.chain(failed.iter().copied()).collect();
+    conns.sort_unstable_by_key(|conn| ends(conn));
     let mut anywhere: FxHashMap<u32, FxHashSet<u16>> = FxHashMap::default();
     for conn in tracker.table().iter() {
         if of(conn.netns).is_some_and(|ports| ports.contains(conn.local.port)) {
@@ -147,25 +181,33 @@ fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Res
     }
     let available: HashMap<u32, usize> =
         known.keys().filter_map(|netns| Some((*netns, of(*netns)?.count()))).collect();
+    let in_use = |conns: &[&Conn]| conns.iter().filter(|conn| !is_failed(conn)).count();
     // In thousandths, which order well.
-    let share = |netns: u32, used: &Used| {
-        available.get(&netns).map(|available| used.now.total() * 1000 / (*available).max(1))
+    let share = |netns: u32, in_use: usize| {
+        available.get(&netns).map(|available| in_use * 1000 / (*available).max(1))
     };
-    let cut = page.cut("share", used.into_iter().collect(), |((netns, source, destination), used)| {
-        let ends = (*netns, *source, destination.addr, destination.port);
-        (Reverse(share(*netns, used)), Reverse(used.now.total()), ends)
+    let cut = page.cut("share", destinations(&conns), |range: &Range<u32>| {
+        let conns = part(&conns, range);
+        let (in_use, ends) = (in_use(conns), conns.first().map(|conn| ends(conn)));
+        (Reverse(ends.and_then(|ends| share(ends.0, in_use))), Reverse(in_use), ends)
     })?;
-    let rows = cut.rows.into_iter().map(|((netns, source, remote), used)| Row {
-        netns,
-        local: GroupAddress { addr: Some(source.to_canonical()), port: None },
-        remote: remote.into(),
-        in_use: used.now.total(),
-        available: available.get(&netns).copied(),
-        failed_connects: used.failed_connects,
-        in_use_anywhere: of(netns).map(|_| anywhere.get(&netns).map_or(0, FxHashSet::len)),
-        states: used.now.shown().states,
-        comms: used.comms,
-    });
+    let row = |range: Range<u32>| {
+        let conns = part(&conns, &range);
+        let (first, used) = (conns.first()?, Used::of(node, conns, is_failed));
+        let netns = first.netns;
+        Some(Row {
+            netns,
+            local: GroupAddress { addr: Some(first.local.addr.to_canonical()), port: None },
+            remote: first.remote.into(),
+            in_use: used.now.total(),
+            available: available.get(&netns).copied(),
+            failed_connects: used.failed_connects,
+            in_use_anywhere: of(netns).map(|_| anywhere.get(&netns).map_or(0, FxHashSet::len)),
+            states: used.now.shown().states,
+            comms: used.comms,
+        })
+    };
+    let rows = cut.rows.into_iter().filter_map(row);
     let mut problems: Vec<String> =
         known.values().filter_map(|ports| ports.as_ref().err()).cloned().chain(problem).collect();
     problems.sort_unstable();
@@ -179,7 +221,7 @@ fn list(node: &Node, known: &Known, problem: Option<String>, page: &Page) -> Res
 impl List for Ports {
     type Row = Row;
 
-    const AT_ONCE: usize = usize::MAX;
+    const AT_ONCE: usize = 10_000;
 
     fn into_rows(self) -> (Vec<Row>, Option<String>) {
         (self.ports, self.extent.next_cursor)
