@@ -32,7 +32,7 @@ func main() {
 	}
 	http.HandleFunc("/order", func(w http.ResponseWriter, r *http.Request) {
 		conn := pool.Get()
-		count, err := redis.Int(conn.Do("INCR", "asked"))
+		count, err := redis.Int(conn.Do("INCR", "shop:orders:asked:since:midnight"))
 		if err == nil && r.URL.Query().Get("id") == "unknown" {
 			if !forgets {
 				conn.Close()

@@ -25,7 +25,8 @@ pub(super) fn run(stage: &Stage) -> Result<()> {
     let one_of_40 = ["-m", "statistic", "--mode", "nth", "--every", "40", "--packet", "0", "-j", "DROP"];
     let rule = ["iptables", "-A", "INPUT", "-d", "10.98.1.2"];
     printed(&server, &[&rule[..], &data, &one_of_40].concat())?;
-    let (reader, unlucky) = (calls(stage, &clean, "10.98.0.2")?, calls(stage, &lossy, "10.98.1.2")?);
+    let (reader, unlucky) =
+        (calls(stage, &clean, "importer", "10.98.0.2")?, calls(stage, &lossy, "exporter", "10.98.1.2")?);
     for program in [&reader, &unlucky] {
         program.says("done", Duration::from_secs(100))?;
         ensure!(program.said("try")?.iter().all(|outcome| outcome == "ok"), "{}", program.log()?);
@@ -38,11 +39,11 @@ pub(super) fn run(stage: &Stage) -> Result<()> {
     ));
 
     let Some(watch) = stage.watch else { return Ok(()) };
-    for (program, peer, repeated, wanted) in [
-        (&reader, "10.98.0.2:9000", repeated.0, "cleared"),
-        (&unlucky, "10.98.1.2:9000", repeated.1, "not_cleared"),
+    for (name, peer, repeated, wanted) in [
+        ("importer", "10.98.0.2:9000", repeated.0, "cleared"),
+        ("exporter", "10.98.1.2:9000", repeated.1, "not_cleared"),
     ] {
-        let (verdict, told) = ask(watch, program, peer)?;
+        let (verdict, told) = ask(watch, name, peer)?;
         // The kernel repeats a segment in vain now and then: the alibi says that, too.
         let excused = wanted == "cleared" && repeated > 0 && verdict != "cannot_tell";
         ensure!(verdict == wanted || excused, "{peer}: {verdict}, {repeated} retransmits");
@@ -52,15 +53,15 @@ pub(super) fn run(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// The verdict on the network between a process and a peer, and how many segments were sent again.
-fn ask(watch: &Watch, program: &Program, peer: &str) -> Result<(String, u64)> {
-    let answer = watch.json(&format!("/network?pid={}&peer={peer}", program.pid()))?;
+/// The verdict on the network between the processes of a name and a peer, and how many segments were sent again.
+fn ask(watch: &Watch, name: &str, peer: &str) -> Result<(String, u64)> {
+    let answer = watch.json(&format!("/network?comm={name}&peer={peer}"))?;
     let verdict = answer["verdict"].as_str().context("an answer without a verdict")?;
     Ok((verdict.to_owned(), answer["retransmitted"].as_u64().context("an answer without retransmits")?))
 }
 
-fn calls(stage: &Stage, inside: &Namespace, host: &str) -> Result<Program> {
+fn calls(stage: &Stage, inside: &Namespace, name: &str, host: &str) -> Result<Program> {
     let calls = CALLS.to_string();
-    let options = ["reader", host, "9000", "--one", "--tries", &calls, "--every", "0.02", "--timeout", "30"];
+    let options = [name, host, "9000", "--one", "--tries", &calls, "--every", "0.02", "--timeout", "30"];
     stage.python(inside, "client.py", options)
 }
