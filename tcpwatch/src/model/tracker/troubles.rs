@@ -123,17 +123,19 @@ impl Trouble {
         while self.stalls.len() > MAX_STALLS {
             self.stalls.pop_front();
         }
-        let sent: u64 = delta.segments.iter().sum();
+        // Since Linux 6.18 an attempt that fails below TCP (EPERM) is counted in both; one without a route only as a failure.
+        let failed: u64 = delta.failures.iter().sum();
+        let left = delta.segments.iter().sum::<u64>().saturating_sub(failed);
         let before = self.present;
         self.present = reported.stalled.map(|stalled| {
             let same = before.filter(|before| before.stalled.since_ns == stalled.since_ns);
             let (reported_ns, repeated) =
                 same.map_or((time_ns, 0), |before| (before.reported_ns, before.repeated));
-            Present { stalled, reported_ns, repeated: repeated + sent }
+            Present { stalled, reported_ns, repeated: repeated + left }
         });
-        if sent > 0 {
+        if left > 0 {
             self.failing = None;
-        } else if delta.failures.iter().any(|count| *count > 0) {
+        } else if failed > 0 {
             let since_ns = self.present.map_or(time_ns, |present| present.stalled.since_ns.min(time_ns));
             let failing = self.failing.get_or_insert(Failing {
                 since_ns,
@@ -261,6 +263,18 @@ mod tests {
             let found: Vec<u64> = durations(&Histogram::of(buckets, sum_ms * 1_000_000)).collect();
             assert_eq!(found, expected_ms.iter().map(|ms| ms * 1_000_000).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn an_attempt_that_is_counted_as_a_segment_too_has_not_left() {
+        let mut trouble = Trouble::default();
+        let mut dropped = failed();
+        dropped.segments[0] = 1;
+        for second in 1..=2 {
+            trouble.report(second * 1_000_000_000, &reported(Some(800_000_000)), &dropped);
+        }
+        assert_eq!(trouble.failing.unwrap().count(), 2);
+        assert_eq!(trouble.present.unwrap().repeated, 0);
     }
 
     #[test]
