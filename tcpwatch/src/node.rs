@@ -197,6 +197,7 @@ impl Node {
             Frame::Interfaces(read) => self.tracker.name_interfaces(read),
             Frame::Queues(read) => self.tracker.apply_queues(read),
             Frame::Namespace(settings) => self.tracker.set_namespace(settings),
+            Frame::Descriptors(count) => self.tracker.count_descriptors(count),
             Frame::Tick(now_ns) => self.tick(*now_ns),
             Frame::Lost(lost) => self.records.lost = *lost,
             Frame::UnrecordedCounts(counted) => self.records.unrecorded = *counted,

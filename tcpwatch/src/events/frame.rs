@@ -28,6 +28,8 @@ pub enum Frame {
     Queues(ListenQueues),
     /// What a network namespace is set to, where that is new.
     Namespace(NamespaceSettings),
+    /// How many descriptors a process of a finding has open.
+    Descriptors(DescriptorCount),
     /// CLOCK_MONOTONIC in nanoseconds: at least once a second, and at the end.
     Tick(u64),
     /// Records lost since the start.
@@ -114,6 +116,18 @@ impl NamespaceSettings {
         let (first, last) = self.local_ports?;
         Some((first..=last).filter(|port| self.is_local_port(*port)).count())
     }
+}
+
+/// How many descriptors a process has open, and how many it may have (RLIMIT_NOFILE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorCount {
+    pub pid: u32,
+    /// As in `Identity`.
+    pub start_ns: u64,
+    /// CLOCK_MONOTONIC.
+    pub at_ns: u64,
+    pub open: u64,
+    pub limit: u64,
 }
 
 /// A process's properties in /proc.

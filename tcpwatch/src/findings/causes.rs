@@ -34,6 +34,14 @@ const TABLE: &[(Rule, Rule, Tie)] = &[
     (Rule::CloseWaitLeak, Rule::UnacceptedConnections, Tie::Process),
     (Rule::UnacceptedConnections, Rule::AcceptQueueOverflow, Tie::Listener),
     (Rule::UnacceptedConnections, Rule::FinWait2Pileup, Tie::Connection),
+    // A pool that gives nothing back holds the handlers, and what they hold.
+    (Rule::ConnectionPoolLeak, Rule::CloseWaitLeak, Tie::Process),
+    (Rule::ConnectionPoolLeak, Rule::UnacceptedConnections, Tie::Process),
+    // Without a free descriptor accept() fails.
+    (Rule::SocketFdLeak, Rule::UnacceptedConnections, Tie::Process),
+    (Rule::TimeWaitChurn, Rule::PortExhaustion, Tie::Destination),
+    (Rule::ReuseportImbalance, Rule::UnacceptedConnections, Tie::Listener),
+    (Rule::ReuseportImbalance, Rule::AcceptQueueOverflow, Tie::Listener),
     // A proxy passes on what it waits for.
     (Rule::CloseWaitLeak, Rule::CloseWaitLeak, Tie::Connection),
 ];

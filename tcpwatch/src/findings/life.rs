@@ -28,6 +28,10 @@ const REOPENS_NS: u64 = 300 * SECOND_NS;
 const CALMS_NS: u64 = 60 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
 
+/// The rules whose processes may run out of descriptors.
+const HOLDING: [Rule; 4] =
+    [Rule::CloseWaitLeak, Rule::UnacceptedConnections, Rule::SocketFdLeak, Rule::ConnectionPoolLeak];
+
 /// `close_wait_leak.3`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FindingId {
@@ -243,6 +247,18 @@ impl Findings {
             worst.then(b.latest.count.cmp(&a.latest.count)).then(a.id.cmp(&b.id))
         });
         open
+    }
+
+    /// Processes whose descriptors matter to open findings, by pid and start, at most so many.
+    pub fn holders(&self, limit: usize) -> Vec<(u32, u64)> {
+        let open = self.open();
+        let members = open.iter().filter(|finding| HOLDING.contains(&finding.id.rule));
+        let mut holders: Vec<_> =
+            members.flat_map(|finding| &finding.latest.members).map(|one| (one.pid, one.start_ns)).collect();
+        let mut seen = FxHashSet::default();
+        holders.retain(|one| seen.insert(*one));
+        holders.truncate(limit);
+        holders
     }
 
     /// The ended ones, latest end first.

@@ -5,6 +5,7 @@
 //! [`causes`] says which of them follows from which.
 
 pub mod causes;
+mod descriptors;
 pub mod evidence;
 pub mod leaks;
 pub mod life;
@@ -80,9 +81,15 @@ rules! {
     UnacceptedConnections = "unaccepted_connections",
     AcceptQueueOverflow = "accept_queue_overflow",
     FinWait2Pileup = "fin_wait2_pileup",
+    TimeWaitChurn = "time_wait_churn",
+    PortExhaustion = "port_exhaustion",
+    SocketFdLeak = "socket_fd_leak",
+    ConnectionPoolLeak = "connection_pool_leak",
     StalePooledConnection = "stale_pooled_connection",
     KeepaliveRace = "keepalive_race",
     HolBlocking = "hol_blocking",
+    ReuseportImbalance = "reuseport_imbalance",
+    KeepaliveMissing = "keepalive_missing",
     RetransmitFailed = "retransmit_failed",
     NetworkCleared = "network_cleared",
 }

@@ -57,6 +57,11 @@ impl Trends {
 }
 
 impl Trend {
+    /// Of these samples, oldest first: a time of CLOCK_MONOTONIC and a number.
+    pub(super) fn of(samples: impl Iterator<Item = (u64, u64)>) -> Self {
+        Self { samples: samples.collect() }
+    }
+
     fn sample(&mut self, count: u64, now_ns: u64) {
         if self.samples.back().is_some_and(|(then_ns, _)| then_ns.saturating_add(INTERVAL_NS) > now_ns) {
             return;

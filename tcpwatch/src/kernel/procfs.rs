@@ -9,12 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use procfs::process::{Process, Stat};
+use procfs::process::{LimitValue, Process, Stat};
 
 use crate::events::{
     comm::{self, Comm},
     decode::TaskRecord,
-    frame::ProcDetails,
+    frame::{DescriptorCount, ProcDetails},
 };
 
 /// USER_HZ, the unit of start times in /proc/PID/stat, as 1/100 s on every architecture Linux has now.
@@ -50,6 +50,22 @@ fn is_still(task: &TaskRecord, stat: &Stat) -> bool {
             .is_ok_and(|line| Comm::of(line.strip_suffix(b"\n").unwrap_or(&line)) == task.comm),
     };
     same_process && same_program
+}
+
+/// The descriptors of a process, `None` unless it is the one that started then.
+pub fn descriptors(pid: u32, start_ns: u64, at_ns: u64) -> Option<DescriptorCount> {
+    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    if process.stat().ok()?.starttime != start_ns / NANOS_PER_TICK {
+        return None;
+    }
+    let folder = PathBuf::from(format!("/proc/{pid}/fd"));
+    // The size says how many there are since Linux 6.2 (proc_readfd_count in fs/proc/fd.c), and is 0 before.
+    let open = match folder.metadata().ok()?.len() {
+        0 => std::fs::read_dir(&folder).ok()?.count() as u64,
+        open => open,
+    };
+    let LimitValue::Value(limit) = process.limits().ok()?.max_open_files.soft_limit else { return None };
+    Some(DescriptorCount { pid, start_ns, at_ns, open, limit })
 }
 
 /// What the kernel appends to the path of a file that has lost its name (d_path, fs/d_path.c); a name may end so as well.

@@ -23,6 +23,7 @@ use crate::{
         clock,
         describer::Answer,
         probes::Loaded,
+        procfs,
         sweeper::{Report, Sweeper, Swept},
         transport::{CountedRetransmits, LossCounters, Queues, Ring, inbox::Inbox},
     },
@@ -48,6 +49,10 @@ const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_0
 /// How soon to look again for a record that an interrupted program has begun to write.
 const INTERRUPTED_POLL: Duration = Duration::from_millis(1);
 
+/// Time between two counts of the descriptors of findings' processes, and how many processes are counted.
+const DESCRIPTORS_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_DESCRIPTOR_PROCESSES: usize = 32;
+
 /// The task that owns the state.
 pub struct Pipeline {
     node: Node,
@@ -62,6 +67,7 @@ pub struct Pipeline {
     sweeps: Sweeps,
     queue_looks: QueueLooks,
     details: Details,
+    descriptors_counted: Instant,
     drained: Instant,
     /// CLOCK_MONOTONIC until which all records were applied; those of the queues that are newer than what an interrupted
     /// program hides wait for it.
@@ -128,6 +134,7 @@ impl Pipeline {
             sweeps: Sweeps::new(now),
             queue_looks: QueueLooks::new(now),
             details: Details::start()?,
+            descriptors_counted: now,
             drained: now,
             applied_ns: 0,
             interrupted: false,
@@ -285,6 +292,7 @@ impl Pipeline {
             self.start_sweep();
         }
         self.look_at_queues();
+        self.count_descriptors();
         self.ingest(&Frame::Tick(clock::read().now_ns));
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.flush()
@@ -302,6 +310,21 @@ impl Pipeline {
         if !namespaces.is_empty() {
             self.queue_looks.begin();
             self.sweeper.look_at_queues(namespaces);
+        }
+    }
+
+    /// Counts the descriptors of the processes of findings, if it is time to.
+    fn count_descriptors(&mut self) {
+        let now = Instant::now();
+        if now - self.descriptors_counted < DESCRIPTORS_INTERVAL {
+            return;
+        }
+        self.descriptors_counted = now;
+        let at_ns = clock::read().now_ns;
+        for (pid, start_ns) in self.node.findings.holders(MAX_DESCRIPTOR_PROCESSES) {
+            if let Some(count) = procfs::descriptors(pid, start_ns, at_ns) {
+                self.ingest(&Frame::Descriptors(count));
+            }
         }
     }
 

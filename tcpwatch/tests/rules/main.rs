@@ -4,16 +4,22 @@
 
 mod accept_queue_overflow;
 mod close_wait_leak;
+mod connection_pool_leak;
 mod hol_blocking;
+mod keepalive_missing;
 mod keepalive_race;
 mod life;
 mod listening;
 mod meetings;
 mod network_cleared;
+mod port_exhaustion;
 mod retransmit_failed;
+mod reuseport_imbalance;
 #[path = "../scenario/mod.rs"]
 mod scenario;
+mod socket_fd_leak;
 mod stale_pooled_connection;
+mod time_wait_churn;
 mod unaccepted_connections;
 
 use scenario::*;
@@ -54,6 +60,18 @@ impl Watched {
         let open = self.open();
         let [only] = &open[..] else { panic!("{open:#?}") };
         only
+    }
+
+    /// The only open one of this rule.
+    fn find(&self, rule: &str) -> Option<&Finding> {
+        let mut found = self.open().into_iter().filter(|finding| finding.id.rule.name() == rule);
+        let first = found.next();
+        assert!(found.next().is_none(), "several of {rule}");
+        first
+    }
+
+    fn of(&self, rule: &str) -> &Finding {
+        self.find(rule).unwrap_or_else(|| panic!("{:#?}", self.open()))
     }
 
     fn rules(&self) -> Vec<&'static str> {

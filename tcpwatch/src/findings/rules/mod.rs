@@ -2,12 +2,18 @@
 
 mod accept_queue_overflow;
 mod close_wait_leak;
+mod connection_pool_leak;
 mod fin_wait2_pileup;
 mod hol_blocking;
+mod keepalive_missing;
 mod keepalive_race;
 pub mod network_cleared;
+mod port_exhaustion;
 mod retransmit_failed;
+mod reuseport_imbalance;
+mod socket_fd_leak;
 mod stale_pooled_connection;
+mod time_wait_churn;
 mod unaccepted_connections;
 
 use crate::findings::{
@@ -43,9 +49,15 @@ pub const SPECS: [&Spec; Rule::ALL.len()] = [
     &unaccepted_connections::SPEC,
     &accept_queue_overflow::SPEC,
     &fin_wait2_pileup::SPEC,
+    &time_wait_churn::SPEC,
+    &port_exhaustion::SPEC,
+    &socket_fd_leak::SPEC,
+    &connection_pool_leak::SPEC,
     &stale_pooled_connection::SPEC,
     &keepalive_race::SPEC,
     &hol_blocking::SPEC,
+    &reuseport_imbalance::SPEC,
+    &keepalive_missing::SPEC,
     &retransmit_failed::SPEC,
     &network_cleared::SPEC,
 ];

@@ -4,12 +4,15 @@
 //! for others to read. It decides roles, owners and ends.
 
 pub(crate) mod connects;
+pub(crate) mod descriptors;
 pub(crate) mod idles;
 pub mod kept_ends;
 pub mod overflows;
 pub(crate) mod owners;
+pub mod pools;
 pub(crate) mod resets;
 pub(crate) mod retransmits;
+pub mod silent;
 pub mod sweep;
 pub(crate) mod time_wait;
 pub(crate) mod traffic;
@@ -33,10 +36,13 @@ use crate::{
         table::{Conn, ConnFlags, ConnKey, Idle, Table},
         tracker::{
             connects::Failure,
+            descriptors::Counts,
             kept_ends::KeptEnds,
             overflows::{Listening, NamespaceOverflows},
+            pools::{Pools, ProcessKey},
             resets::Pending,
             retransmits::Unlisted,
+            silent::SilentConns,
             sweep::{Progress, Unconnected},
             troubles::Troubles,
         },
@@ -107,6 +113,9 @@ pub struct Tracker {
     /// From the first look of a sweep on.
     ticks: Option<Ticks>,
     sweep: Progress,
+    pools: Pools,
+    silent: SilentConns,
+    descriptors: FxHashMap<ProcessKey, Counts>,
     /// What network namespaces are set to, by inode.
     settings: FxHashMap<u32, NamespaceSettings>,
     /// The network namespaces that the latest sweep found (`Coverage::existing`).
@@ -152,6 +161,9 @@ impl Tracker {
             tick_rate,
             ticks: None,
             sweep: Progress::default(),
+            pools: Pools::default(),
+            silent: SilentConns::default(),
+            descriptors: FxHashMap::default(),
             settings: FxHashMap::default(),
             namespaces: FxHashMap::default(),
             listeners: FxHashMap::default(),
@@ -424,6 +436,9 @@ impl Tracker {
         if let Some(traffic) = record.traffic {
             self.carry(key, traffic, now_ns);
         }
+        if (from, to) == (TcpState::Established, TcpState::FinWait1) {
+            self.note_broken(key, now_ns);
+        }
         let conn = self.table.get_mut(key);
         if traffic_known && FirstClose::of_state(to).is_some() {
             conn.flags.insert(ConnFlags::AFTER_CLOSE_KNOWN);
@@ -517,6 +532,9 @@ impl Tracker {
         self.count_retransmits(key, total_retrans, now_ns);
         if let Some(traffic) = record.traffic {
             self.carry(key, traffic, now_ns);
+        }
+        if from == TcpState::Established {
+            self.note_broken(key, now_ns);
         }
         let errno = (!self.reported.errnos_missing).then_some(error);
         if from.follows_established() && record.socket.is_in_repair() {

@@ -20,7 +20,7 @@ use crate::{
         live::Found,
         processes::ProcessId,
         table::{Conn, ConnFlags, ConnKey, Standing},
-        tracker::{Ended, MINISOCK_NS, Tracker, overflows::Listening},
+        tracker::{Ended, MINISOCK_NS, Tracker, overflows::Listening, pools::Noted},
     },
     tcp::{
         answer_time::{AnswerTime, Exchange},
@@ -68,6 +68,7 @@ pub struct Progress {
     /// A sighting contradicted a record that is hardly older: only another sweep will know.
     pub(crate) doubts: bool,
     pub(crate) live: Found,
+    pub(crate) noted: Noted,
     /// It found a socket that a process holds, such as our own.
     holders_seen: bool,
 }
@@ -156,6 +157,7 @@ pub struct Unconnected {
 impl Tracker {
     /// Begins a sweep. To be called before it reads its first socket.
     pub fn begin_sweep(&mut self, now_ns: u64) {
+        self.silent.begin_sweep();
         self.sweep = Progress {
             number: self.sweep.number.wrapping_add(1),
             began_ns: now_ns,
@@ -230,6 +232,9 @@ impl Tracker {
         }
         self.settle_overflows(coverage, self.sweep.began_ns);
         self.queued = std::mem::take(&mut self.sweep.queued);
+        let noted = std::mem::take(&mut self.sweep.noted);
+        self.settle_pools(noted, self.sweep.began_ns);
+        self.silent.end_sweep();
         self.sweep.swept_ns = self.sweep.began_ns;
         self.sweep.listed = coverage.clone();
     }
@@ -369,6 +374,7 @@ impl Tracker {
             self.measure(key, seen);
         }
         if first_look {
+            self.note_use(key, seen);
             self.sample_answer(key, seen);
         }
         self.doubt_listener(key, seen.time_ns);
@@ -420,6 +426,7 @@ impl Tracker {
             return;
         }
         self.see_trouble(seen);
+        self.note_silent(key, seen);
         if let Some(group) = self.group(key, seen.time_ns) {
             self.sweep.live.entry(group).or_default().add_seen(seen, self.tick_rate);
         }
