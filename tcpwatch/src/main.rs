@@ -24,6 +24,7 @@ use tcpwatch::{
         listen::{Listen, Listener},
         probes_router, router, serve,
         web_config::WebConfig,
+        webhook::{Webhook, notify},
     },
     kernel::{
         capabilities::{self, Thread},
@@ -142,7 +143,7 @@ fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         options.metrics_listen.as_ref().map(|address| listen(address, "--metrics-listen")).transpose()?;
     let web_config = options.web_config.map(read_web_config).transpose()?;
     let access = Access { allowed_hosts: options.allowed_hosts, web_config };
-    let listeners = Listeners { all: listener, probes: of_probes, access };
+    let listeners = Listeners { all: listener, probes: of_probes, access, webhook: options.webhook };
     let loaded = Probes::load(&options.load)?;
     let node = Node::new(
         identity()?,
@@ -177,6 +178,8 @@ struct Listeners {
     all: Listener,
     probes: Option<Listener>,
     access: Access,
+    /// Where findings are posted.
+    webhook: Option<Webhook>,
 }
 
 /// Reads it with the rights of the threads that will read it anew.
@@ -237,7 +240,7 @@ async fn watch(
         tracing::info!("stopping");
         drop(stop_http);
     };
-    let Listeners { all, probes, access } = listeners;
+    let Listeners { all, probes, access, webhook } = listeners;
     let tls = access.web_config.as_ref().is_some_and(WebConfig::has_tls);
     tracing::info!("watching; curl {}/leaks", all.url(tls)?);
     let api = Api::new(questions).with_sweeper(sweeper);
@@ -245,6 +248,9 @@ async fn watch(
         tracing::info!("metrics and probes; curl {}/metrics", probes.url(tls)?);
     }
     let of_probes = probes.map(|listener| (listener, probes_router(api.clone())));
+    if let Some(webhook) = webhook {
+        http.spawn(notify(api.clone(), webhook));
+    }
     let mut served = JoinSet::new();
     for (listener, router) in of_probes.into_iter().chain([(all, router(api))]) {
         let (mut stops, access) = (http_stops.clone(), access.clone());

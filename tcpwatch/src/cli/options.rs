@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::{
     findings::Settings,
-    http::listen::Listen,
+    http::{listen::Listen, webhook::Webhook},
     kernel::probes::{Choice, LoadOptions},
     model::{groups::Role, tracker::Limits},
     tcp::state::TcpState,
@@ -182,6 +182,10 @@ pub struct RunArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub findings: FindingArgs,
+    /// Post warnings and critical findings to this URL, http://HOST:PORT/PATH, as Alertmanager's /api/v2/alerts takes them:
+    /// when they open, change and end, and each minute
+    #[arg(long, value_name = "URL", env = "TCPWATCH_ON_FINDING_WEBHOOK")]
+    pub on_finding_webhook: Option<Webhook>,
     /// Memory for records on their way from the kernel, a power of two from 4KiB to 1GiB [default: 8MiB, or 128KiB
     /// for each processor where that is more]
     #[arg(long, value_name = "SIZE", env = "TCPWATCH_RING_SIZE")]
@@ -361,6 +365,7 @@ pub struct RunOptions {
     pub allowed_hosts: Vec<String>,
     pub web_config: Option<PathBuf>,
     pub settings: Settings,
+    pub webhook: Option<Webhook>,
     pub limits: Limits,
     pub record: Option<PathBuf>,
     pub record_max_size: u64,
@@ -418,6 +423,7 @@ impl RunArgs {
             web_config: self.web_config.or(file.web_config),
             allowed_hosts: [file.allow_host, self.allow_host].concat(),
             settings: findings.settings()?,
+            webhook: self.on_finding_webhook.or(file.on_finding_webhook),
             limits,
             record: self.record.or(file.record),
             record_max_size: self

@@ -21,6 +21,7 @@ mod serve;
 mod server;
 pub(crate) mod translations;
 pub mod web_config;
+pub mod webhook;
 
 pub(crate) use self::server::{List, Render, json_response, text_response};
 pub use self::{

@@ -144,7 +144,10 @@ pub async fn notify(api: Api, webhook: Webhook) {
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(error = format!("{error:#}"), "findings do not reach the webhook; trying on");
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "findings do not reach the webhook; trying on"
+                    );
                 }
             }
         }
