@@ -49,6 +49,7 @@ const ONLY_COUNTED: u8 = 8;
 const INTERFACES: u8 = 9;
 const QUEUES: u8 = 10;
 const NAMESPACE: u8 = 11;
+const LOOKS: u8 = 12;
 
 /// Writes the header, which must come first.
 ///
@@ -99,6 +100,7 @@ pub fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
         Frame::Interfaces(read) => write(out, INTERFACES, &serde_json::to_vec(read)?),
         Frame::Queues(read) => write(out, QUEUES, &serde_json::to_vec(read)?),
         Frame::Namespace(settings) => write(out, NAMESPACE, &serde_json::to_vec(settings)?),
+        Frame::Looks(looks) => write(out, LOOKS, &serde_json::to_vec(looks)?),
         Frame::Tick(now_ns) => write(out, TICK, &now_ns.to_le_bytes()),
         Frame::Lost(lost) => {
             let counts = [lost.ring_full.to_le_bytes(), lost.run_skipped.to_le_bytes()];
@@ -179,6 +181,7 @@ impl Iterator for Recording {
             INTERFACES => Frame::Interfaces(serde_json::from_slice(&payload).ok()?),
             QUEUES => Frame::Queues(serde_json::from_slice(&payload).ok()?),
             NAMESPACE => Frame::Namespace(serde_json::from_slice(&payload).ok()?),
+            LOOKS => Frame::Looks(serde_json::from_slice(&payload).ok()?),
             TICK => Frame::Tick(payload.try_get_u64_le().ok()?),
             LOST => Frame::Lost(LostRecords {
                 ring_full: payload.try_get_u64_le().ok()?,
@@ -205,8 +208,8 @@ mod tests {
     use crate::events::{
         decode::Identity,
         frame::{
-            InterfaceNames, ListenQueues, NamespaceQueues, NamespaceSettings, ProcDetails, ProcessFrame,
-            QueueRead,
+            InterfaceNames, ListenQueues, Look, NamespaceQueues, NamespaceSettings, ProcDetails,
+            ProcessFrame, QueueRead, SenderLook,
         },
     };
 
@@ -268,6 +271,10 @@ mod tests {
                 local_ports: Some((32_768, 60_999)),
                 reserved_ports: vec![(40_000, 40_009)],
             }),
+            Frame::Looks(vec![
+                Look { cookie: 5, sender: Some(SenderLook { min_rtt_us: Some(7), ..SenderLook::default() }) },
+                Look { cookie: 6, sender: None },
+            ]),
             Frame::Lost(LostRecords { ring_full: 3, run_skipped: 4 }),
             Frame::UnrecordedCounts(UnrecordedCounts {
                 held_back: 5,

@@ -80,6 +80,7 @@ rules! {
     AcceptQueueOverflow = "accept_queue_overflow",
     FinWait2Pileup = "fin_wait2_pileup",
     HolBlocking = "hol_blocking",
+    NagleStall = "nagle_stall",
     RetransmitFailed = "retransmit_failed",
     NetworkCleared = "network_cleared",
 }

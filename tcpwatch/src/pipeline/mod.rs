@@ -15,11 +15,11 @@ use tcpwatch_common::KIND_WAKE;
 use tokio::sync::mpsc;
 
 use crate::{
-    events::frame::{Frame, ListenQueues, LostRecords, ProcessFrame},
+    events::frame::{Frame, ListenQueues, Look, LostRecords, ProcessFrame},
     kernel::{
         clock,
         probes::Loaded,
-        procfs,
+        procfs, sock_diag,
         sweeper::{Report, Sweeper, Swept},
         transport::{CountedRetransmits, LossCounters, Queues, Ring, inbox::Inbox},
     },
@@ -39,6 +39,9 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long, in nanoseconds, a record may take to become visible to another processor. x86 keeps stores in order. Other
 /// processors get far longer than they need, as BPF programs for Linux 5.10 have no memory barrier.
 const PUBLICATION_NS: u64 = if cfg!(target_arch = "x86_64") { 0 } else { 1_000_000 };
+/// Time between two looks at the same socket.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1900);
+
 /// Executables that are looked at again after each sweep, as they may have been deleted: a system call each.
 const EXECUTABLES_A_SWEEP: usize = 100;
 
@@ -59,6 +62,15 @@ pub struct Pipeline {
     pace: Pace,
     /// Questions that wait for the sweep under way.
     waiting: Vec<Question>,
+    looks: Looks,
+}
+
+/// Looks at a few sockets by themselves, on a thread of their own.
+struct Looks {
+    sender: mpsc::Sender<Vec<Look>>,
+    receiver: mpsc::Receiver<Vec<Look>>,
+    under_way: bool,
+    not_before: Instant,
 }
 
 /// What ends the owner's wait.
@@ -67,6 +79,7 @@ enum Work {
     /// `None`: the sweeper's thread has ended.
     Report(Option<Report>),
     Question(Question),
+    Looks(Vec<Look>),
     Time,
 }
 
@@ -95,6 +108,7 @@ impl Pipeline {
     pub fn new(node: Node, loaded: Loaded, recorder: Option<Recorder>) -> anyhow::Result<Self> {
         let (report, reports) = mpsc::channel(1);
         let now = Instant::now();
+        let (sender, receiver) = mpsc::channel(1);
         Ok(Self {
             node,
             queues: loaded.queues,
@@ -110,6 +124,7 @@ impl Pipeline {
             drained: now,
             pace: Pace { since: now, received: 0, busy: false },
             waiting: Vec::new(),
+            looks: Looks { sender, receiver, under_way: false, not_before: now },
         })
     }
 
@@ -138,6 +153,7 @@ impl Pipeline {
                 ready = self.ring.readable() => Work::Readable(ready),
                 report = self.reports.recv() => Work::Report(report),
                 Some(question) = questions.recv() => Work::Question(question),
+                Some(looks) = self.looks.receiver.recv() => Work::Looks(looks),
                 () = tokio::time::sleep_until(next.into()) => Work::Time,
             };
             let began = Instant::now();
@@ -150,6 +166,11 @@ impl Pipeline {
                 Work::Report(None) => anyhow::bail!("the thread that sweeps has ended"),
                 Work::Report(Some(report)) => self.take_report(report),
                 Work::Question(question) => self.answer(question),
+                Work::Looks(looks) => {
+                    self.looks.under_way = false;
+                    self.drain();
+                    self.ingest(&Frame::Looks(looks));
+                }
                 Work::Time => {
                     self.drain();
                     self.give_up_waiting();
@@ -240,6 +261,7 @@ impl Pipeline {
         }
         self.look_at_queues();
         self.ingest(&Frame::Tick(clock::read().now_ns));
+        self.look();
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.flush()
         {
@@ -270,6 +292,24 @@ impl Pipeline {
         if self.node.tracker.queues_want_sweep() && self.sweeps.is_affordable(now, self.connections()) {
             self.start_sweep();
         }
+    }
+
+    /// Looks at the sockets that are worth it.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if self.looks.under_way || now < self.looks.not_before {
+            return;
+        }
+        let targets = self.node.worth_a_look();
+        if targets.is_empty() {
+            return;
+        }
+        (self.looks.under_way, self.looks.not_before) = (true, now + LOOK_INTERVAL);
+        let sender = self.looks.sender.clone();
+        tokio::spawn(async move {
+            // The pipeline is gone when the daemon stops.
+            let _ = sender.send(sock_diag::look(targets).await).await;
+        });
     }
 
     fn note_lost(&mut self) {

@@ -7,6 +7,7 @@ mod close_wait_leak;
 mod hol_blocking;
 mod life;
 mod listening;
+mod nagle_stall;
 mod network_cleared;
 mod retransmit_failed;
 #[path = "../scenario/mod.rs"]

@@ -4,6 +4,7 @@ mod accept_queue_overflow;
 mod close_wait_leak;
 mod fin_wait2_pileup;
 mod hol_blocking;
+mod nagle_stall;
 pub mod network_cleared;
 mod retransmit_failed;
 mod unaccepted_connections;
@@ -42,6 +43,7 @@ pub const SPECS: [&Spec; Rule::ALL.len()] = [
     &accept_queue_overflow::SPEC,
     &fin_wait2_pileup::SPEC,
     &hol_blocking::SPEC,
+    &nagle_stall::SPEC,
     &retransmit_failed::SPEC,
     &network_cleared::SPEC,
 ];

@@ -4,6 +4,7 @@
 //! for others to read. It decides roles, owners and ends.
 
 pub(crate) mod connects;
+pub mod held_back;
 pub mod overflows;
 pub(crate) mod owners;
 pub(crate) mod resets;
@@ -30,6 +31,7 @@ use crate::{
         table::{Conn, ConnFlags, ConnKey, Idle, Table},
         tracker::{
             connects::Failure,
+            held_back::Suspects,
             overflows::{Listening, NamespaceOverflows},
             resets::Pending,
             retransmits::Unlisted,
@@ -95,6 +97,7 @@ pub struct Tracker {
     reported: ReportedFacts,
     unlisted: Unlisted,
     troubles: Troubles,
+    suspects: Suspects,
     /// By the cookie of the socket.
     pending_resets: FxHashMap<u64, Pending>,
     tick_rate: TickRate,
@@ -140,6 +143,7 @@ impl Tracker {
             reported,
             unlisted: Unlisted::default(),
             troubles: Troubles::default(),
+            suspects: Suspects::default(),
             pending_resets: FxHashMap::default(),
             tick_rate,
             ticks: None,
@@ -462,6 +466,7 @@ impl Tracker {
         self.sweep.ended(record.socket.cookie, now_ns);
         self.end_unlisted(record.socket.cookie);
         self.end_trouble(record.socket.cookie);
+        self.end_suspect(record.socket.cookie);
         if from == TcpState::LastAck && error == 0 {
             self.notice_acknowledged_fin(&record.socket, now_ns);
         }

@@ -420,6 +420,7 @@ impl Tracker {
             return;
         }
         self.see_trouble(seen);
+        self.suspect(seen);
         if let Some(group) = self.group(key, seen.time_ns) {
             self.sweep.live.entry(group).or_default().add_seen(seen, self.tick_rate);
         }
