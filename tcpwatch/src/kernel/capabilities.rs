@@ -28,7 +28,7 @@ struct Use {
 /// The threads of the daemon, by what they need after the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thread {
-    /// The main thread, which owns the state: reads BPF maps.
+    /// The main thread, which owns the state: reads BPF maps, and counts descriptors of processes.
     Owner,
     /// Makes iterators in each network namespace.
     Sweeper,
@@ -68,7 +68,7 @@ const USES: [Use; 6] = [
         name: "CAP_SYS_PTRACE",
         without: "executables, and whether they are deleted, are known only for processes of the same user that have \
                   no more capabilities, and before Linux 6.18 network namespaces without a name are not swept",
-        kept_by: &[Thread::Sweeper, Thread::Netns, Thread::Describer],
+        kept_by: &[Thread::Owner, Thread::Sweeper, Thread::Netns, Thread::Describer],
     },
     Use {
         capability: CapabilitySet::DAC_READ_SEARCH,

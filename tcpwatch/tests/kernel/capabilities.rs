@@ -22,7 +22,7 @@ const BPF: u64 = 1 << 39;
 
 /// What each thread may keep, by its name.
 const KEPT: [(&str, u64); 6] = [
-    ("tcpwatch", BPF),
+    ("tcpwatch", SYS_PTRACE | BPF),
     ("procfs", SYS_PTRACE),
     ("recorder", 0),
     ("sweeper", DAC_READ_SEARCH | SYS_PTRACE | SYS_ADMIN | BPF),
