@@ -11,6 +11,7 @@ pub mod life;
 mod meetings;
 pub mod observation;
 pub mod rules;
+mod share;
 pub mod thresholds;
 pub mod trend;
 
@@ -83,6 +84,8 @@ rules! {
     StalePooledConnection = "stale_pooled_connection",
     KeepaliveRace = "keepalive_race",
     HolBlocking = "hol_blocking",
+    ConnectFailures = "connect_failures",
+    AbortiveClose = "abortive_close",
     RetransmitFailed = "retransmit_failed",
     NetworkCleared = "network_cleared",
 }

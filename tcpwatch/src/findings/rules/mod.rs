@@ -1,7 +1,9 @@
 //! The rules: a file each. No rule reads a clock or does I/O; all see the same moment.
 
+mod abortive_close;
 mod accept_queue_overflow;
 mod close_wait_leak;
+mod connect_failures;
 mod fin_wait2_pileup;
 mod hol_blocking;
 mod keepalive_race;
@@ -46,6 +48,8 @@ pub const SPECS: [&Spec; Rule::ALL.len()] = [
     &stale_pooled_connection::SPEC,
     &keepalive_race::SPEC,
     &hol_blocking::SPEC,
+    &connect_failures::SPEC,
+    &abortive_close::SPEC,
     &retransmit_failed::SPEC,
     &network_cleared::SPEC,
 ];
