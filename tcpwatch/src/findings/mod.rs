@@ -12,6 +12,7 @@ pub mod life;
 mod meetings;
 pub mod observation;
 pub mod rules;
+mod share;
 pub mod thresholds;
 pub mod trend;
 
@@ -91,6 +92,8 @@ rules! {
     ReuseportImbalance = "reuseport_imbalance",
     KeepaliveMissing = "keepalive_missing",
     NagleStall = "nagle_stall",
+    ConnectFailures = "connect_failures",
+    AbortiveClose = "abortive_close",
     RetransmitFailed = "retransmit_failed",
     NetworkCleared = "network_cleared",
 }

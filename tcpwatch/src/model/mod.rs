@@ -6,6 +6,7 @@
 pub mod address;
 pub mod container;
 mod dense_index;
+pub mod dials;
 pub mod groups;
 pub mod idle_times;
 pub mod interfaces;

@@ -129,6 +129,11 @@ impl ResetReason {
         matches!(self, Self::InvalidSegment | Self::PolicySent)
     }
 
+    /// Whether the application closed the connection so that it sent this reset.
+    pub fn is_abort(self) -> bool {
+        matches!(self, Self::UnreadData | Self::ZeroLinger | Self::Disconnect)
+    }
+
     /// Whether this received reset may really have been sent. When data comes that nobody can receive any more, the
     /// kernel ends the connection as if a reset had been received (tcp_rcv_state_process in net/ipv4/tcp_input.c), and
     /// sends one in answer, which is reported right after it.

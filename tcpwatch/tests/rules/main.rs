@@ -2,8 +2,10 @@
 //! connections. A file a rule.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod abortive_close;
 mod accept_queue_overflow;
 mod close_wait_leak;
+mod connect_failures;
 mod connection_pool_leak;
 mod hol_blocking;
 mod keepalive_missing;

@@ -1,7 +1,9 @@
 //! The rules: a file each. No rule reads a clock or does I/O; all see the same moment.
 
+mod abortive_close;
 mod accept_queue_overflow;
 mod close_wait_leak;
+mod connect_failures;
 mod connection_pool_leak;
 mod fin_wait2_pileup;
 mod hol_blocking;
@@ -60,6 +62,8 @@ pub const SPECS: [&Spec; Rule::ALL.len()] = [
     &reuseport_imbalance::SPEC,
     &keepalive_missing::SPEC,
     &nagle_stall::SPEC,
+    &connect_failures::SPEC,
+    &abortive_close::SPEC,
     &retransmit_failed::SPEC,
     &network_cleared::SPEC,
 ];

@@ -6,6 +6,7 @@
 use crate::{
     events::decode::{Socket, SocketRecord},
     model::{
+        dials::DialEnd,
         groups::Role,
         processes::Activity,
         table::{ConnFlags, ConnKey},
@@ -63,9 +64,24 @@ impl Tracker {
             let counts = self.groups.counts(group);
             counts.attempts += u64::from(!counted);
             counts.connects[outcome as usize] += 1;
+            let succeeded = counts.connects[Outcome::Established as usize] > 0;
             if outcome.is_failure() {
                 self.count_activity(key, Activity { failed_connects: 1, ..Activity::default() });
             }
+            self.note_dial(key, outcome, succeeded, now_ns);
+        }
+    }
+
+    /// Counts it with its destination, if connects fail there.
+    fn note_dial(&mut self, key: ConnKey, outcome: Outcome, succeeded: bool, now_ns: u64) {
+        let conn = self.table.get(key);
+        let process = conn.process.map(|id| &self.processes.get(id).comm);
+        let counted = self.dials.count(&DialEnd { conn, outcome, now_ns, succeeded }, process);
+        if let Some(id) = counted.kept {
+            self.processes.add_user(id);
+        }
+        for conn in &counted.released {
+            self.forget(conn);
         }
     }
 

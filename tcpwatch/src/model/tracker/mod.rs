@@ -30,6 +30,7 @@ use crate::{
         frame::{InterfaceNames, NamespaceSettings, ProcDetails, ReportedFacts},
     },
     model::{
+        dials::FailingDials,
         groups::{Closer, GroupId, Groups, Role},
         idle_times::IdleTimes,
         interfaces::{Interface, Interfaces},
@@ -95,6 +96,7 @@ pub struct Tracker {
     ended: VecDeque<Ended>,
     kept_ends: KeptEnds,
     idle_times: IdleTimes,
+    dials: FailingDials,
     /// By the cookie of the listener.
     queues: FxHashMap<u64, Listening>,
     /// The listener's cookie of each connection that the latest sweep found in an accept queue or as a request, by the
@@ -151,6 +153,7 @@ impl Tracker {
             ended,
             kept_ends: KeptEnds::default(),
             idle_times: IdleTimes::default(),
+            dials: FailingDials::default(),
             queues: FxHashMap::default(),
             queued: FxHashMap::default(),
             overflows: NamespaceOverflows::default(),
@@ -203,6 +206,11 @@ impl Tracker {
     /// How long connections had been idle when a side closed them.
     pub fn idle_times(&self) -> &IdleTimes {
         &self.idle_times
+    }
+
+    /// Destinations at which connects failed lately.
+    pub fn dials(&self) -> &FailingDials {
+        &self.dials
     }
 
     /// How exact times are that the kernel keeps in ticks.
@@ -621,6 +629,9 @@ impl Tracker {
     pub fn expire(&mut self, now_ns: u64) {
         self.settle_pending_resets(now_ns);
         self.expire_kept_ends(now_ns);
+        for conn in self.dials.expire(now_ns) {
+            self.forget(&conn);
+        }
         self.forget_troubles(now_ns);
         let now_ns = if self.reported.minisock_ends { now_ns.saturating_sub(TIMER_SLACK_NS) } else { now_ns };
         for state in [TcpState::TimeWait, TcpState::FinWait2] {
@@ -831,6 +842,7 @@ impl Tracker {
         if was_established && let Some(group) = self.group(key, now_ns) {
             let in_repair = self.table.get(key).is(ConnFlags::ENDED_IN_REPAIR);
             self.groups.counts(group).closed[FirstClose::of(from, error, in_repair) as usize] += 1;
+            self.note_close(key, now_ns);
         }
     }
 
