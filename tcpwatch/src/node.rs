@@ -23,6 +23,7 @@ use crate::{
     kernel::{
         netns::{Hints, ways::Entrances},
         probes::Hooks,
+        sock_diag::Target,
     },
     model::{
         series::Series,
@@ -198,6 +199,11 @@ impl Node {
             Frame::Queues(read) => self.tracker.apply_queues(read),
             Frame::Namespace(settings) => self.tracker.set_namespace(settings),
             Frame::Descriptors(count) => self.tracker.count_descriptors(count),
+            Frame::Looks(looks) => {
+                for look in looks {
+                    self.tracker.note_look(look.cookie, look.sender.as_ref());
+                }
+            }
             Frame::Tick(now_ns) => self.tick(*now_ns),
             Frame::Lost(lost) => self.records.lost = *lost,
             Frame::UnrecordedCounts(counted) => self.records.unrecorded = *counted,
@@ -226,6 +232,19 @@ impl Node {
             }
         }
         found
+    }
+
+    /// The sockets that are worth a look by themselves.
+    pub fn worth_a_look(&self) -> Vec<Target> {
+        let table = self.tracker.table();
+        let conns = self.tracker.suspects().keys().filter_map(|cookie| Some(table.get(table.find(*cookie)?)));
+        conns.map(|conn| self.target(conn)).collect()
+    }
+
+    /// A connection, as the kernel is asked about it.
+    pub fn target(&self, conn: &Conn) -> Target {
+        let cookie = (!self.tracker.reported().identity_is_address).then_some(conn.cookie);
+        Target::of(conn, self.ways_to(conn), cookie)
     }
 
     /// The ways into the network namespace of a connection.

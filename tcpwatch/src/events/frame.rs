@@ -30,6 +30,8 @@ pub enum Frame {
     Namespace(NamespaceSettings),
     /// How many descriptors a process of a finding has open.
     Descriptors(DescriptorCount),
+    /// A look at each of a few sockets that were asked about by themselves.
+    Looks(Vec<Look>),
     /// CLOCK_MONOTONIC in nanoseconds: at least once a second, and at the end.
     Tick(u64),
     /// Records lost since the start.
@@ -44,6 +46,38 @@ pub struct ProcessFrame {
     pub identity: Identity,
     #[serde(flatten)]
     pub details: ProcDetails,
+}
+
+/// What the kernel said of a socket that was asked about by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    /// Its identity in the records (`SocketEvent::cookie`).
+    pub cookie: u64,
+    /// `None`: it is gone.
+    pub sender: Option<SenderLook>,
+}
+
+/// How a connection sends. Names in parentheses are members of `struct tcp_info` (include/uapi/linux/tcp.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SenderLook {
+    /// CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    /// Microseconds in which there was something to send or unacknowledged, since it began (`busy_time`).
+    pub busy_us: u64,
+    /// Segments with data sent since it began, retransmitted ones included (`data_segs_out`).
+    pub data_segments: u32,
+    /// Segments retransmitted since it began (`total_retrans`).
+    pub retransmitted: u32,
+    /// Bytes written and not sent (`notsent_bytes`).
+    pub unsent_bytes: u32,
+    /// Segments sent and not acknowledged (`unacked`).
+    pub unacknowledged_segments: u32,
+    /// The largest segment (`snd_mss`).
+    pub mss_bytes: u32,
+    /// What the peer has room for (`snd_wnd`).
+    pub peer_window_bytes: u32,
+    /// The least round trip; `None` before the first measurement (`min_rtt`).
+    pub min_rtt_us: Option<u32>,
 }
 
 /// Names of the interfaces of one network namespace that the sweep under way found sockets bound to.

@@ -50,6 +50,7 @@ const INTERFACES: u8 = 9;
 const QUEUES: u8 = 10;
 const NAMESPACE: u8 = 11;
 const DESCRIPTORS: u8 = 12;
+const LOOKS: u8 = 13;
 
 /// Writes the header, which must come first.
 ///
@@ -101,6 +102,7 @@ pub fn write_frame(out: &mut impl Write, frame: &Frame) -> io::Result<()> {
         Frame::Queues(read) => write(out, QUEUES, &serde_json::to_vec(read)?),
         Frame::Namespace(settings) => write(out, NAMESPACE, &serde_json::to_vec(settings)?),
         Frame::Descriptors(count) => write(out, DESCRIPTORS, &serde_json::to_vec(count)?),
+        Frame::Looks(looks) => write(out, LOOKS, &serde_json::to_vec(looks)?),
         Frame::Tick(now_ns) => write(out, TICK, &now_ns.to_le_bytes()),
         Frame::Lost(lost) => {
             let counts = [lost.ring_full.to_le_bytes(), lost.run_skipped.to_le_bytes()];
@@ -182,6 +184,7 @@ impl Iterator for Recording {
             QUEUES => Frame::Queues(serde_json::from_slice(&payload).ok()?),
             NAMESPACE => Frame::Namespace(serde_json::from_slice(&payload).ok()?),
             DESCRIPTORS => Frame::Descriptors(serde_json::from_slice(&payload).ok()?),
+            LOOKS => Frame::Looks(serde_json::from_slice(&payload).ok()?),
             TICK => Frame::Tick(payload.try_get_u64_le().ok()?),
             LOST => Frame::Lost(LostRecords {
                 ring_full: payload.try_get_u64_le().ok()?,
@@ -208,8 +211,8 @@ mod tests {
     use crate::events::{
         decode::Identity,
         frame::{
-            DescriptorCount, InterfaceNames, ListenQueues, NamespaceQueues, NamespaceSettings, ProcDetails,
-            ProcessFrame, QueueRead,
+            DescriptorCount, InterfaceNames, ListenQueues, Look, NamespaceQueues, NamespaceSettings,
+            ProcDetails, ProcessFrame, QueueRead, SenderLook,
         },
     };
 
@@ -272,6 +275,10 @@ mod tests {
                 reserved_ports: vec![(40_000, 40_009)],
             }),
             Frame::Descriptors(DescriptorCount { pid: 1, start_ns: 2, at_ns: 3, open: 4, limit: 5 }),
+            Frame::Looks(vec![
+                Look { cookie: 5, sender: Some(SenderLook { min_rtt_us: Some(7), ..SenderLook::default() }) },
+                Look { cookie: 6, sender: None },
+            ]),
             Frame::Lost(LostRecords { ring_full: 3, run_skipped: 4 }),
             Frame::UnrecordedCounts(UnrecordedCounts {
                 held_back: 5,

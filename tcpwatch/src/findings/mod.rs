@@ -90,6 +90,7 @@ rules! {
     HolBlocking = "hol_blocking",
     ReuseportImbalance = "reuseport_imbalance",
     KeepaliveMissing = "keepalive_missing",
+    NagleStall = "nagle_stall",
     RetransmitFailed = "retransmit_failed",
     NetworkCleared = "network_cleared",
 }

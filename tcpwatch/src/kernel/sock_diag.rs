@@ -22,9 +22,12 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::{
-    events::decode::Endpoint,
+    events::{
+        decode::Endpoint,
+        frame::{Look, SenderLook},
+    },
     kernel::{
-        netlink,
+        clock, netlink,
         netns::{self, Hints},
     },
     model::{groups::Role, table::Conn},
@@ -184,6 +187,43 @@ pub fn ask(target: &Target) -> Result<Option<Transfer>, String> {
         Ok(Some(SockDiagMessage::InetResponse(response))) => Ok(transfer(&response, target.connected)),
         Ok(_) => Ok(None),
         Err(error) => Err(format!("cannot ask the kernel (sock_diag): {error}")),
+    }
+}
+
+/// Looks at how these connections send. Of one that cannot be asked nothing is said.
+pub async fn look(targets: Vec<Target>) -> Vec<Look> {
+    let looked =
+        netns::on_own_thread(move || targets.iter().filter_map(|target| look_at(target).ok()).collect());
+    looked.await.unwrap_or_default()
+}
+
+fn look_at(target: &Target) -> Result<Look, String> {
+    let found = netns::enter_by_inode(target.netns, &target.ways)?;
+    let asked = if found {
+        netlink::exchange(NETLINK_SOCK_DIAG, SockDiagMessage::InetRequest(request(target)))
+            .map_err(|error| error.to_string())?
+    } else {
+        None
+    };
+    let time_ns = clock::read().now_ns;
+    let sender = match &asked {
+        Some(SockDiagMessage::InetResponse(response)) => info(response).map(|info| sender(info, time_ns)),
+        _ => None,
+    };
+    Ok(Look { cookie: target.identity, sender })
+}
+
+fn sender(info: &TcpInfo, time_ns: u64) -> SenderLook {
+    SenderLook {
+        time_ns,
+        busy_us: info.busy_time,
+        data_segments: info.data_segs_out,
+        retransmitted: info.total_retrans,
+        unsent_bytes: unsent_bytes(info),
+        unacknowledged_segments: info.unacked,
+        mss_bytes: info.snd_mss,
+        peer_window_bytes: info.snd_wnd,
+        min_rtt_us: (info.min_rtt != u32::MAX).then_some(info.min_rtt),
     }
 }
 

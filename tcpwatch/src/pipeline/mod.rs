@@ -18,12 +18,12 @@ use tcpwatch_common::KIND_WAKE;
 use tokio::sync::mpsc;
 
 use crate::{
-    events::frame::{Frame, ListenQueues, LostRecords},
+    events::frame::{Frame, ListenQueues, Look, LostRecords},
     kernel::{
         clock,
         describer::Answer,
         probes::Loaded,
-        procfs,
+        procfs, sock_diag,
         sweeper::{Report, Sweeper, Swept},
         transport::{CountedRetransmits, LossCounters, Queues, Ring, inbox::Inbox},
     },
@@ -52,6 +52,8 @@ const INTERRUPTED_POLL: Duration = Duration::from_millis(1);
 /// Time between two counts of the descriptors of findings' processes, and how many processes are counted.
 const DESCRIPTORS_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_DESCRIPTOR_PROCESSES: usize = 32;
+/// Time between two looks at the same socket.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1900);
 
 /// The task that owns the state.
 pub struct Pipeline {
@@ -77,6 +79,15 @@ pub struct Pipeline {
     pace: Pace,
     /// Questions that wait for the sweep under way.
     waiting: Vec<Question>,
+    looks: Looks,
+}
+
+/// Looks at a few sockets by themselves, on a thread of their own.
+struct Looks {
+    sender: mpsc::Sender<Vec<Look>>,
+    receiver: mpsc::Receiver<Vec<Look>>,
+    under_way: bool,
+    not_before: Instant,
 }
 
 /// What ends the owner's wait.
@@ -87,6 +98,7 @@ enum Work {
     /// `None`: the thread that reads /proc has ended.
     Described(Option<Answer>),
     Question(Question),
+    Looks(Vec<Look>),
     Time,
 }
 
@@ -94,6 +106,7 @@ enum Work {
 enum Ordered {
     Report(Report),
     Question(Question),
+    Looks(Vec<Look>),
 }
 
 /// Whether many records come, measured over at least `DRAIN_INTERVAL`: drains follow each other closely when somebody
@@ -121,6 +134,7 @@ impl Pipeline {
     pub fn new(node: Node, loaded: Loaded, recorder: Option<Recorder>) -> anyhow::Result<Self> {
         let (report, reports) = mpsc::channel(1);
         let now = Instant::now();
+        let (sender, receiver) = mpsc::channel(1);
         Ok(Self {
             node,
             queues: loaded.queues,
@@ -140,6 +154,7 @@ impl Pipeline {
             interrupted: false,
             pace: Pace { since: now, received: 0, busy: false },
             waiting: Vec::new(),
+            looks: Looks { sender, receiver, under_way: false, not_before: now },
         })
     }
 
@@ -170,6 +185,7 @@ impl Pipeline {
                 report = self.reports.recv(), if held.is_none() => Work::Report(report),
                 answer = self.details.answer() => Work::Described(answer),
                 Some(question) = questions.recv(), if held.is_none() => Work::Question(question),
+                Some(looks) = self.looks.receiver.recv(), if held.is_none() => Work::Looks(looks),
                 () = tokio::time::sleep_until(next.into()) => Work::Time,
             };
             let began = Instant::now();
@@ -181,6 +197,7 @@ impl Pipeline {
                 Work::Described(None) => anyhow::bail!("the thread that reads /proc has ended"),
                 Work::Described(Some(answer)) => self.describe(answer),
                 Work::Question(question) => held = Some(Ordered::Question(question)),
+                Work::Looks(looks) => held = Some(Ordered::Looks(looks)),
                 Work::Time => {}
             }
             // Otherwise what is due waits for what an interrupted program hides, a second at most.
@@ -188,6 +205,10 @@ impl Pipeline {
                 match held.take() {
                     Some(Ordered::Report(report)) => self.take_report(report),
                     Some(Ordered::Question(question)) => self.answer(question),
+                    Some(Ordered::Looks(looks)) => {
+                        self.looks.under_way = false;
+                        self.ingest(&Frame::Looks(looks));
+                    }
                     None => {}
                 }
                 self.answer_waiting();
@@ -294,6 +315,7 @@ impl Pipeline {
         self.look_at_queues();
         self.count_descriptors();
         self.ingest(&Frame::Tick(clock::read().now_ns));
+        self.look();
         if let Some(recorder) = &mut self.recorder
             && let Err(error) = recorder.flush()
         {
@@ -337,6 +359,24 @@ impl Pipeline {
         if self.node.tracker.queues_want_sweep() && self.sweeps.is_affordable(now, self.connections()) {
             self.start_sweep();
         }
+    }
+
+    /// Looks at the sockets that are worth it.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if self.looks.under_way || now < self.looks.not_before {
+            return;
+        }
+        let targets = self.node.worth_a_look();
+        if targets.is_empty() {
+            return;
+        }
+        (self.looks.under_way, self.looks.not_before) = (true, now + LOOK_INTERVAL);
+        let sender = self.looks.sender.clone();
+        tokio::spawn(async move {
+            // The pipeline is gone when the daemon stops.
+            let _ = sender.send(sock_diag::look(targets).await).await;
+        });
     }
 
     fn note_lost(&mut self) {

@@ -12,8 +12,8 @@ const COST_EACH: Duration = Duration::from_micros(2);
 const WORTH_WAITING: Duration = Duration::from_millis(20);
 /// Interval of sweeps that nobody asked for while there are minisocks whose changes this kernel does not report.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// The same without them: only sockets that never became connections are still to be found.
-const IDLE_INTERVAL: Duration = Duration::from_secs(60);
+/// The same without them: sockets that never became connections are still to be found, and small data that is held back.
+const IDLE_INTERVAL: Duration = Duration::from_secs(15);
 /// A sweep is late after this time, or after `LATE_FACTOR` times the processor time that it is expected to take where that
 /// is more: far longer than on a busy machine, and shorter than a client waits.
 const LATE: Duration = Duration::from_secs(2);
@@ -168,7 +168,7 @@ mod tests {
         let end = start + ms(70);
         assert!(!sweeps.may_begin(end + ms(499)) && sweeps.may_begin(end + ms(500)));
         assert!(sweeps.is_cheap(5100) && !sweeps.is_cheap(5101), "each connection more costs");
-        for (unreported, interval) in [(true, 10_000), (false, 60_000)] {
+        for (unreported, interval) in [(true, 10_000), (false, 15_000)] {
             assert!(!sweeps.is_due(end + ms(interval - 1), 100, unreported));
             assert!(sweeps.is_due(end + ms(interval), 100, unreported));
         }

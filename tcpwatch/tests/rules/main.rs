@@ -11,6 +11,7 @@ mod keepalive_race;
 mod life;
 mod listening;
 mod meetings;
+mod nagle_stall;
 mod network_cleared;
 mod port_exhaustion;
 mod retransmit_failed;

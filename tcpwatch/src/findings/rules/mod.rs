@@ -7,6 +7,7 @@ mod fin_wait2_pileup;
 mod hol_blocking;
 mod keepalive_missing;
 mod keepalive_race;
+mod nagle_stall;
 pub mod network_cleared;
 mod port_exhaustion;
 mod retransmit_failed;
@@ -58,6 +59,7 @@ pub const SPECS: [&Spec; Rule::ALL.len()] = [
     &hol_blocking::SPEC,
     &reuseport_imbalance::SPEC,
     &keepalive_missing::SPEC,
+    &nagle_stall::SPEC,
     &retransmit_failed::SPEC,
     &network_cleared::SPEC,
 ];

@@ -191,8 +191,7 @@ fn find(node: &Node, clock: Clock, id: u64) -> Result<(Detail, Option<Kept>), Ap
 }
 
 fn kept(node: &Node, conn: &Conn) -> Option<Kept> {
-    let cookie = (!node.tracker.reported().identity_is_address).then_some(conn.cookie);
-    let target = Target::of(conn, node.ways_to(conn), cookie);
+    let target = node.target(conn);
     match conn.role {
         Role::Listener => None,
         _ if conn.is_full() => Some(Kept::Socket(target)),

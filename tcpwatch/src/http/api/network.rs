@@ -95,6 +95,9 @@ parameters! {
     pub(crate) struct With {
         /// only the connections with this server: its `ADDRESS:PORT` as clients dial it, or `:PORT` for a port of this node
         peer: Option<WantedPeer>,
+        /// only of the process with this id, as far as connections of now are asked about; what was counted since the start
+        /// is of all processes of its name
+        pid: Option<u32>,
     }
 }
 
@@ -124,6 +127,7 @@ impl Value for WantedPeer {
 struct Wanted {
     chosen: Chosen,
     peer: Option<WantedPeer>,
+    pid: Option<u32>,
 }
 
 impl Wanted {
@@ -136,6 +140,8 @@ impl Wanted {
 #[derive(Default)]
 struct Now {
     known: Known,
+    /// The name of the wanted process, where one is wanted by its id.
+    process: Option<Arc<str>>,
     connections: u64,
     sent_segments: u64,
     received_segments: u64,
@@ -153,10 +159,13 @@ impl Now {
     fn add(&mut self, node: &Node, wanted: &Wanted, part: &[Figures]) {
         for figures in part {
             let Some(conn) = self.known.find(node, figures) else { continue };
-            let process = conn.process.map(|id| Arc::clone(&node.tracker.processes().get(id).comm));
-            if !wanted.matches(process.as_deref(), conn.role, conn.peer()) {
+            let process = conn.process.map(|id| node.tracker.processes().get(id));
+            let is_pid = |pid| process.is_some_and(|process| process.pid == pid);
+            let name = process.map(|process| &*process.comm);
+            if !wanted.matches(name, conn.role, conn.peer()) || !wanted.pid.is_none_or(is_pid) {
                 continue;
             }
+            self.process = wanted.pid.and(process).map(|process| Arc::clone(&process.comm));
             self.connections += 1;
             self.sent_segments += u64::from(figures.sent_segments);
             self.received_segments += u64::from(figures.received_segments);
@@ -181,7 +190,7 @@ impl Now {
 }
 
 pub(crate) async fn answer(api: Api, (chosen, with): (Chosen, With)) -> Result<Answer, ApiError> {
-    let wanted = Wanted { chosen, peer: with.peer };
+    let wanted = Wanted { chosen, peer: with.peer, pid: with.pid };
     let (mut now, mut problems) = (Now::default(), Vec::new());
     let mut checksum_errors = None;
     if api.live {
@@ -236,7 +245,10 @@ const AGAINST: [&str; 3] = ["hol_blocking", "retransmit_failed", "throughput_out
 fn speaks_against(finding: &Finding, wanted: &Wanted) -> bool {
     let subject = &finding.latest.subject;
     let process = subject.workload.as_ref().map(|workload| &*workload.comm);
-    AGAINST.contains(&finding.id.rule.name()) && wanted.matches(process, subject.role, subject.peer)
+    let is_pid = |pid| finding.latest.members.iter().any(|member| member.pid == pid);
+    wanted.pid.is_none_or(is_pid)
+        && AGAINST.contains(&finding.id.rule.name())
+        && wanted.matches(process, subject.role, subject.peer)
 }
 
 /// From this long on a stall is one of a time-out or of a long path: 0.1 s, a bound of the histogram.
@@ -247,6 +259,7 @@ fn delivery(node: &Node, wanted: &Wanted, now: &Now, checksum_errors: Option<u64
     let is_wanted = |group: &&Group| {
         let key = &group.key;
         wanted.matches(key.process.as_deref(), key.role, key.peer)
+            && (wanted.pid.is_none() || (now.process.is_some() && key.process == now.process))
     };
     let mut delivery = Delivery { checksum_errors, delayed: now.delayed, ..Delivery::default() };
     let mut ended = 0;

@@ -5,6 +5,7 @@
 
 pub(crate) mod connects;
 pub(crate) mod descriptors;
+pub mod held_back;
 pub(crate) mod idles;
 pub mod kept_ends;
 pub mod overflows;
@@ -37,6 +38,7 @@ use crate::{
         tracker::{
             connects::Failure,
             descriptors::Counts,
+            held_back::Suspects,
             kept_ends::KeptEnds,
             overflows::{Listening, NamespaceOverflows},
             pools::{Pools, ProcessKey},
@@ -107,6 +109,7 @@ pub struct Tracker {
     reported: ReportedFacts,
     unlisted: Unlisted,
     troubles: Troubles,
+    suspects: Suspects,
     /// By the cookie of the socket.
     pending_resets: FxHashMap<u64, Pending>,
     tick_rate: TickRate,
@@ -157,6 +160,7 @@ impl Tracker {
             reported,
             unlisted: Unlisted::default(),
             troubles: Troubles::default(),
+            suspects: Suspects::default(),
             pending_resets: FxHashMap::default(),
             tick_rate,
             ticks: None,
@@ -506,6 +510,7 @@ impl Tracker {
         self.sweep.ended(record.socket.cookie, now_ns);
         self.end_unlisted(record.socket.cookie);
         self.end_trouble(record.socket.cookie);
+        self.end_suspect(record.socket.cookie);
         if from == TcpState::LastAck && error == 0 {
             self.notice_acknowledged_fin(&record.socket, now_ns);
         }

@@ -427,6 +427,7 @@ impl Tracker {
         }
         self.see_trouble(seen);
         self.note_silent(key, seen);
+        self.suspect(seen);
         if let Some(group) = self.group(key, seen.time_ns) {
             self.sweep.live.entry(group).or_default().add_seen(seen, self.tick_rate);
         }
