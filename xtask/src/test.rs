@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{command, debian, drill};
 
-/// Run all tests: the workspace's as you, then the kernel tests and the short drills as root
+/// Run all tests: the workspace's as you, then the kernel tests and the proven drills as root
 ///
 /// Installs what the tests use and this machine lacks (iproute2, util-linux, python3, runc and nftables with apt-get;
 /// promtool is only unpacked into target/tools, schemathesis installed there from PyPI), and what the drills use, saying so.
@@ -60,8 +60,8 @@ pub(crate) fn test(args: &Args) -> Result<()> {
     .context("the kernel tests")?;
 
     let rest = if args.args.is_empty() {
-        drill::short_ones()?;
-        " and the short drills as root"
+        drill::proven_ones()?;
+        " and the proven drills as root"
     } else {
         " as root, with the arguments given"
     };
