@@ -359,5 +359,23 @@ fn samples(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, records, connections, answers, samples);
+/// All rules once: a million connections of which ten thousand linger, and ten thousand sets of process, role and peer. They
+/// run every two seconds.
+fn findings(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("rules");
+    group.sample_size(20);
+    for (name, mut node) in [("million", million()), ("sets", all_label_sets(10_000))] {
+        let mut now_ns = 600_000_000_000;
+        group.bench_function(name, |bench| {
+            bench.iter(|| {
+                now_ns += 2_000_000_000;
+                let Node { findings, tracker, settings, .. } = &mut node;
+                black_box(findings.evaluate(tracker, &settings.thresholds, now_ns))
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, records, connections, answers, samples, findings);
 criterion_main!(benches);

@@ -11,7 +11,6 @@ use crate::findings::{
 };
 
 /// What ties a cause to its effect, the strongest first.
-#[allow(dead_code, reason = "the rules that these tie are being added")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Tie {
     /// A socket takes part in both.
@@ -42,6 +41,9 @@ const TABLE: &[(Rule, Rule, Tie)] = &[
     (Rule::TimeWaitChurn, Rule::PortExhaustion, Tie::Destination),
     (Rule::ReuseportImbalance, Rule::UnacceptedConnections, Tie::Listener),
     (Rule::ReuseportImbalance, Rule::AcceptQueueOverflow, Tie::Listener),
+    // Callers that meet a full queue.
+    (Rule::UnacceptedConnections, Rule::ConnectFailures, Tie::Listener),
+    (Rule::AcceptQueueOverflow, Rule::ConnectFailures, Tie::Listener),
     // A proxy passes on what it waits for.
     (Rule::CloseWaitLeak, Rule::CloseWaitLeak, Tie::Connection),
 ];
