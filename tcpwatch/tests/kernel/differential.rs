@@ -55,14 +55,6 @@ struct Watched {
     reports_ends: bool,
 }
 
-/// Differences that every attempt has found for a time. Timers and sweeps go on, so others come and go.
-struct Lasting {
-    since: Instant,
-    differences: Vec<(Key, String)>,
-    /// Number of sweeps by which they are no matter of time.
-    enough_sweeps: u64,
-}
-
 /// Number of clients by state: of each network namespace, from a source to a destination.
 type Clients = BTreeMap<(u64, IpAddr, End), BTreeMap<String, u64>>;
 
@@ -217,8 +209,7 @@ impl Watched {
     }
 
     fn compare(&mut self, world: &mut World, tally: &mut Tally) {
-        let began = Instant::now();
-        let mut lasting = Lasting { since: began, differences: Vec::new(), enough_sweeps: 0 };
+        let (began, mut swept) = (Instant::now(), None);
         for attempt in 0.. {
             let truth = self.truth(world);
             let rows = self.rows(world);
@@ -250,13 +241,9 @@ impl Watched {
             if !self.lossy && self.lost("run_skipped") > 0 {
                 (self.lossy, self.settle) = (true, REPAIR);
             }
-            lasting.differences.retain(|difference| differences.contains(difference));
-            if lasting.differences.is_empty() {
-                let (since, enough_sweeps) = (Instant::now(), self.sweeps() + 2);
-                lasting = Lasting { since, differences: differences.clone(), enough_sweeps };
-            }
-            let over = lasting.since.elapsed() > self.settle && self.sweeps() >= lasting.enough_sweeps;
-            if over || began.elapsed() > 3 * DEADLINE {
+            let enough = *swept.get_or_insert_with(|| self.sweeps() + 2);
+            let over = began.elapsed() > self.settle && self.sweeps() >= enough;
+            if over || began.elapsed() > DEADLINE {
                 self.fail(world, &differences, tally.comparisons);
             }
             thread::sleep(POLL);
@@ -338,13 +325,7 @@ impl Watched {
     fn rows(&self, world: &World) -> Vec<(Key, Row)> {
         let answer = self.daemon.json("/connections?limit=10000");
         let rows = answer["connections"].as_array().unwrap().iter().map(row);
-        let mut rows: Vec<_> =
-            rows.filter(|(key, _)| world.is_home(key.netns) || world.is_left(key)).collect();
-        // An orphan keeps its namespace, with all that is in it, until the peer or a timer ends it.
-        let orphan = |key: &Key| matches!(&key.state[..], "FIN_WAIT1" | "CLOSING" | "LAST_ACK");
-        let kept = rows.iter().filter(|(key, _)| world.is_left(key) && orphan(key));
-        let kept: BTreeSet<u64> = kept.map(|(key, _)| key.netns).collect();
-        rows.retain(|(key, _)| !kept.contains(&key.netns));
+        let mut rows: Vec<_> = rows.filter(|(key, _)| world.is_home(key.netns)).collect();
         for (key, _) in &mut rows {
             self.forget_cookie(key);
         }

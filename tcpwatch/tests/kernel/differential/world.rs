@@ -40,7 +40,7 @@ pub(crate) struct World {
     namespaces: Vec<Namespace>,
     hidden: Vec<Hidden>,
     container: Option<Container>,
-    /// The inodes of namespaces that all their processes have left.
+    /// The inodes of namespaces that are gone.
     gone: BTreeSet<u64>,
     /// Whether connections to [`PROXIED`] addresses reach the transparent proxy's port.
     proxies: bool,
@@ -209,15 +209,12 @@ impl World {
         &self.pids
     }
 
+    /// Whether its sockets are compared: those of a namespace that is gone are gone too.
     pub(crate) fn is_home(&self, netns: u64) -> bool {
         let here = self.namespaces.iter().map(|namespace| namespace.inode);
-        here.chain(self.hidden.iter().map(|hidden| hidden.inode)).any(|inode| inode == netns)
-    }
-
-    /// Whether it is one of our sockets in a namespace that all its processes have left. Another namespace, of whomever,
-    /// may have the inode by now.
-    pub(crate) fn is_left(&self, key: &Key) -> bool {
-        self.gone.contains(&key.netns) && self.by_ends.contains_key(&ends_of(key))
+        here.chain(self.hidden.iter().map(|hidden| hidden.inode))
+            .chain(self.gone.iter().copied())
+            .any(|inode| inode == netns)
     }
 
     /// The log of the orders to sockets with these ports.
@@ -237,7 +234,7 @@ impl World {
     /// The possible owners of a connection without holders that was accepted or connected. What happened after `since`
     /// is known for sure. `None` when the ledger does not have the connection.
     pub(crate) fn last_owner(&self, row: &SsRow, since: Instant) -> Option<Owner> {
-        let socket = &self.sockets[*self.by_ends.get(&ends_of(&row.key))?];
+        let socket = &self.sockets[*self.by_ends.get(&ends_of(row))?];
         Some(match socket.released {
             Some(_) if socket.mptcp => Owner { among: socket.ever.clone(), may_be_unknown: true },
             Some((pid, released)) if !socket.shut => {
@@ -248,12 +245,12 @@ impl World {
     }
 
     pub(crate) fn ever_held(&self, row: &SsRow) -> Option<BTreeSet<u32>> {
-        self.by_ends.get(&ends_of(&row.key)).map(|index| self.sockets[*index].ever.clone())
+        self.by_ends.get(&ends_of(row)).map(|index| self.sockets[*index].ever.clone())
     }
 
     /// Whether the socket is or was a subflow of an MPTCP socket that a process opened or accepted.
     pub(crate) fn is_subflow(&self, row: &SsRow) -> bool {
-        self.by_ends.get(&ends_of(&row.key)).is_some_and(|index| self.sockets[*index].mptcp)
+        self.by_ends.get(&ends_of(row)).is_some_and(|index| self.sockets[*index].mptcp)
     }
 
     pub(crate) fn steps(&mut self) {
@@ -446,8 +443,8 @@ impl Drop for World {
 }
 
 /// The ledger knows the interface of link-local addresses only: else the ends are unique without it.
-fn ends_of(key: &Key) -> Ends {
-    let Key { netns, interface, local, remote, .. } = key;
+fn ends_of(row: &SsRow) -> Ends {
+    let Key { netns, interface, local, remote, .. } = &row.key;
     let link_local = matches!(local.0, IpAddr::V6(addr) if addr.is_unicast_link_local());
     (*netns, if link_local { interface.clone() } else { String::new() }, *local, *remote)
 }
