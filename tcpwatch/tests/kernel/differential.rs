@@ -20,14 +20,9 @@ use serde_json::Value;
 
 use self::{
     ss::{End, Key, SsRow},
-    world::{Owner, PROXY_PORT, World},
+    world::{Owner, World},
 };
-use crate::{
-    daemon::Daemon,
-    eventually::{DEADLINE, eventually},
-    netns::Namespace,
-    workload::Workload,
-};
+use crate::{daemon::Daemon, eventually::eventually, netns::Namespace, workload::Workload};
 
 /// Number of daemons that see one world, one after the other.
 const DAEMONS: usize = 2;
@@ -35,9 +30,8 @@ const DAEMONS: usize = 2;
 const COMPARISONS: u64 = 34;
 /// How long sweeps may take to repair a loss, with room for a busy machine; `INTERVAL` in pipeline/sweeps.rs is 10 s.
 const REPAIR: Duration = Duration::from_secs(12);
-/// How long differences may last otherwise, and until two sweeps have ended. `ss` takes no snapshot, and not every accept,
-/// passed descriptor or request is reported: there an answer is as old as the last sweep, and sweeps have a pause between
-/// them.
+/// How long differences may last otherwise. `ss` takes no snapshot, and not every accept, passed descriptor or request is
+/// reported: there an answer is as old as the last sweep, and sweeps have a pause between them.
 const SETTLE: Duration = Duration::from_secs(6);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -49,14 +43,7 @@ struct Watched {
     ready: Instant,
     lossy: bool,
     settle: Duration,
-    /// Records say when a connection of which only a minisock is left enters TIME_WAIT.
-    reports_time_waits: bool,
-    /// And when a minisock ends before its time.
-    reports_ends: bool,
 }
-
-/// Number of clients by state: of each network namespace, from a source to a destination.
-type Clients = BTreeMap<(u64, IpAddr, End), BTreeMap<String, u64>>;
 
 #[derive(Default)]
 struct Tally {
@@ -64,9 +51,6 @@ struct Tally {
     sockets: usize,
     connections: usize,
     at_once: usize,
-    /// Comparisons of states with an answer for which nothing is swept, and those that took longer than a second.
-    unswept: usize,
-    unswept_slow: usize,
     /// Differences at the first attempt, by kind.
     passing: BTreeMap<String, usize>,
     waited: Duration,
@@ -95,8 +79,7 @@ fn at_every_quiet_moment_the_table_equals_ss() {
             }
             let mut watched = if number == 0 { start_amid(&mut world) } else { start(&[]) };
             for _ in 0..number_from("TCPWATCH_COMPARISONS").unwrap_or(COMPARISONS) {
-                watched.compare_unswept(&mut world, &mut tally);
-                watched.compare(&mut world, &mut tally);
+                watched.compare(&world, &mut tally);
                 world.steps();
             }
             // This workload does not fill the ring. The kernel skips a program that would interrupt itself.
@@ -105,10 +88,8 @@ fn at_every_quiet_moment_the_table_equals_ss() {
             tally.skipped += skipped;
             // An answer that needs no sweep would have been wrong.
             let corrected = watched.corrected();
-            assert!(
-                corrected == 0 || skipped > 0 || !watched.reports_time_waits,
-                "{corrected} states by sweeps"
-            );
+            let all_reported = !watched.daemon.hook("time_wait").starts_with("inferred");
+            assert!(corrected == 0 || skipped > 0 || !all_reported, "{corrected} states by sweeps");
             tally.corrected += corrected;
         }
         tally.connections += world.connections;
@@ -132,7 +113,7 @@ fn with_a_fifth_of_the_records_lost_the_table_equals_ss_a_period_later() {
         (watched.lossy, watched.settle) = (true, REPAIR);
         for _ in 0..16 {
             world.steps();
-            watched.compare(&mut world, &mut tally);
+            watched.compare(&world, &mut tally);
             eventually("the loss is repaired", || {
                 let leaks = watched.daemon.json("/leaks");
                 if leaks["complete"] == true { Ok(()) } else { Err(leaks.to_string()) }
@@ -147,17 +128,7 @@ fn with_a_fifth_of_the_records_lost_the_table_equals_ss_a_period_later() {
 fn start(options: &[&str]) -> Watched {
     let daemon = Daemon::start(options);
     let knows_cookies = daemon.json("/status")["identity"] == "socket cookie";
-    let reports_time_waits = !daemon.hook("time_wait").starts_with("inferred");
-    let reports_ends = !daemon.hook("minisock").starts_with("inferred");
-    Watched {
-        daemon,
-        knows_cookies,
-        ready: Instant::now(),
-        lossy: false,
-        settle: SETTLE,
-        reports_time_waits,
-        reports_ends,
-    }
+    Watched { daemon, knows_cookies, ready: Instant::now(), lossy: false, settle: SETTLE }
 }
 
 fn start_amid(world: &mut World) -> Watched {
@@ -191,7 +162,6 @@ struct Row {
     role: String,
     accepted: Option<bool>,
     pid: Option<u32>,
-    comm: String,
 }
 
 impl Watched {
@@ -199,25 +169,20 @@ impl Watched {
         self.daemon.metrics().sum("tcpwatch_records_lost_total", &[("cause", cause)]).unwrap_or(0)
     }
 
-    fn sweeps(&self) -> u64 {
-        self.daemon.metrics().sum("tcpwatch_sweeps_total", &[]).unwrap()
-    }
-
     /// States that records had not reported by the time of a sweep.
     fn corrected(&self) -> u64 {
         self.daemon.json("/status")["records"]["repairs"]["changed"].as_u64().unwrap()
     }
 
-    fn compare(&mut self, world: &mut World, tally: &mut Tally) {
-        let (began, mut swept) = (Instant::now(), None);
+    fn compare(&mut self, world: &World, tally: &mut Tally) {
+        let began = Instant::now();
         for attempt in 0.. {
             let truth = self.truth(world);
             let rows = self.rows(world);
             let (mut differences, unknown) = self.differences(world, &truth, &rows);
             // Timers go on: what began, ended or changed hands while it was asked differs from one of the two only.
             if !differences.is_empty() {
-                let truth = self.truth(world);
-                let (later, _) = self.differences(world, &truth, &rows);
+                let (later, _) = self.differences(world, &self.truth(world), &rows);
                 differences.retain(|difference| later.contains(difference));
             }
             if differences.is_empty() {
@@ -241,80 +206,14 @@ impl Watched {
             if !self.lossy && self.lost("run_skipped") > 0 {
                 (self.lossy, self.settle) = (true, REPAIR);
             }
-            let enough = *swept.get_or_insert_with(|| self.sweeps() + 2);
-            let over = began.elapsed() > self.settle && self.sweeps() >= enough;
-            if over || began.elapsed() > DEADLINE {
+            if began.elapsed() > self.settle {
                 self.fail(world, &differences, tally.comparisons);
             }
             thread::sleep(POLL);
         }
     }
 
-    /// `/ports` sweeps nothing: its states are what records alone say.
-    fn compare_unswept(&self, world: &mut World, tally: &mut Tally) {
-        let began = Instant::now();
-        loop {
-            let truth = self.clients_in_ss(world);
-            let answered = self.clients_in_answer(world);
-            // Timers go on meanwhile.
-            if truth == answered || self.clients_in_ss(world) == answered {
-                tally.unswept += 1;
-                tally.unswept_slow += usize::from(began.elapsed() > Duration::from_secs(1));
-                return;
-            }
-            if began.elapsed() > REPAIR {
-                let only = |these: &Clients, others: &Clients| -> Clients {
-                    let differ = these.iter().filter(|(key, states)| others.get(key) != Some(states));
-                    differ.map(|(key, states)| (*key, states.clone())).collect()
-                };
-                panic!(
-                    "clients by state, {REPAIR:?} after the last order: ss {:#?}, tcpwatch {:#?}, {}",
-                    only(&truth, &answered),
-                    only(&answered, &truth),
-                    world.log().join("\n  ")
-                );
-            }
-            thread::sleep(POLL);
-        }
-    }
-
-    /// Whether records alone say when a connection enters and leaves the state. The port of one in SYN_SENT is not known
-    /// without a sweep.
-    fn is_reported(&self, state: &str) -> bool {
-        let minisocks = self.reports_time_waits && self.reports_ends;
-        state != "SYN_SENT" && (minisocks || !matches!(state, "FIN_WAIT2" | "TIME_WAIT"))
-    }
-
-    /// Of connections from a port that the kernel chose to a server's, so clients for certain.
-    fn clients_in_ss(&self, world: &mut World) -> Clients {
-        let mut clients = Clients::new();
-        for Key { netns, local, remote, state, .. } in world.ss().into_iter().map(|row| row.key) {
-            if (32_768..61_000).contains(&local.1) && is_server_port(remote.1) && self.is_reported(&state) {
-                let states = clients.entry((netns, local.0, remote)).or_default();
-                *states.entry(state).or_default() += 1;
-            }
-        }
-        clients
-    }
-
-    fn clients_in_answer(&self, world: &World) -> Clients {
-        let answer = self.daemon.json("/ports?limit=10000");
-        let mut clients = Clients::new();
-        for row in answer["ports"].as_array().unwrap() {
-            let netns = row["netns"].as_u64().unwrap();
-            let remote = end(&row["remote"]);
-            for (state, count) in row["states"].as_object().unwrap() {
-                if world.is_home(netns) && is_server_port(remote.1) && self.is_reported(state) {
-                    let source = row["local"]["addr"].as_str().unwrap().parse().unwrap();
-                    let states = clients.entry((netns, source, remote)).or_default();
-                    *states.entry(state.clone()).or_default() += count.as_u64().unwrap();
-                }
-            }
-        }
-        clients
-    }
-
-    fn truth(&self, world: &mut World) -> Vec<SsRow> {
+    fn truth(&self, world: &World) -> Vec<SsRow> {
         let mut sockets = world.ss();
         for socket in &mut sockets {
             self.forget_cookie(&mut socket.key);
@@ -361,11 +260,8 @@ impl Watched {
                 found.push((socket.key.clone(), format!("only in ss: {socket:?}")));
                 continue;
             };
-            let unaccepted = is_unaccepted(world, socket);
-            // Whoever closes an MPTCP socket leaves its subflows to the kernel, in any state.
-            let left = world.is_subflow(socket) && !socket.has_file;
-            let wrong = row.accepted == Some(unaccepted) || (row.accepted.is_none() && unaccepted);
-            if wrong && !left {
+            let unaccepted = is_unaccepted(socket);
+            if row.accepted == Some(unaccepted) || (row.accepted.is_none() && unaccepted) {
                 found.push((socket.key.clone(), format!("accepted: {} in ss, {row:?}", !unaccepted)));
             }
             let Some(owner) = self.owner(world, truth, socket) else {
@@ -373,14 +269,7 @@ impl Watched {
                 continue;
             };
             match row.pid {
-                Some(pid) if owner.among.contains(&pid) => {
-                    let holder = socket.holders.iter().position(|holder| *holder == pid);
-                    if let Some(comm) = holder.map(|at| &socket.comms[at])
-                        && *comm != row.comm
-                    {
-                        found.push((socket.key.clone(), format!("name: {comm} in ss, {row:?}")));
-                    }
-                }
+                Some(pid) if owner.among.contains(&pid) => {}
                 None if owner.may_be_unknown => unknown += usize::from(self.saw_end(world, socket)),
                 _ => found.push((
                     socket.key.clone(),
@@ -405,7 +294,7 @@ impl Watched {
             return Some(Owner { among, may_be_unknown: false });
         }
         let anybody = || Owner { among: world.pids().clone(), may_be_unknown: true };
-        if is_unaccepted(world, socket) {
+        if is_unaccepted(socket) {
             return Some(listener(truth, socket).unwrap_or_else(anybody));
         }
         if socket.key.state == "LISTEN" {
@@ -441,17 +330,13 @@ impl Watched {
 }
 
 /// Whether no process has ever held the socket: requests, and connections in a listener's queue.
-fn is_unaccepted(world: &World, socket: &SsRow) -> bool {
-    let waits = matches!(&socket.key.state[..], "SYN_RECV" | "ESTABLISHED" | "CLOSE_WAIT");
-    waits && !socket.has_file && !world.is_subflow(socket)
+fn is_unaccepted(socket: &SsRow) -> bool {
+    !socket.has_file && matches!(&socket.key.state[..], "SYN_RECV" | "ESTABLISHED" | "CLOSE_WAIT")
 }
 
 /// The owner of the listener to which a connection in a queue belongs; several listeners may match equally well.
 fn listener(truth: &[SsRow], socket: &SsRow) -> Option<Owner> {
-    let (netns, mut local) = (socket.key.netns, socket.key.local);
-    if matches!(local.0, IpAddr::V4(addr) if addr.octets()[..2] == [10, 77]) {
-        local.1 = PROXY_PORT;
-    }
+    let (netns, local) = (socket.key.netns, socket.key.local);
     let score = |listener: &SsRow| {
         let ((addr, port), interface) = (listener.key.local, &listener.key.interface);
         let same = listener.key.state == "LISTEN"
@@ -474,16 +359,10 @@ fn listener(truth: &[SsRow], socket: &SsRow) -> Option<Owner> {
     (!among.is_empty()).then_some(Owner { among, may_be_unknown: listeners.len() != 1 })
 }
 
-/// Neither chosen by the kernel nor one of those that clients bind to.
-fn is_server_port(port: u16) -> bool {
-    (1..20_000).contains(&port)
-}
-
-fn end(end: &Value) -> End {
-    (end["addr"].as_str().unwrap().parse().unwrap(), end["port"].as_u64().unwrap() as u16)
-}
-
 fn row(row: &Value) -> (Key, Row) {
+    let end = |end: &Value| -> End {
+        (end["addr"].as_str().unwrap().parse().unwrap(), end["port"].as_u64().unwrap() as u16)
+    };
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let key = Key {
         netns: row["netns"].as_u64().unwrap(),
@@ -494,24 +373,20 @@ fn row(row: &Value) -> (Key, Row) {
         id: text(&row["id"]),
     };
     let pid = row["process"]["pid"].as_u64().map(|pid| pid as u32);
-    let comm = row["process"]["comm"].as_str().unwrap_or_default().to_owned();
-    (key, Row { role: text(&row["role"]), accepted: row["accepted"].as_bool(), pid, comm })
+    (key, Row { role: text(&row["role"]), accepted: row["accepted"].as_bool(), pid })
 }
 
 impl Tally {
     fn print(&self, name: &str) {
         eprintln!(
             "differential, {name}: {} comparisons with zero differences, {} at once, the others after {:?} on \
-             average and {:?} at most, differing at first in {:?}; {} of states without a sweep, {} of them after \
-             more than a second; {} sockets compared, {} connections made, {} owners unknown after a loss, {} \
-             records skipped by the kernel, {} states corrected by sweeps; {:?}",
+             average and {:?} at most, differing at first in {:?}; {} sockets compared, {} connections made, {} owners unknown after a loss, {} records \
+             skipped by the kernel, {} states corrected by sweeps; {:?}",
             self.comparisons,
             self.at_once,
             self.waited / u32::try_from((self.comparisons - self.at_once).max(1)).unwrap(),
             self.slowest,
             self.passing,
-            self.unswept,
-            self.unswept_slow,
             self.sockets,
             self.connections,
             self.unknown,

@@ -2,19 +2,11 @@
 # says its pid, and obeys the test's orders: each is a JSON list on a line, answered by a JSON object on a line.
 # The test names the held sockets by number. `{"err": ...}` is a valid answer: the kernel refused.
 
-import ctypes, errno, fcntl, json, random, resource, select, shutil, signal, subprocess, threading
+import errno, json, random, resource, select, shutil, signal, subprocess, threading
 
 CONTROL = args[0]
 SO_REUSEPORT = 15
-IP_TRANSPARENT = 19
-IPPROTO_MPTCP = 262
 TCP_DEFER_ACCEPT = 9
-TCP_FASTOPEN = 23
-TCP_FASTOPEN_CONNECT = 30
-SIOCGSKNS = 0x894C
-CLONE_NEWNET = 0x40000000
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -22,8 +14,6 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 held = {}
-# Sockets in a network namespace to which nothing else leads.
-hidden = []
 
 
 def sockaddr(addr, port):
@@ -33,23 +23,8 @@ def sockaddr(addr, port):
     return socket.getaddrinfo(addr, port, socket.AF_INET6, socket.SOCK_STREAM)[0][4]
 
 
-def must(result):
-    if result:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def enter(namespace):
-    must(libc.setns(namespace, CLONE_NEWNET))
-    os.close(namespace)
-
-
-def own_namespace():
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-
-
-def new(addr, mptcp):
-    family = socket.AF_INET6 if ":" in addr else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP if mptcp else 0)
+def new(addr):
+    sock = socket.socket(socket.AF_INET6 if ":" in addr else socket.AF_INET, socket.SOCK_STREAM)
     sock.setblocking(False)
     return sock
 
@@ -69,8 +44,8 @@ def reset_on_close(sock):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def do_listen(handle, addr, port, backlog, only_v6, reuse_port, defer, device, mptcp, fast_open, transparent):
-    sock = new(addr, mptcp)
+def do_listen(handle, addr, port, backlog, only_v6, reuse_port, defer, device):
+    sock = new(addr)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
@@ -79,10 +54,6 @@ def do_listen(handle, addr, port, backlog, only_v6, reuse_port, defer, device, m
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
         if device:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-        if transparent:
-            sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
-        if fast_open:
-            sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 8)
         if defer:
             sock.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, defer)
         sock.bind(sockaddr(addr, port))
@@ -94,21 +65,16 @@ def do_listen(handle, addr, port, backlog, only_v6, reuse_port, defer, device, m
     return {"port": port_of(sock)}
 
 
-def start_connect(addr, port, source, mptcp=False, early=""):
+def start_connect(addr, port, source):
     """The socket, and the error if it failed; a connect that is still pending after a while is no error."""
-    sock = new(addr, mptcp)
+    sock = new(addr)
     try:
         if source is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(sockaddr(*source))
             if not port:  # to itself
                 addr, port = sock.getsockname()[:2]
-        if early == "wait":
-            sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
-        if early == "send":
-            error = errno_of(lambda: sock.sendto(b"early", socket.MSG_FASTOPEN, sockaddr(addr, port)))
-        else:
-            error = sock.connect_ex(sockaddr(addr, port))
+        error = sock.connect_ex(sockaddr(addr, port))
         if error == errno.EINPROGRESS:
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if wait(sock, select.POLLOUT, 0.02) else 0
     except OSError as e:
@@ -116,8 +82,8 @@ def start_connect(addr, port, source, mptcp=False, early=""):
     return sock, error, [addr.split("%")[0], port]
 
 
-def do_connect(handle, addr, port, source, keep_failed, mptcp, early):
-    sock, error, remote = start_connect(addr, port, source, mptcp, early)
+def do_connect(handle, addr, port, source, keep_failed):
+    sock, error, remote = start_connect(addr, port, source)
     if error and not keep_failed:
         sock.close()
     else:
@@ -162,7 +128,6 @@ def do_fork():
     pid = os.fork()
     if pid == 0:
         open_control()
-        close_hidden()
     return {"pid": pid}
 
 
@@ -180,73 +145,6 @@ def do_give(handle, to):
 def do_take(handle):
     _, fds, _, _ = socket.recv_fds(mail, 1, 1)
     held[handle] = socket.socket(fileno=fds[0])
-
-
-def do_hide():
-    """Makes a network namespace with sockets of every kind, and leaves it: only they lead to it."""
-    close_hidden()
-    home = own_namespace()
-    must(libc.unshare(CLONE_NEWNET))
-    subprocess.run(["ip", "link", "set", "lo", "up"])
-    inode = os.stat("/proc/thread-self/ns/net").st_ino
-    listener = listen("127.0.0.1")
-    pairs = []
-    for _ in range(3):
-        client = connect("127.0.0.1", port_of(listener))
-        pairs.append((client, listener.accept()[0]))
-    ends = [[bare(one.getsockname()), bare(one.getpeername())] for pair in pairs for one in pair]
-    queued = connect("127.0.0.1", port_of(listener))
-    ends.append([bare(queued.getsockname()), bare(queued.getpeername())])
-    (over, ended), (orphan, half), open_ones = pairs
-    ended.close()
-    read_to_end(over)
-    over.close()
-    orphan.close()
-    hidden.extend([listener, half, queued, *open_ones])
-    enter(home)
-    return {"inode": inode, "made": ends}
-
-
-def close_hidden():
-    for sock in hidden:
-        sock.close()
-    hidden.clear()
-
-
-def do_unhide():
-    close_hidden()
-
-
-def do_look():
-    """What ss shows there. To be called in a thread of its own, which enters it."""
-    enter(fcntl.ioctl(hidden[0].fileno(), SIOCGSKNS))
-    return {"ss": subprocess.run(["ss", "-tanpeHO"], stdout=subprocess.PIPE, text=True).stdout}
-
-
-def do_exec(comm):
-    """Becomes the same program anew, under another name, with all that it holds."""
-    kept = {
-        "held": {handle: sock.fileno() for handle, sock in held.items()},
-        "hidden": [sock.fileno() for sock in hidden],
-        "control": control.fileno(),
-        "mail": mail.fileno(),
-    }
-    for fd in [*kept["held"].values(), *kept["hidden"], kept["control"], kept["mail"]]:
-        os.set_inheritable(fd, True)
-    os.execv(sys.orig_argv[0], [*sys.orig_argv[:3], comm, CONTROL, json.dumps(kept)])
-
-
-def resume(kept):
-    global control, mail
-
-    def taken(fd):
-        os.set_inheritable(fd, False)
-        return socket.socket(fileno=fd)
-
-    held.update((int(handle), taken(fd)) for handle, fd in kept["held"].items())
-    hidden.extend(map(taken, kept["hidden"]))
-    control, mail = taken(kept["control"]), taken(kept["mail"])
-    control.sendall(b"{}\n")
 
 
 def do_exit():
@@ -337,27 +235,20 @@ def order_line():
     return json.loads(line)
 
 
-def obey(name, words, answer, namespace=None):
+def obey(name, words, answer):
     try:
-        if namespace:
-            enter(os.open(namespace, os.O_RDONLY))
         answer.update(globals()["do_" + name](*words) or {})
     except OSError as e:
         answer["err"] = errno.errorcode.get(e.errno, str(e))
 
 
 control = mail = None
-if len(args) > 1:
-    resume(json.loads(args[1]))
-else:
-    open_control()
+open_control()
 while True:
-    # A thread's namespace, whether a thread obeys, or neither.
-    name, place, *words = order_line()
+    name, in_thread, *words = order_line()
     answer = {}
-    if place:
-        namespace = place if isinstance(place, str) else None
-        thread = threading.Thread(target=obey, args=(name, words, answer, namespace))
+    if in_thread:
+        thread = threading.Thread(target=obey, args=(name, words, answer))
         thread.start()
         thread.join()
     else:

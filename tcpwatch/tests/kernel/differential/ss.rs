@@ -25,9 +25,8 @@ pub(crate) type End = (IpAddr, u16);
 #[derive(Clone, Debug)]
 pub(crate) struct SsRow {
     pub(crate) key: Key,
-    /// The processes that hold it, from /proc/PID/fd, and their names.
+    /// The processes that hold it, from /proc/PID/fd.
     pub(crate) holders: Vec<u32>,
-    pub(crate) comms: Vec<String>,
     /// Whether a descriptor refers to it, which may be on its way between processes.
     pub(crate) has_file: bool,
 }
@@ -40,12 +39,7 @@ pub(crate) fn sockets(namespace: &Namespace) -> Vec<SsRow> {
         .output()
         .expect("nsenter (util-linux) and ss (iproute2)");
     assert!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
-    rows(namespace.inode, &String::from_utf8(output.stdout).unwrap())
-}
-
-/// What `ss -tanpeHO` wrote in a namespace.
-pub(crate) fn rows(netns: u64, output: &str) -> Vec<SsRow> {
-    output.lines().map(|line| row(netns, line)).collect()
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| row(namespace.inode, line)).collect()
 }
 
 /// Number of TIME_WAITs with this remote port.
@@ -63,11 +57,8 @@ pub(crate) fn time_waits(namespace: &Namespace, remote_port: u16) -> usize {
 fn row(netns: u64, line: &str) -> SsRow {
     let words: Vec<&str> = line.split_whitespace().collect();
     let after = |mark: &str| words.iter().find_map(|word| word.strip_prefix(mark));
-    let users = after("users:").unwrap_or("");
-    let holders = users.split("pid=").skip(1);
+    let holders = after("users:").unwrap_or("").split("pid=").skip(1);
     let holders = holders.map(|rest| rest.split(',').next().unwrap().parse().unwrap());
-    // The names of the workload have no quotes.
-    let comms = users.split('"').skip(1).step_by(2).map(str::to_owned);
     SsRow {
         key: Key {
             netns,
@@ -78,7 +69,6 @@ fn row(netns: u64, line: &str) -> SsRow {
             id: after("sk:").expect("a cookie").to_owned(),
         },
         holders: holders.collect(),
-        comms: comms.collect(),
         has_file: after("ino:").is_some_and(|inode| inode != "0"),
     }
 }

@@ -4,7 +4,6 @@
 //! Each step is acknowledged before the next is chosen, so between steps nothing moves but the kernel's timers.
 
 mod acts;
-mod uncommon;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,7 +19,6 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use self::uncommon::remove_cgroup;
 use super::{
     random::Random,
     ss::{self, End, Key, SsRow},
@@ -38,12 +36,6 @@ pub(crate) struct World {
     actors: Vec<Actor>,
     sleepers: Vec<Sleeper>,
     namespaces: Vec<Namespace>,
-    hidden: Vec<Hidden>,
-    container: Option<Container>,
-    /// The inodes of namespaces that are gone.
-    gone: BTreeSet<u64>,
-    /// Whether connections to [`PROXIED`] addresses reach the transparent proxy's port.
-    proxies: bool,
     control: UnixListener,
     control_path: PathBuf,
     sockets: Vec<Socket>,
@@ -59,18 +51,6 @@ pub(crate) struct World {
 /// Network namespace, interface of a link-local address (empty for none), local and remote end.
 type Ends = (u64, String, End, End);
 
-/// A namespace to which only sockets of an actor lead.
-struct Hidden {
-    pid: u32,
-    inode: u64,
-}
-
-/// A namespace and a cgroup that end together with all processes in them.
-struct Container {
-    inode: u64,
-    cgroup: Option<PathBuf>,
-}
-
 struct Actor {
     pid: u32,
     home: usize,
@@ -85,15 +65,12 @@ struct Actor {
 /// A process of another program that inherited sockets.
 struct Sleeper {
     pid: u32,
-    home: usize,
     sockets: Vec<usize>,
 }
 
 /// A socket in the ledger.
 struct Socket {
     listens: Option<Listens>,
-    /// It is a subflow of an MPTCP socket: the kernel closes it, in a thread of its own.
-    mptcp: bool,
     deaf: bool,
     /// The pids that hold it, one entry for each descriptor.
     holders: Vec<u32>,
@@ -115,8 +92,6 @@ struct Listens {
     port: u16,
     /// Each connection to it succeeds at once.
     plain: bool,
-    mptcp: bool,
-    transparent: bool,
 }
 
 /// The processes that `/connections` may name as the owner of a socket.
@@ -128,11 +103,6 @@ pub(crate) struct Owner {
 
 /// The two namespaces at the ends of the veth pair; a third has only its loopback.
 const HOMES: usize = 3;
-/// The container's namespace, while there is one.
-const CONTAINER: usize = HOMES;
-/// The transparent proxy's port: it gets what is sent to any address of this network.
-pub(crate) const PROXY_PORT: u16 = 6900;
-const PROXIED: &str = "10.77.0.0/16";
 const VETH: [[&str; 4]; 2] = [
     ["10.99.0.1", "fd99::1", "fe80::99:1%veth0", "fe80::99:1%veth1"],
     ["10.99.0.2", "fd99::2", "fe80::99:2%veth0", "fe80::99:2%veth1"],
@@ -165,10 +135,6 @@ impl World {
                     .concat());
             }
         }
-        for namespace in &namespaces {
-            namespace.run(&["sh", "-c", "echo 3 > /proc/sys/net/ipv4/tcp_fastopen"]);
-        }
-        let proxies = names.iter().all(|name| uncommon::proxy(name));
         let directory = std::env::temp_dir().join(format!("twtest-{}-{seed:x}", std::process::id()));
         fs::create_dir(&directory).unwrap();
         let control_path = directory.join("control");
@@ -178,10 +144,6 @@ impl World {
             actors: Vec::new(),
             sleepers: Vec::new(),
             namespaces,
-            hidden: Vec::new(),
-            container: None,
-            gone: BTreeSet::new(),
-            proxies,
             control,
             control_path,
             sockets: Vec::new(),
@@ -198,10 +160,8 @@ impl World {
         world
     }
 
-    pub(crate) fn ss(&mut self) -> Vec<SsRow> {
-        let mut rows: Vec<SsRow> = self.namespaces.iter().flat_map(ss::sockets).collect();
-        rows.extend(self.look_into_hidden());
-        rows
+    pub(crate) fn ss(&self) -> Vec<SsRow> {
+        self.namespaces.iter().flat_map(ss::sockets).collect()
     }
 
     /// All processes that ever existed.
@@ -209,12 +169,8 @@ impl World {
         &self.pids
     }
 
-    /// Whether its sockets are compared: those of a namespace that is gone are gone too.
     pub(crate) fn is_home(&self, netns: u64) -> bool {
-        let here = self.namespaces.iter().map(|namespace| namespace.inode);
-        here.chain(self.hidden.iter().map(|hidden| hidden.inode))
-            .chain(self.gone.iter().copied())
-            .any(|inode| inode == netns)
+        self.namespaces.iter().any(|namespace| namespace.inode == netns)
     }
 
     /// The log of the orders to sockets with these ports.
@@ -236,7 +192,6 @@ impl World {
     pub(crate) fn last_owner(&self, row: &SsRow, since: Instant) -> Option<Owner> {
         let socket = &self.sockets[*self.by_ends.get(&ends_of(row))?];
         Some(match socket.released {
-            Some(_) if socket.mptcp => Owner { among: socket.ever.clone(), may_be_unknown: true },
             Some((pid, released)) if !socket.shut => {
                 Owner { among: BTreeSet::from([pid]), may_be_unknown: released < since }
             }
@@ -246,11 +201,6 @@ impl World {
 
     pub(crate) fn ever_held(&self, row: &SsRow) -> Option<BTreeSet<u32>> {
         self.by_ends.get(&ends_of(row)).map(|index| self.sockets[*index].ever.clone())
-    }
-
-    /// Whether the socket is or was a subflow of an MPTCP socket that a process opened or accepted.
-    pub(crate) fn is_subflow(&self, row: &SsRow) -> bool {
-        self.by_ends.get(&ends_of(row)).is_some_and(|index| self.sockets[*index].mptcp)
     }
 
     pub(crate) fn steps(&mut self) {
@@ -291,9 +241,6 @@ impl World {
             91..93 => self.kill(),
             93 => self.refused(),
             94 => self.connect_to_itself(),
-            95 => self.exec(),
-            96 => self.hide(),
-            97 => self.container(),
             _ => self.burst(),
         }
     }
@@ -302,9 +249,6 @@ impl World {
         let control = self.control_path.to_str().unwrap().to_owned();
         let process = Workload::start(&self.namespaces[home], &format!("actor-{home}"), ACTOR, &[&control]);
         let pid = process.pid();
-        if home == CONTAINER {
-            self.put_into_container(pid);
-        }
         let control = self.hear_of_new(pid);
         self.log.push(format!("{pid} starts in {}", self.namespaces[home].inode));
         self.pids.insert(pid);
@@ -323,10 +267,9 @@ impl World {
         stream
     }
 
-    /// `place`: the path of a thread's namespace, or whether a thread of its own obeys.
-    fn send_order(&mut self, actor: usize, name: &str, words: &[Value], place: &Value) -> Instant {
+    fn send_order(&mut self, actor: usize, name: &str, words: &[Value], in_thread: bool) -> Instant {
         let issued = Instant::now();
-        let order = Value::Array([&[json!(name), place.clone()], words].concat()).to_string();
+        let order = Value::Array([&[json!(name), json!(in_thread)], words].concat()).to_string();
         let actor = &mut self.actors[actor];
         self.log.push(format!("{} {order}", actor.pid));
         actor.control.get_mut().write_all((order + "\n").as_bytes()).expect("a living actor");
@@ -346,23 +289,9 @@ impl World {
     /// Gives an order and waits for the answer; `None` when the kernel refused.
     fn order(&mut self, actor: usize, name: &str, words: &[Value]) -> (Instant, Option<Value>) {
         let in_thread = name != "fork" && self.random.percent(10);
-        let issued = self.send_order(actor, name, words, &json!(in_thread));
+        let issued = self.send_order(actor, name, words, in_thread);
         let answer = self.hear_answer(actor);
         (issued, answer["err"].is_null().then_some(answer))
-    }
-
-    /// The same to a thread of the actor that enters the namespace first, where the actor is not there itself.
-    fn order_in(&mut self, home: usize, actor: usize, name: &str, words: &[Value]) -> (Instant, Value) {
-        let there = self.actors[actor].home == home;
-        let place = if there { json!(false) } else { json!(self.namespaces[home].path()) };
-        let issued = self.send_order(actor, name, words, &place);
-        (issued, self.hear_answer(actor))
-    }
-
-    /// Where an actor makes a socket: now and then in another namespace than its own.
-    fn some_home_of(&mut self, actor: usize) -> usize {
-        let own = self.actors[actor].home;
-        if own != CONTAINER && self.random.percent(10) { self.random.below(HOMES) } else { own }
     }
 
     fn some_actor(&mut self) -> usize {
@@ -390,13 +319,18 @@ impl World {
     }
 
     /// Enters a socket into the ledger, held by the actor that opened it if it has a handle.
-    fn enter(&mut self, actor: usize, handle: u64, ends: Option<Ends>, issued: Instant) -> usize {
+    fn enter(
+        &mut self,
+        actor: usize,
+        handle: u64,
+        ends: Option<(String, End, End)>,
+        issued: Instant,
+    ) -> usize {
         let index = self.sockets.len();
         let pid = self.actors[actor].pid;
         let kept = handle != 0;
         self.sockets.push(Socket {
             listens: None,
-            mptcp: false,
             deaf: false,
             holders: if kept { vec![pid] } else { vec![] },
             ever: BTreeSet::from([pid]),
@@ -407,8 +341,9 @@ impl World {
         if kept {
             self.actors[actor].handles.insert(handle, index);
         }
-        if let Some(ends) = ends {
-            self.by_ends.insert(ends, index);
+        if let Some((interface, local, remote)) = ends {
+            let netns = self.namespaces[self.actors[actor].home].inode;
+            self.by_ends.insert((netns, interface, local, remote), index);
         }
         index
     }
@@ -435,9 +370,6 @@ impl Drop for World {
         }
         // Actors that the test did not start end when their control connection closes.
         self.actors.clear();
-        if let Some(cgroup) = self.container.take().and_then(|container| container.cgroup) {
-            remove_cgroup(&cgroup);
-        }
         let _ = fs::remove_dir_all(self.control_path.parent().unwrap());
     }
 }

@@ -6,27 +6,22 @@ use serde_json::{Value, json};
 
 use super::{
     super::{random::Random, ss::End},
-    Actor, CONTAINER, DEVICES, Listens, PROXY_PORT, Sleeper, Socket, VETH, World, kill, wait_for_end,
+    Actor, DEVICES, Listens, Sleeper, Socket, VETH, World, kill, wait_for_end,
 };
 
 impl World {
     pub(super) fn listen(&mut self) {
         let actor = self.some_actor();
-        let home = self.some_home_of(actor);
-        let transparent = self.proxies && home != CONTAINER && self.random.percent(8);
-        let fast_open = self.random.percent(20);
+        let home = self.actors[actor].home;
         let mut addrs = vec!["127.0.0.1", "0.0.0.0", "::1", "::", "::"];
         addrs.extend(VETH.get(home).into_iter().flatten());
-        let addr = if transparent { "0.0.0.0" } else { *self.random.pick(&addrs) };
-        // An MPTCP socket does not say through which link it reaches a link-local address.
-        let mptcp = !transparent && !fast_open && !addr.contains('%') && self.random.percent(12);
+        let addr = *self.random.pick(&addrs);
         let only_v6 = addr == "::" && self.random.percent(30);
         // A few ports are used repeatedly; the others are new.
         let port = if self.random.percent(50) { 7000 + self.random.below(6) } else { 0 };
-        let port = if transparent { usize::from(PROXY_PORT) } else { port };
         let devices: &[&str] =
             if VETH.get(home).is_some() { &["", "", "", "lo", "veth0", "veth1"] } else { &["", "", "lo"] };
-        let device = if transparent || addr.contains('%') { "" } else { *self.random.pick(devices) };
+        let device = if addr.contains('%') { "" } else { *self.random.pick(devices) };
         let backlog = *self.random.pick(&[128, 128, 128, 3, 0]);
         let defer = if self.random.percent(15) { 60 } else { 0 };
         let reuse_port = self.random.percent(10);
@@ -40,24 +35,15 @@ impl World {
             json!(reuse_port),
             json!(defer),
             json!(device),
-            json!(mptcp),
-            json!(fast_open),
-            json!(transparent),
         ];
-        let (issued, answer) = self.order_in(home, actor, "listen", &words);
-        if !answer["err"].is_null() {
-            return;
-        }
+        let (issued, Some(answer)) = self.order(actor, "listen", &words) else { return };
         let socket = self.enter(actor, handle, None, issued);
-        self.sockets[socket].mptcp = mptcp;
         self.sockets[socket].listens = Some(Listens {
             home,
             addr: addr.to_owned(),
             only_v6,
             port: answer["port"].as_u64().unwrap() as u16,
-            plain: backlog == 128 && defer == 0 && device.is_empty() && !(mptcp || fast_open || transparent),
-            mptcp,
-            transparent,
+            plain: backlog == 128 && defer == 0 && device.is_empty(),
         });
     }
 
@@ -80,21 +66,11 @@ impl World {
         (!there.is_empty()).then(|| *self.random.pick(&there))
     }
 
-    /// One that makes a connection in the namespace: now and then by a thread that enters it.
-    fn some_actor_for(&mut self, home: usize) -> Option<usize> {
-        if home == CONTAINER || !self.random.percent(10) {
-            return self.some_actor_in(home);
-        }
-        let actor = self.some_actor();
-        (self.actors[actor].home != CONTAINER).then_some(actor)
-    }
-
     pub(super) fn connect_to_some_listener(&mut self) {
         for _ in 0..=self.random.below(4) {
             let Some((listens, home, targets)) = self.some_target(false) else { return };
-            let Some(actor) = self.some_actor_for(home) else { return };
+            let Some(actor) = self.some_actor_in(home) else { return };
             let target = self.random.pick(&targets).clone();
-            let port = if listens.transparent { 80 } else { listens.port };
             // The same local port again: the previous connection is in TIME_WAIT on one of the sides.
             let source = if self.random.percent(30) {
                 let any = if target.contains(':') { "::" } else { "0.0.0.0" };
@@ -102,25 +78,19 @@ impl World {
             } else {
                 Value::Null
             };
-            self.connect(actor, home, &target, port, source);
+            self.connect(actor, &target, listens.port, source);
         }
     }
 
-    fn connect(&mut self, actor: usize, home: usize, addr: &str, port: u16, source: Value) {
+    fn connect(&mut self, actor: usize, addr: &str, port: u16, source: Value) {
         let handle = self.new_handles(1);
         let keep = self.random.percent(20);
-        let mptcp = port != 0 && !addr.contains('%') && self.random.percent(15);
-        let early =
-            if port == 0 || mptcp { "" } else { *self.random.pick(&["", "", "", "", "send", "wait"]) };
-        let words =
-            [json!(handle), json!(addr), json!(port), source, json!(keep), json!(mptcp), json!(early)];
-        let (issued, answer) = self.order_in(home, actor, "connect", &words);
+        let words = [json!(handle), json!(addr), json!(port), source, json!(keep)];
+        let issued = self.send_order(actor, "connect", &words, false);
+        let answer = self.hear_answer(actor);
         if answer["err"].is_null() {
             self.connections += 1;
-            let (interface, local, remote) = ends(&answer["local"], &answer["remote"]);
-            let ends = (self.namespaces[home].inode, interface, local, remote);
-            let socket = self.enter(actor, handle, Some(ends), issued);
-            self.sockets[socket].mptcp = mptcp;
+            self.enter(actor, handle, Some(ends(&answer["local"], &answer["remote"])), issued);
         } else if answer["kept"] == true {
             self.enter(actor, handle, None, issued);
         }
@@ -129,13 +99,13 @@ impl World {
     pub(super) fn connect_to_itself(&mut self) {
         let actor = self.some_actor();
         let addr = *self.random.pick(&["127.0.0.1", "::1"]);
-        self.connect(actor, self.actors[actor].home, addr, 0, json!([addr, 0]));
+        self.connect(actor, addr, 0, json!([addr, 0]));
     }
 
     pub(super) fn refused(&mut self) {
         let actor = self.some_actor();
         let addr = *self.random.pick(&["127.0.0.1", "::1", "::ffff:127.0.0.1"]);
-        self.connect(actor, self.actors[actor].home, addr, 1, Value::Null);
+        self.connect(actor, addr, 1, Value::Null);
     }
 
     pub(super) fn accept(&mut self) {
@@ -146,9 +116,8 @@ impl World {
             let Some(answer) = answer else { return };
             let socket = self.enter(actor, handle, None, issued);
             // The connection is in the listener's namespace, wherever the actor is.
-            let listens = self.sockets[self.actors[actor].handles[&listener]].listens.as_ref().unwrap();
-            let netns = self.namespaces[listens.home].inode;
-            self.sockets[socket].mptcp = listens.mptcp;
+            let listens = &self.sockets[self.actors[actor].handles[&listener]].listens;
+            let netns = self.namespaces[listens.as_ref().unwrap().home].inode;
             let (interface, local, remote) = ends(&answer["local"], &answer["remote"]);
             self.by_ends.insert((netns, interface, local, remote), socket);
         }
@@ -213,9 +182,7 @@ impl World {
     pub(super) fn give(&mut self) {
         let Some((actor, handle)) = self.some_handle(|_| true) else { return };
         let to = self.some_actor();
-        // Else the container's namespace would outlive it.
-        let leaves = (self.actors[to].home == CONTAINER) != (self.actors[actor].home == CONTAINER);
-        if leaves || self.actors[to].mail.len() >= 5 {
+        if self.actors[to].mail.len() >= 5 {
             return;
         }
         let pid = self.actors[to].pid;
@@ -261,7 +228,7 @@ impl World {
             self.also_held_by(pid, *socket);
         }
         self.pids.insert(pid);
-        self.sleepers.push(Sleeper { pid, home: self.actors[actor].home, sockets });
+        self.sleepers.push(Sleeper { pid, sockets });
     }
 
     pub(super) fn wake_sleeper(&mut self) {
@@ -282,7 +249,7 @@ impl World {
     pub(super) fn kill(&mut self) {
         let index = self.some_actor();
         let issued = if self.random.percent(50) {
-            let issued = self.send_order(index, "exit", &[], &json!(false));
+            let issued = self.send_order(index, "exit", &[], false);
             wait_for_end(self.actors[index].pid);
             issued
         } else {
@@ -291,17 +258,11 @@ impl World {
             kill(self.actors[index].pid);
             issued
         };
-        self.has_ended(index, issued);
-    }
-
-    /// Removes an actor whose process has ended.
-    pub(super) fn has_ended(&mut self, index: usize, issued: Instant) {
         let actor = self.actors.swap_remove(index);
         drop(actor.process);
         for socket in actor.handles.into_values().chain(actor.mail) {
             self.release(actor.pid, socket, issued);
         }
-        self.unhidden(actor.pid);
     }
 
     /// Makes many short connections, whose sides end at random.
@@ -329,12 +290,12 @@ impl World {
         for (actor, listener) in servers {
             let (first, seed) = (self.new_handles(count), self.random.next());
             let words = [json!(first), json!(count), json!(listener), json!(seed)];
-            let issued = self.send_order(actor, "accepts", &words, &json!(false));
+            let issued = self.send_order(actor, "accepts", &words, false);
             asked.push((actor, listens.home, issued));
         }
         let (first, seed) = (self.new_handles(count), self.random.next());
         let words = [json!(first), json!(count), json!(targets), json!(seed)];
-        let issued = self.send_order(client, "connects", &words, &json!(false));
+        let issued = self.send_order(client, "connects", &words, false);
         asked.push((client, home, issued));
         self.connections += count;
         for (actor, home, issued) in asked {
@@ -361,10 +322,6 @@ fn targets(listens: &Listens, from: usize) -> Vec<String> {
     let local = |addr| here.then_some(addr);
     let all_v4 = [local("127.0.0.1"), local("127.0.0.5"), v4];
     let all_v6 = [local("::1"), v6, first_link, second_link];
-    if listens.transparent {
-        let any = ["10.77.1.1", "10.77.2.2"].map(str::to_owned);
-        return if here { any.to_vec() } else { Vec::new() };
-    }
     let reached: Vec<&str> = match &listens.addr[..] {
         "0.0.0.0" => all_v4.into_iter().flatten().collect(),
         "::" if listens.only_v6 => all_v6.into_iter().flatten().collect(),
@@ -372,14 +329,12 @@ fn targets(listens: &Listens, from: usize) -> Vec<String> {
         loopback @ ("127.0.0.1" | "::1") => local(loopback).into_iter().collect(),
         own => vec![own],
     };
-    let reached: Vec<&str> =
-        reached.into_iter().filter(|addr| !listens.mptcp || !addr.contains('%')).collect();
     let mapped = reached.iter().filter(|addr| !addr.contains(':')).map(|addr| format!("::ffff:{addr}"));
     reached.iter().map(|addr| (*addr).to_owned()).chain(mapped.collect::<Vec<_>>()).collect()
 }
 
 /// The interface of a link-local address, and both ends.
-pub(super) fn ends(local: &Value, remote: &Value) -> (String, End, End) {
+fn ends(local: &Value, remote: &Value) -> (String, End, End) {
     let end = |end: &Value| {
         let addr: IpAddr = end[0].as_str().unwrap().parse().unwrap();
         (addr.to_canonical(), end[1].as_u64().unwrap() as u16)
