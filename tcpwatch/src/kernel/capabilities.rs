@@ -174,6 +174,8 @@ pub fn drop_capabilities() -> io::Result<()> {
 /// # Errors
 /// When the kernel refuses.
 pub fn become_thread(thread: Thread) -> io::Result<()> {
+    // Of each thread too: one may have begun before `drop_capabilities`.
+    rustix::thread::set_no_new_privs(true)?;
     // Where CAP_SYS_ADMIN stands in for CAP_BPF, whoever uses BPF needs it.
     let stands_in = !capabilities(None)?.permitted.contains(CapabilitySet::BPF);
     let uses_bpf = |usage: &Use| stands_in && usage.capability == CapabilitySet::SYS_ADMIN;

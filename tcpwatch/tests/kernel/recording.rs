@@ -275,7 +275,8 @@ fn a_recording_that_finds_no_room_ends_with_a_whole_frame_and_the_daemon_goes_on
         assert!(daemon.log().contains(said), "{}", daemon.log());
         assert_eq!(daemon.json("/connections?limit=1")["complete"], true);
         let mut played = recorder::open(path).unwrap();
-        assert!(played.by_ref().count() > 0);
-        assert_eq!(played.remaining(), 0);
+        // What did not fit as a whole is not there: a first sweep may be larger than all the room.
+        let frames = played.by_ref().count();
+        assert_eq!(played.remaining(), 0, "behind {frames} frames");
     }
 }

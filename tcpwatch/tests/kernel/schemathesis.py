@@ -46,6 +46,10 @@ schemathesis.openapi.format(
     st.ip_addresses().map(str) | st.sampled_from(["10.0.0.0/8", "127.0.0.1/32", "fd00::/8", "::/0"]),
 )
 schemathesis.openapi.format(
+    "address-and-port-or-port",
+    st.sampled_from(["10.0.0.1:80", "[::1]:443", ":8080", "[fd00::1]:0"]) | st.integers(0, 65535).map(":{}".format),
+)
+schemathesis.openapi.format(
     "time-or-duration",
     st.sampled_from(["2026-01-31T12:00:00Z", "1h 30m"]) | st.integers(1, 1000).map("{}s".format),
 )

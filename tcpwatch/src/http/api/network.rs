@@ -118,7 +118,7 @@ impl Value for WantedPeer {
     }
 
     fn schema() -> serde_json::Value {
-        json!({"type": "string", "pattern": r"^.*:[0-9]{1,5}$"})
+        json!({"type": "string", "format": "address-and-port-or-port"})
     }
 }
 
