@@ -14,12 +14,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{command, debian, drill};
+use crate::{command, debian};
 
-/// Run all tests: the workspace's as you, then the kernel tests and the proven drills as root
+/// Run all tests: the workspace's as you, then the kernel tests as root
 ///
 /// Installs what the tests use and this machine lacks (iproute2, util-linux, python3, runc and nftables with apt-get;
-/// promtool is only unpacked into target/tools, schemathesis installed there from PyPI), and what the drills use, saying so.
+/// promtool is only unpacked into target/tools, schemathesis installed there from PyPI), saying so.
 /// The kernel tests load the BPF programs into the running kernel; they run directly when you are root, through `sudo -E`
 /// when not.
 #[derive(Debug, clap::Args)]
@@ -59,12 +59,7 @@ pub(crate) fn test(args: &Args) -> Result<()> {
     )
     .context("the kernel tests")?;
 
-    let rest = if args.args.is_empty() {
-        drill::proven_ones()?;
-        " and the proven drills as root"
-    } else {
-        " as root, with the arguments given"
-    };
+    let rest = if args.args.is_empty() { " as root" } else { " as root, with the arguments given" };
     println!("xtask test: passed: the workspace's tests as this user; the kernel tests{rest}");
     Ok(())
 }

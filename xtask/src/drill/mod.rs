@@ -35,7 +35,6 @@ mod watch;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -149,16 +148,6 @@ enum Outcome {
     /// It cannot run here.
     Skipped(String),
     Failed(String),
-}
-
-/// Those that have passed ten times in a row: a test may not fail now and then.
-const PROVEN: [&str; 2] = ["close_wait_leak", "fin_wait2_pileup"];
-
-/// The proven ones, as a part of the tests.
-pub(crate) fn proven_ones() -> Result<()> {
-    // A process of its own: it may have to become root.
-    let mut drills = Command::new(command::xtask()?);
-    command::run(drills.arg("drill").args(PROVEN).current_dir(command::repository())).context("the drills")
 }
 
 pub(crate) fn drill(args: &Args) -> Result<()> {
