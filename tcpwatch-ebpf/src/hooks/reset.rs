@@ -89,8 +89,5 @@ fn sent(ctx: &impl EbpfContext, sk: Option<impl KernelPtr>, answered: *const u8)
         let closes = answers == 0 && state == CLOSE;
         let tgid = if closes { task_event::current_tgid(&mut time_ns, By::Ring, LOST_SENT_RESET) } else { 0 };
         reset_event::emit_by(ctx, sk, answers | exiting, (time_ns, tgid), LOST_SENT_RESET);
-    } else if let Some(tw) = ProbedPtr::new(sk.as_ptr()).and_then(KernelPtr::minisock) {
-        // Of a listener of Multipath TCP, which `BtfPtr::minisock` does not know.
-        reset_event::emit_of_minisock(ctx, tw, answers, LOST_SENT_RESET);
     }
 }

@@ -18,7 +18,7 @@ use crate::{
             OFF_SK_MAX_ACK_BACKLOG, OFF_SK_RCVBUF, OFF_SK_SNDBUF, OFF_SKC_FLAGS, OFF_SKC_STATE, OFF_SRTT_US,
             OFF_TOTAL_RETRANS,
         },
-        pointer::{KernelPtr, ProbedPtr, bytes},
+        pointer::{BtfPtr, KernelPtr, ProbedPtr, bytes},
         socket_options, tcp_sock,
     },
 };
@@ -109,7 +109,7 @@ pub fn fill_listener(seen: &mut SeenSocket) {
 
 /// Fills in how far the handshake of a request is, and what its listener has room for.
 #[inline(always)]
-pub fn fill_request(seen: &mut SeenSocket, request: impl KernelPtr) {
+pub fn fill_request(seen: &mut SeenSocket, request: BtfPtr) {
     let acked = offsets::value(&OFF_REQUEST_ACKED_BIT);
     let acked = request.read_at::<u8>(acked / 8) >> (acked % 8) & 1;
     seen.handshake = u32::from(acked) * HANDSHAKE_ACKNOWLEDGED;

@@ -1,27 +1,25 @@
 //! Every TCP socket of one network namespace, the reader's own: the iterator tcp (net/ipv4/tcp_ipv4.c), which also
 //! visits what no process holds: connections not yet accepted, orphans, minisocks, requests. In: a socket of any
-//! kind. Out: one record for each, and behind a listener's the list of its accept queue. Deliberately absent: how data
-//! flows, and who holds a socket (`task_file.rs`).
+//! kind. Out: one record for each, and behind a listener's the list of its accept queue. Deliberately absent: how data flows, and who holds a socket (`task_file.rs`).
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::bpf_skc_to_tcp_request_sock;
 use tcpwatch_common::{
-    FLAG_MINISOCK, FLAG_REQUEST, SeenSocket,
+    FLAG_MINISOCK, FLAG_REQUEST,
     state::{LISTEN, SYN_RECV},
 };
 
 use crate::{
     iter::{
         seen_socket,
-        seq::{self, Meta, TcpContext},
+        seq::{self, TcpContext},
         socket_list,
     },
     read::{
         endpoints, identity,
-        offsets::{OFF_SKC_LISTENER, OFF_SKC_NUM, OFF_SKC_STATE, OFF_TW_EXPIRES, OFF_TW_SUBSTATE},
-        pointer::{BtfPtr, KernelPtr, ProbedPtr},
-        tcp_sock::NEW_SYN_RECV,
+        offsets::{OFF_SKC_LISTENER, OFF_SKC_NUM, OFF_TW_EXPIRES, OFF_TW_SUBSTATE},
+        pointer::{BtfPtr, KernelPtr as _, ProbedPtr},
     },
 };
 
@@ -41,44 +39,26 @@ pub extern "C" fn unheld_iter(ctx: *const TcpContext) -> i32 {
             socket_list::write_queued(meta, sk, &mut room);
         }
     } else if let Some(tw) = skc.minisock() {
-        write_minisock(meta, record, skc, tw);
-    } else if let Some(made) = request(skc) {
-        write_request(meta, record, skc, made);
-    } else if let Some(probed) = ProbedPtr::new(skc.as_ptr()) {
-        // The helpers know them by TCP's `struct proto`. Those of a listener of Multipath TCP have another (net/mptcp/
-        // subflow.c, tcp_prot_override).
-        if let Some(tw) = probed.minisock() {
-            write_minisock(meta, record, skc, tw);
-        } else if probed.read::<u8>(&OFF_SKC_STATE) == NEW_SYN_RECV {
-            write_request(meta, record, skc, probed);
-        }
+        seen_socket::fill_any_socket(record, tw);
+        record.state = tw.read(&OFF_TW_SUBSTATE);
+        record.flags = FLAG_MINISOCK;
+        record.cookie = identity::of(skc);
+        record.sport = endpoints::minisock_local_port(tw);
+        record.dport = endpoints::remote_port(tw);
+        record.expires_jiffies = tw.read(&OFF_TW_EXPIRES);
+        seq::write(meta, record);
+    } else if let Some(request) = request(skc) {
+        seen_socket::fill_any_socket(record, request);
+        record.state = SYN_RECV;
+        record.flags = FLAG_REQUEST;
+        record.cookie = identity::of(skc);
+        record.listener = ProbedPtr::new(request.read(&OFF_SKC_LISTENER)).map_or(0, identity::of);
+        record.sport = request.read(&OFF_SKC_NUM);
+        record.dport = endpoints::remote_port(request);
+        seen_socket::fill_request(record, request);
+        seq::write(meta, record);
     }
     0
-}
-
-#[inline(always)]
-fn write_minisock(meta: *const Meta, record: &mut SeenSocket, skc: BtfPtr, tw: impl KernelPtr) {
-    seen_socket::fill_any_socket(record, tw);
-    record.state = tw.read(&OFF_TW_SUBSTATE);
-    record.flags = FLAG_MINISOCK;
-    record.cookie = identity::of(skc);
-    record.sport = endpoints::minisock_local_port(tw);
-    record.dport = endpoints::remote_port(tw);
-    record.expires_jiffies = tw.read(&OFF_TW_EXPIRES);
-    seq::write(meta, record);
-}
-
-#[inline(always)]
-fn write_request(meta: *const Meta, record: &mut SeenSocket, skc: BtfPtr, request: impl KernelPtr) {
-    seen_socket::fill_any_socket(record, request);
-    record.state = SYN_RECV;
-    record.flags = FLAG_REQUEST;
-    record.cookie = identity::of(skc);
-    record.listener = ProbedPtr::new(request.read(&OFF_SKC_LISTENER)).map_or(0, identity::of);
-    record.sport = request.read(&OFF_SKC_NUM);
-    record.dport = endpoints::remote_port(request);
-    seen_socket::fill_request(record, request);
-    seq::write(meta, record);
 }
 
 /// The socket as a `struct tcp_request_sock`, if it is one.

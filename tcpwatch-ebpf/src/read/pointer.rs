@@ -140,7 +140,6 @@ impl KernelPtr for BtfPtr {
         self.as_tcp_sock(|_, tcp| tcp)
     }
 
-    /// Not of one whose socket had another `struct proto` than TCP's, as that of a listener of Multipath TCP.
     #[inline(always)]
     fn minisock(self) -> Option<Self> {
         // SAFETY: the verifier checks that the argument is a socket.
